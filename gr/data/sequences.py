@@ -1,0 +1,79 @@
+"""The data that every later room works on: users' item sequences and the positions to be predicted."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+PAD_ITEM = -1  # In batches of item rows: "no item here".
+
+
+class DataError(ValueError):
+    """Raised for input data that cannot be used; the message names the file, line or field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """All users' interactions, oldest first within a user, as flat arrays.
+
+    User row `u` owns `items[offsets[u]:offsets[u + 1]]`; item row `i` is `item_ids[i]` in the source data.
+    Letters: U users, N items, E interactions.
+    """
+
+    items: np.ndarray  # [E] int32 item rows.
+    offsets: np.ndarray  # [U + 1] int64.
+    user_ids: np.ndarray  # [U] str, as in the source.
+    item_ids: np.ndarray  # [N] str, as in the source.
+    times: np.ndarray | None = None  # [E] float64 seconds or any ordered number; None where unknown.
+    item_fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [N] str.
+    skipped_rows: int = 0  # Bad rows left out under `skip_bad_rows`.
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """N, including items that nobody interacted with."""
+        return len(self.item_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Interactions of each user, [U] int64."""
+        return np.diff(self.offsets)
+
+    def of(self, user: int) -> np.ndarray:
+        """Item rows of one user row, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def titles(self) -> np.ndarray:
+        """A human-readable name for each item, [N] str: its title, else its id."""
+        titles = self.item_fields.get("title")
+        if titles is None:
+            return self.item_ids
+        return np.where(titles == "", self.item_ids, titles)
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Interactions to be predicted, each from all that its user did before it.
+
+    The history of target `j` is `items[offsets[users[j]]:positions[j]]`; the target is `items[positions[j]]`.
+    """
+
+    users: np.ndarray  # [n] int32 user rows.
+    positions: np.ndarray  # [n] int64 flat positions into `Sequences.items`.
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Which interactions are trained on, validated on and tested on."""
+
+    sequences: Sequences
+    train: Targets
+    validation: Targets
+    test: Targets

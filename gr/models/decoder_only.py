@@ -1,0 +1,192 @@
+"""The decoder-only backbone: Llama style, with rotary positions, SwiGLU and RMS norm (methods, section 3)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gr.models.backbone import Cache, Keys, ModelError, extend, reorder_cache
+from gr.models.layers import (
+    MASKED,
+    Linear,
+    RMSNorm,
+    attend,
+    attend_shared_and_own,
+    dropout,
+    item_lengths,
+    rotate,
+    split_keys,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyConfig:
+    """Sizes of the decoder-only backbone; the defaults are the published reference size."""
+
+    vocab_size: int
+    code_length: int  # L, codes of a semantic ID.
+    d_model: int = 128
+    num_heads: int = 8
+    d_ff: int = 1024
+    num_layers: int = 8
+    dropout: float = 0.1
+    tied_head: bool = False
+    dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
+
+    def __post_init__(self):
+        if self.d_model % self.num_heads:
+            raise ModelError(
+                f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+
+class Layer(nnx.Module):
+    """Self-attention and a SwiGLU feed-forward, each behind a norm and a residual."""
+
+    def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
+        d, f = config.d_model, config.d_ff
+        dtype = jnp.dtype(config.dtype)
+        depth_scale = (2 * config.num_layers) ** -0.5  # Keeps the residual stream's variance near 1 at the top.
+        self.config = config
+        self.attention_norm = RMSNorm(d, dtype=dtype)
+        self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
+        self.out = Linear(d, d, rngs=rngs, dtype=dtype, scale=depth_scale)
+        self.ffn_norm = RMSNorm(d, dtype=dtype)
+        self.gate_up = Linear(d, 2 * f, rngs=rngs, dtype=dtype)
+        self.down = Linear(f, d, rngs=rngs, dtype=dtype, scale=depth_scale)
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated query and key, and value, each `[B, S, H, D]`, of `x [B, S, D]`."""
+        heads = (*x.shape[:-1], 3, self.config.num_heads, self.config.head_dim)
+        qkv = self.qkv(self.attention_norm(x)).reshape(heads)
+        query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        return rotate(query, positions), rotate(key, positions), value
+
+    def finish(self, x: jax.Array, mixed: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Adds the attention's output and the feed-forward to the residual stream."""
+        attention_key, inner_key, ffn_key = split_keys(key, 3)
+        rate = self.config.dropout
+        x = x + dropout(self.out(mixed.reshape(x.shape)), rate, attention_key)
+        gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
+        inner = dropout(jax.nn.silu(gate) * up, rate, inner_key)
+        return x + dropout(self.down(inner), rate, ffn_key)
+
+
+class DecoderOnly(nnx.Module):
+    """History and target as one token sequence; every item is predicted from all before it in a single pass."""
+
+    def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        std = 0.02 if not config.tied_head else config.d_model**-0.5
+        self.embedding = nnx.Param(
+            std * jax.random.normal(rngs.params(), (config.vocab_size, config.d_model))
+        )
+        self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.d_model, dtype=jnp.dtype(config.dtype))
+        if not config.tied_head:
+            self.head = Linear(config.d_model, config.vocab_size, rngs=rngs, dtype=jnp.float32)
+
+    # Training.
+
+    def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Teacher-forced logits `[B, T - 1, L, V]` of items 1..T-1 of each sequence (user-level training).
+
+        Args:
+            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            key: for dropout; None for none.
+        """
+        batch, num_items, length = items.shape
+        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], key)
+        hidden = hidden[:, length - 1 :].reshape(batch, num_items - 1, length, -1)
+        return self._logits(hidden)
+
+    def target_logits(
+        self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Teacher-forced logits `[B, L, V]` of one target per history (interaction-level training).
+
+        Args:
+            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            target: tokens `[B, L]`.
+            key: for dropout; None for none.
+        """
+        batch, _, length = history.shape
+        lengths = item_lengths(history)
+        items = jnp.pad(history, ((0, 0), (0, 1), (0, 0)))
+        items = items.at[jnp.arange(batch), lengths].set(target)
+        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], key)
+        positions = lengths[:, None] * length - 1 + jnp.arange(length)
+        return self._logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
+
+    # Decoding.
+
+    def prefill(self, history: jax.Array) -> tuple[jax.Array, jax.Array, Cache]:
+        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item a user."""
+        batch, _, length = history.shape
+        lengths = item_lengths(history)
+        tokens = history.reshape(batch, -1)
+        hidden, keys = self._run(tokens, None)
+        last = jnp.take_along_axis(hidden, (lengths * length - 1)[:, None, None], axis=1)[:, 0]
+        empty = jnp.zeros((batch, 1, 0, self.config.num_heads, self.config.head_dim), hidden.dtype)
+        cache = Cache(
+            shared=tuple(keys),
+            shared_mask=tokens != 0,
+            lengths=lengths,
+            own=((empty, empty),) * len(keys),
+        )
+        return self._logits(last), last, cache
+
+    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
+        """See `Backbone.step`."""
+        decoded = cache.own[0][0].shape[2]
+        positions = (cache.lengths * self.config.code_length + decoded)[:, None]  # [B, 1].
+        bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
+        x = self._embed(tokens, None)
+        own = []
+        for layer, shared, mine in zip(self.layers, cache.shared, cache.own, strict=True):
+            query, key, value = layer.project(x, positions)
+            mine = extend(mine, key, value)
+            x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine), None)
+            own.append(mine)
+        hidden = self.norm(x)
+        return self._logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
+
+    def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
+        """See `Backbone.reorder`."""
+        return reorder_cache(cache, parents)
+
+    # Parts.
+
+    def _run(self, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, list[Keys]]:
+        """Hidden states `[B, S, D]` of right-padded tokens `[B, S]`, and each layer's keys and values.
+
+        Causality alone keeps real positions from seeing the padding, which lies to their right.
+        """
+        positions = jnp.arange(tokens.shape[1])
+        causal = positions[None, :] <= positions[:, None]
+        bias = jnp.where(causal, 0.0, MASKED)[None, None]
+        embed_key, *layer_keys = split_keys(key, 1 + len(self.layers))
+        x = self._embed(tokens, embed_key)
+        kept = []
+        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
+            attention_key, finish_key = split_keys(layer_key, 2)
+            query, keys, values = layer.project(x, positions)
+            rate = self.config.dropout
+            mixed = attend(query, keys, values, bias, rate=rate, dropout_key=attention_key)
+            x = layer.finish(x, mixed, finish_key)
+            kept.append((keys, values))
+        return self.norm(x), kept
+
+    def _embed(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
+        return dropout(x, self.config.dropout, key)
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        hidden = hidden.astype(jnp.float32)
+        return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

@@ -1,0 +1,180 @@
+"""The parts both backbones are made of: projections, norms, position codes, attention over shared and own keys."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MASKED = -1e30  # Added to attention logits that must not count; finite, so that a fully masked row stays finite.
+
+
+class Linear(nnx.Module):
+    """A projection without bias, `[..., D_in] -> [..., D_out]`, computed in `dtype`, kept in float32."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype, scale: float = 1.0
+    ):
+        std = scale * in_dim**-0.5
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Projects the last axis."""
+        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with a learned scale, computed in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, *, dtype: jnp.dtype, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * inverse * self.scale[...]).astype(self.dtype)
+
+
+class RelativeBias(nnx.Module):
+    """T5's learned attention bias by bucketed relative position, shared by a stack's layers (arXiv 1910.10683)."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        rngs: nnx.Rngs,
+        bidirectional: bool,
+        num_buckets: int = 32,
+        max_distance: int = 128,
+    ):
+        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (num_buckets, num_heads)))
+        self.bidirectional = bidirectional
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Bias `[..., H, Q, K]` for integer positions `[..., Q]` and `[..., K]`."""
+        relative = key_positions[..., None, :] - query_positions[..., :, None]
+        buckets = relative_position_bucket(
+            relative, self.bidirectional, self.num_buckets, self.max_distance
+        )
+        # A one-hot product instead of a gather: its transpose is a matrix product, not a giant scatter.
+        one_hot = jax.nn.one_hot(buckets, self.num_buckets, dtype=jnp.float32)
+        return jnp.einsum("...qkn,nh->...hqk", one_hot, self.table[...])
+
+
+def relative_position_bucket(
+    relative: jax.Array, bidirectional: bool, num_buckets: int, max_distance: int
+) -> jax.Array:
+    """T5's buckets for `key - query` positions: exact when near, logarithmic up to `max_distance` beyond."""
+    offset = 0
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(relative > 0, num_buckets, 0)
+        distance = jnp.abs(relative)
+    else:
+        distance = jnp.maximum(-relative, 0)
+    exact = num_buckets // 2
+    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(max_distance / exact)
+    far = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary position embedding of `x [..., S, H, D]` at integer `positions [..., S]` (arXiv 2104.09864)."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [..., S, 1, D / 2].
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(
+        x.dtype
+    )
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; the identity without a key.
+
+    Draws 16 random bits an entry: half the cost of a float draw, and the rate is exact to 1/65536.
+    """
+    if key is None or rate == 0.0:
+        return x
+    threshold = round(rate * 65536)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
+    return jnp.where(keep, x / (1.0 - threshold / 65536), 0).astype(x.dtype)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    *,
+    rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention of `query [B, Q, H, D]` over `key, value [B, K, H, D]` with additive bias `[B, H, Q, K]`."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    logits = logits * query.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    weights = dropout(weights, rate, dropout_key)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def attend_shared_and_own(
+    query: jax.Array,
+    shared: tuple[jax.Array, jax.Array],
+    shared_bias: jax.Array,
+    own: tuple[jax.Array, jax.Array],
+    own_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Attention of each beam over its user's keys, stored once per user, and over the beam's own few keys.
+
+    The two parts are computed apart and merged through a common maximum and sum, which is exact (Hydragen,
+    arXiv 2402.05099, section 3.2).
+
+    Args:
+        query: `[B, M, H, D]`.
+        shared: keys and values `[B, P, H, D]`, the same for all beams of a user.
+        shared_bias: `[B, H or 1, 1, P]`, `MASKED` where there is no key.
+        own: keys and values `[B, M, S, H, D]`.
+        own_bias: `[H, S]`, or None.
+
+    Returns:
+        `[B, M, H, D]`.
+    """
+    scale = query.shape[-1] ** -0.5
+    f32 = jnp.float32
+    far = jnp.einsum("bmhd,bphd->bhmp", query, shared[0], preferred_element_type=f32)
+    far = far * scale + shared_bias
+    near = jnp.einsum("bmhd,bmshd->bhms", query, own[0], preferred_element_type=f32) * scale
+    if own_bias is not None:
+        near = near + own_bias[None, :, None, :]
+    top = jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
+    far, near = jnp.exp(far - top), jnp.exp(near - top)
+    total = far.sum(-1) + near.sum(-1)  # [B, H, M].
+    dtype = query.dtype
+    mixed = jnp.einsum("bhmp,bphd->bmhd", far.astype(dtype), shared[1])
+    mixed = mixed + jnp.einsum("bhms,bmshd->bmhd", near.astype(dtype), own[1])
+    return (mixed / total.transpose(0, 2, 1)[..., None]).astype(dtype)
+
+
+def attend_own(query: jax.Array, own: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
+    """Attention of each beam `[B, M, H, D]` over its own keys and values `[B, M, S, H, D]`, bias `[H, S]`."""
+    logits = jnp.einsum("bmhd,bmshd->bmhs", query, own[0], preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5 + bias, axis=-1)
+    return jnp.einsum("bmhs,bmshd->bmhd", weights.astype(query.dtype), own[1])
+
+
+def item_lengths(history: jax.Array) -> jax.Array:
+    """Items of each right-padded history of tokens `[B, T, L]`: `[B]` int32."""
+    return (history[:, :, 0] != 0).sum(axis=1, dtype=jnp.int32)
+
+
+def split_keys(key: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """`num` keys from one, or as many Nones: no key means no dropout."""
+    return [None] * num if key is None else list(jax.random.split(key, num))

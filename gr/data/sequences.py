@@ -24,8 +24,12 @@ class Sequences:
     offsets: np.ndarray  # [U + 1] int64.
     user_ids: np.ndarray  # [U] str, as in the source.
     item_ids: np.ndarray  # [N] str, as in the source.
-    times: np.ndarray | None = None  # [E] float64 seconds or any ordered number; None where unknown.
-    item_fields: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # name -> [N] str.
+    times: np.ndarray | None = (
+        None  # [E] float64 seconds or any ordered number; None where unknown.
+    )
+    item_fields: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict
+    )  # name -> [N] str.
     skipped_rows: int = 0  # Bad rows left out under `skip_bad_rows`.
 
     @property

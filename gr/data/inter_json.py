@@ -1,0 +1,159 @@
+"""The JSON form that LC-Rec, LETTER and APAO share: `NAME.inter.json` (user -> item numbers, oldest first) and
+`NAME.item.json` (item number -> text fields). The item -> Semantic ID file beside them is read in `gr.semantic_ids`.
+"""
+
+import html
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr.data.files import existing_file, open_bytes
+from gr.data.interactions import offsets_of
+from gr.data.rows import REMEDY
+from gr.data.sequences import DataError, Sequences
+
+
+def read_inter_json(
+    path: str | os.PathLike[str],
+    items_path: str | os.PathLike[str] | None = None,
+    *,
+    skip_bad_rows: bool = False,
+) -> Sequences:
+    """Reads sequences in the shared JSON form; users in the order of the file, item row `i` is item number `i`.
+
+    Args:
+        path: the `*.inter.json` file, or a folder that holds exactly one.
+        items_path: the `*.item.json` file; by default the one beside `path`, if there is one. It says how many items
+            there are; without it there are as many as the largest item number asks for.
+        skip_bad_rows: leave out, and count, interactions whose item is no item number or out of range.
+
+    Raises:
+        DataError: a missing or malformed file, or a bad item, by user.
+    """
+    path = _inter_file(Path(path))
+    beside = path.with_name(path.name.removesuffix(".inter.json") + ".item.json")
+    if items_path is None and beside.exists():
+        items_path = beside
+    records = None if items_path is None else _read_records(Path(items_path))
+    num_items = None if records is None else len(records)
+
+    histories = _load_object(path)
+    for user, history in histories.items():
+        if not isinstance(history, list):
+            raise DataError(
+                f"{path}: user {user!r} has {type(history).__name__} {history!r}, not a list"
+            )
+    lengths = np.fromiter(map(len, histories.values()), np.int64, len(histories))
+    values = list(itertools.chain.from_iterable(histories.values()))
+    numbers = np.array([_item_number(value) for value in values], np.int64)
+    bad = (numbers < 0) | (numbers >= (np.inf if num_items is None else num_items))
+    if bad.any():
+        if not skip_bad_rows:
+            at = int(np.argmax(bad))
+            user = list(histories)[int(np.searchsorted(np.cumsum(lengths), at, side="right"))]
+            limit = (
+                ""
+                if num_items is None
+                else f" below {num_items}, the number of items in {items_path}"
+            )
+            raise DataError(
+                f"{path}: user {user!r}: {values[at]!r} is no item number{limit}; {REMEDY}"
+            )
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        lengths = np.bincount(users[~bad], minlength=len(lengths))
+        numbers = numbers[~bad]
+    if not len(numbers):
+        raise DataError(f"{path}: no interactions; check the format")
+    if num_items is None:
+        num_items = int(numbers.max()) + 1
+    return Sequences(
+        items=numbers.astype(np.int32),
+        offsets=offsets_of(lengths),
+        user_ids=np.array(list(histories), dtype=str),
+        item_ids=np.arange(num_items).astype(str),
+        item_fields={} if records is None else text_fields(records),
+        skipped_rows=int(bad.sum()),
+    )
+
+
+def text_fields(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Turns records `[N]` into columns of text, name -> `[N]` str; what a record lacks is empty."""
+    names = dict.fromkeys(itertools.chain.from_iterable(records))
+    return {
+        name: np.array([as_text(record.get(name)) for record in records], dtype=object)
+        for name in names
+    }
+
+
+def as_text(value: Any) -> str:  # noqa: ANN401 (JSON holds anything)
+    """A JSON value as one line of text: lists joined by commas, HTML entities resolved, None empty."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, map(as_text, value)))
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {as_text(part)}" for key, part in value.items())
+    return " ".join(html.unescape(str(value)).split())
+
+
+def _inter_file(path: Path) -> Path:
+    if not path.is_dir():
+        return existing_file(path)
+    found = sorted(path.glob("*.inter.json"))
+    if len(found) != 1:
+        raise DataError(
+            f"{path} holds {len(found)} *.inter.json files instead of one; name the file"
+        )
+    return existing_file(found[0])
+
+
+def _load_object(path: Path) -> dict[str, Any]:
+    """A JSON object in which no key stands twice (of two, `json` would silently keep the last)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        loaded = dict(pairs)
+        if len(loaded) != len(pairs):
+            seen = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise DataError(f"{path}: key {twice!r} stands twice in one object; keep one of them")
+        return loaded
+
+    try:
+        with open_bytes(path) as file:
+            loaded = json.load(file, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); fetch the file again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); fetch the file again") from error
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path}: a JSON {type(loaded).__name__}, not an object; check the format")
+    return loaded
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    records = _load_object(existing_file(path))
+    ordered = []
+    for number in range(len(records)):
+        record = records.get(str(number))
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{path}: {len(records)} items, but item {str(number)!r} is missing or not an object; "
+                "items must be numbered from 0 without gaps"
+            )
+        ordered.append(record)
+    return ordered
+
+
+def _item_number(value: Any) -> int:  # noqa: ANN401 (JSON holds anything)
+    """An item number, written as a number or as a string of digits; -1 for anything else."""
+    if type(value) is int:
+        return value if value < 2**31 else -1
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    return -1

@@ -1,0 +1,119 @@
+"""From interactions in any order to users' sequences: filters, numbering, sorting."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gr.data.rows import text_column
+from gr.data.sequences import DataError, Sequences
+
+
+def sequences_from_table(
+    table: pa.Table,
+    *,
+    source: object,
+    items_table: pa.Table | None = None,
+    k_core: int = 0,
+    min_rating: float | None = None,
+    skipped_rows: int = 0,
+) -> Sequences:
+    """Builds sequences from one row an interaction.
+
+    Filters come first: ratings below `min_rating`, then the k-core. Nothing else is dropped; an interaction that the
+    source repeats is kept as often as it stands there. Users and items that remain are numbered in the order in which
+    the source first names them. A user's interactions are sorted by time, those of equal time (or all, where there is
+    no time) staying in the order of the source.
+
+    Args:
+        table: columns `user` and `item` (strings), optionally `rating` and `time` (float64).
+        source: the file, for messages.
+        items_table: column `item` and any text columns, which become `item_fields`; of several rows for one item the
+            first counts, and items that it lacks get empty text.
+        k_core: keep only users and items with at least so many interactions; 0 keeps all.
+        min_rating: keep only interactions rated at least so high.
+        skipped_rows: bad rows already left out, for the record.
+
+    Raises:
+        DataError: a filter that cannot be applied, or that leaves nothing.
+    """
+    if min_rating is not None:
+        if "rating" not in table.column_names:
+            raise DataError(f"{source}: min_rating needs ratings, and there are none; leave it out")
+        table = table.filter(pc.greater_equal(table["rating"], min_rating))
+    users, user_ids = _numbered(table["user"])
+    items, item_ids = _numbered(table["item"])
+    times = table["time"].to_numpy() if "time" in table.column_names else None
+    if k_core > 0:
+        kept = k_core_rows(users, items, k_core)
+        users, user_ids = _renumbered(users[kept], user_ids)
+        items, item_ids = _renumbered(items[kept], item_ids)
+        times = None if times is None else times[kept]
+    if not len(users):
+        raise DataError(
+            f"{source}: no interaction is left with min_rating={min_rating}, k_core={k_core}; lower them"
+        )
+    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    return Sequences(
+        items=items[order].astype(np.int32),
+        offsets=offsets_of(np.bincount(users, minlength=len(user_ids))),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        times=None if times is None else times[order],
+        item_fields={} if items_table is None else _fields_of(item_ids, items_table),
+        skipped_rows=skipped_rows,
+    )
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Where each user's interactions start, and the last one's end: `[U]` lengths to `[U + 1]` int64."""
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def k_core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+    """The largest set of interactions in which every user and every item has at least `k`.
+
+    Args:
+        users: `[E]` user numbers, from 0.
+        items: `[E]` item numbers, from 0.
+        k: interactions that a user or item needs to stay.
+
+    Returns:
+        The positions that stay, ascending, int64.
+    """
+    rows = np.arange(len(users))
+    while len(rows):
+        enough = (np.bincount(users[rows])[users[rows]] >= k) & (
+            np.bincount(items[rows])[items[rows]] >= k
+        )
+        if enough.all():
+            break
+        rows = rows[enough]
+    return rows
+
+
+def _numbered(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers strings in the order of first appearance: `[E]` int numbers, `[n]` str."""
+    encoded = ids.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.indices.to_numpy(), np.array(encoded.dictionary.to_pylist(), dtype=str)
+
+
+def _renumbered(numbers: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Closes the gaps that a filter left in a numbering."""
+    present, numbers = np.unique(numbers, return_inverse=True)
+    return numbers, ids[present]
+
+
+def _fields_of(item_ids: np.ndarray, items_table: pa.Table) -> dict[str, np.ndarray]:
+    """Text fields in the order of the item rows: name -> `[N]` str."""
+    rows = pc.index_in(
+        pa.array(item_ids.tolist(), pa.string()), items_table["item"].combine_chunks()
+    ).to_numpy(zero_copy_only=False)
+    found = ~np.isnan(rows)
+    rows = np.where(found, rows, 0).astype(np.int64)
+    return {
+        name: np.where(found, text_column(items_table, name)[rows], "")
+        for name in items_table.column_names
+        if name != "item"
+    }

@@ -1,0 +1,106 @@
+"""RecBole's atomic files (Zhao et al., "RecBole", CIKM 2021): `NAME.inter` and `NAME.item`, tab-separated, typed header."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from gr.data.files import existing_file
+from gr.data.interactions import sequences_from_table
+from gr.data.rows import RowFormat, read_header, read_rows, require_columns
+from gr.data.sequences import Sequences
+
+# Atomic files name the same things differently from data set to data set.
+_FIELD_NAMES = {
+    "movie_title": "title",
+    "item_title": "title",
+    "class": "genres",  # A list of genres, separated by spaces.
+    "genre": "genres",
+    "category": "categories",
+}
+
+
+def read_recbole(
+    path: str | os.PathLike[str],
+    items_path: str | os.PathLike[str] | None = None,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    time: str | None = "timestamp",
+    rating: str = "rating",
+    k_core: int = 0,
+    min_rating: float | None = None,
+    skip_bad_rows: bool = False,
+) -> Sequences:
+    """Reads RecBole atomic files.
+
+    Args:
+        path: the `.inter` file.
+        items_path: the `.item` file; by default the one beside `path`, if there is one. Where it is read it is
+            authoritative: an interaction with an item that it lacks is a bad row. Its fields become `item_fields`;
+            `movie_title` becomes `title`, `class` `genres`.
+        user: name of the users' column, without its type, as for the following three.
+        item: name of the items' column.
+        time: name of the times' column; None takes a user's interactions in the order of the file.
+        rating: name of the ratings' column, needed only for `min_rating`.
+        k_core: keep only users and items with at least so many interactions.
+        min_rating: keep only interactions rated at least so high.
+        skip_bad_rows: leave bad rows out and count them.
+
+    Raises:
+        DataError: a missing file or column, or a bad row.
+    """
+    path = existing_file(path)
+    names = _header(path)
+    needed = {user: "user", item: "item"}
+    numbers = {} if time is None else {time: "time"}
+    if min_rating is not None:
+        numbers[rating] = "rating"
+    require_columns(path, names, [*needed, *numbers])
+
+    if items_path is None and path.with_suffix(".item").exists():
+        items_path = path.with_suffix(".item")
+    items_table, skipped_items = None, 0
+    if items_path is not None:
+        items_table, skipped_items = _read_items(items_path, item, skip_bad_rows)
+    table, skipped = read_rows(
+        path,
+        RowFormat(
+            names=names,
+            ids=list(needed),
+            numbers=list(numbers),
+            header_lines=1,
+            known=None if items_table is None else (item, items_table["item"].to_pylist()),
+        ),
+        skip_bad_rows=skip_bad_rows,
+    )
+    renamed = {**needed, **numbers}
+    return sequences_from_table(
+        table.rename_columns([renamed[name] for name in table.column_names]),
+        source=path,
+        items_table=items_table,
+        k_core=k_core,
+        min_rating=min_rating,
+        skipped_rows=skipped + skipped_items,
+    )
+
+
+def _header(path: Path) -> list[str]:
+    """Column names without their types (`user_id:token` -> `user_id`)."""
+    return [name.partition(":")[0] for name in read_header(path, "\t")]
+
+
+def _read_items(
+    path: str | os.PathLike[str], item: str, skip_bad_rows: bool
+) -> tuple[pa.Table, int]:
+    names = _header(existing_file(path))
+    require_columns(path, names, [item])
+    table, skipped = read_rows(
+        path,
+        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header_lines=1),
+        skip_bad_rows=skip_bad_rows,
+    )
+    renamed = [
+        "item" if name == item else _FIELD_NAMES.get(name, name) for name in table.column_names
+    ]
+    return table.rename_columns(renamed), skipped

@@ -1,0 +1,79 @@
+"""Which interactions are trained on, validated on and tested on; every history is all that the user did before."""
+
+import numpy as np
+
+from gr.data.sequences import DataError, Sequences, Splits, Targets
+
+
+def leave_one_out(sequences: Sequences) -> Splits:
+    """Each user's last interaction is the test target, the one before it validation, the rest training.
+
+    The targets of training are a user's 2nd to (n-2)th interactions. A user of two interactions gives only a test
+    target, a user of one gives none: a target needs a history.
+    """
+    users, place, left = _places(sequences)
+    has_history = place > 0
+    return Splits(
+        sequences=sequences,
+        train=_targets(users, has_history & (left >= 2)),
+        validation=_targets(users, has_history & (left == 1)),
+        test=_targets(users, has_history & (left == 0)),
+    )
+
+
+def by_time(sequences: Sequences, validation_from: float, test_from: float) -> Splits:
+    """Interactions before `validation_from` are trained on, those from `test_from` on tested, those between validate.
+
+    A user's first interaction is no target, having no history, but is part of the histories that follow; a test
+    target's history holds everything earlier of its user, validation's interactions too.
+
+    Raises:
+        DataError: no times, cuts in the wrong order, or nothing to train or to test on.
+    """
+    times = sequences.times
+    if times is None:
+        raise DataError("a split by time needs times, and the data has none; use leave_one_out")
+    if not validation_from <= test_from:
+        raise DataError(
+            f"validation_from={validation_from} is after test_from={test_from}; swap them"
+        )
+    users, place, _ = _places(sequences)
+    has_history = place > 0
+    splits = Splits(
+        sequences=sequences,
+        train=_targets(users, has_history & (times < validation_from)),
+        validation=_targets(users, has_history & (times >= validation_from) & (times < test_from)),
+        test=_targets(users, has_history & (times >= test_from)),
+    )
+    if not len(splits.train) or not len(splits.test):
+        raise DataError(
+            f"cut at {validation_from} and {test_from}, {len(splits.train)} targets are left for training and "
+            f"{len(splits.test)} for test; times run from {times.min()} to {times.max()}: see time_quantiles"
+        )
+    return splits
+
+
+def time_quantiles(sequences: Sequences, *fractions: float) -> tuple[float, ...]:
+    """The times before which the given fractions of all interactions lie, to be used as cuts by `by_time`.
+
+    Raises:
+        DataError: no times, or a fraction outside [0, 1].
+    """
+    if sequences.times is None:
+        raise DataError("time_quantiles needs times, and the data has none; use leave_one_out")
+    if not all(0 <= fraction <= 1 for fraction in fractions):
+        raise DataError(f"fractions lie between 0 and 1, not {fractions}")
+    return tuple(np.quantile(sequences.times, fractions, method="higher").tolist())
+
+
+def _places(sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every interaction, `[E]` each: its user row, its place in the user's sequence, and how many follow it."""
+    lengths = sequences.lengths
+    users = np.repeat(np.arange(sequences.num_users, dtype=np.int32), lengths)
+    place = np.arange(len(sequences.items)) - np.repeat(sequences.offsets[:-1], lengths)
+    return users, place, np.repeat(lengths, lengths) - place - 1
+
+
+def _targets(users: np.ndarray, chosen: np.ndarray) -> Targets:
+    positions = np.flatnonzero(chosen)
+    return Targets(users=users[positions], positions=positions)

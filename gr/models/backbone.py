@@ -42,7 +42,9 @@ class Cache:
     Heads H, head width D, P shared positions, S codes decoded so far.
     """
 
-    shared: tuple[Keys, ...]  # Per layer `[B, P, H, D]`: the history (decoder-only) or its encoding (cross-attention).
+    shared: tuple[
+        Keys, ...
+    ]  # Per layer `[B, P, H, D]`: the history (decoder-only) or its encoding (cross-attention).
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
     lengths: jax.Array  # [B] int32: history items.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.

@@ -52,7 +52,9 @@ class Layer(nnx.Module):
     def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
         d, f = config.d_model, config.d_ff
         dtype = jnp.dtype(config.dtype)
-        depth_scale = (2 * config.num_layers) ** -0.5  # Keeps the residual stream's variance near 1 at the top.
+        depth_scale = (
+            2 * config.num_layers
+        ) ** -0.5  # Keeps the residual stream's variance near 1 at the top.
         self.config = config
         self.attention_norm = RMSNorm(d, dtype=dtype)
         self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)

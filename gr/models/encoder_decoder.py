@@ -18,8 +18,7 @@ from gr.models.layers import (
     item_lengths,
     split_keys,
 )
-
-BOS_TOKEN = 1  # Starts every target; the same constant as `gr.semantic_ids.BOS_TOKEN`.
+from gr.semantic_ids import BOS_TOKEN
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-MASKED = -1e30  # Added to attention logits that must not count; finite, so that a fully masked row stays finite.
+MASKED = (
+    -1e30
+)  # Added to attention logits that must not count; finite, so that a fully masked row stays finite.
 
 
 class Linear(nnx.Module):

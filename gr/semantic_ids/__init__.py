@@ -1,10 +1,35 @@
-"""Item vectors -> codebooks -> `SemanticIds`, the table between items, codes and model tokens."""
+"""Item vectors -> codebooks -> `SemanticIds`, the table between items, codes and model tokens.
 
+`make_semantic_ids` does the whole room's work from the data of a `Splits`; its parts:
+vectors (`item_texts`, `text_vectors`, `sentence_vectors`, `training_interactions`,
+`interaction_vectors`, `load_vectors`, `concatenate_vectors`), residual k-means
+(`fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`), collisions
+(`append_extra_code`, `resolve_collisions`) and files that others made (`read_index_json`, ...).
+"""
+
+from gr.semantic_ids.build import build_semantic_ids, make_semantic_ids
+from gr.semantic_ids.collisions import append_extra_code, resolve_collisions
+from gr.semantic_ids.item_vectors import (
+    concatenate_vectors,
+    interaction_vectors,
+    item_texts,
+    load_vectors,
+    sentence_vectors,
+    text_vectors,
+    training_interactions,
+)
 from gr.semantic_ids.readers import (
     read_codes_csv,
     read_codes_npy,
     read_index_json,
     read_semantic_ids,
+)
+from gr.semantic_ids.residual_kmeans import (
+    ResidualCodebooks,
+    assign_balanced,
+    check_codebooks,
+    codebook_report,
+    fit_residual_kmeans,
 )
 from gr.semantic_ids.semantic_ids import (
     BOS_TOKEN,
@@ -20,10 +45,26 @@ __all__ = [
     "FIRST_CODE_TOKEN",
     "NO_CODE",
     "PAD_TOKEN",
+    "ResidualCodebooks",
     "SemanticIdError",
     "SemanticIds",
+    "append_extra_code",
+    "assign_balanced",
+    "build_semantic_ids",
+    "check_codebooks",
+    "codebook_report",
+    "concatenate_vectors",
+    "fit_residual_kmeans",
+    "interaction_vectors",
+    "item_texts",
+    "load_vectors",
+    "make_semantic_ids",
     "read_codes_csv",
     "read_codes_npy",
     "read_index_json",
     "read_semantic_ids",
+    "resolve_collisions",
+    "sentence_vectors",
+    "text_vectors",
+    "training_interactions",
 ]

@@ -1,0 +1,126 @@
+"""The whole way from data to `SemanticIds`, with a report on how good they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gr.data.sequences import Splits
+from gr.semantic_ids import item_vectors
+from gr.semantic_ids.collisions import SHARE, resolve_collisions
+from gr.semantic_ids.readers import read_semantic_ids
+from gr.semantic_ids.residual_kmeans import check_codebooks, codebook_report, fit_residual_kmeans
+from gr.semantic_ids.semantic_ids import SemanticIds
+
+
+def build_semantic_ids(
+    vectors: np.ndarray,
+    item_ids: Sequence[str] | np.ndarray,
+    *,
+    num_levels: int,
+    codebook_size: int,
+    collision: str,
+    seed: int,
+    balanced: bool = False,
+    min_perplexity: float = 0.0,
+) -> tuple[SemanticIds, dict[str, Any]]:
+    """SIDs of vectors `[N, D]` by residual k-means, and a report.
+
+    Under `collision="extra_code"` SIDs have `num_levels + 1` levels, under `"share"` `num_levels`.
+    The report (plain numbers, fit for JSON) holds `source`, `collision`, `levels` (see
+    `codebook_report`), `before_policy` and `after_policy` (see `SemanticIds.collisions`).
+
+    Raises `SemanticIdError` for bad vectors, an unknown policy, or a level whose relative
+    perplexity is below `min_perplexity`.
+    """
+    sizes = (codebook_size,) * num_levels
+    _, codes = fit_residual_kmeans(
+        vectors,
+        num_levels=num_levels,
+        codebook_size=codebook_size,
+        seed=seed,
+        balanced=balanced,
+    )
+    # Before the policy: an extra code is seldom needed, so its perplexity is low by nature.
+    check_codebooks(codebook_report(codes, sizes), min_perplexity)
+    shared = SemanticIds(codes, sizes, item_ids)
+    semantic_ids = SemanticIds(*resolve_collisions(codes, sizes, collision), item_ids)
+    return semantic_ids, _report("residual k-means", collision, shared, semantic_ids)
+
+
+def make_semantic_ids(
+    splits: Splits,
+    *,
+    path: str = "",
+    vectors: str = "both",
+    dim: int = 64,
+    num_levels: int = 3,
+    codebook_size: int = 64,
+    balanced: bool = False,
+    collision: str = "extra_code",
+    min_perplexity: float = 0.1,
+    text_model: str = "tfidf",
+    seed: int = 0,
+) -> tuple[SemanticIds, dict[str, Any]]:
+    """SIDs of all items of the data, in the order of its item rows, and a report.
+
+    Args:
+      splits: The data; of the interactions only the training part is looked at.
+      path: A file of finished SIDs, read as they are (shared ones stay shared); the other
+        arguments then have no effect. "" to build them.
+      vectors: "text", "interactions", "both", or the path of a `.npy` file `[N, D]`.
+      dim: Width of each kind of vector.
+      num_levels: Levels of residual k-means; "extra_code" adds one.
+      codebook_size: Codes of a level.
+      balanced: Whether codes of a level hold equally many items.
+      collision: "extra_code" or "share".
+      min_perplexity: Least allowed relative perplexity of a level.
+      text_model: "tfidf", or the name of a sentence-transformers model (whose width is its own).
+      seed: Same seed, same SIDs.
+
+    Raises `SemanticIdError`; see `build_semantic_ids` for the report.
+    """
+    sequences = splits.sequences
+    if path:
+        semantic_ids = read_semantic_ids(path, sequences.item_ids)
+        return semantic_ids, _report(path, SHARE, semantic_ids, semantic_ids)
+    item_rows = _make_vectors(splits, vectors, dim, text_model, seed)
+    semantic_ids, report = build_semantic_ids(
+        item_rows,
+        sequences.item_ids,
+        num_levels=num_levels,
+        codebook_size=codebook_size,
+        collision=collision,
+        seed=seed,
+        balanced=balanced,
+        min_perplexity=min_perplexity,
+    )
+    return semantic_ids, report | {"source": f"residual k-means of vectors={vectors}"}
+
+
+def _make_vectors(splits: Splits, kind: str, dim: int, text_model: str, seed: int) -> np.ndarray:
+    """Vectors `[N, D]` of the kind that `make_semantic_ids` names."""
+    sequences = splits.sequences
+    if kind not in ("text", "interactions", "both"):
+        return item_vectors.load_vectors(kind, sequences.num_items)
+    blocks = []
+    if kind != "interactions":
+        texts = item_vectors.item_texts(sequences)
+        if text_model == "tfidf":
+            blocks.append(item_vectors.text_vectors(texts, dim, seed))
+        else:
+            blocks.append(item_vectors.sentence_vectors(texts, text_model))
+    if kind != "text":
+        training = item_vectors.training_interactions(splits)
+        blocks.append(item_vectors.interaction_vectors(sequences, training, dim, seed))
+    return item_vectors.concatenate_vectors(blocks)
+
+
+def _report(source: str, collision: str, before: SemanticIds, after: SemanticIds) -> dict[str, Any]:
+    return {
+        "source": source,
+        "collision": collision,
+        "levels": codebook_report(after.codes, after.codebook_sizes),
+        "before_policy": before.collisions(),
+        "after_policy": after.collisions(),
+    }

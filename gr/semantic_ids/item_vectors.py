@@ -1,0 +1,228 @@
+"""Item vectors `[N, D]`, the raw material of Semantic IDs: from text, from interactions, or both.
+
+Everything runs on the host, on one thread, so that the same seed gives the same vectors anywhere.
+"""
+
+import html
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gr.data.sequences import Sequences, Splits
+from gr.semantic_ids.readers import load_npy
+from gr.semantic_ids.semantic_ids import SemanticIdError
+
+_MAX_TERMS = 50_000  # TF-IDF keeps the most frequent terms.
+
+
+def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> list[str]:
+    """The text of each item, [N]: its fields one after another, HTML entities resolved.
+
+    Args:
+      sequences: The data.
+      fields: Names of item fields to use, in this order; by default all.
+
+    Raises `SemanticIdError` where there is no text at all or a field is unknown.
+    """
+    names = list(sequences.item_fields) if fields is None else list(fields)
+    unknown = [name for name in names if name not in sequences.item_fields]
+    if unknown:
+        raise SemanticIdError(
+            f"no item field {unknown[0]!r}; known are {sorted(sequences.item_fields)}."
+        )
+    columns = [sequences.item_fields[name] for name in names]
+    texts = [
+        " ".join(html.unescape(" ".join(str(part) for part in parts)).split())
+        for parts in zip(*columns, strict=True)
+    ]
+    if not any(texts):
+        raise SemanticIdError(
+            "the items have no text; use vectors='interactions' or the path of a .npy file."
+        )
+    return texts
+
+
+def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
+    """TF-IDF of words and word pairs, reduced by truncated SVD: float32 `[N, dim]`.
+
+    Rows have length 1, or 0 where an item has no known word. Columns beyond the rank are 0. Terms
+    of a single item are left out once there are 100 items.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True,
+        ngram_range=(1, 2),
+        min_df=2 if len(texts) >= 100 else 1,
+        max_features=_MAX_TERMS,
+        stop_words="english",
+        strip_accents="unicode",
+    )
+    try:
+        terms = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise SemanticIdError(
+            f"no usable words in the items' text ({error}); use vectors='interactions'."
+        ) from error
+    left, singular = _truncated_svd(terms, dim, seed)
+    return _unit_rows(left * singular)
+
+
+def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
+    """Vectors of a sentence-transformers model (its name or folder): float32 `[N, D]`, length 1.
+
+    Raises `SemanticIdError` where the package is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise SemanticIdError(
+            f"text_model={model!r} needs the package sentence-transformers: "
+            "pip install -e '.[text]', or use text_model='tfidf'."
+        ) from error
+    return _unit_rows(np.asarray(SentenceTransformer(model).encode(list(texts))))
+
+
+def training_interactions(splits: Splits) -> np.ndarray:
+    """Which interactions may be learnt from, bool [E]: each user's up to his last training target.
+
+    Validation and test targets are never among them.
+    """
+    sequences = splits.sequences
+    last = np.full(sequences.num_users, -1, dtype=np.int64)
+    np.maximum.at(last, splits.train.users, splits.train.positions)
+    mask = np.arange(len(sequences.items)) <= np.repeat(last, sequences.lengths)
+    mask[splits.validation.positions] = False
+    mask[splits.test.positions] = False
+    return mask
+
+
+def interaction_vectors(
+    sequences: Sequences, training: np.ndarray, dim: int, seed: int, window: int = 10
+) -> np.ndarray:
+    """Vectors of items that users took at about the same time: float32 `[N, dim]`.
+
+    Two training interactions of a user at distance `d <= window` count `1 / d` for their pair of
+    items. The counts become positive pointwise mutual information with smoothed contexts
+    (exponent 0.75), reduced by truncated SVD with weights `sqrt(singular value)`: Levy, Goldberg
+    and Dagan 2015 (TACL), sections 3 and 7. PMI overrates pairs seen once, hence the discount
+    `c / (c + 1)` of Pantel and Lin 2002.
+
+    Args:
+      sequences: The data.
+      training: Which interactions count, bool [E], see `training_interactions`.
+      dim: Width D; columns beyond the rank are 0.
+      seed: For the randomised SVD.
+      window: Largest distance of a pair.
+
+    Returns rows of length 1, or 0 for items without any neighbour in training.
+    Raises `SemanticIdError` where no pair exists.
+    """
+    from scipy import sparse
+
+    num_items = sequences.num_items
+    if training.shape != sequences.items.shape:
+        raise SemanticIdError(
+            f"training must be a mask of shape {list(sequences.items.shape)}, "
+            f"got {list(training.shape)}."
+        )
+    owners = np.repeat(np.arange(sequences.num_users), sequences.lengths)[training]
+    items = sequences.items[training]
+    counts = sparse.csr_array((num_items, num_items), dtype=np.float64)
+    for distance in range(1, min(window, len(items) - 1) + 1):
+        left, right = items[:-distance], items[distance:]
+        pair = (owners[:-distance] == owners[distance:]) & (left != right)
+        weights = np.full(pair.sum(), 1.0 / distance)
+        counts = counts + sparse.coo_array(
+            (weights, (left[pair], right[pair])), shape=(num_items, num_items)
+        )
+    counts = (counts + counts.T).tocoo()
+    if counts.nnz == 0:
+        raise SemanticIdError(
+            "no two training interactions of one user are near each other; "
+            "use vectors='text' or the path of a .npy file."
+        )
+    totals = np.bincount(counts.row, weights=counts.data, minlength=num_items)
+    contexts = totals**0.75
+    contexts /= contexts.sum()
+    pmi = np.log(counts.data / (totals[counts.row] * contexts[counts.col]))
+    # Smoothed contexts make the matrix asymmetric; its rows are the items.
+    ppmi = np.maximum(pmi, 0.0) * counts.data / (counts.data + 1.0)
+    matrix = sparse.csr_array((ppmi, (counts.row, counts.col)), shape=counts.shape)
+    left, singular = _truncated_svd(matrix, dim, seed)
+    vectors = _unit_rows(left * np.sqrt(singular))
+    vectors[totals == 0] = 0.0
+    return vectors
+
+
+def load_vectors(path: str | os.PathLike, num_items: int) -> np.ndarray:
+    """Float32 vectors `[N, D]` from a `.npy` file whose row `i` belongs to item row `i`."""
+    path = os.fspath(path)
+    vectors = load_npy(path)
+    if vectors.ndim != 2 or len(vectors) != num_items or vectors.shape[1] == 0:
+        raise SemanticIdError(
+            f"{path}: expected an array [{num_items}, D], one row an item, "
+            f"got shape {list(vectors.shape)}."
+        )
+    try:
+        check_vectors(vectors)
+    except SemanticIdError as error:
+        raise SemanticIdError(f"{path}: {error}") from error
+    return vectors.astype(np.float32)
+
+
+def check_vectors(vectors: np.ndarray) -> None:
+    """Raises `SemanticIdError` unless `vectors` is a finite `[N, D]` array of numbers."""
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise SemanticIdError(f"vectors must be [N, D], got shape {list(vectors.shape)}.")
+    if vectors.dtype.kind not in "fiu":
+        raise SemanticIdError(f"vectors must be real numbers, got {vectors.dtype}.")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise SemanticIdError(
+            f"the vector of item row {np.argmin(finite)} is not finite "
+            f"({(~finite).sum()} such rows)."
+        )
+
+
+def concatenate_vectors(
+    blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Puts blocks `[N, D_b]` side by side, float32 `[N, sum D_b]`, each with its weight (1).
+
+    k-means sees squared distances, so each block is first divided by the square root of its total
+    variance: with equal weights all blocks contribute equally.
+    """
+    weights = [1.0] * len(blocks) if weights is None else weights
+    scaled = []
+    for block, weight in zip(blocks, weights, strict=True):
+        variance = np.var(block.astype(np.float64), axis=0).sum()
+        if variance == 0:
+            raise SemanticIdError("all items have the same vector in one block; leave it out.")
+        scaled.append((block * (weight / np.sqrt(variance))).astype(np.float32))
+    return np.concatenate(scaled, axis=1)
+
+
+def _truncated_svd(matrix: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors `[N, dim]` and singular values `[dim]` of a sparse matrix; 0 beyond."""
+    from sklearn.utils.extmath import randomized_svd
+    from threadpoolctl import threadpool_limits
+
+    if dim < 1:
+        raise SemanticIdError(f"dim must be at least 1, got {dim}.")
+    with threadpool_limits(limits=1):  # The bits of a sum depend on how threads share it.
+        left, singular, _ = randomized_svd(
+            matrix, n_components=min(dim, *matrix.shape), n_iter=7, random_state=seed
+        )
+    missing = dim - len(singular)
+    return np.pad(left, ((0, 0), (0, missing))), np.pad(singular, (0, missing))
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows divided by their length, float32; rows of length 0 stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # A row of rounding noise is an empty row, not a direction.
+    tiny = lengths <= 1e-9 * max(lengths.max(), 1e-30)
+    return np.where(tiny, 0.0, vectors / np.where(tiny, 1.0, lengths)).astype(np.float32)

@@ -1,1 +1,91 @@
-"""TODO."""
+"""Ranked lists -> metrics beside baselines, with intervals.
+
+A list becomes `Rankings` (where each target stands): `rankings_of_beams` for a model's beams,
+`rankings_of_baseline` for a fitted `Ranker`. `evaluate_with_baselines` turns those into one dictionary
+of JSON values, `format_metrics` that dictionary into a table. A hit is the target's Semantic ID; the
+stricter item-level figures are the keys that begin with `item_`.
+"""
+
+from gr.evaluation.baselines import (
+    Ranker,
+    fit_item_knn,
+    fit_markov_chain,
+    fit_popularity,
+    rankings_of_baseline,
+    tune_item_knn,
+)
+from gr.evaluation.bootstrap import (
+    PairedDifference,
+    bootstrap_interval,
+    bootstrap_intervals,
+    paired_bootstrap,
+)
+from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
+from gr.evaluation.popularity import (
+    SLICE_NAMES,
+    popularity_order,
+    popularity_slices,
+    training_counts,
+)
+from gr.evaluation.rankings import (
+    NO_ITEM,
+    NOT_FOUND,
+    EvaluationError,
+    Rankings,
+    item_ranks,
+    item_ranks_of_lists,
+    rankings_of_beams,
+    rankings_of_lists,
+    sid_depth,
+    sid_ranks,
+    sid_ranks_of_lists,
+    top_items,
+)
+from gr.evaluation.summary import (
+    compare_rankings,
+    evaluate_rankings,
+    evaluate_with_baselines,
+    user_metrics,
+)
+from gr.evaluation.tables import format_metrics, format_table
+
+__all__ = [
+    "NOT_FOUND",
+    "NO_ITEM",
+    "SLICE_NAMES",
+    "EvaluationError",
+    "PairedDifference",
+    "Ranker",
+    "Rankings",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "compare_rankings",
+    "coverage",
+    "evaluate_rankings",
+    "evaluate_with_baselines",
+    "fit_item_knn",
+    "fit_markov_chain",
+    "fit_popularity",
+    "format_metrics",
+    "format_table",
+    "gini",
+    "hit",
+    "item_ranks",
+    "item_ranks_of_lists",
+    "mrr",
+    "ndcg",
+    "novelty",
+    "paired_bootstrap",
+    "popularity_order",
+    "popularity_slices",
+    "rankings_of_baseline",
+    "rankings_of_beams",
+    "rankings_of_lists",
+    "sid_depth",
+    "sid_ranks",
+    "sid_ranks_of_lists",
+    "top_items",
+    "training_counts",
+    "tune_item_knn",
+    "user_metrics",
+]

@@ -1,0 +1,284 @@
+"""Baselines that need no training loop: popularity, a first-order Markov chain and item-kNN.
+
+Each `fit_*` reads the training interactions of a split and returns a `Ranker`; all rankers share
+the back-off to popularity, the removal of seen items and the chunking over users in `Ranker.rank`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import sparse
+
+from gr.data.sequences import Splits
+from gr.evaluation.metrics import ndcg
+from gr.evaluation.popularity import popularity_order, training_counts, training_mask
+from gr.evaluation.rankings import (
+    NO_ITEM,
+    EvaluationError,
+    Rankings,
+    first_listed,
+    first_occurrences,
+    item_ranks_of_lists,
+    rankings_of_lists,
+    sid_depth,
+)
+
+_CHUNK = 2**22  # Scores held at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranker:
+    """A fitted baseline: ranks the catalogue of N items for any histories."""
+
+    popular: np.ndarray  # [N] int32 item rows, most popular first.
+    # (histories [b, T], width) -> [b, <= width] items with a score, best first, NO_ITEM padded.
+    scored: Callable[[np.ndarray, int], np.ndarray]
+    backoff: bool = True  # Whether unscored items follow the scored ones, by popularity.
+
+    def rank(self, histories: np.ndarray, top_k: int, *, exclude: bool = False) -> np.ndarray:
+        """The best items after each history: `[n, T]`, padded on either side -> `[n, top_k]`.
+
+        With `exclude`, no item of a history is in its list. A list is padded with NO_ITEM only
+        where the catalogue has no further item to give (or, without `backoff`, none with a score).
+        """
+        if histories.ndim != 2 or top_k < 1 or np.any(histories >= len(self.popular)):
+            raise EvaluationError(
+                f"histories of shape {histories.shape}, top_k={top_k}: expected [n, T] rows of the "
+                f"{len(self.popular)} items that the baseline was fitted on, and top_k >= 1."
+            )
+        chunk = max(1, _CHUNK // len(self.popular))
+        lists = [
+            self._rank_chunk(histories[start : start + chunk], top_k, exclude)
+            for start in range(0, len(histories), chunk)
+        ]
+        return np.concatenate([np.empty((0, top_k), dtype=np.int32), *lists])
+
+    def _rank_chunk(self, histories: np.ndarray, top_k: int, exclude: bool) -> np.ndarray:
+        # Of `width` different items at most T are in the history, so at least top_k remain.
+        width = top_k + (histories.shape[1] if exclude else 0)
+        parts = [self.scored(histories, width)]
+        if self.backoff:
+            popular = self.popular[:width]
+            parts.append(np.broadcast_to(popular, (len(histories), len(popular))))
+        if exclude:
+            parts.insert(0, histories)
+        items = np.concatenate(parts, axis=1).astype(np.int32)
+        keep = first_occurrences(items)
+        if exclude:
+            # Every item of the history stands here first, so its later places are not kept either.
+            keep[:, : histories.shape[1]] = False
+        return first_listed(np.where(keep, items, NO_ITEM), top_k)
+
+
+def fit_popularity(splits: Splits) -> Ranker:
+    """Ranks items by their number of training interactions, equals by item row."""
+    return Ranker(
+        popular=popularity_order(training_counts(splits)),
+        scored=lambda histories, width: np.empty((len(histories), 0), dtype=np.int32),
+    )
+
+
+def fit_markov_chain(splits: Splits, *, backoff: bool = True) -> Ranker:
+    """First-order Markov chain: ranks items by how often they followed the last item in training.
+
+    Transitions are all pairs of consecutive training interactions of a user. Equal counts are
+    ordered by popularity (then item row), and items that never followed come last, by popularity.
+    Without `backoff` popularity is not used at all: equal counts are ordered by which transition
+    came first in the log, and the list ends with the items that followed.
+    """
+    items = splits.sequences.items
+    num_items = splits.sequences.num_items
+    train = training_mask(splits)
+    popular = popularity_order(training_counts(splits))
+    later = np.flatnonzero(train)
+    later = later[~np.isin(later, splits.sequences.offsets)]  # A user's first item follows nothing.
+    pairs = items[later - 1].astype(np.int64) * num_items + items[later]
+    pairs, first_seen, counts = np.unique(pairs, return_index=True, return_counts=True)
+    previous, following = np.divmod(pairs, num_items)
+    ties = _places(popular)[following] if backoff else first_seen
+    successors = _RankedRows.of(previous, following, counts, ties, num_rows=num_items)
+
+    def scored(histories: np.ndarray, width: int) -> np.ndarray:
+        recent = recent_items(histories, 1)
+        last = recent.max(axis=1, initial=NO_ITEM)
+        return np.where((last >= 0)[:, None], successors.head(last, width), NO_ITEM)
+
+    return Ranker(popular=popular, scored=scored, backoff=backoff)
+
+
+def fit_item_knn(
+    splits: Splits,
+    *,
+    neighbours: int = 100,
+    shrinkage: float = 0.0,
+    recent: int | None = None,
+) -> Ranker:
+    """Item-kNN: ranks items by the sum of their similarities to the items of the history.
+
+    The similarity of two items is the cosine of their binary vectors of training users, `c_ij /
+    (sqrt(c_i c_j) + shrinkage)`, with c_ij the number of users that have both. Every item of the
+    history contributes its `neighbours` most similar items only (Deshpande and Karypis, "Item-based
+    top-N recommendation algorithms", 2004). With `recent`, only the last `recent` items of the
+    history contribute. Equal scores are ordered by popularity, and so are the items without a
+    score.
+    """
+    if neighbours < 1 or shrinkage < 0 or (recent is not None and recent < 1):
+        raise EvaluationError(
+            f"neighbours={neighbours}, shrinkage={shrinkage}, recent={recent}: expected 1 or more "
+            "neighbours, no negative shrinkage, and 1 or more recent items (or None for all)."
+        )
+    popular = popularity_order(training_counts(splits))
+    similarities = _pruned_cosines(_item_users(splits), neighbours, shrinkage, _places(popular))
+    return _knn_ranker(similarities, popular, recent)
+
+
+def tune_item_knn(
+    splits: Splits,
+    histories: np.ndarray,
+    targets: np.ndarray,
+    *,
+    neighbours: Sequence[int] = (20, 100, 500),
+    shrinkages: Sequence[float] = (0.0, 10.0),
+    recents: Sequence[int | None] = (1, 2, 5, 10, None),
+    exclude: bool = False,
+    max_users: int = 2000,
+) -> tuple[Ranker, dict[str, float | int | None]]:
+    """The item-kNN with the best item-level NDCG@10 on validation data, and its settings.
+
+    `histories [n, T]` and `targets [n]` belong to the validation split; of more than `max_users` of
+    them, evenly spaced ones are used.
+    """
+    if len(targets) == 0:
+        raise EvaluationError(
+            "item-kNN cannot be tuned without users: the validation split is empty."
+        )
+    chosen = np.unique(np.linspace(0, len(targets) - 1, min(max_users, len(targets))).astype(int))
+    histories, targets = histories[chosen], targets[chosen]
+    popular, item_users = popularity_order(training_counts(splits)), _item_users(splits)
+    best_quality, best = -1.0, None
+    for count, shrinkage in itertools.product(neighbours, shrinkages):
+        similarities = _pruned_cosines(item_users, count, shrinkage, _places(popular))
+        for recent in recents:
+            ranker = _knn_ranker(similarities, popular, recent)
+            ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
+            quality = ndcg(ranks, 10).mean()
+            if quality > best_quality:
+                settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
+                best_quality, best = quality, (ranker, settings)
+    return best
+
+
+def rankings_of_baseline(
+    ranker: Ranker,
+    histories: np.ndarray,
+    targets: np.ndarray,
+    sid_of_item: np.ndarray,
+    *,
+    depth: int = 20,
+    exclude: bool = False,
+) -> Rankings:
+    """Ranks `histories [n, T]` with a baseline, exact at SID level up to `depth`."""
+    items = ranker.rank(histories, sid_depth(sid_of_item, depth), exclude=exclude)
+    return rankings_of_lists(items, targets, sid_of_item, depth=depth)
+
+
+def recent_items(histories: np.ndarray, count: int) -> np.ndarray:
+    """Keeps the last `count` items of each row and pads the others: `[n, T]` -> `[n, T]`."""
+    from_the_end = np.cumsum((histories >= 0)[:, ::-1], axis=1)[:, ::-1]
+    return np.where((histories >= 0) & (from_the_end <= count), histories, NO_ITEM)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RankedRows:
+    """Rows of items, each row best first; row r owns `items[offsets[r]:offsets[r + 1]]`."""
+
+    offsets: np.ndarray  # [R + 1] int64.
+    items: np.ndarray  # [E] int32.
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray,
+        items: np.ndarray,
+        scores: np.ndarray,
+        ties: np.ndarray,
+        *,
+        num_rows: int,
+    ) -> "_RankedRows":
+        """Sorts entries `[E]` by row, then from high to low score, then by `ties` upwards."""
+        order = np.lexsort((ties, -scores, rows))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))])
+        return cls(offsets=offsets, items=items[order].astype(np.int32))
+
+    def head(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """The first `width` items of the given rows `[n]` -> `[n, width]`, padded with NO_ITEM."""
+        if len(self.items) == 0:
+            return np.full((len(rows), width), NO_ITEM, dtype=np.int32)
+        places = self.offsets[rows][:, None] + np.arange(width)
+        inside = places < self.offsets[rows + 1][:, None]
+        return np.where(inside, self.items[np.minimum(places, len(self.items) - 1)], NO_ITEM)
+
+
+def _knn_ranker(similarities: sparse.csr_array, popular: np.ndarray, recent: int | None) -> Ranker:
+    """Ranks by the summed `similarities [N, N]` rows of the last `recent` items of a history."""
+    place = _places(popular)
+
+    def scored(histories: np.ndarray, width: int) -> np.ndarray:
+        used = histories if recent is None else recent_items(histories, recent)
+        scores = (_item_sets(used, len(popular)) @ similarities).tocoo()
+        rows = _RankedRows.of(
+            scores.row, scores.col, scores.data, place[scores.col], num_rows=len(histories)
+        )
+        return rows.head(np.arange(len(histories)), width)
+
+    return Ranker(popular=popular, scored=scored)
+
+
+def _places(popular: np.ndarray) -> np.ndarray:
+    """The place of each item in the popularity order, `[N]`: the inverse permutation."""
+    places = np.empty(len(popular), dtype=np.int64)
+    places[popular] = np.arange(len(popular))
+    return places
+
+
+def _item_users(splits: Splits) -> sparse.csr_array:
+    """Which users interacted with which items in training, binary `[N, U]`."""
+    sequences = splits.sequences
+    train = training_mask(splits)
+    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)[train]
+    pairs = np.unique(sequences.items[train].astype(np.int64) * sequences.num_users + users)
+    items, users = np.divmod(pairs, sequences.num_users)
+    shape = (sequences.num_items, sequences.num_users)
+    return sparse.csr_array((np.ones(len(pairs)), (items, users)), shape=shape)
+
+
+def _item_sets(histories: np.ndarray, num_items: int) -> sparse.csr_array:
+    """Which items each history holds, binary `[n, N]`."""
+    rows, columns = np.nonzero((histories >= 0) & first_occurrences(histories))
+    items = histories[rows, columns]
+    shape = (len(histories), num_items)
+    return sparse.csr_array((np.ones(len(rows)), (rows, items)), shape=shape)
+
+
+def _pruned_cosines(
+    item_users: sparse.csr_array, neighbours: int, shrinkage: float, ties: np.ndarray
+) -> sparse.csr_array:
+    """Shrunk cosines of items `[N, N]`; row j keeps the `neighbours` most similar to item j."""
+    num_items = item_users.shape[0]
+    norms = np.sqrt(item_users.sum(axis=1))
+    blocks = []
+    chunk = max(1, _CHUNK // num_items)
+    for start in range(0, num_items, chunk):
+        common = (item_users[start : start + chunk] @ item_users.T).tocoo()
+        other = common.row + start != common.col
+        row, column, count = common.row[other], common.col[other], common.data[other]
+        cosine = count / (norms[row + start] * norms[column] + shrinkage)
+        order = np.lexsort((ties[column], -cosine, row))
+        row, column, cosine = row[order], column[order], cosine[order]
+        first_of_row = np.searchsorted(row, row)
+        kept = np.arange(len(row)) - first_of_row < neighbours
+        shape = (min(chunk, num_items - start), num_items)
+        blocks.append(sparse.csr_array((cosine[kept], (row[kept], column[kept])), shape=shape))
+    return sparse.vstack(blocks, format="csr")

@@ -1,0 +1,91 @@
+"""Confidence intervals by resampling users.
+
+Percentile intervals: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gr.evaluation.rankings import EvaluationError
+
+_CHUNK = 2**22  # Drawn users held at once: 32 MiB of indices.
+
+
+class PairedDifference(NamedTuple):
+    """Mean over users of `a - b`, with the bounds of its confidence interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, num_resamples: int = 2000, level: float = 0.95, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values [n]` over users -> (low, high)."""
+    low, high = bootstrap_intervals(
+        np.asarray(values)[:, None], num_resamples=num_resamples, level=level, seed=seed
+    )
+    return float(low[0]), float(high[0])
+
+
+def bootstrap_intervals(
+    values: np.ndarray, *, num_resamples: int = 2000, level: float = 0.95, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of the means of m metrics `[n, m]` -> low `[m]`, high `[m]`.
+
+    All metrics are averaged over the same resampled users.
+
+    Raises `EvaluationError` for values that are empty or not finite, and for a level outside (0,
+    1).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or len(values) == 0 or not np.isfinite(values).all():
+        raise EvaluationError(
+            f"values of shape {values.shape} have no interval: expected finite numbers, and at "
+            "least one user."
+        )
+    if not 0 < level < 1 or num_resamples < 1:
+        raise EvaluationError(
+            f"level={level}, num_resamples={num_resamples}: expected 0 < level < 1 and one resample "
+            "or more."
+        )
+    rng = np.random.default_rng(seed)
+    num_users = len(values)
+    chunk = max(1, _CHUNK // num_users)
+    means = np.concatenate(
+        [
+            _resampled_means(values, min(chunk, num_resamples - start), rng)
+            for start in range(0, num_resamples, chunk)
+        ]
+    )
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, *, num_resamples: int = 2000, level: float = 0.95, seed: int
+) -> PairedDifference:
+    """The mean of `a - b` with its percentile interval; `[n]` each, of the same users in order."""
+    if np.shape(a) != np.shape(b):
+        raise EvaluationError(
+            f"arrays of shapes {np.shape(a)} and {np.shape(b)} cannot be paired: evaluate both on "
+            "the same users."
+        )
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    low, high = bootstrap_interval(difference, num_resamples=num_resamples, level=level, seed=seed)
+    return PairedDifference(float(difference.mean()), low, high)
+
+
+def _resampled_means(
+    values: np.ndarray, num_resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means `[r, m]` of r resamples of the n users, drawn with replacement."""
+    num_users = len(values)
+    drawn = rng.integers(num_users, size=(num_resamples, num_users))
+    # A user drawn c times weighs c / n: counts once, then one matrix product for all metrics.
+    drawn += num_users * np.arange(num_resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_users)
+    return counts.reshape(num_resamples, num_users).astype(np.float64) @ values / num_users

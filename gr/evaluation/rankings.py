@@ -1,0 +1,179 @@
+"""Where a target stands in a ranked list, by its Semantic ID and by the item itself.
+
+A model ranks beams: `[n, M, C]` item rows, best beam first, where one beam is one Semantic ID (SID)
+and its C columns hold the items that share it, padded with -1; a beam without an item is invalid. A
+baseline ranks items: `[n, k]` item rows, padded with -1. Both end as `Rankings`, so that everything
+after this module treats them alike.
+"""
+
+import dataclasses
+
+import numpy as np
+
+NO_ITEM = -1  # Pads a list of item rows.
+NOT_FOUND = -1  # The rank of a target that its list does not hold.
+
+
+class EvaluationError(ValueError):
+    """Raised for what cannot be evaluated; the message names the field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rankings:
+    """A ranked list for each of n targets, and where the target stands in it (from 0)."""
+
+    targets: np.ndarray  # [n] int32 item rows.
+    sid_ranks: np.ndarray  # [n] distinct SIDs above the target's SID, or NOT_FOUND.
+    item_ranks: np.ndarray  # [n] items above the target, or NOT_FOUND.
+    items: np.ndarray  # [n, depth] int32 best items, padded with NO_ITEM.
+    candidates: (
+        np.ndarray
+    )  # [n] valid candidates that were listed: beams of a model, items of a baseline.
+    duplicates: np.ndarray  # [n] candidates that already stood above in the same list.
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def depth(self) -> int:
+        """The largest k at which these lists can be evaluated."""
+        return self.items.shape[1]
+
+
+def rankings_of_beams(beams: np.ndarray, targets: np.ndarray, *, depth: int = 20) -> Rankings:
+    """Rankings of a model from its beams `[n, M, C]` (best first) and the targets `[n]`.
+
+    Raises `EvaluationError` if there are fewer beams than `depth`: a Hit@k of a shorter list would
+    be understated.
+    """
+    _check(beams, targets, ndim=3)
+    if beams.shape[1] < depth:
+        raise EvaluationError(
+            f"{beams.shape[1]} beams cannot be evaluated at k={depth}: decode with at least "
+            f"{depth} beams, or lower k."
+        )
+    valid = (beams >= 0).any(axis=2)
+    # Beams of one SID hold the same items, so any one item of a beam stands for its SID.
+    repeated = valid & ~first_occurrences(beams.max(axis=2, initial=NO_ITEM))
+    return Rankings(
+        targets=np.asarray(targets),
+        sid_ranks=sid_ranks(beams, targets),
+        item_ranks=item_ranks(beams, targets),
+        items=top_items(beams, depth),
+        candidates=valid.sum(axis=1),
+        duplicates=repeated.sum(axis=1),
+    )
+
+
+def rankings_of_lists(
+    items: np.ndarray, targets: np.ndarray, sid_of_item: np.ndarray, *, depth: int = 20
+) -> Rankings:
+    """Rankings of a baseline from its lists `[n, k]`, targets `[n]` and items' SID numbers `[N]`.
+
+    `k` must be at least `sid_depth(sid_of_item, depth)` for the SID-level ranks to be exact; else
+    `EvaluationError`.
+    """
+    _check(items, targets, ndim=2)
+    needed = sid_depth(sid_of_item, depth)
+    if items.shape[1] < needed:
+        raise EvaluationError(
+            f"lists of {items.shape[1]} items may hold fewer than {depth} distinct SIDs: rank "
+            f"{needed} items, the number that sid_depth(sid_of_item, depth) gives."
+        )
+    listed = items >= 0
+    return Rankings(
+        targets=np.asarray(targets),
+        sid_ranks=sid_ranks_of_lists(items, targets, sid_of_item),
+        item_ranks=item_ranks_of_lists(items, targets),
+        items=_widened(items, depth)[:, :depth],
+        candidates=listed.sum(axis=1),
+        duplicates=(listed & ~first_occurrences(items)).sum(axis=1),
+    )
+
+
+def sid_depth(sid_of_item: np.ndarray, depth: int) -> int:
+    """How many items a list needs so that it surely holds `depth` distinct SIDs (or every item)."""
+    sizes = np.sort(np.bincount(sid_of_item))[::-1]
+    return max(depth, int(sizes[:depth].sum()))
+
+
+def sid_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Beams with an item above the first that holds the target: `[n, M, C]`, `[n]` -> `[n]`."""
+    _check(beams, targets, ndim=3)
+    hits = (beams == np.asarray(targets)[:, None, None]).any(axis=2)
+    return _ranks(hits, counted=(beams >= 0).any(axis=2))
+
+
+def item_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Items above the target, read beam by beam: `[n, M, C]`, `[n]` -> `[n]`."""
+    _check(beams, targets, ndim=3)
+    return item_ranks_of_lists(beams.reshape(len(beams), -1), targets)
+
+
+def item_ranks_of_lists(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Items above the target, padding not counted: `[n, k]`, `[n]` -> `[n]`."""
+    _check(items, targets, ndim=2)
+    return _ranks(items == np.asarray(targets)[:, None], counted=items >= 0)
+
+
+def sid_ranks_of_lists(
+    items: np.ndarray, targets: np.ndarray, sid_of_item: np.ndarray
+) -> np.ndarray:
+    """Distinct SIDs above the first item that has the target's SID: `[n, k]`, `[n]` -> `[n]`.
+
+    `sid_of_item [N]` numbers the SIDs: items have the same number if and only if they share a SID.
+    """
+    _check(items, targets, ndim=2)
+    sids = np.where(items >= 0, sid_of_item[items], NO_ITEM)
+    hits = sids == sid_of_item[targets][:, None]
+    return _ranks(hits, counted=(items >= 0) & first_occurrences(sids))
+
+
+def top_items(beams: np.ndarray, k: int) -> np.ndarray:
+    """The first k items, read beam by beam without padding: `[n, M, C]` -> `[n, k]`."""
+    return first_listed(beams.reshape(len(beams), -1), k)
+
+
+def first_listed(items: np.ndarray, k: int) -> np.ndarray:
+    """The first k entries of each row `[n, W]` that are not padding -> `[n, k]`, padded after."""
+    order = np.argsort(items < 0, axis=1, kind="stable")
+    return _widened(np.take_along_axis(items, order, axis=1), k)[:, :k]
+
+
+def first_occurrences(values: np.ndarray) -> np.ndarray:
+    """True where a value stands for the first time in its row: `[n, W]` -> bool `[n, W]`."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    new = np.ones(values.shape, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.empty_like(new)
+    np.put_along_axis(first, order, new, axis=1)
+    return first
+
+
+def _ranks(hits: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Counted places above the first hit, `[n, W]` -> `[n]` int64; NOT_FOUND without a hit."""
+    if hits.shape[1] == 0:
+        return np.full(len(hits), NOT_FOUND, dtype=np.int64)
+    first = hits.argmax(axis=1)[:, None]
+    above = np.take_along_axis(np.cumsum(counted, axis=1), first, axis=1)[:, 0] - 1
+    return np.where(hits.any(axis=1), above, NOT_FOUND)
+
+
+def _widened(items: np.ndarray, k: int) -> np.ndarray:
+    """Pads rows `[n, W]` with NO_ITEM up to at least k columns."""
+    missing = max(0, k - items.shape[1])
+    return np.pad(items, ((0, 0), (0, missing)), constant_values=NO_ITEM)
+
+
+def _check(items: np.ndarray, targets: np.ndarray, *, ndim: int) -> None:
+    """Raises `EvaluationError` for shapes that do not fit, and for targets that are no item."""
+    if items.ndim != ndim or np.shape(targets) != (len(items),):
+        raise EvaluationError(
+            f"ranked items {items.shape} and targets {np.shape(targets)} do not fit: expected an array "
+            f"of {ndim} dimensions and one target for each of its rows."
+        )
+    if np.any(np.asarray(targets) < 0):
+        raise EvaluationError(
+            "a target is -1, which is padding: pass the items at the split's positions."
+        )

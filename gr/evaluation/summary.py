@@ -1,0 +1,150 @@
+"""From rankings to the flat dictionary of metrics that a run writes and a report reads."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gr.evaluation.bootstrap import bootstrap_intervals
+from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
+from gr.evaluation.popularity import SLICE_NAMES, popularity_slices
+from gr.evaluation.rankings import EvaluationError, Rankings
+
+KS = (1, 5, 10, 20)
+_RANK_METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "hit": hit,
+    "ndcg": ndcg,
+    "mrr": mrr,
+}
+
+
+def user_metrics(rankings: Rankings, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
+    """Ranking metrics of every user: `hit@k`, ... by SID, `item_hit@k`, ... by item, each `[n]`.
+
+    Raises `EvaluationError` if a k is beyond the depth of the rankings.
+    """
+    if not ks or min(ks) < 1 or max(ks) > rankings.depth:
+        raise EvaluationError(
+            f"ks={tuple(ks)} cannot be read off rankings of depth {rankings.depth}: choose ks from "
+            "1 to the depth, or rank deeper."
+        )
+    levels = (("", rankings.sid_ranks), ("item_", rankings.item_ranks))
+    return {
+        f"{level}{name}@{k}": metric(ranks, k)
+        for level, ranks in levels
+        for name, metric in _RANK_METRICS.items()
+        for k in ks
+    }
+
+
+def evaluate_rankings(
+    rankings: Rankings,
+    train_counts: np.ndarray,
+    *,
+    ks: Sequence[int] = KS,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict:
+    """All metrics of one ranker on one split, as a flat dictionary of JSON values.
+
+    Args:
+      rankings: where the targets of n users stand.
+      train_counts: training interactions of each item, `[N]`.
+      ks: cut-offs.
+      num_resamples: resamples of users for the intervals.
+      level: confidence level of the intervals.
+      seed: seed of the resampling.
+
+    Returns:
+      `users`; `hit@k`, `ndcg@k`, `mrr@k` (a hit is the target's SID) and `item_hit@k`, ... (the
+      target itself), means over users; `coverage@k`, `gini@k`, `novelty@k` of the top-k items;
+      `candidates`, valid candidates a user, and `duplicate_share` of them; for the targets in each
+      slice of the catalogue `head/users`, `head/hit@k`, `head/ndcg@k`, and so for `torso` and
+      `tail` (a slice without users has only `.../users`); and `intervals`, which maps each of the
+      means over all users to `[low, high]`.
+
+    Raises `EvaluationError` if there are no users, or a k is beyond the depth of the rankings.
+    """
+    if len(rankings) == 0:
+        raise EvaluationError("there are no users to evaluate: the split is empty; choose another.")
+    per_user = user_metrics(rankings, ks)
+    values = np.stack(list(per_user.values()), axis=1)
+    metrics = {"users": len(rankings)}
+    metrics |= dict(zip(per_user, values.mean(axis=0).tolist(), strict=True))
+    for k in ks:
+        items = rankings.items[:, :k]
+        metrics[f"coverage@{k}"] = coverage(items, len(train_counts))
+        metrics[f"gini@{k}"] = gini(items, len(train_counts))
+        metrics[f"novelty@{k}"] = novelty(items, train_counts)
+    metrics["candidates"] = float(rankings.candidates.mean())
+    metrics["duplicate_share"] = float(
+        rankings.duplicates.sum() / max(rankings.candidates.sum(), 1)
+    )
+    target_slices = popularity_slices(train_counts)[rankings.targets]
+    for slice_id, name in enumerate(SLICE_NAMES):
+        inside = target_slices == slice_id
+        metrics[f"{name}/users"] = int(inside.sum())
+        if inside.any():
+            for key in (f"{metric}@{k}" for metric in ("hit", "ndcg") for k in ks):
+                metrics[f"{name}/{key}"] = float(per_user[key][inside].mean())
+    low, high = bootstrap_intervals(values, num_resamples=num_resamples, level=level, seed=seed)
+    bounds = np.stack([low, high], axis=1).tolist()
+    metrics["intervals"] = dict(zip(per_user, bounds, strict=True))
+    return metrics
+
+
+def evaluate_with_baselines(
+    model: Rankings,
+    baselines: Mapping[str, Rankings],
+    train_counts: np.ndarray,
+    *,
+    ks: Sequence[int] = KS,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict:
+    """The metrics of a model, of each baseline, and the paired differences between them.
+
+    Returns the dictionary of `evaluate_rankings` for the model, with two further entries:
+    `baselines`, the same dictionary for each baseline by name, and `differences`, which maps each
+    baseline and each mean over users to `[model - baseline, low, high]`, resampled over users.
+
+    Raises `EvaluationError` where a baseline was not evaluated on the targets of the model.
+    """
+    settings = {"num_resamples": num_resamples, "level": level, "seed": seed}
+    metrics = evaluate_rankings(model, train_counts, ks=ks, **settings)
+    metrics["baselines"] = {
+        name: evaluate_rankings(rankings, train_counts, ks=ks, **settings)
+        for name, rankings in baselines.items()
+    }
+    metrics["differences"] = {
+        name: compare_rankings(model, rankings, ks=ks, **settings)
+        for name, rankings in baselines.items()
+    }
+    return metrics
+
+
+def compare_rankings(
+    a: Rankings,
+    b: Rankings,
+    *,
+    ks: Sequence[int] = KS,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """For each ranking metric, `[mean of a - b, low, high]` over the same resampled users.
+
+    Raises `EvaluationError` if the two do not rank the same targets in the same order.
+    """
+    if not np.array_equal(a.targets, b.targets):
+        raise EvaluationError(
+            "rankings of different targets cannot be compared: evaluate both on the same split."
+        )
+    first, second = user_metrics(a, ks), user_metrics(b, ks)
+    differences = np.stack([first[key] - second[key] for key in first], axis=1)
+    low, high = bootstrap_intervals(
+        differences, num_resamples=num_resamples, level=level, seed=seed
+    )
+    rows = np.stack([differences.mean(axis=0), low, high], axis=1).tolist()
+    return dict(zip(first, rows, strict=True))

@@ -1,12 +1,27 @@
-"""Click logs to users' sequences, sequences to splits, splits to batches."""
+"""Click logs to users' sequences, sequences to splits, splits to batches.
 
+`load_sequences(format, path)` or a reader of its own (`read_movielens`, `read_amazon_reviews`,
+`read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_minionerec`, `read_table`,
+`synthetic_sequences`) gives `Sequences`: who took which items, oldest first. `leave_one_out`,
+`by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
+interactions are targets of training, validation and test. The pipelines turn splits into batches of
+item rows. Bad input raises `DataError`, which names file and line and says what to do.
+"""
+
+from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
 from gr.data.inter_json import read_inter_json
+from gr.data.load import FORMATS, load_sequences
+from gr.data.minionerec import read_minionerec, read_minionerec_splits
+from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
 from gr.data.recbole import read_recbole
 from gr.data.sequences import PAD_ITEM, DataError, Sequences, Splits, Targets
 from gr.data.splits import by_time, leave_one_out, time_quantiles
+from gr.data.synthetic import synthetic_sequences
+from gr.data.tables import read_table
 
 __all__ = [
+    "FORMATS",
     "PAD_ITEM",
     "DataError",
     "Sequences",
@@ -15,7 +30,15 @@ __all__ = [
     "by_time",
     "fetch_movielens_100k",
     "leave_one_out",
+    "load_sequences",
+    "read_amazon_ratings",
+    "read_amazon_reviews",
     "read_inter_json",
+    "read_minionerec",
+    "read_minionerec_splits",
+    "read_movielens",
     "read_recbole",
+    "read_table",
+    "synthetic_sequences",
     "time_quantiles",
 ]

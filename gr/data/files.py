@@ -10,7 +10,7 @@ from gr.data.sequences import DataError
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that is there and not empty; else a DataError that says which of the two."""
+    """The path of a file that is there and not empty; a DataError says which of the two fails."""
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder; name the file in it")

@@ -1,5 +1,6 @@
-"""The JSON form that LC-Rec, LETTER and APAO share: `NAME.inter.json` (user -> item numbers, oldest first) and
-`NAME.item.json` (item number -> text fields). The item -> Semantic ID file beside them is read in `gr.semantic_ids`.
+"""The JSON form that LC-Rec, LETTER and APAO share: `NAME.inter.json` (user -> item numbers, oldest
+first) and `NAME.item.json` (item number -> text fields). The item -> Semantic ID file beside them
+is read in `gr.semantic_ids`.
 """
 
 import html
@@ -23,13 +24,16 @@ def read_inter_json(
     *,
     skip_bad_rows: bool = False,
 ) -> Sequences:
-    """Reads sequences in the shared JSON form; users in the order of the file, item row `i` is item number `i`.
+    """Reads sequences in the shared JSON form; users in the order of the file, item row `i` is item
+    number `i`.
 
     Args:
         path: the `*.inter.json` file, or a folder that holds exactly one.
-        items_path: the `*.item.json` file; by default the one beside `path`, if there is one. It says how many items
-            there are; without it there are as many as the largest item number asks for.
-        skip_bad_rows: leave out, and count, interactions whose item is no item number or out of range.
+        items_path: the `*.item.json` file; by default the one beside `path`, if there is one. It
+            says how many items there are; without it there are as many as the largest item number
+            asks for.
+        skip_bad_rows: leave out, and count, interactions whose item is no item number or out of
+            range.
 
     Raises:
         DataError: a missing or malformed file, or a bad item, by user.
@@ -89,8 +93,8 @@ def text_fields(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     }
 
 
-def as_text(value: Any) -> str:  # noqa: ANN401 (JSON holds anything)
-    """A JSON value as one line of text: lists joined by commas, HTML entities resolved, None empty."""
+def as_text(value: Any) -> str:
+    """A JSON value as one line of text: lists joined by commas, HTML entities resolved."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
@@ -143,14 +147,14 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         record = records.get(str(number))
         if not isinstance(record, dict):
             raise DataError(
-                f"{path}: {len(records)} items, but item {str(number)!r} is missing or not an object; "
-                "items must be numbered from 0 without gaps"
+                f"{path}: {len(records)} items, but item {str(number)!r} is missing or not an "
+                "object; items must be numbered from 0 without gaps"
             )
         ordered.append(record)
     return ordered
 
 
-def _item_number(value: Any) -> int:  # noqa: ANN401 (JSON holds anything)
+def _item_number(value: Any) -> int:
     """An item number, written as a number or as a string of digits; -1 for anything else."""
     if type(value) is int:
         return value if value < 2**31 else -1

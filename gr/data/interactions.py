@@ -19,16 +19,17 @@ def sequences_from_table(
 ) -> Sequences:
     """Builds sequences from one row an interaction.
 
-    Filters come first: ratings below `min_rating`, then the k-core. Nothing else is dropped; an interaction that the
-    source repeats is kept as often as it stands there. Users and items that remain are numbered in the order in which
-    the source first names them. A user's interactions are sorted by time, those of equal time (or all, where there is
-    no time) staying in the order of the source.
+    Filters come first: ratings below `min_rating`, then the k-core. Nothing else is dropped; an
+    interaction that the source repeats is kept as often as it stands there. Users and items that
+    remain are numbered in the order in which the source first names them. A user's interactions are
+    sorted by time, those of equal time (or all, where there is no time) staying in the order of the
+    source.
 
     Args:
         table: columns `user` and `item` (strings), optionally `rating` and `time` (float64).
         source: the file, for messages.
-        items_table: column `item` and any text columns, which become `item_fields`; of several rows for one item the
-            first counts, and items that it lacks get empty text.
+        items_table: column `item` and any text columns, which become `item_fields`; of several rows
+            for one item the first counts, and items that it lacks get empty text.
         k_core: keep only users and items with at least so many interactions; 0 keeps all.
         min_rating: keep only interactions rated at least so high.
         skipped_rows: bad rows already left out, for the record.
@@ -50,7 +51,8 @@ def sequences_from_table(
         times = None if times is None else times[kept]
     if not len(users):
         raise DataError(
-            f"{source}: no interaction is left with min_rating={min_rating}, k_core={k_core}; lower them"
+            f"{source}: no interaction is left with min_rating={min_rating}, k_core={k_core}; "
+            "lower them"
         )
     order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
     return Sequences(
@@ -65,7 +67,7 @@ def sequences_from_table(
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each user's interactions start, and the last one's end: `[U]` lengths to `[U + 1]` int64."""
+    """Where each user's interactions start, and the last end: `[U]` lengths to `[U + 1]` int64."""
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 

@@ -1,9 +1,8 @@
-"""Fetches MovieLens-100K (Harper and Konstan, "The MovieLens Datasets", TiiS 2015), wherever it can be had."""
+"""Fetches MovieLens-100K (Harper and Konstan, TiiS 2015) from wherever it can be had."""
 
 import hashlib
 import io
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gr.data.files import write_atomically
+from gr.data.movielens import GENRES_100K, split_title
 from gr.data.sequences import DataError
 
 HOME_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
@@ -25,21 +25,17 @@ NUM_ITEMS = 1_682
 INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
 ITEM_HEADER = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
 
-# The order of the 0/1 columns at the end of u.item, which do not name themselves.
-GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
-    "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
-).split()
-
 _HOME_TIMEOUT = 15  # Seconds; behind a closed network the wheel should not have to wait long.
 _WHEEL_TIMEOUT = 120
 
 
 def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
-    """Makes sure that `folder` holds `ml-100k.inter` and `ml-100k.item`, and gives the path of the former.
+    """Makes sure that `folder` holds `ml-100k.inter` and `ml-100k.item`, and gives the path of the
+    former.
 
-    The data is taken from `folder` itself, else from its home site, else from a wheel on the Python package index that
-    carries it. Checksums are verified, and from either source the same two files are written, in RecBole's form.
+    The data is taken from `folder` itself, else from its home site, else from a wheel on the Python
+    package index that carries it. Checksums are verified, and from either source the same two files
+    are written, in RecBole's form.
 
     Raises:
         DataError: none of the three has it; says what was tried and how to go on without.
@@ -67,12 +63,6 @@ def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
         + "\nGo on without a network with --config=configs/synthetic.py, or put ml-100k.inter and "
         f"ml-100k.item into {folder}."
     )
-
-
-def split_title(title: str) -> tuple[str, str]:
-    """Splits MovieLens's `"Toy Story (1995)"` into title and year; no year, no change."""
-    match = re.fullmatch(r"(.*\S)\s*\((\d{4})\)(?: \(V\))?\s*", title)
-    return (match[1], match[2]) if match else (title.strip(), "")
 
 
 def _from_home() -> tuple[str, str]:

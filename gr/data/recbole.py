@@ -1,9 +1,10 @@
-"""RecBole's atomic files (Zhao et al., "RecBole", CIKM 2021): `NAME.inter` and `NAME.item`, tab-separated, typed header."""
+"""RecBole's atomic files (Zhao et al., CIKM 2021): tab-separated, with types in the header."""
 
 import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table
@@ -14,7 +15,7 @@ from gr.data.sequences import Sequences
 _FIELD_NAMES = {
     "movie_title": "title",
     "item_title": "title",
-    "class": "genres",  # A list of genres, separated by spaces.
+    "class": "genres",
     "genre": "genres",
     "category": "categories",
 }
@@ -36,9 +37,9 @@ def read_recbole(
 
     Args:
         path: the `.inter` file.
-        items_path: the `.item` file; by default the one beside `path`, if there is one. Where it is read it is
-            authoritative: an interaction with an item that it lacks is a bad row. Its fields become `item_fields`;
-            `movie_title` becomes `title`, `class` `genres`.
+        items_path: the `.item` file; by default the one beside `path`, if there is one. Where it is
+            read it is authoritative: an interaction with an item that it lacks is a bad row. Its
+            fields become `item_fields`; `movie_title` becomes `title`, `class` `genres`.
         user: name of the users' column, without its type, as for the following three.
         item: name of the items' column.
         time: name of the times' column; None takes a user's interactions in the order of the file.
@@ -103,4 +104,8 @@ def _read_items(
     renamed = [
         "item" if name == item else _FIELD_NAMES.get(name, name) for name in table.column_names
     ]
-    return table.rename_columns(renamed), skipped
+    table = table.rename_columns(renamed)
+    if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
+        listed = pc.replace_substring(table["genres"], " ", ", ")
+        table = table.set_column(renamed.index("genres"), "genres", listed)
+    return table, skipped

@@ -1,7 +1,8 @@
 """Text tables: read by columns when they are sound, row by row, naming file and line, when not.
 
-Both ways give the same Arrow table. The fast way (Arrow's CSV parser) either accepts a whole file or is abandoned;
-only then does the slow way look at every row, so that a fault can be reported with its line, or left out and counted.
+Both ways give the same Arrow table. The fast way (Arrow's CSV parser) either accepts a whole file
+or is abandoned; only then does the slow way look at every row, so that a fault can be reported with
+its line, or left out and counted.
 """
 
 import csv
@@ -29,8 +30,8 @@ _SEPARATOR = b"\x1f"  # Stands in for separators of several characters; in no te
 class RowFormat:
     """What a row of a text table must look like.
 
-    Ids and numbers are required in every row, an empty id or a number that is not finite being a fault; text may be
-    empty. Columns in `names` that are in none of the three are not read.
+    Ids and numbers are required in every row, an empty id or a number that is not finite being a
+    fault; text may be empty. Columns in `names` that are in none of the three are not read.
     """
 
     names: Sequence[str]  # All columns, in the order of the file.
@@ -107,7 +108,8 @@ def read_rows(
     """Reads a text table (plain or `.gz`).
 
     Returns:
-        The wanted columns, ids and text as strings and numbers as float64, and the number of rows left out.
+        The wanted columns, ids and text as strings and numbers as float64, and the number of rows
+        left out.
 
     Raises:
         DataError: no such file, no rows, or (unless `skip_bad_rows`) a bad row, by file and line.
@@ -183,7 +185,7 @@ def _read_slow(path: Path, form: RowFormat, skip_bad_rows: bool) -> tuple[pa.Tab
     columns = {name: [] for name in form.wanted}
     place = {name: list(form.names).index(name) for name in form.wanted}
     skipped = 0
-    for line, cells in _numbered_cells(path, form):
+    for line, cells in numbered_cells(path, form):
         fault = cells if isinstance(cells, str) else form.fault(cells)
         if fault is None:
             for name, column in columns.items():
@@ -199,8 +201,8 @@ def _read_slow(path: Path, form: RowFormat, skip_bad_rows: bool) -> tuple[pa.Tab
     ), skipped
 
 
-def _numbered_cells(path: Path, form: RowFormat) -> Iterator[tuple[int, list[str] | str]]:
-    """Each row's first line number and its cells, or what kept it from being split; blank lines are passed over."""
+def numbered_cells(path: Path, form: RowFormat) -> Iterator[tuple[int, list[str] | str]]:
+    """Each row's first line and its cells, or what kept it from being split; no blank lines."""
     encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
     with open_bytes(path) as file:
         # Undecodable bytes become lone surrogates, so that the fault can be laid to its row.
@@ -230,5 +232,5 @@ def _numbered_cells(path: Path, form: RowFormat) -> Iterator[tuple[int, list[str
 
 
 def text_column(table: pa.Table, name: str) -> np.ndarray:
-    """A text column as an array of Python strings, [rows] object; text of any length costs only itself."""
+    """A text column as `[rows]` Python strings: an array of which long texts cost only themselves."""
     return table[name].to_numpy()

@@ -1,4 +1,4 @@
-"""The data that every later room works on: users' item sequences and the positions to be predicted."""
+"""What every later room works on: users' item sequences and the positions to be predicted."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ PAD_ITEM = -1  # In batches of item rows: "no item here".
 
 
 class DataError(ValueError):
-    """Raised for input data that cannot be used; the message names the file, line or field and the remedy."""
+    """Raised for data that cannot be used; names the file, line or field and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
     """All users' interactions, oldest first within a user, as flat arrays.
 
-    User row `u` owns `items[offsets[u]:offsets[u + 1]]`; item row `i` is `item_ids[i]` in the source data.
-    Letters: U users, N items, E interactions.
+    User row `u` owns `items[offsets[u]:offsets[u + 1]]`; item row `i` is `item_ids[i]` in the
+    source data. Letters: U users, N items, E interactions.
     """
 
     items: np.ndarray  # [E] int32 item rows.
@@ -63,7 +63,8 @@ class Sequences:
 class Targets:
     """Interactions to be predicted, each from all that its user did before it.
 
-    The history of target `j` is `items[offsets[users[j]]:positions[j]]`; the target is `items[positions[j]]`.
+    The history of target `j` is `items[offsets[users[j]]:positions[j]]`; the target is
+    `items[positions[j]]`.
     """
 
     users: np.ndarray  # [n] int32 user rows.

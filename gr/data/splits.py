@@ -1,4 +1,4 @@
-"""Which interactions are trained on, validated on and tested on; every history is all that the user did before."""
+"""What is trained on, validated on and tested on; a history is all that the user did before."""
 
 import numpy as np
 
@@ -6,10 +6,11 @@ from gr.data.sequences import DataError, Sequences, Splits, Targets
 
 
 def leave_one_out(sequences: Sequences) -> Splits:
-    """Each user's last interaction is the test target, the one before it validation, the rest training.
+    """Each user's last interaction is the test target, the one before it validation, the rest
+    training.
 
-    The targets of training are a user's 2nd to (n-2)th interactions. A user of two interactions gives only a test
-    target, a user of one gives none: a target needs a history.
+    The targets of training are a user's 2nd to (n-2)th interactions. A user of two interactions
+    gives only a test target, a user of one gives none: a target needs a history.
     """
     users, place, left = _places(sequences)
     has_history = place > 0
@@ -22,10 +23,11 @@ def leave_one_out(sequences: Sequences) -> Splits:
 
 
 def by_time(sequences: Sequences, validation_from: float, test_from: float) -> Splits:
-    """Interactions before `validation_from` are trained on, those from `test_from` on tested, those between validate.
+    """Trains on what happened before `validation_from`, tests on what happened from `test_from` on.
 
-    A user's first interaction is no target, having no history, but is part of the histories that follow; a test
-    target's history holds everything earlier of its user, validation's interactions too.
+    What lies between validates. A user's first interaction is no target, having no history, but is
+    part of the histories that follow; a test target's history holds everything earlier of its user,
+    validation's interactions too.
 
     Raises:
         DataError: no times, cuts in the wrong order, or nothing to train or to test on.
@@ -47,14 +49,16 @@ def by_time(sequences: Sequences, validation_from: float, test_from: float) -> S
     )
     if not len(splits.train) or not len(splits.test):
         raise DataError(
-            f"cut at {validation_from} and {test_from}, {len(splits.train)} targets are left for training and "
-            f"{len(splits.test)} for test; times run from {times.min()} to {times.max()}: see time_quantiles"
+            f"cut at {validation_from} and {test_from}, {len(splits.train)} targets are left for "
+            f"training and {len(splits.test)} for test; times run from {times.min()} to "
+            f"{times.max()}: see time_quantiles"
         )
     return splits
 
 
 def time_quantiles(sequences: Sequences, *fractions: float) -> tuple[float, ...]:
-    """The times before which the given fractions of all interactions lie, to be used as cuts by `by_time`.
+    """The times before which the given fractions of all interactions lie, to be used as cuts by
+    `by_time`.
 
     Raises:
         DataError: no times, or a fraction outside [0, 1].
@@ -67,7 +71,7 @@ def time_quantiles(sequences: Sequences, *fractions: float) -> tuple[float, ...]
 
 
 def _places(sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every interaction, `[E]` each: its user row, its place in the user's sequence, and how many follow it."""
+    """For every interaction, `[E]` each: user row, place in the sequence, and how many follow."""
     lengths = sequences.lengths
     users = np.repeat(np.arange(sequences.num_users, dtype=np.int32), lengths)
     place = np.arange(len(sequences.items)) - np.repeat(sequences.offsets[:-1], lengths)

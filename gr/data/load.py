@@ -1,0 +1,70 @@
+"""One entry to all readers, for configurations that name the form of their data."""
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
+from gr.data.inter_json import read_inter_json
+from gr.data.minionerec import read_minionerec
+from gr.data.movielens import read_movielens
+from gr.data.movielens_fetch import fetch_movielens_100k
+from gr.data.recbole import read_recbole
+from gr.data.sequences import DataError, Sequences
+from gr.data.synthetic import synthetic_sequences
+from gr.data.tables import read_table
+
+FORMATS: dict[str, Callable[..., Sequences]] = {
+    "amazon_ratings": read_amazon_ratings,
+    "amazon_reviews": read_amazon_reviews,
+    "inter_json": read_inter_json,
+    "minionerec": read_minionerec,
+    "movielens": read_movielens,
+    "recbole": read_recbole,
+    "table": read_table,
+}
+_WITHOUT_PATH = "synthetic"
+_FETCHED = "movielens_100k"
+
+
+def load_sequences(
+    format: str, path: str | os.PathLike[str] | None = None, **options: Any
+) -> Sequences:
+    """Reads data in a named form.
+
+    Args:
+        format: a key of `FORMATS`; `movielens_100k`, which is fetched into `path` where it is not
+            there yet; or `synthetic`, which needs no path.
+        path: the file or folder.
+        **options: of the reader, by name.
+
+    Raises:
+        DataError: an unknown format or option, a missing path, and whatever the reader raises.
+    """
+    if format == _WITHOUT_PATH:
+        _check_options(format, synthetic_sequences, options)
+        return synthetic_sequences(**options)
+    reader = read_recbole if format == _FETCHED else FORMATS.get(format)
+    if reader is None:
+        known = ", ".join(sorted((*FORMATS, _FETCHED, _WITHOUT_PATH)))
+        raise DataError(f"unknown data format {format!r}; choose one of {known}")
+    if path is None:
+        raise DataError(f"data format {format!r} needs a path")
+    _check_options(format, reader, options)
+    return reader(fetch_movielens_100k(path) if format == _FETCHED else path, **options)
+
+
+def _check_options(format: str, reader: Callable[..., Sequences], options: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(reader).parameters.values())
+    if format != _WITHOUT_PATH:
+        parameters = parameters[1:]
+    known = [parameter.name for parameter in parameters]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise DataError(
+            f"data format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
+    if missing:
+        raise DataError(f"data format {format!r} needs the option {', '.join(missing)}")

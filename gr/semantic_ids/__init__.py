@@ -4,7 +4,8 @@
 vectors (`item_texts`, `text_vectors`, `sentence_vectors`, `training_interactions`,
 `interaction_vectors`, `load_vectors`, `concatenate_vectors`), residual k-means
 (`fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`), collisions
-(`append_extra_code`, `resolve_collisions`) and files that others made (`read_index_json`, ...).
+(`append_extra_code`, `resolve_collisions`) files that others
+made (`read_index_json`, ...) and text for a terminal (`report_table`, `example_table`).
 """
 
 from gr.semantic_ids.build import build_semantic_ids, make_semantic_ids
@@ -40,6 +41,8 @@ from gr.semantic_ids.semantic_ids import (
     SemanticIds,
 )
 
+from gr.semantic_ids.tables import example_table, report_table
+
 __all__ = [
     "BOS_TOKEN",
     "FIRST_CODE_TOKEN",
@@ -54,6 +57,7 @@ __all__ = [
     "check_codebooks",
     "codebook_report",
     "concatenate_vectors",
+    "example_table",
     "fit_residual_kmeans",
     "interaction_vectors",
     "item_texts",
@@ -63,6 +67,7 @@ __all__ = [
     "read_codes_npy",
     "read_index_json",
     "read_semantic_ids",
+    "report_table",
     "resolve_collisions",
     "sentence_vectors",
     "text_vectors",

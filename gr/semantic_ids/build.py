@@ -7,10 +7,12 @@ import numpy as np
 
 from gr.data.sequences import Splits
 from gr.semantic_ids import item_vectors
-from gr.semantic_ids.collisions import SHARE, resolve_collisions
+from gr.semantic_ids.collisions import EXTRA_CODE, SHARE, resolve_collisions
 from gr.semantic_ids.readers import read_semantic_ids
 from gr.semantic_ids.residual_kmeans import check_codebooks, codebook_report, fit_residual_kmeans
-from gr.semantic_ids.semantic_ids import SemanticIds
+from gr.semantic_ids.semantic_ids import SemanticIdError, SemanticIds
+
+TEXT, INTERACTIONS, BOTH = "text", "interactions", "both"  # Kinds of item vectors.
 
 
 def build_semantic_ids(
@@ -52,12 +54,12 @@ def make_semantic_ids(
     splits: Splits,
     *,
     path: str = "",
-    vectors: str = "both",
+    vectors: str = BOTH,
     dim: int = 64,
     num_levels: int = 3,
     codebook_size: int = 64,
     balanced: bool = False,
-    collision: str = "extra_code",
+    collision: str = EXTRA_CODE,
     min_perplexity: float = 0.1,
     text_model: str = "tfidf",
     seed: int = 0,
@@ -101,16 +103,21 @@ def make_semantic_ids(
 def _make_vectors(splits: Splits, kind: str, dim: int, text_model: str, seed: int) -> np.ndarray:
     """Vectors `[N, D]` of the kind that `make_semantic_ids` names."""
     sequences = splits.sequences
-    if kind not in ("text", "interactions", "both"):
+    if kind not in (TEXT, INTERACTIONS, BOTH):
+        if not kind.endswith(".npy"):
+            raise SemanticIdError(
+                f"vectors={kind!r} is unknown; known are {TEXT!r}, {INTERACTIONS!r}, {BOTH!r} and "
+                "the path of a .npy file."
+            )
         return item_vectors.load_vectors(kind, sequences.num_items)
     blocks = []
-    if kind != "interactions":
+    if kind != INTERACTIONS:
         texts = item_vectors.item_texts(sequences)
         if text_model == "tfidf":
             blocks.append(item_vectors.text_vectors(texts, dim, seed))
         else:
             blocks.append(item_vectors.sentence_vectors(texts, text_model))
-    if kind != "text":
+    if kind != TEXT:
         training = item_vectors.training_interactions(splits)
         blocks.append(item_vectors.interaction_vectors(sequences, training, dim, seed))
     return item_vectors.concatenate_vectors(blocks)

@@ -1,0 +1,146 @@
+"""Semantic IDs that others made."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from gr.semantic_ids import (
+    SemanticIdError,
+    read_codes_csv,
+    read_codes_npy,
+    read_index_json,
+    read_semantic_ids,
+)
+
+INDEX = {"10": ["<a_3>", "<b_0>"], "2": ["<a_0>", "<b_4>"], "1": ["<a_3>", "<b_0>"]}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="x.index.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_index_json_in_numeric_order_with_inferred_sizes(write):
+    ids = read_index_json(write(INDEX))
+    assert ids.item_ids.tolist() == ["1", "2", "10"]
+    assert ids.codes.tolist() == [[3, 0], [0, 4], [3, 0]]
+    assert ids.codebook_sizes == (4, 8)  # 3 + 1 is a power of two, 4 + 1 goes up to 8.
+    assert ids.items_of([3, 0]).tolist() == [0, 2]  # Shared SIDs are kept.
+
+
+def test_index_json_in_the_order_of_the_items(write):
+    ids = read_index_json(write(INDEX), item_ids=["2", "10"], codebook_sizes=(256, 256))
+    assert ids.item_ids.tolist() == ["2", "10"]
+    assert ids.codes.tolist() == [[0, 4], [3, 0]]
+    assert ids.vocab_size == 2 + 512
+
+
+def test_index_json_with_names_for_keys_keeps_the_order_of_the_file(write):
+    ids = read_index_json(write({"b": ["<a_0>"], "a": ["<a_1>"], "3": ["<a_0>"]}))
+    assert ids.item_ids.tolist() == ["b", "a", "3"]
+    assert ids.codebook_sizes == (2,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0": ["<a_1>", "<b_2>"], "1": ["<a_1>"]}, "item 1 has 1 tokens where the first .* 2"),
+        ({"0": ["<a_1>", "<c_2>"]}, r"item 0: token '<c_2>' at level 1 should be like '<b_12>'"),
+        ({"0": ["<b_1>"]}, "item 0: token '<b_1>' at level 0"),
+        ({"0": ["a_1"]}, "item 0: token 'a_1' at level 0"),
+        ({"0": ["<a_-1>"]}, "item 0: token '<a_-1>'"),
+        ({"0": ["<a_1> "]}, "item 0: token '<a_1> '"),
+        ({"0": ["<a_99999999999>"]}, "item 0: token"),
+        ({"0": [7]}, "item 0: token 7"),
+        ({"0": []}, "item 0: expected a list"),
+        ({"0": "<a_1>"}, "item 0: expected a list"),
+        ({"0": ["<a_1>"], "1": None}, "item 1: expected a list"),
+        ({}, "expected a non-empty object"),
+        ([["<a_1>"]], "expected a non-empty object"),
+        ('{"0": ["<a_1>"], "0": ["<a_2>"]}', "item 0 stands there twice"),
+        ('{"0": ["<a_1>"', "not a JSON file"),
+    ],
+)
+def test_bad_index_json(write, content, message):
+    with pytest.raises(SemanticIdError, match=rf"x\.index\.json: {message}"):
+        read_index_json(write(content))
+
+
+def test_missing_items_and_too_small_codebooks(write):
+    path = write(INDEX)
+    with pytest.raises(SemanticIdError, match=r"x\.index\.json: no Semantic ID for item 3"):
+        read_index_json(path, item_ids=["1", "3"])
+    with pytest.raises(SemanticIdError, match=r"x\.index\.json: item 2: code 4 at level 1"):
+        read_index_json(path, codebook_sizes=(4, 4))
+    with pytest.raises(SemanticIdError, match=r"none\.json: No such file"):
+        read_index_json(path.parent / "none.json")
+
+
+def test_csv(write):
+    path = write("item_id,code_1,code_2\nb,1,0\na,0,2\n", "ids.csv")
+    assert read_codes_csv(path).item_ids.tolist() == ["b", "a"]
+    ids = read_codes_csv(path, item_ids=["a", "b"])
+    assert ids.codes.tolist() == [[0, 2], [1, 0]]
+    assert ids.codebook_sizes == (2, 4)
+    with pytest.raises(SemanticIdError, match=r"ids\.csv: line 3: expected an item id and 2"):
+        read_codes_csv(write("item_id,c,d\na,1,0\nb,1\n", "ids.csv"))
+    with pytest.raises(SemanticIdError, match=r"ids\.csv: line 2"):
+        read_codes_csv(write("item_id,c\na,1.5\n", "ids.csv"))
+    with pytest.raises(SemanticIdError, match=r"ids\.csv: no items"):
+        read_codes_csv(write("item_id,c\n", "ids.csv"))
+
+
+def test_npy(tmp_path):
+    path = tmp_path / "codes.npy"
+    np.save(path, np.array([[1, 0], [0, 2]]))
+    assert read_codes_npy(path, ["a", "b"]).codes.tolist() == [[1, 0], [0, 2]]
+    with pytest.raises(SemanticIdError, match=r"codes\.npy: 2 rows of codes but item_ids"):
+        read_codes_npy(path, ["a"])
+    np.save(path, np.array([[0.5]]))
+    with pytest.raises(SemanticIdError, match=r"codes\.npy: codes must be"):
+        read_codes_npy(path, ["a"])
+    path.write_bytes(b"")
+    with pytest.raises(SemanticIdError, match=r"codes\.npy: cannot be read"):
+        read_codes_npy(path, ["a"])
+
+
+def test_the_ending_chooses_the_reader(write, tmp_path):
+    wanted = ["2", "1"]
+    expected = read_index_json(write(INDEX), wanted)
+    read_index_json(write(INDEX)).save(tmp_path / "ids.npz")
+    np.save(tmp_path / "ids.npy", expected.codes)
+    write("item_id,a,b\n1,3,0\n2,0,4\n", "ids.csv")
+    for name in ("x.index.json", "ids.npz", "ids.npy", "ids.csv"):
+        ids = read_semantic_ids(tmp_path / name, wanted)
+        np.testing.assert_array_equal(ids.codes, expected.codes)
+        assert ids.item_ids.tolist() == wanted
+    with pytest.raises(SemanticIdError, match="unknown ending"):
+        read_semantic_ids(tmp_path / "ids.txt", wanted)
+
+
+@pytest.mark.skipif("GR_DATA" not in os.environ, reason="GR_DATA (real data) is not set")
+@pytest.mark.parametrize(
+    ("name", "num_items", "num_distinct"),
+    [
+        ("amazon-office/Office.index.rq-kmeans.json", 2420, 2415),
+        ("amazon-beauty/Beauty.index.rq-kmeans.json", 12101, 12089),
+    ],
+)
+def test_published_indexes(name, num_items, num_distinct):
+    path = pathlib.Path(os.environ["GR_DATA"]) / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    ids = read_index_json(path)
+    assert (ids.num_items, ids.num_distinct) == (num_items, num_distinct)
+    assert ids.codebook_sizes == (256,) * 4
+    assert ids.item_ids.tolist() == [str(i) for i in range(num_items)]
+    table = ids.items_of_many(ids.codes)
+    assert (table == np.arange(num_items)[:, None]).any(axis=1).all()  # No item is lost.

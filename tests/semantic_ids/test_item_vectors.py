@@ -1,0 +1,168 @@
+"""Item vectors from text and from interactions."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from gr.data.sequences import Sequences, Splits, Targets
+from gr.semantic_ids import (
+    SemanticIdError,
+    concatenate_vectors,
+    interaction_vectors,
+    item_texts,
+    load_vectors,
+    sentence_vectors,
+    text_vectors,
+    training_interactions,
+)
+
+
+def sequences_of(histories, num_items, **fields):
+    return Sequences(
+        items=np.concatenate([np.array(h, np.int32) for h in histories]),
+        offsets=np.cumsum([0] + [len(h) for h in histories]),
+        user_ids=np.array([f"u{u}" for u in range(len(histories))]),
+        item_ids=np.array([f"i{i}" for i in range(num_items)]),
+        item_fields={name: np.array(values) for name, values in fields.items()},
+    )
+
+
+def targets(*pairs):
+    users, positions = zip(*pairs, strict=True) if pairs else ((), ())
+    return Targets(np.array(users, np.int32), np.array(positions, np.int64))
+
+
+def everything(sequences):
+    return np.ones(len(sequences.items), bool)
+
+
+def test_texts_join_fields_and_resolve_entities():
+    data = sequences_of(
+        [[0, 1]], 2, title=["AT&amp;T  phone", "pen &quot;x&quot;"], brand=["AT&T", ""]
+    )
+    assert item_texts(data) == ["AT&T phone AT&T", 'pen "x"']
+    assert item_texts(data, ["brand"]) == ["AT&T", ""]
+    with pytest.raises(SemanticIdError, match="no item field 'price'"):
+        item_texts(data, ["price"])
+    with pytest.raises(SemanticIdError, match="no text; use vectors='interactions'"):
+        item_texts(sequences_of([[0, 1]], 2))
+    with pytest.raises(SemanticIdError, match="no text"):
+        item_texts(sequences_of([[0]], 1, title=[" "]))
+
+
+TEXTS = ["red ink pen", "blue ink pen", "corded phone", "cordless phone handset", "", "the"]
+
+
+def test_text_vectors_put_like_with_like():
+    vectors = text_vectors(TEXTS, dim=4, seed=0)
+    assert vectors.shape == (6, 4) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 1, 0, 0], atol=1e-6)
+    similarity = vectors @ vectors.T
+    assert similarity[0, 1] > 0.3 and similarity[2, 3] > 0.1
+    np.testing.assert_allclose(similarity[:2, 2:4], 0, atol=1e-6)  # No common word.
+    np.testing.assert_array_equal(vectors, text_vectors(TEXTS, dim=4, seed=0))
+
+
+def test_text_vectors_beyond_the_rank_are_zero():
+    vectors = text_vectors(["a1 b1", "c1"], dim=5, seed=0)
+    assert vectors.shape == (2, 5)
+    np.testing.assert_array_equal(vectors[:, 2:], 0)
+    with pytest.raises(SemanticIdError, match="no usable words"):
+        text_vectors(["the", "and"], dim=2, seed=0)
+    with pytest.raises(SemanticIdError, match="dim must be at least 1"):
+        text_vectors(TEXTS, dim=0, seed=0)
+
+
+def test_sentence_vectors_name_the_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(SemanticIdError, match=r"pip install -e '\.\[text\]'"):
+        sentence_vectors(["x"], "all-MiniLM-L6-v2")
+
+
+def test_training_interactions_by_hand():
+    # User 0 trains up to position 2 of 0..4, user 1 has no training target, user 2 all but one.
+    data = sequences_of([[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]], 5)
+    splits = Splits(
+        data,
+        train=targets((0, 2), (0, 1), (2, 8)),
+        validation=targets((0, 3), (1, 5)),
+        test=targets((0, 4), (1, 6), (2, 9)),
+    )
+    assert training_interactions(splits).tolist() == [
+        *[True, True, True, False, False],
+        *[False, False],
+        *[True, True, False],
+    ]
+
+
+def test_interaction_vectors_put_companions_together():
+    # Items 0, 1, 2 are taken together, so are 3, 4, 5; 6 only after training; 7 by nobody.
+    histories = [[0, 1, 2], [2, 1, 0], [1, 0, 2], [3, 4, 5], [5, 4, 3], [4, 3, 5, 6]]
+    data = sequences_of(histories, 8)
+    training = everything(data)
+    training[-1] = False
+    vectors = interaction_vectors(data, training, dim=4, seed=0)
+    assert vectors.shape == (8, 4) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1] * 6 + [0] * 2, atol=1e-6)
+    similarity = vectors @ vectors.T
+    np.testing.assert_allclose(similarity[:3, 3:6], 0, atol=1e-6)
+    assert similarity[:3, :3].min() > 0.1 and similarity[3:6, 3:6].min() > 0.1
+    np.testing.assert_array_equal(vectors, interaction_vectors(data, training, dim=4, seed=0))
+
+
+def test_held_out_interactions_change_nothing():
+    rng = np.random.default_rng(0)
+    histories = [rng.permutation(20)[:8].tolist() for _ in range(30)]
+    data = sequences_of(histories, 20)
+    training = np.tile(np.arange(8) < 6, 30)
+    shuffled = [h[:6] + rng.permutation(20)[:2].tolist() for h in histories]
+    np.testing.assert_array_equal(
+        interaction_vectors(data, training, dim=8, seed=0),
+        interaction_vectors(sequences_of(shuffled, 20), training, dim=8, seed=0),
+    )
+
+
+def test_pairs_stay_within_users_and_window():
+    # 0 and 1 belong to different users; 2 and 4 are two apart.
+    data = sequences_of([[2, 0], [1, 3, 4]], 5)
+    near = interaction_vectors(data, everything(data), dim=5, seed=0, window=1)
+    far = interaction_vectors(data, everything(data), dim=5, seed=0, window=2)
+    # With window 1, items 1 and 4 have the same only neighbour 3, so they point the same way.
+    assert near[1] @ near[4] == pytest.approx(1, abs=1e-5)
+    assert far[1] @ far[4] < 0.99
+    np.testing.assert_allclose(near[[0, 2]] @ near[[1, 3, 4]].T, 0, atol=1e-6)
+
+
+def test_interaction_vectors_need_pairs():
+    data = sequences_of([[0], [1, 1]], 2)
+    with pytest.raises(SemanticIdError, match="use vectors='text'"):
+        interaction_vectors(data, everything(data), dim=2, seed=0)
+    with pytest.raises(SemanticIdError, match="mask of shape"):
+        interaction_vectors(data, np.ones(2, bool), dim=2, seed=0)
+
+
+def test_blocks_contribute_equally_unless_weighted():
+    rng = np.random.default_rng(0)
+    small, large = rng.normal(size=(50, 3)), 1000 + 40 * rng.normal(size=(50, 7))
+    both = concatenate_vectors([small, large])
+    assert both.shape == (50, 10) and both.dtype == np.float32
+    np.testing.assert_allclose(np.var(both[:, :3], axis=0).sum(), 1, rtol=1e-3)
+    np.testing.assert_allclose(np.var(both[:, 3:], axis=0).sum(), 1, rtol=1e-3)
+    weighted = concatenate_vectors([small, large], [1, 2])
+    np.testing.assert_allclose(weighted[:, 3:], 2 * both[:, 3:], rtol=1e-5)
+    with pytest.raises(SemanticIdError, match="same vector"):
+        concatenate_vectors([small, np.ones((50, 2))])
+
+
+def test_vectors_from_a_file(tmp_path):
+    path = tmp_path / "v.npy"
+    np.save(path, np.arange(6).reshape(3, 2))
+    assert load_vectors(path, 3).tolist() == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(SemanticIdError, match=r"v\.npy: expected an array \[4, D\].* \[3, 2\]"):
+        load_vectors(path, 4)
+    np.save(path, np.array([[1.0], [np.nan]]))
+    with pytest.raises(SemanticIdError, match=r"v\.npy: the vector of item row 1 is not finite"):
+        load_vectors(path, 2)
+    with pytest.raises(SemanticIdError, match=r"none\.npy: cannot be read"):
+        load_vectors(tmp_path / "none.npy", 2)

@@ -1,0 +1,117 @@
+"""The whole way from splits to Semantic IDs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gr.data.sequences import Sequences, Splits, Targets
+from gr.semantic_ids import SemanticIdError, build_semantic_ids, make_semantic_ids
+
+NUM_ITEMS, NUM_USERS, LENGTH = 60, 80, 10
+WORDS = ["phone cordless", "pen ink", "paper glossy"]
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Users keep to one of three kinds of items; the text names the kind."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(NUM_ITEMS) % 3
+    histories = [
+        rng.choice(np.flatnonzero(kinds == user % 3), LENGTH, replace=False)
+        for user in range(NUM_USERS)
+    ]
+    sequences = Sequences(
+        items=np.concatenate(histories).astype(np.int32),
+        offsets=np.arange(NUM_USERS + 1) * LENGTH,
+        user_ids=np.array([f"u{u}" for u in range(NUM_USERS)]),
+        item_ids=np.array([f"i{i}" for i in range(NUM_ITEMS)]),
+        item_fields={"title": np.array([f"{WORDS[k]} model{i % 7}" for i, k in enumerate(kinds)])},
+    )
+    owners = np.repeat(np.arange(NUM_USERS, dtype=np.int32), LENGTH)
+    place = np.tile(np.arange(LENGTH), NUM_USERS)
+
+    def where(mask):
+        return Targets(owners[mask], np.flatnonzero(mask))
+
+    return Splits(
+        sequences,
+        train=where((place > 0) & (place < LENGTH - 2)),
+        validation=where(place == LENGTH - 2),
+        test=where(place == LENGTH - 1),
+    )
+
+
+SMALL = {"dim": 8, "num_levels": 2, "codebook_size": 3}
+
+
+@pytest.mark.parametrize("vectors", ["text", "interactions", "both"])
+def test_first_codes_are_the_kinds(splits, vectors):
+    ids, report = make_semantic_ids(splits, vectors=vectors, **SMALL)
+    assert ids.item_ids.tolist() == splits.sequences.item_ids.tolist()
+    kinds = np.arange(NUM_ITEMS) % 3
+    for kind in range(3):
+        assert len(set(ids.codes[kinds == kind, 0].tolist())) == 1
+    assert len(set(ids.codes[:, 0].tolist())) == 3
+    assert report["levels"][0]["perplexity"] == pytest.approx(3)
+    assert report["after_policy"]["distinct_sids"] == NUM_ITEMS
+    assert report["after_policy"]["largest_group"] == 1
+    assert report["before_policy"]["largest_group"] == ids.codebook_sizes[-1]
+    json.dumps(report)
+
+
+def test_policies_and_depth(splits):
+    unique, _ = make_semantic_ids(splits, collision="extra_code", **SMALL)
+    shared, report = make_semantic_ids(splits, collision="share", **SMALL)
+    assert (unique.num_levels, shared.num_levels) == (3, 2)
+    assert unique.codebook_sizes[:2] == shared.codebook_sizes == (3, 3)
+    np.testing.assert_array_equal(unique.codes[:, :2], shared.codes)
+    assert report["before_policy"] == report["after_policy"] == shared.collisions()
+    assert shared.largest_group == unique.codebook_sizes[-1]
+
+
+def test_same_seed_same_ids(splits):
+    first, report = make_semantic_ids(splits, seed=5, **SMALL)
+    second, again = make_semantic_ids(splits, seed=5, **SMALL)
+    np.testing.assert_array_equal(first.codes, second.codes)
+    assert report == again
+
+
+def test_vectors_and_ids_from_files(splits, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 5))
+    np.save(tmp_path / "v.npy", vectors)
+    ids, _ = make_semantic_ids(splits, vectors=str(tmp_path / "v.npy"), collision="share", **SMALL)
+    built, _ = build_semantic_ids(
+        vectors.astype(np.float32),
+        splits.sequences.item_ids,
+        num_levels=2,
+        codebook_size=3,
+        collision="share",
+        seed=0,
+    )
+    np.testing.assert_array_equal(ids.codes, built.codes)
+    path = str(tmp_path / "ids.npz")
+    ids.save(path)
+    read, report = make_semantic_ids(splits, path=path, num_levels=7)
+    np.testing.assert_array_equal(read.codes, ids.codes)
+    assert (report["source"], report["collision"]) == (path, "share")
+    assert report["after_policy"] == ids.collisions()
+
+
+def test_refusals(splits):
+    with pytest.raises(SemanticIdError, match="codebook collapse at level 0"):
+        build_semantic_ids(
+            np.zeros((20, 2)),
+            np.arange(20),
+            num_levels=2,
+            codebook_size=4,
+            collision="extra_code",
+            seed=0,
+            min_perplexity=0.5,
+        )
+    with pytest.raises(SemanticIdError, match="collision='drop'"):
+        make_semantic_ids(splits, collision="drop", **SMALL)
+    with pytest.raises(SemanticIdError, match=r"neither\.npy: cannot be read"):
+        make_semantic_ids(splits, vectors="neither.npy", **SMALL)
+    with pytest.raises(SemanticIdError, match="vectors='texts' is unknown; known are 'text'"):
+        make_semantic_ids(splits, vectors="texts", **SMALL)

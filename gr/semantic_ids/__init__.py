@@ -40,7 +40,6 @@ from gr.semantic_ids.semantic_ids import (
     SemanticIdError,
     SemanticIds,
 )
-
 from gr.semantic_ids.tables import example_table, report_table
 
 __all__ = [

@@ -1,0 +1,61 @@
+"""The device mesh, and how batches and states lie on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gr.training.errors import TrainingError
+
+
+def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+    """Returns a mesh with axes `("data", "model")` over the first `data * model` devices; one device is the 1x1 mesh.
+
+    Raises:
+        TrainingError: if there are fewer devices.
+    """
+    devices = jax.devices()
+    if data < 1 or model < 1 or data * model > len(devices):
+        raise TrainingError(
+            f"a mesh of data={data} x model={model} does not fit on {len(devices)} {devices[0].platform} device(s); "
+            "make data * model at most that"
+        )
+    return jax.make_mesh(
+        (data, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * model],
+    )
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+    """Puts host arrays `[B, ...]` on the mesh, B split over "data"; scalars go everywhere.
+
+    With several processes each gives its own rows, and the global batch is all of them in process order.
+
+    Raises:
+        TrainingError: if B is not a multiple of the data axis.
+    """
+    processes = jax.process_count()
+    parts = mesh.shape["data"]
+
+    def put(path: Any, array: np.ndarray) -> jax.Array:  # noqa: ANN401
+        array = np.asarray(array)
+        if array.ndim and (array.shape[0] * processes) % parts:
+            raise TrainingError(
+                f"batch{jax.tree_util.keystr(path)} has {array.shape[0] * processes} rows, which do not split over "
+                f"data={parts}; use a batch size that is a multiple of it, and pad or drop the last batch"
+            )
+        spec = PartitionSpec("data") if array.ndim else PartitionSpec()
+        sharding = NamedSharding(mesh, spec)
+        if processes == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+    """Puts every array of the tree whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

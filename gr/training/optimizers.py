@@ -1,0 +1,105 @@
+"""AdamW with warm-up, clipping and gradient accumulation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gr.training.errors import TrainingError
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+# The share of the peak learning rate, given the share of the decay that is over, in [0, 1].
+DECAYS = {
+    "constant": lambda progress: jnp.ones_like(progress),
+    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1.0 - progress,
+}
+
+
+def make_schedule(
+    learning_rate: float, *, schedule: str, total_steps: int, warmup_steps: int
+) -> Schedule:
+    """Learning rate of optimiser update `t = 0, 1, ..`: linear warm-up to the peak, then decay to 0 at `total_steps`.
+
+    Warm-up's first update already learns, at `learning_rate / warmup_steps`; update `warmup_steps - 1` has the peak.
+
+    Raises:
+        TrainingError: for an unknown schedule or step counts that leave nothing to decay over.
+    """
+    if schedule not in DECAYS:
+        raise TrainingError(f"schedule {schedule!r} is unknown; use one of {', '.join(DECAYS)}")
+    if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
+        raise TrainingError(
+            f"warmup_steps={warmup_steps} and total_steps={total_steps} do not fit; "
+            "use 0 <= warmup_steps <= total_steps and at least one step"
+        )
+
+    def rate(update: jax.typing.ArrayLike) -> jax.Array:
+        update = jnp.asarray(update, jnp.float32)
+        warmup = jnp.minimum((update + 1.0) / max(warmup_steps, 1), 1.0)
+        progress = (update - warmup_steps) / max(total_steps - warmup_steps, 1)
+        return learning_rate * warmup * DECAYS[schedule](jnp.clip(progress, 0.0, 1.0))
+
+    return rate
+
+
+def decay_mask(params: Any) -> Any:  # noqa: ANN401
+    """True where weight decay applies: matrices and embeddings, not the vectors (norm scales, biases).
+
+    The rule is `ndim >= 2`; so parameters of several layers are not to be stacked into one array.
+    """
+    return jax.tree.map(lambda x: x.ndim >= 2, params)
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    schedule: str = "cosine",
+    total_steps: int,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = 1.0,
+    accumulation_steps: int = 1,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Returns AdamW (arXiv 1711.05101) with global-norm clipping, and the learning rate of each train step.
+
+    `accumulation_steps = k` train steps (batches) make one optimiser update from the mean of their gradients;
+    clipping sees that mean. `total_steps` and `warmup_steps` count optimiser *updates*, that is train steps over
+    `k`; the schedule returned takes *train steps*, since that is what a train state counts. Moments are float32.
+
+    Raises:
+        TrainingError: for values out of range.
+    """
+    if accumulation_steps < 1:
+        raise TrainingError(f"accumulation_steps={accumulation_steps}; use 1 or more")
+    if clip_norm is not None and clip_norm <= 0:
+        raise TrainingError(f"clip_norm={clip_norm}; use a positive norm, or None for no clipping")
+    if learning_rate <= 0 or weight_decay < 0:
+        raise TrainingError(
+            f"learning_rate={learning_rate} must be positive and weight_decay={weight_decay} not negative"
+        )
+    rate_of_update = make_schedule(
+        learning_rate, schedule=schedule, total_steps=total_steps, warmup_steps=warmup_steps
+    )
+    adamw = optax.adamw(
+        rate_of_update,
+        b1=b1,
+        b2=b2,
+        mu_dtype=jnp.float32,
+        weight_decay=weight_decay,
+        mask=decay_mask,
+    )
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    optimizer = optax.chain(clip, adamw)
+    if accumulation_steps > 1:
+        optimizer = optax.MultiSteps(optimizer, accumulation_steps).gradient_transformation()
+
+    def rate_of_train_step(step: jax.typing.ArrayLike) -> jax.Array:
+        return rate_of_update(step // accumulation_steps)
+
+    return optimizer, rate_of_train_step

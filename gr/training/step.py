@@ -1,0 +1,74 @@
+"""One step of gradient descent, compiled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gr.training.optimizers import Schedule
+from gr.training.state import NO_BAD_STEP, TrainState
+
+# loss_fn(model, batch, key, loss_state) -> (loss [], (metrics: name -> [], loss_state)).
+LossFn = Callable[[Any, Any, jax.Array, Any], tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]]
+Metrics = dict[str, jax.Array]  # name -> [] float32.
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state and compiles once per shape.
+
+    Metrics are those of the loss, `loss`, `grad_norm` (before clipping), and `learning_rate` if the optimiser's
+    `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, nothing is applied and
+    `bad_step` says which step it was; from there on the state stays frozen, so that the host may notice later.
+    With a `mesh` the new state is held whole on every device, and gradients are summed over its "data" axis.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:  # noqa: ANN401
+        # Loss and gradient.
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.model, batch, key, state.loss_state
+        )
+        grad_norm = optax.global_norm(grads)
+
+        # The update, and the state if it is good.
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+        proposed = (optax.apply_updates(state.model, updates), opt_state, loss_state)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        fine_so_far = state.bad_step == NO_BAD_STEP
+        good = finite & fine_so_far
+        model, opt_state, loss_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            proposed,
+            (state.model, state.opt_state, state.loss_state),
+        )
+        new_state = TrainState(
+            step=state.step + good.astype(jnp.int32),
+            model=model,
+            opt_state=opt_state,
+            key=state.key,
+            loss_state=loss_state,
+            bad_step=jnp.where(fine_so_far & ~finite, state.step, state.bad_step),
+        )
+        if mesh is not None:
+            # Pinned, lest the compiler choose another layout and the next call compile again.
+            new_state = jax.lax.with_sharding_constraint(
+                new_state, NamedSharding(mesh, PartitionSpec())
+            )
+
+        # Metrics.
+        metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
+        if schedule is not None:
+            metrics["learning_rate"] = schedule(state.step)
+        return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+    return jax.jit(step, donate_argnums=0)

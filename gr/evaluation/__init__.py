@@ -42,7 +42,6 @@ from gr.evaluation.rankings import (
     top_items,
 )
 from gr.evaluation.summary import (
-    compare_rankings,
     evaluate_rankings,
     evaluate_with_baselines,
     user_metrics,
@@ -59,7 +58,6 @@ __all__ = [
     "Rankings",
     "bootstrap_interval",
     "bootstrap_intervals",
-    "compare_rankings",
     "coverage",
     "evaluate_rankings",
     "evaluate_with_baselines",

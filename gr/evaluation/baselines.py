@@ -141,7 +141,7 @@ def tune_item_knn(
     *,
     neighbours: Sequence[int] = (20, 100, 500),
     shrinkages: Sequence[float] = (0.0, 10.0),
-    recents: Sequence[int | None] = (1, 2, 5, 10, None),
+    recents: Sequence[int | None] = (1, 2, 3, 5, 10, None),
     exclude: bool = False,
     max_users: int = 2000,
 ) -> tuple[Ranker, dict[str, float | int | None]]:

@@ -84,8 +84,8 @@ def _resampled_means(
 ) -> np.ndarray:
     """Means `[r, m]` of r resamples of the n users, drawn with replacement."""
     num_users = len(values)
-    drawn = rng.integers(num_users, size=(num_resamples, num_users))
+    drawn = rng.integers(num_users, size=(num_resamples, num_users), dtype=np.int32)
     # A user drawn c times weighs c / n: counts once, then one matrix product for all metrics.
-    drawn += num_users * np.arange(num_resamples)[:, None]
+    drawn += num_users * np.arange(num_resamples, dtype=np.int32)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_users)
     return counts.reshape(num_resamples, num_users).astype(np.float64) @ values / num_users

@@ -107,7 +107,7 @@ def sid_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def item_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Items above the target, read beam by beam: `[n, M, C]`, `[n]` -> `[n]`."""
     _check(beams, targets, ndim=3)
-    return item_ranks_of_lists(beams.reshape(len(beams), -1), targets)
+    return item_ranks_of_lists(_flat(beams), targets)
 
 
 def item_ranks_of_lists(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def sid_ranks_of_lists(
 
 def top_items(beams: np.ndarray, k: int) -> np.ndarray:
     """The first k items, read beam by beam without padding: `[n, M, C]` -> `[n, k]`."""
-    return first_listed(beams.reshape(len(beams), -1), k)
+    return first_listed(_flat(beams), k)
 
 
 def first_listed(items: np.ndarray, k: int) -> np.ndarray:
@@ -149,6 +149,11 @@ def first_occurrences(values: np.ndarray) -> np.ndarray:
     first = np.empty_like(new)
     np.put_along_axis(first, order, new, axis=1)
     return first
+
+
+def _flat(beams: np.ndarray) -> np.ndarray:
+    """Items beam by beam: `[n, M, C]` -> `[n, M * C]`."""
+    return beams.reshape(len(beams), beams.shape[1] * beams.shape[2])  # -1 fails where n is 0.
 
 
 def _ranks(hits: np.ndarray, counted: np.ndarray) -> np.ndarray:

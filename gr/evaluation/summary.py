@@ -20,8 +20,10 @@ _RANK_METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 def user_metrics(rankings: Rankings, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
     """Ranking metrics of every user: `hit@k`, ... by SID, `item_hit@k`, ... by item, each `[n]`.
 
-    Raises `EvaluationError` if a k is beyond the depth of the rankings.
+    Raises `EvaluationError` if there are no users, or a k is beyond the depth of the rankings.
     """
+    if len(rankings) == 0:
+        raise EvaluationError("there are no users to evaluate: the split is empty; choose another.")
     if not ks or min(ks) < 1 or max(ks) > rankings.depth:
         raise EvaluationError(
             f"ks={tuple(ks)} cannot be read off rankings of depth {rankings.depth}: choose ks from "
@@ -65,31 +67,11 @@ def evaluate_rankings(
 
     Raises `EvaluationError` if there are no users, or a k is beyond the depth of the rankings.
     """
-    if len(rankings) == 0:
-        raise EvaluationError("there are no users to evaluate: the split is empty; choose another.")
     per_user = user_metrics(rankings, ks)
     values = np.stack(list(per_user.values()), axis=1)
-    metrics = {"users": len(rankings)}
-    metrics |= dict(zip(per_user, values.mean(axis=0).tolist(), strict=True))
-    for k in ks:
-        items = rankings.items[:, :k]
-        metrics[f"coverage@{k}"] = coverage(items, len(train_counts))
-        metrics[f"gini@{k}"] = gini(items, len(train_counts))
-        metrics[f"novelty@{k}"] = novelty(items, train_counts)
-    metrics["candidates"] = float(rankings.candidates.mean())
-    metrics["duplicate_share"] = float(
-        rankings.duplicates.sum() / max(rankings.candidates.sum(), 1)
-    )
-    target_slices = popularity_slices(train_counts)[rankings.targets]
-    for slice_id, name in enumerate(SLICE_NAMES):
-        inside = target_slices == slice_id
-        metrics[f"{name}/users"] = int(inside.sum())
-        if inside.any():
-            for key in (f"{metric}@{k}" for metric in ("hit", "ndcg") for k in ks):
-                metrics[f"{name}/{key}"] = float(per_user[key][inside].mean())
+    metrics = _point_metrics(rankings, per_user, train_counts, ks)
     low, high = bootstrap_intervals(values, num_resamples=num_resamples, level=level, seed=seed)
-    bounds = np.stack([low, high], axis=1).tolist()
-    metrics["intervals"] = dict(zip(per_user, bounds, strict=True))
+    metrics["intervals"] = dict(zip(per_user, np.stack([low, high], axis=1).tolist(), strict=True))
     return metrics
 
 
@@ -111,40 +93,64 @@ def evaluate_with_baselines(
 
     Raises `EvaluationError` where a baseline was not evaluated on the targets of the model.
     """
-    settings = {"num_resamples": num_resamples, "level": level, "seed": seed}
-    metrics = evaluate_rankings(model, train_counts, ks=ks, **settings)
-    metrics["baselines"] = {
-        name: evaluate_rankings(rankings, train_counts, ks=ks, **settings)
-        for name, rankings in baselines.items()
-    }
-    metrics["differences"] = {
-        name: compare_rankings(model, rankings, ks=ks, **settings)
-        for name, rankings in baselines.items()
-    }
-    return metrics
-
-
-def compare_rankings(
-    a: Rankings,
-    b: Rankings,
-    *,
-    ks: Sequence[int] = KS,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, list[float]]:
-    """For each ranking metric, `[mean of a - b, low, high]` over the same resampled users.
-
-    Raises `EvaluationError` if the two do not rank the same targets in the same order.
-    """
-    if not np.array_equal(a.targets, b.targets):
-        raise EvaluationError(
-            "rankings of different targets cannot be compared: evaluate both on the same split."
-        )
-    first, second = user_metrics(a, ks), user_metrics(b, ks)
-    differences = np.stack([first[key] - second[key] for key in first], axis=1)
+    for name, rankings in baselines.items():
+        if not np.array_equal(rankings.targets, model.targets):
+            raise EvaluationError(
+                f"baseline {name} ranks other targets than the model: evaluate both on the same split."
+            )
+    rankers = [model, *baselines.values()]
+    per_user = [user_metrics(rankings, ks) for rankings in rankers]
+    keys = list(per_user[0])
+    values = [np.stack(list(of_ranker.values()), axis=1) for of_ranker in per_user]
+    differences = [values[0] - of_baseline for of_baseline in values[1:]]
+    # One bootstrap for all: the same resampled users for every ranker and every difference.
     low, high = bootstrap_intervals(
-        differences, num_resamples=num_resamples, level=level, seed=seed
+        np.concatenate([*values, *differences], axis=1),
+        num_resamples=num_resamples,
+        level=level,
+        seed=seed,
     )
-    rows = np.stack([differences.mean(axis=0), low, high], axis=1).tolist()
-    return dict(zip(first, rows, strict=True))
+    # [R, metrics, 2]: first the model and the baselines, then the differences.
+    bounds = np.stack([low, high], axis=1).reshape(-1, len(keys), 2)
+    evaluated = [
+        _point_metrics(r, p, train_counts, ks) for r, p in zip(rankers, per_user, strict=True)
+    ]
+    for metrics, of_ranker in zip(evaluated, bounds, strict=False):
+        metrics["intervals"] = dict(zip(keys, of_ranker.tolist(), strict=True))
+    compared = {}
+    for name, difference, of_difference in zip(
+        baselines, differences, bounds[len(rankers) :], strict=True
+    ):
+        rows = np.column_stack([difference.mean(axis=0), of_difference]).tolist()
+        compared[name] = dict(zip(keys, rows, strict=True))
+    return evaluated[0] | {
+        "baselines": dict(zip(baselines, evaluated[1:], strict=True)),
+        "differences": compared,
+    }
+
+
+def _point_metrics(
+    rankings: Rankings,
+    per_user: Mapping[str, np.ndarray],
+    train_counts: np.ndarray,
+    ks: Sequence[int],
+) -> dict:
+    """The dictionary of `evaluate_rankings` without its intervals."""
+    metrics = {"users": len(rankings)}
+    metrics |= {key: float(values.mean()) for key, values in per_user.items()}
+    for k in ks:
+        items = rankings.items[:, :k]
+        metrics[f"coverage@{k}"] = coverage(items, len(train_counts))
+        metrics[f"gini@{k}"] = gini(items, len(train_counts))
+        metrics[f"novelty@{k}"] = novelty(items, train_counts)
+    listed = rankings.candidates.sum()
+    metrics["candidates"] = float(rankings.candidates.mean())
+    metrics["duplicate_share"] = float(rankings.duplicates.sum() / max(listed, 1))
+    target_slices = popularity_slices(train_counts)[rankings.targets]
+    for slice_id, name in enumerate(SLICE_NAMES):
+        inside = target_slices == slice_id
+        metrics[f"{name}/users"] = int(inside.sum())
+        if inside.any():
+            for key in (f"{metric}@{k}" for metric in ("hit", "ndcg") for k in ks):
+                metrics[f"{name}/{key}"] = float(per_user[key][inside].mean())
+    return metrics

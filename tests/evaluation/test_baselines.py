@@ -1,0 +1,283 @@
+"""Baselines on logs small enough to fit by hand, and the Markov chain on real data."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr.data.sequences import Sequences, Splits, Targets
+from gr.evaluation import (
+    EvaluationError,
+    fit_item_knn,
+    fit_markov_chain,
+    fit_popularity,
+    hit,
+    ndcg,
+    rankings_of_baseline,
+    training_counts,
+    tune_item_knn,
+)
+from gr.evaluation import baselines as baselines_module
+
+
+def splits_of(rows, num_items):
+    """Leave-one-out: last test, last but one validation, the rest from the second on training."""
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    sequences = Sequences(
+        items=np.concatenate(rows).astype(np.int32),
+        offsets=offsets,
+        user_ids=np.arange(len(rows)).astype(str),
+        item_ids=np.arange(num_items).astype(str),
+    )
+    train = [(u, offsets[u] + j) for u, row in enumerate(rows) for j in range(1, len(row) - 2)]
+    held_out = [
+        Targets(np.arange(len(rows), dtype=np.int32), offsets[1:] - back) for back in (2, 1)
+    ]
+    users, positions = np.array(train).reshape(-1, 2).T
+    return Splits(sequences, Targets(users.astype(np.int32), positions), *held_out)
+
+
+def histories_of(splits, targets, width):
+    """Right-aligned histories of the targets, `[n, width]`."""
+    offsets = splits.sequences.offsets[targets.users]
+    places = targets.positions[:, None] - width + np.arange(width)
+    items = splits.sequences.items[np.maximum(places, 0)]
+    return np.where(places >= offsets[:, None], items, -1).astype(np.int32)
+
+
+# Training parts: 0 1 2 | 0 1 0 2 | 3 1. Counts: item 0 and 1 three times, 2 twice, 3 once, 4 never.
+SPLITS = splits_of([[0, 1, 2, 4, 4], [0, 1, 0, 2, 4, 4], [3, 1, 4, 4]], num_items=5)
+
+
+def test_only_training_interactions_are_counted():
+    assert training_counts(SPLITS).tolist() == [3, 3, 2, 1, 0]
+
+
+def test_a_user_without_training_targets_teaches_nothing():
+    splits = splits_of([[0, 1, 2, 0], [3, 3, 3]], num_items=4)
+    assert training_counts(splits).tolist() == [1, 1, 0, 0]
+
+
+def test_popularity():
+    ranker = fit_popularity(SPLITS)
+    histories = np.array([[-1, -1], [0, 2]], dtype=np.int32)
+    assert ranker.rank(histories, 3).tolist() == [[0, 1, 2], [0, 1, 2]]
+    excluded = ranker.rank(histories, 4, exclude=True).tolist()
+    assert excluded == [[0, 1, 2, 3], [1, 3, 4, -1]]  # Only three items are left for the second.
+
+
+def test_markov_chain_backs_off_to_popularity():
+    # Transitions: 0->1 twice, 0->2, 1->2, 1->0, 3->1; from 2 and 4 none.
+    ranker = fit_markov_chain(SPLITS)
+    histories = np.array([[3, 0], [0, 1], [1, 2], [-1, 3], [3, -1], [-1, -1]], dtype=np.int32)
+    assert ranker.rank(histories, 5).tolist() == [
+        [1, 2, 0, 3, 4],
+        [0, 2, 1, 3, 4],  # Once each: the more popular item 0 first.
+        [0, 1, 2, 3, 4],
+        [1, 0, 2, 3, 4],
+        [1, 0, 2, 3, 4],  # Padding may stand on either side.
+        [0, 1, 2, 3, 4],
+    ]
+    assert ranker.rank(histories, 2, exclude=True).tolist()[:2] == [[1, 2], [2, 3]]
+
+
+def test_markov_chain_without_backoff_lists_only_followers():
+    ranker = fit_markov_chain(SPLITS, backoff=False)
+    histories = np.array([[-1, 1], [-1, 2], [-1, -1]], dtype=np.int32)
+    # 1->2 (first user) was seen before 1->0 (second user).
+    assert ranker.rank(histories, 3).tolist() == [[2, 0, -1], [-1] * 3, [-1] * 3]
+
+
+def test_transitions_do_not_cross_users():
+    splits = splits_of([[0, 1, 4, 4], [2, 3, 4, 4]], num_items=5)
+    ranker = fit_markov_chain(splits, backoff=False)
+    assert ranker.rank(np.array([[1], [0], [2]]), 1).tolist() == [[-1], [1], [3]]
+
+
+def test_item_knn():
+    # Users of 0: {a, b}; of 1: {a, b, c}; of 2: {a, b}; of 3: {c}.
+    # cos(0, 1) = 2 / sqrt(6) = .816, cos(0, 2) = 1, cos(1, 2) = .816, cos(1, 3) = 1 / sqrt(3) = .577.
+    ranker = fit_item_knn(SPLITS)
+    histories = np.array([[-1, 0], [-1, 1], [0, 1], [-1, -1]], dtype=np.int32)
+    assert ranker.rank(histories, 4).tolist() == [
+        [2, 1, 0, 3],  # Then 0 and 3 by popularity.
+        [0, 2, 3, 1],  # Items 0 and 2 are equally similar.
+        [2, 0, 1, 3],  # 2: 1.816; 0 and 1: .816 each; 3: .577.
+        [0, 1, 2, 3],
+    ]
+    assert ranker.rank(histories[2:3], 2, exclude=True).tolist() == [[2, 3]]
+
+
+def test_item_knn_neighbours_shrinkage_and_recency():
+    history = np.array([[3, 0]], dtype=np.int32)
+    assert fit_item_knn(SPLITS, recent=1).rank(history, 2).tolist() == [[2, 1]]
+    # With both: 1 has .816 + .577, 2 has 1.
+    assert fit_item_knn(SPLITS).rank(history, 2).tolist() == [[1, 2]]
+    # With one neighbour each, item 0 gives 2 (1.0) and item 3 gives 1 (.577).
+    assert fit_item_knn(SPLITS, neighbours=1).rank(history, 2).tolist() == [[2, 1]]
+    # Shrinkage 10: 2 / (2 + 10) for item 2; 2 / (sqrt(6) + 10) + 1 / (sqrt(3) + 10) for item 1.
+    shrunk = fit_item_knn(SPLITS, shrinkage=10.0)
+    assert shrunk.rank(np.array([[0]]), 2).tolist() == [[2, 1]]  # .1667 and .1607.
+
+
+def test_tuning_picks_the_recency_that_validates_best():
+    # Item 2 follows only item 1; item 3 only item 0.
+    rows = [[1, 2, 4, 4], [0, 3, 4, 4]] * 3
+    splits = splits_of(rows, num_items=5)
+    histories, targets = np.array([[0, 1], [1, 0]] * 5), np.array([2, 3] * 5)
+    grid = {"neighbours": (10,), "shrinkages": (0.0,), "recents": (None, 1)}
+    ranker, chosen = tune_item_knn(splits, histories, targets, exclude=True, **grid)
+    assert chosen == {"neighbours": 10, "shrinkage": 0.0, "recent": 1}
+    assert ranker.rank(histories[:2], 1, exclude=True).tolist() == [[2], [3]]
+
+
+def test_histories_of_other_items_are_refused():
+    with pytest.raises(EvaluationError, match="5 items"):
+        fit_popularity(SPLITS).rank(np.array([[5]]), 3)
+    with pytest.raises(EvaluationError, match="neighbours=0"):
+        fit_item_knn(SPLITS, neighbours=0)
+
+
+@st.composite
+def logs(draw):
+    num_items = draw(st.integers(2, 8))
+    item = st.integers(0, num_items - 1)
+    rows = draw(st.lists(st.lists(item, min_size=4, max_size=9), min_size=1, max_size=6))
+    histories = st.lists(st.integers(-1, num_items - 1), min_size=4, max_size=4)
+    return (
+        splits_of(rows, num_items),
+        np.array(draw(st.lists(histories, min_size=1, max_size=5)), dtype=np.int32),
+    )
+
+
+def _loop_rank(scores, popular, history, top_k, exclude):
+    """The order by score, then popularity, of a dictionary of scores."""
+    order = sorted(popular, key=lambda item: (-scores.get(item, 0.0), popular.index(item)))
+    order = [item for item in order if not (exclude and item in history)][:top_k]
+    return order + [-1] * (top_k - len(order))
+
+
+@settings(deadline=None)
+@given(logs(), st.integers(1, 10), st.booleans())
+def test_markov_chain_and_popularity_equal_the_loops(log, top_k, exclude):
+    splits, histories = log
+    counts = training_counts(splits)
+    popular = sorted(range(len(counts)), key=lambda item: (-counts[item], item))
+    transitions = {}
+    for user in range(splits.sequences.num_users):
+        trained = splits.sequences.of(user)[:-2].tolist()
+        for previous, following in zip(trained[:-1], trained[1:], strict=True):
+            row = transitions.setdefault(previous, {})
+            row[following] = row.get(following, 0) + 1
+    markov, popularity = [], []
+    for history in histories.tolist():
+        known = [item for item in history if item >= 0]
+        scores = transitions.get(known[-1], {}) if known else {}
+        markov.append(_loop_rank(scores, popular, known, top_k, exclude))
+        popularity.append(_loop_rank({}, popular, known, top_k, exclude))
+    assert fit_markov_chain(splits).rank(histories, top_k, exclude=exclude).tolist() == markov
+    assert fit_popularity(splits).rank(histories, top_k, exclude=exclude).tolist() == popularity
+
+
+def _loop_cosines(splits, shrinkage):
+    """The shrunk cosine of every two items with a common training user, `{j: {i: cosine}}`."""
+    users = {item: set() for item in range(splits.sequences.num_items)}
+    for user in range(splits.sequences.num_users):
+        for item in splits.sequences.of(user)[:-2].tolist():
+            users[item].add(user)
+    return {
+        j: {
+            i: len(users[i] & users[j]) / ((len(users[i]) * len(users[j])) ** 0.5 + shrinkage)
+            for i in users
+            if i != j and users[i] & users[j]
+        }
+        for j in users
+    }
+
+
+# Scores that should be equal may differ by rounding, and then stand in any order: so these two tests
+# compare the scores down the list rather than the items.
+@settings(deadline=None)
+@given(logs(), st.sampled_from([0.0, 1.0]), st.sampled_from([None, 1, 2]))
+def test_item_knn_lists_descend_in_the_scores_of_the_loop(log, shrinkage, recent):
+    splits, histories = log
+    num_items = splits.sequences.num_items
+    cosines = _loop_cosines(splits, shrinkage)
+    ranker = fit_item_knn(splits, neighbours=num_items, shrinkage=shrinkage, recent=recent)
+    lists = ranker.rank(histories, num_items)
+    for history, listed in zip(histories.tolist(), lists.tolist(), strict=True):
+        known = [item for item in history if item >= 0]
+        used = set(known[-recent:] if recent else known)
+        scores = [sum(cosines[j].get(i, 0.0) for j in used) for i in listed]
+        assert sorted(listed) == list(range(num_items))
+        np.testing.assert_allclose(scores, sorted(scores, reverse=True), atol=1e-12)
+
+
+@settings(deadline=None)
+@given(logs(), st.integers(1, 4))
+def test_item_knn_keeps_the_largest_similarities(log, neighbours):
+    splits, _ = log
+    # After a history of one item the list begins with its kept neighbours, best first.
+    cosines = _loop_cosines(splits, 0.0)
+    ranker = fit_item_knn(splits, neighbours=neighbours)
+    for j, of_item in cosines.items():
+        (listed,) = ranker.scored(np.array([[j]]), splits.sequences.num_items).tolist()
+        kept = [of_item[i] for i in listed if i >= 0]
+        expected = sorted(of_item.values(), reverse=True)[:neighbours]
+        np.testing.assert_allclose(kept, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", [fit_popularity, fit_markov_chain, fit_item_knn])
+@settings(deadline=None, max_examples=50)
+@given(log=logs(), top_k=st.integers(1, 10))
+def test_lists_are_distinct_and_exclusion_leaves_no_item_of_the_history(fit, log, top_k):
+    splits, histories = log
+    num_items = splits.sequences.num_items
+    for exclude in (False, True):
+        lists = fit(splits).rank(histories, top_k, exclude=exclude)
+        for history, row in zip(histories, lists, strict=True):
+            listed = row[row >= 0].tolist()
+            banned = set(history[history >= 0].tolist()) if exclude else set()
+            assert len(set(listed)) == len(listed) == min(top_k, num_items - len(banned))
+            assert not banned & set(listed)
+
+
+@pytest.mark.parametrize("fit", [fit_popularity, fit_markov_chain, fit_item_knn])
+def test_chunks_of_users_change_nothing(fit, monkeypatch):
+    rng = np.random.default_rng(0)
+    splits = splits_of(rng.integers(0, 30, (40, 9)), num_items=30)
+    histories = rng.integers(-1, 30, (25, 6)).astype(np.int32)
+    whole = fit(splits).rank(histories, 7, exclude=True)
+    monkeypatch.setattr(baselines_module, "_CHUNK", 100)  # Three rows at a time.
+    np.testing.assert_array_equal(fit(splits).rank(histories, 7, exclude=True), whole)
+
+
+# Hit@10 and NDCG@10 of a plain chain (no back-off), whole histories removed; measured independently
+# with dictionaries and `Counter.most_common` on these two data sets.
+@pytest.mark.parametrize(
+    ("folder", "expected_hit", "expected_ndcg"),
+    [("amazon-office", 0.0760, 0.0477), ("amazon-beauty", 0.0600, 0.0413)],
+)
+def test_markov_chain_on_real_data(folder, expected_hit, expected_ndcg):
+    if "GR_DATA" not in os.environ:
+        pytest.skip("GR_DATA, the folder of the Amazon data sets, is not set")
+    (path,) = pathlib.Path(os.environ["GR_DATA"], folder).glob("*.inter.json")
+    rows = list(json.loads(path.read_text()).values())
+    num_items = 1 + max(map(max, rows))
+    splits = splits_of(rows, num_items)
+    targets = splits.sequences.items[splits.test.positions]
+    histories = histories_of(splits, splits.test, max(map(len, rows)) - 1)
+    ranks = rankings_of_baseline(
+        fit_markov_chain(splits, backoff=False),
+        histories,
+        targets,
+        np.arange(num_items),
+        depth=10,
+        exclude=True,
+    ).item_ranks
+    assert hit(ranks, 10).mean() == pytest.approx(expected_hit, abs=5e-5)
+    assert ndcg(ranks, 10).mean() == pytest.approx(expected_ndcg, abs=5e-5)

@@ -33,8 +33,8 @@ SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
 _OTHERS = (ORANGE, PURPLE, GREEN, VERMILLION, GREY)
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_WIDTH = 5.2  # Inches; about 500 pixels in a browser.
-_FONT = 10
+_WIDTH = 5.0  # Inches; 480 pixels in a browser.
+_FONT = 11
 _MAX_POINTS = 400  # A longer curve is drawn as the means of this many stretches.
 
 
@@ -116,7 +116,7 @@ def difference_plot(differences: Mapping[str, Mapping], *, name: str = "ndcg@10"
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _style(
         axes,
-        xlabel=f"difference in {metric_label(name)} (right of 0: the model is better)",
+        xlabel=f"{metric_label(name)}, model minus baseline",
         grid="x",
     )
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -180,6 +180,7 @@ def learning_curves(
     _legend(figure, panels[0], columns=3)
     if with_metric:
         axes = panels[1]
+        axes.sharex(panels[0])
         steps, values = _thinned(*series(curves, "validation", name, x))
         marker = "o" if len(steps) <= 60 else None
         axes.plot(steps, values, color=BLUE, lw=1.8, marker=marker, ms=3.5, label="validation")
@@ -187,7 +188,7 @@ def learning_curves(
             colour, dash = _OTHERS[index % len(_OTHERS)], _DASHES[1 + index % 3]
             axes.axhline(float(value), color=colour, ls=dash, lw=1.6, label=_plain(label))
         axes.set_ylim(bottom=0)
-        _style(axes, xlabel=x, ylabel=f"{metric_label(name)} (mean over users)")
+        _style(axes, xlabel=x, ylabel=f"{metric_label(name)} (mean)")
         _mark_best(axes, best, x)
         _legend(figure, axes, columns=2)
     return figure
@@ -228,8 +229,8 @@ def prefix_recall_plot(
     deepest = max((len(shares) for shares in prefix_recall.values()), default=1)
     axes.set_xticks(range(1, deepest + 1))
     axes.set_ylim(bottom=0)
-    beam = "the beam" if beams is None else f"the {beams} beams"
-    _style(axes, xlabel="codes decoded", ylabel=f"target's prefix in {beam} (% of users)")
+    beam = "beam" if beams is None else f"{beams} beams"
+    _style(axes, xlabel="codes decoded", ylabel=f"prefix in {beam} (% of users)")
     _legend(figure, axes, columns=2)
     return figure
 

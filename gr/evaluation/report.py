@@ -24,6 +24,7 @@ COLUMNS = (
     *(f"{name}@{k}" for name in ("hit", "ndcg") for k in (5, 10, 20)),
     *("mrr@10", "item_hit@10", "item_ndcg@10", "coverage@10", "gini@10", "novelty@10"),
 )
+DIFFERENCES = ("ndcg@10", "hit@10", "item_ndcg@10")
 _LOWER_IS_BETTER = ("gini@10",)
 _RATES = {"learning_rate": "learning rate", "examples_per_second": "examples / s"}
 
@@ -120,6 +121,7 @@ def render_report(data: ReportData) -> str:
         lower_is_better=_LOWER_IS_BETTER,
         rows=_metric_rows(data),
         differences=_difference_rows(data),
+        compared=[key for key in DIFFERENCES if any(key in by for by in data.differences.values())],
         slices=[part for part in SLICES if _slice_metric(data, part)],
         best_step=best,
         best_value=_value_at(data, best),
@@ -262,17 +264,19 @@ def _metric_rows(data: ReportData) -> list[dict]:
 
 
 def _difference_rows(data: ReportData) -> list[dict]:
-    """Rows of paired differences: baseline, metric, mean and bounds, change relative to the baseline."""
+    """A row for each baseline: by metric, the mean difference, its bounds, its share of the baseline, the outcome."""
     rows = []
     for baseline, by_metric in data.differences.items():
-        for name in (MAIN_METRIC, "hit@10", "item_ndcg@10"):
+        cells = {}
+        for name in DIFFERENCES:
             if name in by_metric:
                 mean, low, high = (float(value) for value in by_metric[name])
                 outcome = "above" if low > 0 else "below" if high < 0 else "level"
                 base = _metric(data, baseline, name)
-                relative = mean / base if base else None
-                row = {"baseline": baseline, "metric": name, "relative": relative}
-                rows.append(row | {"mean": mean, "low": low, "high": high, "outcome": outcome})
+                relative = 100 * mean / base if base else None
+                cells[name] = {"mean": mean, "low": low, "high": high, "relative": relative}
+                cells[name]["outcome"] = outcome
+        rows.append({"baseline": baseline, "cells": cells})
     return rows
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gr.data.rows import text_column
 from gr.data.sequences import DataError, Sequences
 
 
@@ -111,11 +110,9 @@ def _fields_of(item_ids: np.ndarray, items_table: pa.Table) -> dict[str, np.ndar
     """Text fields in the order of the item rows: name -> `[N]` str."""
     rows = pc.index_in(
         pa.array(item_ids.tolist(), pa.string()), items_table["item"].combine_chunks()
-    ).to_numpy(zero_copy_only=False)
-    found = ~np.isnan(rows)
-    rows = np.where(found, rows, 0).astype(np.int64)
+    )
     return {
-        name: np.where(found, text_column(items_table, name)[rows], "")
+        name: pc.fill_null(items_table[name].take(rows), "").to_numpy()
         for name in items_table.column_names
         if name != "item"
     }

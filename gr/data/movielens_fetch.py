@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 from gr.data.files import write_atomically
@@ -50,7 +51,7 @@ def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
     for source, fetch in _SOURCES.items():
         try:
             inter, item = fetch()
-        except (OSError, DataError, subprocess.SubprocessError) as error:
+        except (OSError, HTTPException, DataError, subprocess.SubprocessError) as error:
             tried.append(f"{source}: {error}")
             continue
         _check(source, inter, item)

@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -229,8 +228,3 @@ def numbered_cells(path: Path, form: RowFormat) -> Iterator[tuple[int, list[str]
                     yield line, cells
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: damaged ({error}); fetch it again") from error
-
-
-def text_column(table: pa.Table, name: str) -> np.ndarray:
-    """A text column as `[rows]` Python strings: an array of which long texts cost only themselves."""
-    return table[name].to_numpy()

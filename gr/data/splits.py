@@ -35,6 +35,8 @@ def by_time(sequences: Sequences, validation_from: float, test_from: float) -> S
     times = sequences.times
     if times is None:
         raise DataError("a split by time needs times, and the data has none; use leave_one_out")
+    if not len(times):
+        raise DataError("there are no interactions to split")
     if not validation_from <= test_from:
         raise DataError(
             f"validation_from={validation_from} is after test_from={test_from}; swap them"

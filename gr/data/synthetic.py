@@ -6,7 +6,7 @@ from gr.data.interactions import offsets_of
 from gr.data.sequences import DataError, Sequences
 
 _SERIES_LENGTH = 5  # Items of a category come in series, part 1 to part 5.
-_ZIPF_EXPONENT = 0.8
+_ZIPF_EXPONENT = 1.0
 _MIN_LENGTH = 5  # As in the 5-core of a real log.
 
 # What a step does, the rest of the probability going to the most popular items of all.

@@ -83,7 +83,10 @@ def _read(
     if suffix in _SEPARATORS:
         names = read_header(path, _SEPARATORS[suffix], quoted=True)
     elif suffix in _PARQUET:
-        names = pq.read_schema(path).names
+        try:
+            names = pq.read_schema(path).names
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path} is no Parquet file ({error}); fetch it again") from error
     else:
         known = ", ".join((*_SEPARATORS, *_PARQUET))
         raise DataError(f"{path}: no reader for {suffix!r}; the file must be one of {known}")

@@ -14,9 +14,10 @@ from gr.models.layers import (
     attend,
     attend_shared_and_own,
     dropout,
+    dropout_seed,
     item_lengths,
     rotate,
-    split_keys,
+    split_seed,
 )
 
 
@@ -70,14 +71,14 @@ class Layer(nnx.Module):
         query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         return rotate(query, positions), rotate(key, positions), value
 
-    def finish(self, x: jax.Array, mixed: jax.Array, key: jax.Array | None) -> jax.Array:
+    def finish(self, x: jax.Array, mixed: jax.Array, seed: jax.Array | None) -> jax.Array:
         """Adds the attention's output and the feed-forward to the residual stream."""
-        attention_key, inner_key, ffn_key = split_keys(key, 3)
+        attention_seed, inner_seed, ffn_seed = split_seed(seed, 3)
         rate = self.config.dropout
-        x = x + dropout(self.out(mixed.reshape(x.shape)), rate, attention_key)
+        x = x + dropout(self.out(mixed.reshape(x.shape)), rate, attention_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
-        inner = dropout(jax.nn.silu(gate) * up, rate, inner_key)
-        return x + dropout(self.down(inner), rate, ffn_key)
+        inner = dropout(jax.nn.silu(gate) * up, rate, inner_seed)
+        return x + dropout(self.down(inner), rate, ffn_seed)
 
 
 class DecoderOnly(nnx.Module):
@@ -104,7 +105,7 @@ class DecoderOnly(nnx.Module):
             key: for dropout; None for none.
         """
         batch, num_items, length = items.shape
-        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], key)
+        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], dropout_seed(key))
         hidden = hidden[:, length - 1 :].reshape(batch, num_items - 1, length, -1)
         return self._logits(hidden)
 
@@ -122,7 +123,7 @@ class DecoderOnly(nnx.Module):
         lengths = item_lengths(history)
         items = jnp.pad(history, ((0, 0), (0, 1), (0, 0)))
         items = items.at[jnp.arange(batch), lengths].set(target)
-        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], key)
+        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], dropout_seed(key))
         positions = lengths[:, None] * length - 1 + jnp.arange(length)
         return self._logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
 
@@ -165,7 +166,7 @@ class DecoderOnly(nnx.Module):
 
     # Parts.
 
-    def _run(self, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, list[Keys]]:
+    def _run(self, tokens: jax.Array, seed: jax.Array | None) -> tuple[jax.Array, list[Keys]]:
         """Hidden states `[B, S, D]` of right-padded tokens `[B, S]`, and each layer's keys and values.
 
         Causality alone keeps real positions from seeing the padding, which lies to their right.
@@ -173,21 +174,21 @@ class DecoderOnly(nnx.Module):
         positions = jnp.arange(tokens.shape[1])
         causal = positions[None, :] <= positions[:, None]
         bias = jnp.where(causal, 0.0, MASKED)[None, None]
-        embed_key, *layer_keys = split_keys(key, 1 + len(self.layers))
-        x = self._embed(tokens, embed_key)
+        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
+        x = self._embed(tokens, embed_seed)
         kept = []
-        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
-            attention_key, finish_key = split_keys(layer_key, 2)
+        for layer, layer_seed in zip(self.layers, layer_seeds, strict=True):
+            attention_seed, finish_seed = split_seed(layer_seed, 2)
             query, keys, values = layer.project(x, positions)
             rate = self.config.dropout
-            mixed = attend(query, keys, values, bias, rate=rate, dropout_key=attention_key)
-            x = layer.finish(x, mixed, finish_key)
+            mixed = attend(query, keys, values, bias, rate=rate, seed=attention_seed)
+            x = layer.finish(x, mixed, finish_seed)
             kept.append((keys, values))
         return self.norm(x), kept
 
-    def _embed(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
-        return dropout(x, self.config.dropout, key)
+        return dropout(x, self.config.dropout, seed)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
         hidden = hidden.astype(jnp.float32)

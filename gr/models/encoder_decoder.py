@@ -15,8 +15,9 @@ from gr.models.layers import (
     attend,
     attend_own,
     dropout,
+    dropout_seed,
     item_lengths,
-    split_keys,
+    split_seed,
 )
 from gr.semantic_ids import BOS_TOKEN
 
@@ -85,11 +86,11 @@ class CrossAttention(nnx.Module):
         return kv[..., 0, :, :], kv[..., 1, :, :]
 
     def __call__(
-        self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, key: jax.Array | None
+        self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
     ) -> jax.Array:
         """Attends from `x [B, Q, D]`; what it returns is added to `x` by the caller."""
         query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
-        mixed = attend(query, *keys, bias, rate=rate, dropout_key=key)
+        mixed = attend(query, *keys, bias, rate=rate, seed=seed)
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
 
@@ -103,9 +104,9 @@ class FeedForward(nnx.Module):
         self.up = Linear(config.d_model, config.d_ff, rngs=rngs, dtype=dtype)
         self.down = Linear(config.d_ff, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
         """What is added to `x [..., D]`."""
-        return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, key))
+        return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, seed))
 
 
 class EncoderLayer(nnx.Module):
@@ -117,12 +118,12 @@ class EncoderLayer(nnx.Module):
         self.attention = SelfAttention(config, depth_scale=depth_scale, rngs=rngs)
         self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, seed: jax.Array | None) -> jax.Array:
         """`[B, P, D] -> [B, P, D]` under the additive `bias [B or 1, H or 1, P, P]`."""
-        weight_key, out_key, inner_key, ffn_key = split_keys(key, 4)
-        mixed = attend(*self.attention.project(x), bias, rate=self.rate, dropout_key=weight_key)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_key)
-        return x + dropout(self.ffn(x, inner_key), self.rate, ffn_key)
+        weight_seed, out_seed, inner_seed, ffn_seed = split_seed(seed, 4)
+        mixed = attend(*self.attention.project(x), bias, rate=self.rate, seed=weight_seed)
+        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
+        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
 
 
 class DecoderLayer(nnx.Module):
@@ -136,13 +137,13 @@ class DecoderLayer(nnx.Module):
         self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
 
     def finish(
-        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, key: jax.Array | None
+        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, seed: jax.Array | None
     ) -> jax.Array:
         """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`."""
-        out_key, weight_key, cross_key, inner_key, ffn_key = split_keys(key, 5)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_key)
-        x = x + dropout(self.cross(x, keys, bias, self.rate, weight_key), self.rate, cross_key)
-        return x + dropout(self.ffn(x, inner_key), self.rate, ffn_key)
+        out_seed, weight_seed, cross_seed, inner_seed, ffn_seed = split_seed(seed, 5)
+        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
+        x = x + dropout(self.cross(x, keys, bias, self.rate, weight_seed), self.rate, cross_seed)
+        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
 
 
 class EncoderDecoder(nnx.Module):
@@ -189,8 +190,8 @@ class EncoderDecoder(nnx.Module):
                 "user-level training needs causal_encoder=True: a bidirectional encoder would see the targets"
             )
         batch, num_items, length = items.shape
-        encoder_key, decoder_key = split_keys(key, 2)
-        encoded = self._encode(items[:, :-1], encoder_key)
+        encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
+        encoded = self._encode(items[:, :-1], encoder_seed)
         item = jnp.arange(1, num_items)
         query_item = jnp.repeat(item, length)  # Decoder token -> index of the item it belongs to.
         key_item = jnp.repeat(jnp.arange(num_items - 1), length)
@@ -199,7 +200,7 @@ class EncoderDecoder(nnx.Module):
             within = jnp.tile(jnp.arange(length), num_items - 1)
             bias = bias + self.cross_bias(query_item * length + within, jnp.arange(key_item.size))
         targets = items[:, 1:].reshape(-1, length)
-        hidden = self._teacher_force(targets, encoded, bias, decoder_key)
+        hidden = self._teacher_force(targets, encoded, bias, decoder_seed)
         return self._logits(hidden).reshape(batch, num_items - 1, length, -1)
 
     def target_logits(
@@ -212,11 +213,11 @@ class EncoderDecoder(nnx.Module):
             target: tokens `[B, L]`.
             key: for dropout; None for none.
         """
-        encoder_key, decoder_key = split_keys(key, 2)
-        encoded = self._encode(history, encoder_key)
+        encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
+        encoded = self._encode(history, encoder_seed)
         length = target.shape[1]
         bias = self._history_bias(history, jnp.arange(length))
-        hidden = self._teacher_force(target, encoded, bias, decoder_key)
+        hidden = self._teacher_force(target, encoded, bias, decoder_seed)
         return self._logits(hidden).reshape(*target.shape, -1)
 
     # Decoding.
@@ -260,7 +261,7 @@ class EncoderDecoder(nnx.Module):
 
     # Parts.
 
-    def _encode(self, history: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _encode(self, history: jax.Array, seed: jax.Array | None) -> jax.Array:
         """Encoder states `[B, T * L, D]` of histories `[B, T, L]`."""
         batch, num_items, length = history.shape
         tokens = history.reshape(batch, -1)
@@ -270,10 +271,10 @@ class EncoderDecoder(nnx.Module):
         if self.config.causal_encoder:
             item = positions // length
             bias = bias + jnp.where(item[None, :] <= item[:, None], 0.0, MASKED)
-        embed_key, *layer_keys = split_keys(key, 1 + len(self.encoder))
-        x = self._embed(tokens, embed_key)
-        for layer, layer_key in zip(self.encoder, layer_keys, strict=True):
-            x = layer(x, bias, layer_key)
+        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.encoder))
+        x = self._embed(tokens, embed_seed)
+        for layer, layer_seed in zip(self.encoder, layer_seeds, strict=True):
+            x = layer(x, bias, layer_seed)
         return self.encoder_norm(x)
 
     def _history_bias(self, history: jax.Array, within: jax.Array) -> jax.Array:
@@ -287,7 +288,7 @@ class EncoderDecoder(nnx.Module):
         return bias
 
     def _teacher_force(
-        self, targets: jax.Array, encoded: jax.Array, bias: jax.Array, key: jax.Array | None
+        self, targets: jax.Array, encoded: jax.Array, bias: jax.Array, seed: jax.Array | None
     ) -> jax.Array:
         """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes see only one another.
 
@@ -300,21 +301,21 @@ class EncoderDecoder(nnx.Module):
         positions = jnp.arange(length)
         causal = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)
         own_bias = (self.decoder_bias(positions, positions) + causal)[None]
-        embed_key, *layer_keys = split_keys(key, 1 + len(self.decoder))
-        x = self._embed(tokens, embed_key)
-        for layer, layer_key in zip(self.decoder, layer_keys, strict=True):
-            weight_key, finish_key = split_keys(layer_key, 2)
+        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.decoder))
+        x = self._embed(tokens, embed_seed)
+        for layer, layer_seed in zip(self.decoder, layer_seeds, strict=True):
+            weight_seed, finish_seed = split_seed(layer_seed, 2)
             blocks = [
                 z.reshape(num_targets, length, *z.shape[2:]) for z in layer.attention.project(x)
             ]
-            mixed = attend(*blocks, own_bias, rate=self.config.dropout, dropout_key=weight_key)
+            mixed = attend(*blocks, own_bias, rate=self.config.dropout, seed=weight_seed)
             mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])
-            x = layer.finish(x, mixed, layer.cross.keys(encoded), bias, finish_key)
+            x = layer.finish(x, mixed, layer.cross.keys(encoded), bias, finish_seed)
         return self.decoder_norm(x)
 
-    def _embed(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
-        return dropout(x, self.config.dropout, key)
+        return dropout(x, self.config.dropout, seed)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
         hidden = hidden.astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Experiments: one file each, its command line and expected numbers in its docstring."""

@@ -1,0 +1,1 @@
+"""The mains: each parses flags, builds from a config (`experiments.build`) and calls `gr`."""

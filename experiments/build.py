@@ -1,0 +1,155 @@
+"""From a config to the objects of an experiment: data, semantic IDs, index, model, batches."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from gr.data import (
+    DataError,
+    Splits,
+    bucket_lengths,
+    by_time,
+    leave_one_out,
+    load_sequences,
+    time_quantiles,
+    train_batches_by_target,
+    train_batches_by_user,
+)
+from gr.models import (
+    DecoderOnly,
+    DecoderOnlyConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ModelError,
+)
+from gr.semantic_ids import SemanticIds, make_semantic_ids
+from gr.training.objectives import item_token_table
+from gr.trie import TrieIndex
+
+ENVIRONMENT_VARIABLE = "GR_DATA"
+
+
+def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
+    """Reads the config's data and splits it; what must be fetched goes into `workdir/data`."""
+    data = config.data
+    options = dict(data.options)
+    if data.format == "synthetic":
+        path = None
+    elif data.format == "movielens_100k":
+        path = Path(config.data_dir) if config.data_dir else Path(workdir) / "data"
+    else:
+        path = data_path(config, data.path)
+    if data.format not in ("synthetic", "movielens_100k"):
+        options["skip_bad_rows"] = data.skip_bad_rows
+    sequences = load_sequences(data.format, path, **options)
+    if sequences.skipped_rows:
+        print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
+    if data.split == "leave_one_out":
+        return leave_one_out(sequences)
+    if data.split != "by_time":
+        raise DataError(f"data.split={data.split!r} is unknown: use leave_one_out or by_time")
+    share = data.test_share
+    cuts = time_quantiles(sequences, (1 - share - data.validation_share, 1 - share))
+    return by_time(sequences, *cuts)
+
+
+def data_path(config: ConfigDict, path: str) -> Path:
+    """Where a file of the data lies: `data_dir/path`, or `data_dir` holding the file itself."""
+    folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if not folder:
+        raise DataError(
+            f"{path}: no data folder is named; pass --config.data_dir=FOLDER or set {ENVIRONMENT_VARIABLE} "
+            "(or run --config=configs/synthetic.py, which needs no data)"
+        )
+    choices = (Path(folder) / path, Path(folder) / Path(path).name)
+    for choice in choices:
+        if choice.exists():
+            return choice
+    raise DataError(
+        f"{choices[0]}: no such file; --config.data_dir names the folder that holds {path}"
+    )
+
+
+def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:
+    """Reads or builds the semantic IDs, with their report."""
+    options = dict(config.semantic_ids)
+    if options["path"]:
+        options["path"] = str(data_path(config, options["path"]))
+    return make_semantic_ids(splits, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """What decoding knows of the items."""
+
+    semantic_ids: SemanticIds
+    index: TrieIndex
+    tokens: jax.Array  # [N + 1, L], see `item_token_table`.
+
+
+def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
+    """Index and token table of the semantic IDs."""
+    return Catalogue(
+        semantic_ids=semantic_ids,
+        index=TrieIndex.build(semantic_ids.tokens, semantic_ids.vocab_size),
+        tokens=item_token_table(semantic_ids.tokens),
+    )
+
+
+def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
+    """A freshly initialised backbone for these semantic IDs."""
+    sizes = {
+        "vocab_size": semantic_ids.vocab_size,
+        "code_length": semantic_ids.num_levels,
+    }
+    rngs = nnx.Rngs(config.seed)
+    if config.backbone == "encoder_decoder":
+        return EncoderDecoder(EncoderDecoderConfig(**sizes, **config.encoder_decoder), rngs=rngs)
+    if config.backbone == "decoder_only":
+        return DecoderOnly(DecoderOnlyConfig(**sizes, **config.decoder_only), rngs=rngs)
+    raise ModelError(
+        f"backbone={config.backbone!r} is unknown: use encoder_decoder or decoder_only"
+    )
+
+
+def num_parameters(model: nnx.Module) -> int:
+    """Trainable numbers in a model."""
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def history_buckets(config: ConfigDict, splits: Splits, split: str = "train") -> tuple[int, ...]:
+    """Padded lengths that fit the histories of a split's targets with least padding."""
+    targets = getattr(splits, split)
+    lengths = targets.positions - splits.sequences.offsets[targets.users]
+    return bucket_lengths(lengths, config.data.max_history, config.data.num_buckets)
+
+
+def make_train_batches(config: ConfigDict, splits: Splits):  # noqa: ANN201
+    """The training pipeline of the config's training level."""
+    training = config.training
+    shared = {
+        "max_history": config.data.max_history,
+        "seed": config.seed,
+        "num_epochs": None,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if training.level == "target":
+        return train_batches_by_target(
+            splits.sequences,
+            splits.train,
+            batch_size=training.batch_size,
+            buckets=history_buckets(config, splits),
+            **shared,
+        )
+    return train_batches_by_user(
+        splits.sequences,
+        splits.train,
+        items_per_batch=training.items_per_batch,
+        buckets=config.data.num_buckets,
+        **shared,
+    )

@@ -1,0 +1,138 @@
+"""Decodes the targets of a split with a model, in batches, and keeps what the metrics need."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from gr.data import Sequences, Targets
+from gr.data.pipeline import evaluation_batches, histories
+from gr.decoding import Candidates, beam_search
+from gr.losses import token_log_probs
+from gr.trie import ExcludeItems, TrieIndex, walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What a model decodes for each of n targets, in the targets' order."""
+
+    items: np.ndarray  # [n, M, C] int32 item rows, best semantic ID first, -1-padded.
+    scores: np.ndarray  # [n, M] float32 log-probabilities, -inf where there is no candidate.
+    prefix_hits: np.ndarray  # [n, L] bool: was the target's prefix in the beam after step t?
+    log_probs: np.ndarray  # [n, L] float32: log-probability of each of the target's codes.
+
+    @property
+    def prefix_recall(self) -> list[float]:
+        """Share of targets whose prefix of t = 1..L codes survives in the beam."""
+        return self.prefix_hits.mean(axis=0).tolist()
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy of the targets, averaged over codes."""
+        return float(-self.log_probs.mean())
+
+
+def decode_targets(
+    model: Any,  # noqa: ANN401
+    index: TrieIndex,
+    tokens: jax.Array,
+    sequences: Sequences,
+    targets: Targets,
+    *,
+    num_beams: int,
+    max_history: int,
+    buckets: tuple[int, ...],
+    batch_size: int = 128,
+    exclude_seen: bool = True,
+    progress: bool = False,
+) -> Decoded:
+    """Decodes every target from its history by beam search.
+
+    Args:
+        model: a backbone that also offers `target_logits`.
+        index: the trie of the items.
+        tokens: `item_token_table` `[N + 1, L]`.
+        sequences: the data.
+        targets: what to predict.
+        num_beams: M.
+        max_history: most recent items that the model sees.
+        buckets: padded history lengths; the decoder compiles once for each.
+        batch_size: users decoded at once.
+        exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
+        progress: whether to show a progress bar.
+    """
+    batches = evaluation_batches(
+        sequences, targets, batch_size=batch_size, max_history=max_history, buckets=buckets
+    )
+    seen = _seen_items(sequences, targets) if exclude_seen else None
+    parts, rows = [], []
+    for batch in _bar(batches, len(targets), progress):
+        excluded = None if seen is None else ExcludeItems(seen[np.maximum(batch["rows"], 0)])
+        parts.append(
+            _decode(
+                model,
+                index,
+                tokens,
+                batch["history"],
+                batch["target"],
+                excluded,
+                num_beams=num_beams,
+            )
+        )
+        rows.append(batch["rows"])
+    parts = jax.device_get(parts)  # The only wait: until here batches were queued on the device.
+    order = np.concatenate(rows)
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Decoded(*(_in_target_order(column, order, len(targets)) for column in columns))
+
+
+@functools.partial(jax.jit, static_argnames="num_beams")
+def _decode(
+    model: Any,  # noqa: ANN401
+    index: TrieIndex,
+    tokens: jax.Array,
+    history: jax.Array,
+    target: jax.Array,
+    excluded: ExcludeItems | None,
+    *,
+    num_beams: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    history, target = tokens[history], tokens[target]
+    found = beam_search(model, index, history, num_beams, constraint=excluded)
+    log_probs = token_log_probs(model.target_logits(history, target), target)
+    return found.items, found.scores, prefix_hits(index, found, target), log_probs
+
+
+def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:
+    """Whether the prefixes of `target` tokens `[B, L]` were in the beam after each step, `[B, L]` bool."""
+    nodes = walk(index, target)
+    alive = [
+        (beams == nodes[:, depth, None]).any(axis=1) for depth, beams in enumerate(candidates.beams)
+    ]
+    return jnp.stack(alive, axis=1)
+
+
+def _seen_items(sequences: Sequences, targets: Targets) -> np.ndarray:
+    """Every item before each target, `[n, S]`, -1-padded; S a power of two, for few compiled shapes."""
+    longest = int((targets.positions - sequences.offsets[targets.users]).max(initial=1))
+    return histories(sequences, targets, longest, width=1 << (longest - 1).bit_length())
+
+
+def _in_target_order(values: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
+    """Undoes the batching: `values[j]` belongs to target `order[j]`, a filler row where that is -1."""
+    real = order >= 0
+    result = np.empty((count, *values.shape[1:]), values.dtype)
+    result[order[real]] = values[real]
+    return result
+
+
+def _bar(batches: Iterable[Mapping[str, np.ndarray]], total: int, show: bool):  # noqa: ANN202
+    with tqdm.tqdm(total=total, desc="decode", unit=" users", disable=not show) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(int(batch["weight"].sum()))

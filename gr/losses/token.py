@@ -1,0 +1,37 @@
+"""Losses on the tokens of the target's semantic ID."""
+
+import jax
+import jax.numpy as jnp
+
+Metrics = dict[str, jax.Array]
+
+
+def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probability of each token, `[..., V]` and `[...]` to `[...]` float32.
+
+    A gather and a log-sum-exp: the log-softmax over V is never written out.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def cross_entropy(
+    token_logp: jax.Array, weight: jax.Array, normaliser: float | jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Cross-entropy of semantic IDs, averaged over their codes.
+
+    Args:
+        token_logp: log-probabilities of the target's tokens `[..., L]`, float32.
+        weight: `[...]`, 1 for a target, 0 for padding.
+        normaliser: what the weighted sum over targets is divided by: the number of targets, or its mean over
+            batches, so that every target counts the same in whichever batch it falls.
+
+    Returns:
+        The loss `[]`, and `level_t/loss`: the mean over this batch's targets of -log p of code t = 1..L.
+    """
+    per_target = -token_logp.mean(axis=-1)
+    loss = (per_target * weight).sum() / normaliser
+    count = jnp.maximum(weight.sum(), 1.0)
+    levels = -(token_logp * weight[..., None]).reshape(-1, token_logp.shape[-1]).sum(axis=0) / count
+    return loss, {f"level_{t + 1}/loss": levels[t] for t in range(token_logp.shape[-1])}

@@ -112,7 +112,7 @@ def read_amazon_ratings(
     columns = _RATING_COLUMNS[edition]
     names = columns
     if columns is None:
-        header = read_header(path, ",")
+        header = read_header(path, ",", quoted=True)
         require_columns(path, header, list(_FIELDS_2023))
         names = [_FIELDS_2023.get(name, name) for name in header]
     form = RowFormat(
@@ -120,6 +120,7 @@ def read_amazon_ratings(
         ids=["user", "item"],
         numbers=["rating", "time"],
         separator=",",
+        quoted=True,
         header_lines=int(columns is None),
     )
     table, skipped = read_rows(path, form, skip_bad_rows=skip_bad_rows)

@@ -92,7 +92,7 @@ def _read_csv(folder: Path, skip_bad_rows: bool) -> tuple[_Counted, _Counted]:
     movies = _movies(*(table[name].to_pylist() for name in _CSV_MOVIE_NAMES))
 
     path = folder / "ratings.csv"
-    names = read_header(path, ",")
+    names = read_header(path, ",", quoted=True)
     require_columns(path, names, _CSV_RATING_NAMES)
     renamed = dict(zip(_CSV_RATING_NAMES, _RATING_NAMES, strict=True))
     form = _rating_form(movies, [renamed.get(name, name) for name in names], ",", header_lines=1)
@@ -153,6 +153,7 @@ def _rating_form(
         ids=["user", "item"],
         numbers=["rating", "time"],
         separator=separator,
+        quoted=separator == ",",
         header_lines=header_lines,
         known=("item", movies["item"].to_pylist()),
     )

@@ -169,7 +169,8 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
             parse_options=pa_csv.ParseOptions(
                 delimiter=separator,
                 quote_char='"' if form.quoted else False,
-                newlines_in_values=form.quoted,
+                # Slower; ids and numbers do without.
+                newlines_in_values=form.quoted and bool(form.text),
             ),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=form.wanted, column_types=arrow_types(form)

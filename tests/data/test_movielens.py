@@ -92,6 +92,14 @@ def test_bad_rows(tmp_path, write, file_name, row, where):
     assert (len(sequences.items), sequences.skipped_rows) == (4, 1)
 
 
+def test_a_header_in_quotes(tmp_path):
+    write_csv(tmp_path)
+    text = (tmp_path / "ratings.csv").read_text()
+    quoted = text.replace("userId,movieId", '"userId","movieId"')
+    (tmp_path / "ratings.csv").write_text(quoted)
+    assert len(read_movielens(tmp_path).items) == 4
+
+
 def test_no_layout(tmp_path):
     with pytest.raises(DataError, match=r"holds none of ratings\.csv, ratings\.dat, u\.data"):
         read_movielens(tmp_path)

@@ -1,8 +1,9 @@
 """Figures of a run, for the report and for notebooks.
 
-Every function returns a `matplotlib.figure.Figure` without touching pyplot's global state; show one in a notebook by
-`IPython.display.SVG(figure_to_svg(figure))`. Figures are narrow, so that they stay readable on a phone. Colours are those of
-Okabe and Ito ("Color Universal Design", 2008), told apart by colour-blind readers; lines also differ in dash and marker.
+Every function returns a `matplotlib.figure.Figure` without touching pyplot's global state; show one in a notebook
+by `IPython.display.SVG(figure_to_svg(figure))`. Figures are narrow, so that they stay readable on a phone. Colours
+are those of Okabe and Ito ("Color Universal Design", 2008), told apart by colour-blind readers; lines also differ in
+dash and marker.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def metric_bars(
 ) -> Figure:
     """Horizontal bars of each metric in `names` (one panel each) for each row, with 95% intervals as error bars.
 
-    `metrics` maps a row's name to its flat metrics, whose `intervals` may hold `[low, high]` for a metric. Rows without a
-    metric are left out of its panel.
+    `metrics` maps a row's name to its flat metrics, whose `intervals` may hold `[low, high]` for a metric. Rows
+    without a metric are left out of its panel.
     """
     colours = row_colours(list(metrics), main_row, variants)
     figure, panels = _panels(len(names), 0.7 + 0.34 * max(len(metrics), 1))
@@ -260,7 +261,7 @@ def series(
     points = [
         (line.get(x, line["values"].get(x)), line["values"].get(name))
         for line in curves
-        if line.get("split") == split
+        if line.get("split") == split and "values" in line
     ]
     points = [(_number(at), _number(value)) for at, value in points]
     kept = sorted(point for point in points if None not in point)

@@ -1,8 +1,8 @@
 """One self-contained HTML file that shows a run: verdict, metrics beside baselines, curves, codebooks and users.
 
-`write_report(path, ReportData(...))` draws the figures of `gr.evaluation.plots` into `report.html.jinja`. The file loads
-nothing from anywhere, follows the reader's light or dark setting, and prints. Parts that a run does not have are left out
-with a sentence that says so.
+`write_report(path, ReportData(...))` draws the figures of `gr.evaluation.plots` into `report.html.jinja`. The file
+loads nothing from anywhere, follows the reader's light or dark setting, and prints. Parts that a run does not have
+are left out with a sentence that says so.
 """
 
 import dataclasses
@@ -95,7 +95,8 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     Raises `EvaluationError` if `main_row`, a variant or a baseline of `differences` is no row of `metrics`.
     """
     path = Path(path)
-    write_atomically(path, render_report(data).encode("utf-8"))
+    # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.
+    write_atomically(path, render_report(data).encode("utf-8", errors="replace"))
     return path
 
 

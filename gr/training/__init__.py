@@ -1,23 +1,63 @@
-"""Train state, optimisers, the compiled step, the loop, checkpoints and records of a run."""
+"""Train state, optimisers, the compiled step, the loop, checkpoints and records of a run.
 
+A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
+`MetricWriter` on its workdir, which `save_run_info` marks; afterwards `restore_model(workdir, model, "best")`.
+"""
+
+from gr.training.checkpoints import (
+    Checkpointer,
+    Restored,
+    checkpoint_step,
+    checkpoints_directory,
+    restore_model,
+)
 from gr.training.errors import TrainingError
+from gr.training.interrupts import TrainingInterrupted
+from gr.training.loop import (
+    ALL_STEPS,
+    NO_MORE_BATCHES,
+    OUT_OF_PATIENCE,
+    FitResult,
+    fit,
+    rows_in_batch,
+)
 from gr.training.mesh import make_mesh, replicate, shard_batch
+from gr.training.metric_writer import MetricWriter, read_metrics
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
+from gr.training.provenance import git_revision, load_config, save_run_info, versions
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import LossFn, TrainStep, make_train_step
 
 __all__ = [
+    "ALL_STEPS",
     "NO_BAD_STEP",
+    "NO_MORE_BATCHES",
+    "OUT_OF_PATIENCE",
+    "Checkpointer",
+    "FitResult",
     "LossFn",
+    "MetricWriter",
+    "Restored",
     "Schedule",
     "TrainState",
     "TrainStep",
     "TrainingError",
+    "TrainingInterrupted",
+    "checkpoint_step",
+    "checkpoints_directory",
     "decay_mask",
+    "fit",
+    "git_revision",
+    "load_config",
     "make_mesh",
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "read_metrics",
     "replicate",
+    "restore_model",
+    "rows_in_batch",
+    "save_run_info",
     "shard_batch",
+    "versions",
 ]

@@ -2,4 +2,4 @@
 
 
 class TrainingError(ValueError):
-    """Raised for a run that cannot start, go on or be restored; the message names the field or folder and the remedy."""
+    """Raised for a run that cannot start, go on or be restored: names the field or folder and the remedy."""

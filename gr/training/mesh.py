@@ -29,7 +29,7 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     )
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts host arrays `[B, ...]` on the mesh, B split over "data"; scalars go everywhere.
 
     With several processes each gives its own rows, and the global batch is all of them in process order.
@@ -40,7 +40,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401
     processes = jax.process_count()
     parts = mesh.shape["data"]
 
-    def put(path: Any, array: np.ndarray) -> jax.Array:  # noqa: ANN401
+    def put(path: Any, array: np.ndarray) -> jax.Array:
         array = np.asarray(array)
         if array.ndim and (array.shape[0] * processes) % parts:
             raise TrainingError(
@@ -56,6 +56,6 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:  # noqa: ANN401
     return jax.tree_util.tree_map_with_path(put, batch)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts every array of the tree whole on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

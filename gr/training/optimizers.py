@@ -46,7 +46,7 @@ def make_schedule(
     return rate
 
 
-def decay_mask(params: Any) -> Any:  # noqa: ANN401
+def decay_mask(params: Any) -> Any:
     """True where weight decay applies: matrices and embeddings, not the vectors (norm scales, biases).
 
     The rule is `ndim >= 2`; so parameters of several layers are not to be stacked into one array.

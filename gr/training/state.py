@@ -35,10 +35,10 @@ class TrainState:
     @classmethod
     def create(
         cls,
-        model: Any,  # noqa: ANN401
+        model: Any,
         optimizer: optax.GradientTransformation,
         key: jax.Array,
-        loss_state: Any = (),  # noqa: ANN401
+        loss_state: Any = (),
     ) -> "TrainState":
         """Returns the state before the first step.
 

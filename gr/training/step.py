@@ -32,7 +32,7 @@ def make_train_step(
     With a `mesh` the new state is held whole on every device, and gradients are summed over its "data" axis.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:  # noqa: ANN401
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         # Loss and gradient.
         key = jax.random.fold_in(state.key, state.step)
         (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -1,0 +1,131 @@
+"""Metrics of a run on disk: `metrics.jsonl`, and TensorBoard event files under `tensorboard/`."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gr.training.errors import TrainingError
+
+
+class MetricWriter:
+    """Appends to `WORKDIR/metrics.jsonl`, one object a line: `{"step", "split", "wall_time", "values"}`.
+
+    A line is on its way to the disk when `write` returns, so that a killed run has all but what it never wrote.
+    Values that are not finite become null. In a run of several processes only the first one writes.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True):
+        self.path = os.path.join(workdir, "metrics.jsonl")
+        self._writes = jax.process_index() == 0
+        self._tensorboard = tensorboard
+        self._lines: Any = None
+        self._events: Any = None
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def start(self, step: int) -> None:
+        """Opens the files for a run that goes on from `step`, and drops what an earlier run wrote beyond it.
+
+        Without this a killed and resumed run would hold the steps between its checkpoint and its death twice.
+        """
+        self.close()
+        if not self._writes:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        truncate_metrics(self.path, step)
+        self._lines = open(self.path, "a", encoding="utf-8")
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter  # Here, since it imports slowly.
+
+            folder = os.path.join(os.path.dirname(self.path), "tensorboard")
+            # Events at and after purge_step are hidden by TensorBoard.
+            purge_step = step + 1 if os.path.isdir(folder) else None
+            self._events = SummaryWriter(folder, purge_step=purge_step)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes the values of one split ("train", "validation", ..) at one step.
+
+        Raises:
+            TrainingError: before `start`.
+        """
+        if not self._writes:
+            return
+        if self._lines is None:
+            raise TrainingError("MetricWriter.start(step) must be called before write")
+        finite = {name: _finite_or_none(value) for name, value in values.items()}
+        line = {"step": step, "split": split, "wall_time": time.time(), "values": finite}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+        if self._events is not None:
+            for name, value in finite.items():
+                if value is not None:
+                    self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Returns when all that was written is on the disk; call it before a checkpoint that relies on it."""
+        if self._lines is not None:
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+        self._lines = self._events = None
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; a last line without its end, left by a killed run, is dropped.
+
+    Raises:
+        TrainingError: for any other line that is not a JSON object.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"{path} does not exist; train first, or name another workdir"
+        ) from error
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TrainingError(f"{path}, line {number}: not JSON; remove it") from error
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            raise TrainingError(f"{path}, line {number}: no metrics of a step; remove it")
+        lines.append(values)
+    return lines
+
+
+def truncate_metrics(path: str | os.PathLike, step: int) -> None:
+    """Drops the lines of steps beyond `step` from a `metrics.jsonl`, in one move; no file is no error."""
+    if not os.path.exists(path):
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _finite_or_none(value: float) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None

@@ -1,0 +1,132 @@
+"""What a run was made from: its resolved configuration, the code's revision and the versions of what it used."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+
+from gr.training.errors import TrainingError
+
+PACKAGES = ("gr", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+MISSING = "(missing)"
+
+
+def save_run_info(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Collection[str] = (),
+) -> None:
+    """Writes `config.json` and `versions.json` into the workdir; to be called at the start of a run.
+
+    Args:
+        workdir: of the run.
+        config: the resolved configuration, JSON values, nested or not.
+        may_differ: dotted fields in which a resumed run may differ from the `config.json` already there, such as
+            the number of steps; the file then gets the new values.
+
+    Raises:
+        TrainingError: if the workdir belongs to a run with another configuration.
+    """
+    config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists.
+    path = os.path.join(workdir, "config.json")
+    if os.path.exists(path):
+        before, now = _flatten(load_config(workdir)), _flatten(config)
+        differences = [
+            f"{field} was {before.get(field, MISSING)!r} and is {now.get(field, MISSING)!r}"
+            for field in sorted(before.keys() | now.keys())
+            if before.get(field, MISSING) != now.get(field, MISSING) and field not in may_differ
+        ]
+        if differences:
+            raise TrainingError(
+                f"{path} is of another run: {'; '.join(differences)}. Use the same values to resume that run, or "
+                "another workdir"
+            )
+    if jax.process_index() == 0:
+        os.makedirs(workdir, exist_ok=True)
+        _write_json(path, config)
+        _write_json(os.path.join(workdir, "versions.json"), versions())
+
+
+def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The resolved configuration that `save_run_info` wrote.
+
+    Raises:
+        TrainingError: if there is none or it cannot be read.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"{path} does not exist; train first, or name another workdir"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{path} is not JSON ({error}); use another workdir") from error
+
+
+def versions() -> dict[str, Any]:
+    """Revision of the code (None outside a git checkout), versions and devices."""
+    revision, modified = git_revision(os.path.dirname(os.path.abspath(__file__)))
+    return {
+        "git_revision": revision,
+        "git_modified": modified,  # Whether tracked files differed from that revision.
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def git_revision(folder: str | os.PathLike) -> tuple[str | None, bool | None]:
+    """The git commit of a folder and whether tracked files were changed since; (None, None) where git knows nothing."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside somebody else's checkout: the commit counts only if it has these files.
+    if not git("ls-files", "--", "."):
+        return None, None
+    revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    if revision is None or changes is None:
+        return None, None
+    return revision, bool(changes)
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _write_json(path: str, values: Any) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, sort_keys=True)
+        file.write("\n")
+    os.replace(temporary, path)

@@ -4,8 +4,9 @@
 `read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_minionerec`, `read_table`,
 `synthetic_sequences`) gives `Sequences`: who took which items, oldest first. `leave_one_out`,
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
-interactions are targets of training, validation and test. The pipelines turn splits into batches of
-item rows. Bad input raises `DataError`, which names file and line and says what to do.
+interactions are targets of training, validation and test. `train_batches_by_target`,
+`train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
+`bucket_lengths`. Bad input raises `DataError`, which names file and line and says what to do.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
@@ -14,6 +15,12 @@ from gr.data.load import FORMATS, load_sequences
 from gr.data.minionerec import read_minionerec, read_minionerec_splits
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
+from gr.data.pipeline import (
+    bucket_lengths,
+    evaluation_batches,
+    train_batches_by_target,
+    train_batches_by_user,
+)
 from gr.data.recbole import read_recbole
 from gr.data.sequences import PAD_ITEM, DataError, Sequences, Splits, Targets
 from gr.data.splits import by_time, leave_one_out, time_quantiles
@@ -27,7 +34,9 @@ __all__ = [
     "Sequences",
     "Splits",
     "Targets",
+    "bucket_lengths",
     "by_time",
+    "evaluation_batches",
     "fetch_movielens_100k",
     "leave_one_out",
     "load_sequences",
@@ -41,4 +50,6 @@ __all__ = [
     "read_table",
     "synthetic_sequences",
     "time_quantiles",
+    "train_batches_by_target",
+    "train_batches_by_user",
 ]

@@ -1,0 +1,160 @@
+"""Slices of users' sequences that become rows of batches: a history with its target, or a window."""
+
+import dataclasses
+
+import numpy as np
+
+from gr.data.buckets import require_positive
+from gr.data.sequences import PAD_ITEM, DataError, Sequences, Targets
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TargetExamples:
+    """Targets, each with the end of its history."""
+
+    items: np.ndarray  # [E] int32, of the sequences.
+    users: np.ndarray  # [n] int32.
+    positions: np.ndarray  # [n] int64, of the targets.
+    lengths: np.ndarray  # [n] int64, of the histories after cutting.
+
+    def batch(self, rows: np.ndarray, real: np.ndarray, bucket: int) -> Batch:
+        """See `Examples`."""
+        positions, lengths = self.positions[rows], self.lengths[rows]
+        return {
+            "users": self.users[rows],
+            "history": _slices(self.items, positions - lengths, lengths, bucket),
+            "target": self.items[positions],
+            "weight": real.astype(np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowExamples:
+    """Windows on users' sequences: `lengths + 1` items from `starts` on."""
+
+    items: np.ndarray  # [E] int32, of the sequences.
+    is_target: np.ndarray  # [E] bool.
+    users: np.ndarray  # [n] int32.
+    starts: np.ndarray  # [n] int64, flat positions.
+    lengths: np.ndarray  # [n] int64, of the history of the last item.
+    first: np.ndarray  # [n] int64, place in the window from which on targets count.
+
+    def batch(self, rows: np.ndarray, real: np.ndarray, bucket: int) -> Batch:
+        """See `Examples`."""
+        starts, lengths = self.starts[rows], self.lengths[rows] + 1
+        place = np.arange(bucket + 1)
+        counts = (place >= self.first[rows, None]) & (place < lengths[:, None]) & real[:, None]
+        counts &= self.is_target.take(starts[:, None] + place, mode="clip")
+        return {
+            "users": self.users[rows],
+            "items": _slices(self.items, starts, lengths, bucket + 1),
+            "weight": counts.astype(np.float32),
+        }
+
+
+def target_examples(sequences: Sequences, targets: Targets, max_history: int) -> TargetExamples:
+    """Each target with its last `max_history` items; a DataError for a target without any."""
+    require_positive(max_history=max_history)
+    places = _places_with_history(sequences, targets)
+    return TargetExamples(
+        items=sequences.items,
+        users=targets.users.astype(np.int32),
+        positions=targets.positions,
+        lengths=np.minimum(places, max_history),
+    )
+
+
+def window_examples(
+    sequences: Sequences, targets: Targets, max_history: int, stride: int
+) -> WindowExamples:
+    """Cuts users' sequences into windows; the rule stands in `pipeline.train_batches_by_user`.
+
+    Raises:
+        DataError: bad targets, one without history, or one named twice.
+    """
+    places = _places_with_history(sequences, targets)
+    order = np.argsort(targets.positions, kind="stable")
+    places, users, positions = places[order], targets.users[order], targets.positions[order]
+    twice = np.flatnonzero(positions[1:] == positions[:-1])
+    if len(twice):
+        user = sequences.user_ids[users[twice[0]]]
+        raise DataError(
+            f"user {user!r}: interaction {places[twice[0]]} is a target twice; name it once"
+        )
+    # Window k covers places k * stride to k * stride + max_history of a user: the first to reach
+    # a place is the least k for which that end is not before it.
+    window = np.maximum(0, -((max_history - places) // stride))
+    opens = np.flatnonzero((np.diff(users, prepend=-1) != 0) | (np.diff(window, prepend=-1) != 0))
+    last = np.append(opens[1:], len(places)) - 1
+    starts = positions[opens] - places[opens] + window[opens] * stride
+    is_target = np.zeros(len(sequences.items), bool)
+    is_target[positions] = True
+    return WindowExamples(
+        items=sequences.items,
+        is_target=is_target,
+        users=users[opens].astype(np.int32),
+        starts=starts,
+        lengths=positions[last] - starts,
+        first=np.where(window[opens] == 0, 1, max_history + 1 - stride),
+    )
+
+
+def histories(
+    sequences: Sequences, targets: Targets, max_length: int, *, width: int | None = None
+) -> np.ndarray:
+    """The last `max_length` items before each target, `[n, width]` int32, oldest first,
+    right-padded with `PAD_ITEM`; by default as wide as the longest. A history may be empty.
+
+    Raises:
+        DataError: no targets, bad targets, or histories wider than `width`.
+    """
+    require_positive(max_length=max_length)
+    lengths = np.minimum(_places(sequences, targets), max_length)
+    longest = int(lengths.max())
+    if width is not None and width < longest:
+        raise DataError(
+            f"width={width} does not hold a history of {longest} items; widen it or lower max_length"
+        )
+    return _slices(
+        sequences.items, targets.positions - lengths, lengths, longest if width is None else width
+    )
+
+
+def _places(sequences: Sequences, targets: Targets) -> np.ndarray:
+    """Each target's place in its user's sequence, `[n]`, after checking that it has one."""
+    if not len(targets):
+        raise DataError("there are no targets to make batches of; check the split")
+    users, positions, offsets = targets.users, targets.positions, sequences.offsets
+    if users.min() < 0 or users.max() >= sequences.num_users:
+        raise DataError(
+            f"targets name user rows {users.min()} to {users.max()}, but there are "
+            f"{sequences.num_users} users; were they made from other sequences?"
+        )
+    outside = (positions < offsets[users]) | (positions >= offsets[users + 1])
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise DataError(
+            f"user {sequences.user_ids[users[at]]!r}: target position {positions[at]} is not in "
+            "the user's sequence; were the targets made from other sequences?"
+        )
+    return positions - offsets[users]
+
+
+def _places_with_history(sequences: Sequences, targets: Targets) -> np.ndarray:
+    places = _places(sequences, targets)
+    if not places.all():
+        user = sequences.user_ids[targets.users[int(np.argmin(places))]]
+        raise DataError(
+            f"user {user!r}: the first interaction is a target, but nothing precedes it; leave "
+            "first interactions out of the targets"
+        )
+    return places
+
+
+def _slices(items: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """`items[start:start + length]` of each row, `[B, width]`, right-padded with `PAD_ITEM`."""
+    place = np.arange(width)
+    taken = items.take(starts[:, None] + place, mode="clip")
+    return np.where(place < lengths[:, None], taken, np.int32(PAD_ITEM))

@@ -79,7 +79,7 @@ def window_examples(
     places, users, positions = places[order], targets.users[order], targets.positions[order]
     twice = np.flatnonzero(positions[1:] == positions[:-1])
     if len(twice):
-        user = sequences.user_ids[users[twice[0]]]
+        user = str(sequences.user_ids[users[twice[0]]])
         raise DataError(
             f"user {user!r}: interaction {places[twice[0]]} is a target twice; name it once"
         )
@@ -135,8 +135,9 @@ def _places(sequences: Sequences, targets: Targets) -> np.ndarray:
     outside = (positions < offsets[users]) | (positions >= offsets[users + 1])
     if outside.any():
         at = int(np.argmax(outside))
+        user = str(sequences.user_ids[users[at]])
         raise DataError(
-            f"user {sequences.user_ids[users[at]]!r}: target position {positions[at]} is not in "
+            f"user {user!r}: target position {positions[at]} is not in "
             "the user's sequence; were the targets made from other sequences?"
         )
     return positions - offsets[users]
@@ -145,7 +146,7 @@ def _places(sequences: Sequences, targets: Targets) -> np.ndarray:
 def _places_with_history(sequences: Sequences, targets: Targets) -> np.ndarray:
     places = _places(sequences, targets)
     if not places.all():
-        user = sequences.user_ids[targets.users[int(np.argmin(places))]]
+        user = str(sequences.user_ids[targets.users[int(np.argmin(places))]])
         raise DataError(
             f"user {user!r}: the first interaction is a target, but nothing precedes it; leave "
             "first interactions out of the targets"

@@ -136,7 +136,7 @@ def train_batches_by_user(
         seed: of the shuffling; every epoch has an order of its own.
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
-            `max_history + 1 - max_history // 2`: at least half of the history.
+            `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
         rows_multiple_of: the rows of every batch are a multiple of it and of `process_count`; say
             the number of devices that share a batch.
         num_epochs: None is endless.
@@ -149,7 +149,7 @@ def train_batches_by_user(
     require_positive(max_history=max_history, items_per_batch=items_per_batch)
     require_positive(process_count=process_count, rows_multiple_of=rows_multiple_of or 1)
     if stride is None:
-        stride = max_history + 1 - max_history // 2
+        stride = max_history + 1 - max(1, max_history // 2)
     if not 1 <= stride <= max_history:
         raise DataError(f"stride={stride} must lie between 1 and max_history={max_history}")
     examples = window_examples(sequences, targets, max_history, stride)

@@ -107,7 +107,7 @@ def train_batches_by_user(
     items_per_batch: int,
     seed: int,
     stride: int | None = None,
-    rows_multiple_of: int | None = None,
+    rows_multiple_of: int = 1,
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -147,14 +147,14 @@ def train_batches_by_user(
         DataError: no targets, a target twice or without history, bad buckets, or bad sizes.
     """
     require_positive(max_history=max_history, items_per_batch=items_per_batch)
-    require_positive(process_count=process_count, rows_multiple_of=rows_multiple_of or 1)
+    require_positive(process_count=process_count, rows_multiple_of=rows_multiple_of)
     if stride is None:
         stride = max_history + 1 - max(1, max_history // 2)
     if not 1 <= stride <= max_history:
         raise DataError(f"stride={stride} must lie between 1 and max_history={max_history}")
     examples = window_examples(sequences, targets, max_history, stride)
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
-    multiple = int(np.lcm(process_count, rows_multiple_of or 1))
+    multiple = int(np.lcm(process_count, rows_multiple_of))
     plan = BatchPlan(
         examples=examples,
         buckets=buckets,
@@ -200,7 +200,7 @@ def evaluation_batches(
 class TrainBatches:
     """A training pipeline. Its iterators are Grain's: `get_state` and `set_state` resume them."""
 
-    plan: "BatchPlan"
+    plan: BatchPlan
     dataset: "grain.IterDataset"  # Of this process's part of every batch.
     targets_per_epoch: int  # Over all processes.
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from gr.data import (
     DataError,
     Splits,
-    bucket_lengths,
+    Targets,
     by_time,
     leave_one_out,
     load_sequences,
@@ -19,6 +19,8 @@ from gr.data import (
     train_batches_by_target,
     train_batches_by_user,
 )
+from gr.data.pipeline import TrainBatches
+from gr.evaluation.evaluators import Decoded, decode_targets
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -53,7 +55,7 @@ def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
     if data.split != "by_time":
         raise DataError(f"data.split={data.split!r} is unknown: use leave_one_out or by_time")
     share = data.test_share
-    cuts = time_quantiles(sequences, (1 - share - data.validation_share, 1 - share))
+    cuts = time_quantiles(sequences, 1 - share - data.validation_share, 1 - share)
     return by_time(sequences, *cuts)
 
 
@@ -116,40 +118,62 @@ def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
     )
 
 
+def make_key(config: ConfigDict) -> jax.Array:
+    """The key of all randomness in training; apart from the one that initialises the model."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
 def num_parameters(model: nnx.Module) -> int:
     """Trainable numbers in a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-def history_buckets(config: ConfigDict, splits: Splits, split: str = "train") -> tuple[int, ...]:
-    """Padded lengths that fit the histories of a split's targets with least padding."""
-    targets = getattr(splits, split)
-    lengths = targets.positions - splits.sequences.offsets[targets.users]
-    return bucket_lengths(lengths, config.data.max_history, config.data.num_buckets)
-
-
-def make_train_batches(config: ConfigDict, splits: Splits):  # noqa: ANN201
-    """The training pipeline of the config's training level."""
+def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
+    """The endless training pipeline of the config's training level."""
     training = config.training
     shared = {
         "max_history": config.data.max_history,
+        "buckets": config.data.num_buckets,
         "seed": config.seed,
-        "num_epochs": None,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
     if training.level == "target":
         return train_batches_by_target(
-            splits.sequences,
-            splits.train,
-            batch_size=training.batch_size,
-            buckets=history_buckets(config, splits),
-            **shared,
+            splits.sequences, splits.train, batch_size=training.batch_size, **shared
         )
     return train_batches_by_user(
         splits.sequences,
         splits.train,
         items_per_batch=training.items_per_batch,
-        buckets=config.data.num_buckets,
+        rows_multiple_of=config.mesh.data,
         **shared,
+    )
+
+
+def decode(
+    config: ConfigDict,
+    catalogue: Catalogue,
+    model: nnx.Module,
+    splits: Splits,
+    targets: Targets,
+    *,
+    exclude_seen: bool | None = None,
+    num_beams: int | None = None,
+    progress: bool = False,
+) -> Decoded:
+    """Decodes targets as the config says; `exclude_seen` and `num_beams` override it."""
+    decoding = config.decoding
+    return decode_targets(
+        model,
+        catalogue.index,
+        catalogue.tokens,
+        splits.sequences,
+        targets,
+        num_beams=num_beams or decoding.num_beams,
+        max_history=config.data.max_history,
+        buckets=config.data.num_buckets,
+        batch_size=decoding.batch_size,
+        exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
+        progress=progress,
     )

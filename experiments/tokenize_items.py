@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     config, workdir = _CONFIG.value, _WORKDIR.value
     try:
-        splits = build.load_data(config)
+        splits = build.load_data(config, workdir)
         semantic_ids, report = build.load_semantic_ids(config, splits)
     except (DataError, SemanticIdError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Decoded:
 
 
 def decode_targets(
-    model: Any,  # noqa: ANN401
+    model: Any,
     index: TrieIndex,
     tokens: jax.Array,
     sequences: Sequences,
@@ -46,7 +46,7 @@ def decode_targets(
     *,
     num_beams: int,
     max_history: int,
-    buckets: tuple[int, ...],
+    buckets: int | Sequence[int],
     batch_size: int = 128,
     exclude_seen: bool = True,
     progress: bool = False,
@@ -61,7 +61,7 @@ def decode_targets(
         targets: what to predict.
         num_beams: M.
         max_history: most recent items that the model sees.
-        buckets: padded history lengths; the decoder compiles once for each.
+        buckets: padded history lengths, or how many of them; the decoder compiles once for each.
         batch_size: users decoded at once.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         progress: whether to show a progress bar.
@@ -93,7 +93,7 @@ def decode_targets(
 
 @functools.partial(jax.jit, static_argnames="num_beams")
 def _decode(
-    model: Any,  # noqa: ANN401
+    model: Any,
     index: TrieIndex,
     tokens: jax.Array,
     history: jax.Array,
@@ -131,7 +131,7 @@ def _in_target_order(values: np.ndarray, order: np.ndarray, count: int) -> np.nd
     return result
 
 
-def _bar(batches: Iterable[Mapping[str, np.ndarray]], total: int, show: bool):  # noqa: ANN202
+def _bar(batches: Iterable[Mapping[str, np.ndarray]], total: int, show: bool) -> Iterator:
     with tqdm.tqdm(total=total, desc="decode", unit=" users", disable=not show) as bar:
         for batch in batches:
             yield batch

@@ -1,0 +1,155 @@
+r"""Trains a recommender on a config's data; the same command resumes a run that was stopped.
+
+    python -m experiments.train --config=configs/ml100k.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+Writes into the workdir: the resolved `config.json` and `versions.json`, `semantic_ids.npz` with its report,
+`checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+
+from experiments import build
+from experiments.errors import one_line_errors
+from gr.data import Splits, Targets
+from gr.data.files import write_atomically
+from gr.evaluation import hit, ndcg, sid_ranks
+from gr.semantic_ids import SemanticIds, report_table
+from gr.training import (
+    Checkpointer,
+    MetricWriter,
+    TrainState,
+    fit,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    save_run_info,
+)
+from gr.training.objectives import supervised_loss
+
+SEMANTIC_IDS_FILE = "semantic_ids.npz"
+REPORT_FILE = "semantic_ids_report.json"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> None:
+    """Data, semantic IDs, model, loop."""
+    del argv
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    os.makedirs(workdir, exist_ok=True)
+    save_run_info(workdir, config.to_dict())
+
+    # Data and semantic IDs.
+    splits = build.load_data(config, workdir)
+    sequences = splits.sequences
+    print(
+        f"{sequences.num_users:,} users, {sequences.num_items:,} items, {len(sequences.items):,} interactions; "
+        f"targets: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"
+    )
+    semantic_ids = _semantic_ids(config, splits, workdir)
+    catalogue = build.make_catalogue(semantic_ids)
+
+    # Model, optimiser, step.
+    batches = build.make_train_batches(config, splits)
+    training = config.training
+    steps_per_epoch = batches.batches_per_epoch
+    total_steps = steps_per_epoch * training.num_epochs
+    model = build.make_model(config, semantic_ids)
+    mesh = make_mesh(**config.mesh)
+    print(
+        f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
+        f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
+    )
+    updates = max(1, total_steps // training.accumulation_steps)
+    optimizer, schedule = make_optimizer(
+        learning_rate=training.learning_rate,
+        schedule=training.schedule,
+        total_steps=updates,
+        warmup_steps=round(training.warmup_share * updates),
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        accumulation_steps=training.accumulation_steps,
+        b2=training.b2,
+    )
+    loss = supervised_loss(
+        semantic_ids.tokens,
+        level=training.level,
+        targets_per_batch=batches.targets_per_batch,
+        loss=config.loss.name,
+    )
+    train_step = make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+
+    # Loop.
+    with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
+        result = fit(
+            TrainState.create(model, optimizer, build.make_key(config)),
+            train_step,
+            batches,
+            total_steps=total_steps,
+            log_every=training.log_every,
+            eval_every=max(1, round(training.eval_every_epochs * steps_per_epoch)),
+            checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps_per_epoch)),
+            evaluate=_validation(config, catalogue, splits),
+            monitor=training.monitor,
+            mode="min" if training.monitor == "loss" else "max",
+            patience=training.patience or None,
+            examples_in_batch=lambda batch: int(batch["weight"].sum()),
+            checkpointer=checkpointer,
+            writer=writer,
+            mesh=mesh,
+        )
+    print(
+        f"{result.reason}; best {training.monitor} {result.best_value:.4f} on validation at step {result.best_step:,}"
+        f"\nwrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
+    )
+
+
+def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticIds:
+    """The workdir's semantic IDs, made now if there are none yet: a resumed run must keep its own."""
+    path = os.path.join(workdir, SEMANTIC_IDS_FILE)
+    if os.path.exists(path):
+        return SemanticIds.load(path).select(splits.sequences.item_ids)
+    semantic_ids, report = build.load_semantic_ids(config, splits)
+    print(report_table(report))
+    write_atomically(os.path.join(workdir, REPORT_FILE), json.dumps(report, indent=2).encode())
+    semantic_ids.save(path)
+    return semantic_ids
+
+
+def _validation(
+    config: ConfigDict, catalogue: build.Catalogue, splits: Splits
+) -> Callable[[nnx.Module], dict[str, float]]:
+    """Ranking metrics and loss on evenly spaced validation users."""
+    targets = splits.validation
+    count = min(config.training.eval_users or len(targets), len(targets))
+    chosen = np.linspace(0, len(targets) - 1, count).round().astype(int)
+    targets = Targets(users=targets.users[chosen], positions=targets.positions[chosen])
+    wanted = splits.sequences.items[targets.positions]
+
+    def evaluate(model: nnx.Module) -> dict[str, float]:
+        decoded = build.decode(config, catalogue, model, splits, targets)
+        ranks = sid_ranks(decoded.items, wanted)
+        values = {"loss": decoded.loss}
+        for k in (10, 20):
+            if k <= config.decoding.num_beams:
+                values[f"hit@{k}"] = float(hit(ranks, k).mean())
+                values[f"ndcg@{k}"] = float(ndcg(ranks, k).mean())
+        for depth, share in enumerate(decoded.prefix_recall, start=1):
+            values[f"prefix_recall/{depth}"] = share
+        return values
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gr.training.checkpoint_reading import read_arrays
@@ -170,7 +171,7 @@ class Checkpointer:
             opt_state=rest["opt_state"],
             key=jax.device_put(key, like.key.sharding),
             loss_state=rest["loss_state"],
-            bad_step=jnp.full_like(like.bad_step, NO_BAD_STEP),
+            bad_step=jax.device_put(np.int32(NO_BAD_STEP), like.bad_step.sharding),
         )
         iterator_state = decode_iterator_state(record["iterators"][jax.process_index()])
         return Restored(state=state, iterator_state=iterator_state, loop=record["loop"])

@@ -206,7 +206,7 @@ def fit(
 
             # Log, one step late: the device is busy with this step while the host waits for the one before.
             report_pending()
-            if step % log_every == 0:
+            if step % log_every == 0 or step == total_steps:
                 pending = meter.take(step, state.bad_step)
 
             # Evaluate, save.
@@ -220,7 +220,9 @@ def fit(
 
         # The end.
         report_pending()
-        if meter.steps:
+        if (
+            meter.steps and saved_step != step
+        ):  # If saved, that checkpoint has the unfinished interval.
             pending = meter.take(step, state.bad_step)
             report_pending()
         if evaluate is not None and done.evaluated_step != step:

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by dotted path; empty arrays hold nothing and are left out."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if leaf.size
+        _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size
     }
 
 
@@ -22,9 +20,14 @@ def with_leaves(like: Any, arrays: Mapping[str, jax.Array]) -> Any:
     def pick(path: Any, leaf: Any) -> jax.Array:
         if not leaf.size:
             return jnp.zeros(leaf.shape, leaf.dtype)
-        return arrays[jax.tree_util.keystr(path, simple=True, separator=".")]
+        return arrays[_name(path)]
 
     return jax.tree_util.tree_map_with_path(pick, like)
+
+
+def _name(path: Any) -> str:
+    # An nnx.Param's array is its "value", which says nothing to a reader.
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def sharding_of(leaf: Any) -> jax.sharding.Sharding:

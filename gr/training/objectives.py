@@ -39,7 +39,7 @@ def supervised_loss(
         raise TrainingError(f"loss {loss!r} is unknown; use 'ce'")
     table = item_token_table(tokens)
 
-    def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):  # noqa: ANN202, ANN401
+    def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
         target = table[batch["target"]]
         logits = model.target_logits(table[batch["history"]], target, key=key)
         value, metrics = cross_entropy(
@@ -47,7 +47,7 @@ def supervised_loss(
         )
         return value, (metrics, loss_state)
 
-    def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):  # noqa: ANN202, ANN401
+    def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
         items = table[batch["items"]]
         logits = model.sequence_logits(items, key=key)
         value, metrics = cross_entropy(

@@ -51,7 +51,7 @@ class TrainState:
             raise TrainingError("key must be a typed PRNG key; make it with jax.random.key(seed)")
         for path, leaf in jax.tree_util.tree_leaves_with_path(model):
             if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
                 raise TrainingError(
                     f"parameter {name} is {leaf.dtype}: small updates would round to nothing; keep parameters in "
                     "float32 and set the model's computing dtype instead"

@@ -1,0 +1,56 @@
+import json
+import subprocess
+
+import pytest
+
+from gr.training import TrainingError, git_revision, load_config, save_run_info
+
+
+def test_config_and_versions_are_written(tmp_path):
+    save_run_info(tmp_path / "run", {"model": {"width": 4}, "betas": (0.9, 0.99)})
+    assert load_config(tmp_path / "run") == {"model": {"width": 4}, "betas": [0.9, 0.99]}
+    found = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert found["backend"] == "cpu" and found["packages"]["jax"] and found["python"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "versions.json"}
+
+
+def test_a_workdir_belongs_to_one_configuration(tmp_path):
+    save_run_info(tmp_path, {"model": {"width": 4, "depth": 2}, "steps": 10, "old": 1})
+    save_run_info(tmp_path, {"model": {"width": 4, "depth": 2}, "steps": 10, "old": 1})
+    other = {"model": {"width": 8, "depth": 2}, "steps": 20, "new": 1}
+    with pytest.raises(TrainingError) as caught:
+        save_run_info(tmp_path, other, may_differ=["steps"])
+    message = str(caught.value)
+    assert "model.width was 4 and is 8" in message and "another workdir" in message
+    assert "old was 1 and is '(missing)'" in message and "new was '(missing)' and is 1" in message
+    assert "steps" not in message.split(":", 1)[1] and "depth" not in message
+    assert load_config(tmp_path)["steps"] == 10
+    save_run_info(tmp_path, other, may_differ=["steps", "model.width", "old", "new"])
+    assert load_config(tmp_path) == other
+
+
+def test_git_revision(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    assert git_revision(tmp_path) == (None, None)
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    assert git_revision(tmp_path) == (None, None)  # No commit has this folder's files yet.
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    revision, modified = git_revision(tmp_path)
+    assert len(revision) == 40 and modified is False
+    (tmp_path / "file").write_text("2")
+    assert git_revision(tmp_path) == (revision, True)
+    (tmp_path / "inner").mkdir()
+    assert git_revision(tmp_path / "inner") == (None, None)
+
+
+def test_a_missing_or_damaged_config_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"config\.json does not exist"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"config\.json is not JSON"):
+        load_config(tmp_path)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -96,17 +95,19 @@ class Checkpointer:
             TrainingError: if this or the write before failed; complete checkpoints are untouched by that.
         """
         step = int(jax.device_get(state.step))
-        model, training, checksums = _snapshot(state)
+        model, training = _arrays_of(state)
+        checksums = jax.device_get(_checksums(model, training))
         record = {
             "format": FORMAT,
             "best_step": best_step,
             "key_impl": str(jax.random.key_impl(state.key)),
             "iterators": of_all_processes(encode_iterator_state(iterator_state)),
-            "checksums": {name: int(value) for name, value in jax.device_get(checksums).items()},
+            "checksums": {name: int(value) for name, value in checksums.items()},
             "loop": dict(loop or {}),
         }
         self._preservation.best_step = best_step
         try:
+            # Orbax has copied the arrays to the host when this returns, and writes them in the background.
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -262,9 +263,6 @@ def _arrays_of(state: TrainState) -> tuple[dict[str, jax.Array], dict[str, jax.A
 
 
 @jax.jit
-def _snapshot(state: TrainState) -> tuple[dict, dict, dict]:
-    """Copies on the device, which outlive the donation of the state, and their checksums."""
-    model, training = _arrays_of(state)
-    sums = {f"model.{name}": checksum(leaf) for name, leaf in model.items()}
-    sums |= {f"training.{name}": checksum(leaf) for name, leaf in training.items()}
-    return jax.tree.map(jnp.copy, model), jax.tree.map(jnp.copy, training), sums
+def _checksums(model: dict[str, jax.Array], training: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    items = {"model": model, "training": training}
+    return {f"{i}.{name}": checksum(leaf) for i in items for name, leaf in items[i].items()}

@@ -64,16 +64,14 @@ def data_path(config: ConfigDict, path: str) -> Path:
     folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
     if not folder:
         raise DataError(
-            f"{path}: no data folder is named; pass --config.data_dir=FOLDER or set {ENVIRONMENT_VARIABLE} "
-            "(or run --config=configs/synthetic.py, which needs no data)"
+            f"{path}: no data folder is named; set {ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER "
+            "when training and --data_dir=FOLDER afterwards (--config=configs/synthetic.py needs no data)"
         )
     choices = (Path(folder) / path, Path(folder) / Path(path).name)
     for choice in choices:
         if choice.exists():
             return choice
-    raise DataError(
-        f"{choices[0]}: no such file; --config.data_dir names the folder that holds {path}"
-    )
+    raise DataError(f"{choices[0]}: no such file; the data folder is the one that holds {path}")
 
 
 def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import build
 from experiments.errors import one_line_errors
+from experiments.workdir import SEMANTIC_IDS_FILE, load_semantic_ids
 from gr.data import Splits, Targets
 from gr.data.files import write_atomically
 from gr.evaluation import hit, ndcg, sid_ranks
@@ -33,7 +34,6 @@ from gr.training import (
 )
 from gr.training.objectives import supervised_loss
 
-SEMANTIC_IDS_FILE = "semantic_ids.npz"
 REPORT_FILE = "semantic_ids_report.json"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
@@ -117,7 +117,7 @@ def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticI
     """The workdir's semantic IDs, made now if there are none yet: a resumed run must keep its own."""
     path = os.path.join(workdir, SEMANTIC_IDS_FILE)
     if os.path.exists(path):
-        return SemanticIds.load(path).select(splits.sequences.item_ids)
+        return load_semantic_ids(workdir, splits)
     semantic_ids, report = build.load_semantic_ids(config, splits)
     print(report_table(report))
     write_atomically(os.path.join(workdir, REPORT_FILE), json.dumps(report, indent=2).encode())

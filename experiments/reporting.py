@@ -1,0 +1,155 @@
+"""Fills the HTML report of a run from what evaluation found."""
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import build
+from experiments.workdir import Run
+from gr.data import Targets
+from gr.evaluation.evaluators import Decoded
+from gr.evaluation.report import Candidate, Example, ReportData, write_report
+from gr.semantic_ids import SemanticIds
+from gr.training import read_metrics
+
+NUM_EXAMPLES = 12
+SHOWN_HISTORY = 8
+SHOWN_CANDIDATES = 10
+CATEGORY_FIELDS = ("categories", "genres", "category")
+
+
+def write_run_report(
+    path: str, run: Run, targets: Targets, decoded: Decoded, metrics: Mapping
+) -> None:
+    """Writes the report of one evaluated split.
+
+    Args:
+        path: of the HTML file.
+        run: the trained run.
+        targets: what was predicted.
+        decoded: what the model decoded for them, under the main rule.
+        metrics: of `experiments.evaluate`.
+    """
+    sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
+    config = run.config
+    main_row = f"{config.backbone} ({metrics['rule']})"
+    variants = {f"{config.backbone} ({rule})": row for rule, row in metrics["variants"].items()}
+    versions = _read_json(os.path.join(run.workdir, "versions.json"))
+    data = ReportData(
+        title=config.name or os.path.basename(run.workdir),
+        dataset={
+            "users": sequences.num_users,
+            "items": sequences.num_items,
+            "interactions": len(sequences.items),
+            "targets": f"{len(targets):,} ({metrics['split']})",
+        },
+        model={
+            "backbone": config.backbone,
+            "parameters": build.num_parameters(run.model),
+            "semantic ID": " x ".join(map(str, semantic_ids.codebook_sizes)),
+            "training": f"{config.loss.name}, {config.training.level} level",
+            "beams": config.decoding.num_beams,
+        },
+        metrics={main_row: metrics, **variants, **metrics["baselines"]},
+        main_row=main_row,
+        variants=tuple(variants),
+        differences=metrics["differences"],
+        curves=read_metrics(os.path.join(run.workdir, "metrics.jsonl")),
+        best_step=run.step,
+        prefix_recall=metrics["prefix_recall"],
+        num_beams=config.decoding.num_beams,
+        codebooks=[
+            {"size": size, "counts": np.bincount(semantic_ids.codes[:, level], minlength=size)}
+            for level, size in enumerate(semantic_ids.codebook_sizes)
+        ],
+        collisions=semantic_ids.collisions(),
+        examples=_examples(run, targets, decoded),
+        config=config.to_dict(),
+        versions=versions,
+        commands=_commands(run, metrics["split"]),
+        date=datetime.date.today().isoformat(),
+        revision=versions.get("git_revision") or "",
+    )
+    write_report(path, data)
+
+
+def sid_numbers(semantic_ids: SemanticIds) -> np.ndarray:
+    """A number for each item's semantic ID, equal where items share one: `[N]` int."""
+    return np.unique(semantic_ids.codes, axis=0, return_inverse=True)[1].ravel()
+
+
+def candidates_by_title(
+    items: np.ndarray,
+    scores: np.ndarray,
+    titles: np.ndarray,
+    details: np.ndarray,
+    *,
+    target: int | None = None,
+    seen: Sequence[int] = (),
+    count: int = SHOWN_CANDIDATES,
+) -> list[Candidate]:
+    """The first `count` items of one user's beams `[M, C]`, with the score of their semantic ID `[M]`."""
+    places = [(item, beam) for beam, row in enumerate(items) for item in row if item >= 0]
+    return [
+        Candidate(
+            title=str(titles[item]),
+            score=float(scores[beam]),
+            is_target=item == target,
+            detail=str(details[item]),
+            seen=item in seen,
+        )
+        for item, beam in places[:count]
+    ]
+
+
+def item_details(fields: Mapping[str, np.ndarray], num_items: int) -> np.ndarray:
+    """What else tells an item, such as its category; empty strings where the data has none."""
+    found = [fields[name] for name in CATEGORY_FIELDS if name in fields]
+    return found[0] if found else np.full(num_items, "")
+
+
+def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
+    """Evenly spaced users: not the best ones, nor the same one twice."""
+    sequences = run.splits.sequences
+    titles = sequences.titles()
+    details = item_details(sequences.item_fields, sequences.num_items)
+    chosen = np.unique(np.linspace(0, len(targets) - 1, NUM_EXAMPLES).round().astype(int))
+    examples = []
+    for row in chosen:
+        user, position = targets.users[row], targets.positions[row]
+        history = sequences.items[sequences.offsets[user] : position]
+        target = int(sequences.items[position])
+        examples.append(
+            Example(
+                user=str(sequences.user_ids[user]),
+                history=[str(titles[item]) for item in history[-SHOWN_HISTORY:]],
+                target=str(titles[target]),
+                target_detail=str(details[target]),
+                candidates=candidates_by_title(
+                    decoded.items[row],
+                    decoded.scores[row],
+                    titles,
+                    details,
+                    target=target,
+                    seen=history.tolist(),
+                ),
+            )
+        )
+    return examples
+
+
+def _commands(run: Run, split: str) -> list[str]:
+    return [
+        f"python -m experiments.train --config=CONFIG --workdir={run.workdir}",
+        f"python -m experiments.evaluate --workdir={run.workdir} --split={split}",
+        f"python -m experiments.recommend --workdir={run.workdir} --user="
+        f"{run.splits.sequences.user_ids[0]} --top_k=10",
+    ]
+
+
+def _read_json(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -133,9 +133,15 @@ class Checkpointer:
             raise self._write_error(error) from error
 
     def close(self) -> None:
-        """Waits and lets go of threads."""
-        self.wait()
-        self._manager.close()
+        """Waits and lets go of threads.
+
+        Raises:
+            TrainingError: if a write failed.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._write_error(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
         """Restores the newest checkpoint onto the devices where `like` lies; None if there is none.

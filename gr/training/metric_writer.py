@@ -1,10 +1,11 @@
 """Metrics of a run on disk: `metrics.jsonl`, and TensorBoard event files under `tensorboard/`."""
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,8 +30,12 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+    def __exit__(self, _: type | None, error: BaseException | None, *unused: object) -> None:
+        try:
+            self.close()
+        except TrainingError:
+            if error is None:  # Else that error is the news.
+                raise
 
     def start(self, step: int) -> None:
         """Opens the files for a run that goes on from `step`, and drops what an earlier run wrote beyond it.
@@ -55,7 +60,7 @@ class MetricWriter:
         """Writes the values of one split ("train", "validation", ..) at one step.
 
         Raises:
-            TrainingError: before `start`.
+            TrainingError: before `start`, or if the disk does not take it.
         """
         if not self._writes:
             return
@@ -63,29 +68,42 @@ class MetricWriter:
             raise TrainingError("MetricWriter.start(step) must be called before write")
         finite = {name: _finite_or_none(value) for name, value in values.items()}
         line = {"step": step, "split": split, "wall_time": time.time(), "values": finite}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        if self._events is not None:
-            for name, value in finite.items():
-                if value is not None:
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+        with self._write_errors():
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._lines.flush()
+            if self._events is not None:
+                for name, value in finite.items():
+                    if value is not None:
+                        self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
         """Returns when all that was written is on the disk; call it before a checkpoint that relies on it."""
-        if self._lines is not None:
-            self._lines.flush()
-            os.fsync(self._lines.fileno())
-        if self._events is not None:
-            self._events.flush()
+        with self._write_errors():
+            if self._lines is not None:
+                self._lines.flush()
+                os.fsync(self._lines.fileno())
+            if self._events is not None:
+                self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.flush()
-        if self._lines is not None:
-            self._lines.close()
-        if self._events is not None:
-            self._events.close()
+        lines, events = self._lines, self._events
         self._lines = self._events = None
+        with self._write_errors():
+            if lines is not None:
+                lines.close()
+            if events is not None:
+                events.close()
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path} could not be written ({error}); free some space or make the folder writable, then start "
+                "the same command to resume"
+            ) from error
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import pytest
 
@@ -66,3 +67,21 @@ def test_tensorboard_gets_the_same_values(tmp_path):
         writer.write(3, "validation", {"ndcg@10": 0.25})
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"validation/ndcg" in events.read_bytes()
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(
+        TrainingError, match=r"metrics\.jsonl could not be written .*free some space"
+    ):
+        with MetricWriter(tmp_path, tensorboard=False) as writer:
+            writer.start(0)
+            writer.write(1, "train", {"loss": 1.0})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # As good as a full disk.
+            try:
+                writer.write(2, "train", {"loss": 1.0})
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.start(1)  # The half line is dropped, the whole one stays.
+    assert steps(tmp_path) == [(1, "train")]

@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "etils>=1.9",
         "flax>=0.12,<0.14",
         "grain>=0.2.12",
         "jax>=0.7,<0.12",
@@ -32,6 +33,7 @@ setup(
         "pyarrow>=16",
         "scikit-learn>=1.5",
         "scipy>=1.13",
+        "threadpoolctl>=3.1",
         "tensorboardX>=2.6",
         "tqdm>=4.66",
     ],

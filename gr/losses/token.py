@@ -22,7 +22,8 @@ def cross_entropy(
     """Cross-entropy of semantic IDs, averaged over their codes.
 
     Args:
-        token_logp: log-probabilities of the target's tokens `[..., L]`, float32.
+        token_logp: log-probabilities of the target's tokens `[..., L]`, float32; what stands at padding, even
+            -inf, has no influence.
         weight: `[...]`, 1 for a target, 0 for padding.
         normaliser: what the weighted sum over targets is divided by: the number of targets, or its mean over
             batches, so that every target counts the same in whichever batch it falls.
@@ -30,6 +31,7 @@ def cross_entropy(
     Returns:
         The loss `[]`, and `level_t/loss`: the mean over this batch's targets of -log p of code t = 1..L.
     """
+    token_logp = jnp.where(weight[..., None] > 0, token_logp, 0.0)  # Since 0 * inf is not a number.
     per_target = -token_logp.mean(axis=-1)
     loss = (per_target * weight).sum() / normaliser
     count = jnp.maximum(weight.sum(), 1.0)

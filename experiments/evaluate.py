@@ -37,20 +37,23 @@ SPLITS = ("validation", "test")
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run; the results go there.")
-_SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "last"), "Which model to evaluate.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "The data's folder, if it has moved since training."
-)
-
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Decode, rank the baselines, compare, report."""
+    """Evaluates as the flags say."""
     del argv
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
-    splits, targets = run.splits, getattr(run.splits, _SPLIT.value)
+    evaluate(run, _SPLIT.value)
+
+
+def evaluate(run: Run, split: str) -> dict:
+    """Decode, rank the baselines, compare, report; returns what it writes into `metrics_SPLIT.json`.
+
+    Args:
+        run: the trained run.
+        split: "validation" or "test".
+    """
+    splits, targets = run.splits, getattr(run.splits, split)
     exclude = run.config.decoding.exclude_seen
 
     # The model, under both rules.
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     metrics = evaluate_with_baselines(rankings[exclude], baselines, counts, ks=ks)
     other = evaluate_rankings(rankings[not exclude], counts, ks=ks)
     metrics |= {
-        "split": _SPLIT.value,
+        "split": split,
         "checkpoint_step": run.step,
         "rule": VARIANTS[exclude],
         "variants": {VARIANTS[not exclude]: other},
@@ -88,11 +91,12 @@ def main(argv: Sequence[str]) -> None:
         f"{VARIANTS[exclude]}, of model and baselines; with {VARIANTS[not exclude]} the model has "
         f"Hit@10 {other['hit@10']:.4f}, NDCG@10 {other['ndcg@10']:.4f}"
     )
-    metrics_path = os.path.join(run.workdir, f"metrics_{_SPLIT.value}.json")
+    metrics_path = os.path.join(run.workdir, f"metrics_{split}.json")
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
-    report_path = os.path.join(run.workdir, f"report_{_SPLIT.value}.html")
+    report_path = os.path.join(run.workdir, f"report_{split}.html")
     reporting.write_run_report(report_path, run, targets, decoded[exclude], metrics)
     print(f"wrote {metrics_path}\nreport: {report_path}")
+    return metrics
 
 
 def _baselines(
@@ -128,5 +132,16 @@ def whole_histories(splits: Splits, targets: Targets) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    # Here rather than above, so that a notebook may import several mains, whose flags share names.
+    _WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Folder of the trained run; the results go there."
+    )
+    _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
+    _CHECKPOINT = flags.DEFINE_enum(
+        "checkpoint", "best", ("best", "last"), "Which model to evaluate."
+    )
+    _DATA_DIR = flags.DEFINE_string(
+        "data_dir", "", "The data's folder, if it has moved since training."
+    )
     flags.mark_flag_as_required("workdir")
     app.run(main)

@@ -23,15 +23,6 @@ from gr.trie import ExcludeItems
 
 SHOWN_HISTORY = 10
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
-_USER = flags.DEFINE_string("user", "", "A user's id in the data.")
-_HISTORY = flags.DEFINE_string("history", "", "Items by id or title, oldest first, with commas.")
-_TOP_K = flags.DEFINE_integer("top_k", 10, "How many items to recommend.", lower_bound=1)
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "last"), "Which model to use.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "The data's folder, if it has moved since training."
-)
-
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
@@ -140,5 +131,16 @@ def _left_aligned(rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    # Here rather than above, so that a notebook may import several mains, whose flags share names.
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the trained run.")
+    _USER = flags.DEFINE_string("user", "", "A user's id in the data.")
+    _HISTORY = flags.DEFINE_string(
+        "history", "", "Items by id or title, oldest first, with commas."
+    )
+    _TOP_K = flags.DEFINE_integer("top_k", 10, "How many items to recommend.", lower_bound=1)
+    _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "last"), "Which model to use.")
+    _DATA_DIR = flags.DEFINE_string(
+        "data_dir", "", "The data's folder, if it has moved since training."
+    )
     flags.mark_flag_as_required("workdir")
     app.run(main)

@@ -24,6 +24,7 @@ from gr.evaluation import hit, ndcg, sid_ranks
 from gr.semantic_ids import SemanticIds, report_table
 from gr.training import (
     Checkpointer,
+    FitResult,
     MetricWriter,
     TrainState,
     fit,
@@ -36,15 +37,28 @@ from gr.training.objectives import supervised_loss
 
 REPORT_FILE = "semantic_ids_report.json"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
-
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Data, semantic IDs, model, loop."""
+    """Trains as the flags say."""
     del argv
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    workdir = _WORKDIR.value
+    result = train(_CONFIG.value, workdir)
+    print(
+        f"{result.reason}; best {_CONFIG.value.training.monitor} {result.best_value:.4f} on validation at step "
+        f"{result.best_step:,}\n"
+        f"wrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
+    )
+
+
+def train(config: ConfigDict, workdir: str) -> FitResult:
+    """Data, semantic IDs, model, loop: trains into the workdir, or goes on with the run that it holds.
+
+    Raises:
+        TrainingError: if the workdir holds a run of another config, or training fails; and the errors of the rooms
+            that read the data and build the semantic IDs and the model.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
     os.makedirs(workdir, exist_ok=True)
     save_run_info(workdir, config.to_dict())
 
@@ -90,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Loop.
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
-        result = fit(
+        return fit(
             TrainState.create(model, optimizer, build.make_key(config)),
             train_step,
             batches,
@@ -107,10 +121,6 @@ def main(argv: Sequence[str]) -> None:
             writer=writer,
             mesh=mesh,
         )
-    print(
-        f"{result.reason}; best {training.monitor} {result.best_value:.4f} on validation at step {result.best_step:,}"
-        f"\nwrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
-    )
 
 
 def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticIds:
@@ -151,5 +161,8 @@ def _validation(
 
 
 if __name__ == "__main__":
+    # Here rather than above, so that a notebook may import several mains, whose flags share names.
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -1,0 +1,186 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gr.data import PAD_ITEM
+from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
+from gr.training import TrainingError
+from gr.training.objectives import item_token_table, supervised_loss
+
+VOCAB, LENGTH, ITEMS = 9, 3, 12
+TOKENS = np.random.default_rng(0).integers(2, VOCAB, (ITEMS, LENGTH))
+
+# Three users of 4, 2 and 3 items, so 3 + 1 + 2 targets.
+SEQUENCES = [[3, 7, 1, 7], [11, 0], [5, 2, 9]]
+NUM_TARGETS = 6
+TARGETS_PER_BATCH = 4.0  # Another number than this batch has, as in training.
+FILLER_ROWS = 2
+
+# Compiled in haste: compiling takes far longer than these tiny models.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def make_model(name):
+    if name == "decoder_only":
+        config = DecoderOnlyConfig(
+            VOCAB, LENGTH, d_model=16, num_heads=2, d_ff=24, num_layers=1, dropout=0.0
+        )
+        create = functools.partial(DecoderOnly, config)
+    else:
+        config = EncoderDecoderConfig(
+            VOCAB,
+            LENGTH,
+            d_model=16,
+            num_heads=2,
+            head_dim=8,
+            d_ff=24,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            dropout=0.0,
+            causal_encoder=True,
+            recency_bias=True,
+        )
+        create = functools.partial(EncoderDecoder, config)
+    # Larger numbers than at initialisation, so that every part counts.
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), jnp.float32),
+        jax.eval_shape(lambda: create(rngs=nnx.Rngs(0))),
+    )
+
+
+def padded(rows, width):
+    return np.array([row + [PAD_ITEM] * (width - len(row)) for row in rows], np.int32)
+
+
+def with_filler(batch, rows=(0, 0)):
+    """The batch with repetitions of its rows at the end, of weight 0."""
+    filled = {name: np.concatenate([x, x[list(rows)]]) for name, x in batch.items()}
+    filled["weight"][-FILLER_ROWS:] = 0
+    return filled
+
+
+def user_batch():
+    weight = np.zeros((3, 5), np.float32)
+    for user, sequence in enumerate(SEQUENCES):
+        weight[user, 1 : len(sequence)] = 1
+    return with_filler({"items": padded(SEQUENCES, 5), "weight": weight})
+
+
+def target_batch():
+    pairs = [(row[:place], row[place]) for row in SEQUENCES for place in range(1, len(row))]
+    return with_filler(
+        {
+            "history": padded([history for history, _ in pairs], 4),
+            "target": np.array([target for _, target in pairs], np.int32),
+            "weight": np.ones(NUM_TARGETS, np.float32),
+        }
+    )
+
+
+BATCHES = {"user": user_batch, "target": target_batch}
+
+
+@functools.cache
+def compiled(level):
+    loss = supervised_loss(TOKENS, level=level, targets_per_batch=TARGETS_PER_BATCH)
+    return jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def run(name, level, batch):
+    """Loss, losses of the levels, gradients."""
+    (loss, (metrics, loss_state)), grads = compiled(level)(
+        make_model(name), batch, jax.random.key(0), jnp.float32(7.0)
+    )
+    assert loss_state == 7.0  # What other losses keep between steps is passed through.
+    return float(loss), {k: float(v) for k, v in metrics.items()}, jax.tree.leaves(grads)
+
+
+def assert_same(one, other):
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    assert one[1] == pytest.approx(other[1], rel=1e-5)
+    for first, second in zip(one[2], other[2], strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["decoder_only", "encoder_decoder"])
+def test_both_levels_are_one_loss_of_the_same_targets(name):
+    user, target = run(name, "user", user_batch()), run(name, "target", target_batch())
+    assert_same(user, target)
+    assert max(np.abs(grad).max() for grad in user[2]) > 0.01
+
+
+@pytest.mark.parametrize("level", BATCHES)
+def test_the_loss_is_minus_log_p_of_the_targets_codes(level):
+    batch = {name: column[:-FILLER_ROWS] for name, column in target_batch().items()}
+    history = np.where(batch["history"][..., None] < 0, 0, TOKENS[batch["history"]])
+    target = TOKENS[batch["target"]]
+    forward = jit(lambda model, *inputs: model.target_logits(*inputs))
+    logits = np.asarray(forward(make_model("decoder_only"), history, target), float)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    chosen = np.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
+
+    loss, metrics, _ = run("decoder_only", level, BATCHES[level]())
+    # The sum over targets by the mean number of targets in a batch; but levels are means over this batch.
+    assert loss == pytest.approx(-chosen.mean(axis=1).sum() / TARGETS_PER_BATCH, rel=1e-5)
+    assert metrics == {
+        f"level_{code + 1}/loss": pytest.approx(-chosen[:, code].mean(), rel=1e-5)
+        for code in range(LENGTH)
+    }
+
+
+@pytest.mark.parametrize("level", BATCHES)
+def test_filler_rows_have_no_influence(level):
+    batch = BATCHES[level]()
+    plain = run("decoder_only", level, batch)
+    real = {name: column[:-FILLER_ROWS] for name, column in batch.items()}
+    assert_same(run("decoder_only", level, with_filler(real, rows=(2, 1))), plain)
+    columns = [name for name in batch if name != "weight"]
+    empty = {name: batch[name].copy() for name in columns}
+    for name in columns:
+        empty[name][-FILLER_ROWS:] = PAD_ITEM
+    assert_same(run("decoder_only", level, {**batch, **empty}), plain)
+
+
+def test_targets_of_weight_0_are_seen_but_not_predicted():
+    batch = user_batch()
+    batch["weight"][0, 1:3] = 0  # Of the first user, the last item alone is a target.
+    kept = target_batch()
+    kept["weight"][:2] = 0
+    user, target = run("decoder_only", "user", batch), run("decoder_only", "target", kept)
+    assert_same(user, target)
+    without = run("decoder_only", "user", user_batch())
+    assert user[0] != pytest.approx(without[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("level", BATCHES)
+def test_every_target_counts_the_same_in_whichever_batch_it_falls(level):
+    batch = BATCHES[level]()
+    whole = run("decoder_only", level, batch)
+    masks = [np.arange(len(batch["weight"])) == 0, np.arange(len(batch["weight"])) > 0]
+    parts = []
+    for mask in masks:  # As two batches, of unequal numbers of targets.
+        weight = batch["weight"] * (mask[:, None] if level == "user" else mask)
+        parts.append(run("decoder_only", level, {**batch, "weight": weight}))
+    assert parts[0][0] + parts[1][0] == pytest.approx(whole[0], rel=1e-5)
+    assert parts[0][0] > 0 and parts[1][0] > 0
+    for first, second, both in zip(parts[0][2], parts[1][2], whole[2], strict=True):
+        np.testing.assert_allclose(first + second, both, rtol=1e-3, atol=1e-5)
+
+
+def test_padding_is_the_last_row_of_the_token_table():
+    table = item_token_table(np.array([[2, 5], [3, 4]]))
+    assert table.tolist() == [[2, 5], [3, 4], [0, 0]]
+    assert table[np.array([1, PAD_ITEM, 0])].tolist() == [[3, 4], [0, 0], [2, 5]]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(TrainingError, match="level 'session' is unknown; use one of target, user"):
+        supervised_loss(TOKENS, level="session", targets_per_batch=1.0)
+    with pytest.raises(TrainingError, match="loss 'hinge' is unknown; use 'ce'"):
+        supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss="hinge")

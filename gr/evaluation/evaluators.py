@@ -14,7 +14,7 @@ from gr.data import Sequences, Targets
 from gr.data.pipeline import evaluation_batches, histories
 from gr.decoding import Candidates, beam_search
 from gr.losses import token_log_probs
-from gr.trie import ExcludeItems, TrieIndex, walk
+from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,8 @@ def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> 
     alive = [
         (beams == nodes[:, depth, None]).any(axis=1) for depth, beams in enumerate(candidates.beams)
     ]
-    return jnp.stack(alive, axis=1)
+    # A prefix that the trie lacks is never a hit, though `NO_NODE` also fills beams.
+    return jnp.stack(alive, axis=1) & (nodes != NO_NODE)
 
 
 def _seen_items(sequences: Sequences, targets: Targets) -> np.ndarray:

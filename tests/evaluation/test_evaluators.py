@@ -1,0 +1,211 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+
+from gr.data import DataError, Sequences, Targets
+from gr.decoding import Candidates
+from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.models import DecoderOnly, DecoderOnlyConfig
+from gr.training.objectives import item_token_table
+from gr.trie import TrieIndex
+
+VOCAB, LENGTH, ITEMS = 8, 3, 30
+BEAMS, MAX_HISTORY, BUCKETS, BATCH_SIZE = 4, 4, (2, 4), 4
+
+# Users' sequences; the last item of each is to be predicted. 7 targets make a last batch of 3; histories of 1 to 8
+# items, half of them longer than what the model sees.
+LENGTHS = (3, 9, 2, 6, 4, 8, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_in_haste():
+    """Compiling takes far longer here than running."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@functools.cache
+def make_model():
+    config = DecoderOnlyConfig(VOCAB, LENGTH, d_model=16, num_heads=2, d_ff=16, num_layers=1)
+    shapes = jax.eval_shape(lambda: DecoderOnly(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+@functools.cache
+def make_tokens():
+    """Semantic IDs `[N, L]`; items 0 and 1 share one, the others are distinct."""
+    chosen = np.random.default_rng(0).choice(6**LENGTH, ITEMS, replace=False)
+    tokens = np.stack(np.unravel_index(chosen, (6,) * LENGTH), axis=1) + 2
+    tokens[1] = tokens[0]
+    return tokens
+
+
+@functools.cache
+def make_index():
+    return TrieIndex.build(make_tokens(), VOCAB)
+
+
+@functools.cache
+def make_sequences():
+    rng = np.random.default_rng(2)
+    items = np.concatenate([rng.permutation(ITEMS)[:n] for n in LENGTHS]).astype(np.int32)
+    return Sequences(
+        items=items,
+        offsets=np.cumsum([0, *LENGTHS]),
+        user_ids=np.array([f"u{u}" for u in range(len(LENGTHS))]),
+        item_ids=np.array([f"i{i}" for i in range(ITEMS)]),
+    )
+
+
+ALL = tuple(range(len(LENGTHS)))
+
+
+def decode(sequences, targets, **options):
+    return decode_targets(
+        make_model(),
+        make_index(),
+        item_token_table(make_tokens()),
+        sequences,
+        targets,
+        num_beams=BEAMS,
+        max_history=MAX_HISTORY,
+        buckets=BUCKETS,
+        batch_size=BATCH_SIZE,
+        **options,
+    )
+
+
+def last_items(users=ALL):
+    users = np.asarray(users, np.int32)
+    return Targets(users=users, positions=make_sequences().offsets[users + 1] - 1)
+
+
+@functools.cache
+def decode_all(exclude_seen=True):
+    return decode(make_sequences(), last_items(), exclude_seen=exclude_seen)
+
+
+@functools.cache
+def log_probs_of_prefixes(user):
+    """`log_prob(prefix) -> [V]` of one user, from the teacher-forced logits of every item."""
+    seen = make_sequences().of(user)[:-1][-MAX_HISTORY:]
+    history = np.zeros((ITEMS, MAX_HISTORY, LENGTH), int)
+    history[:, : len(seen)] = make_tokens()[seen]
+    logits = np.asarray(forward(make_model(), history, make_tokens()))
+    table = {}
+    for sid, of_sid in zip(make_tokens().tolist(), logits, strict=True):
+        for depth in range(LENGTH):
+            table[tuple(sid[:depth])] = oracles.log_softmax(of_sid[depth])
+    return table.__getitem__
+
+
+forward = jax.jit(lambda model, *inputs: model.target_logits(*inputs))
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_every_target_is_decoded_as_by_the_oracle(exclude_seen):
+    found = decode_all(exclude_seen)
+    tokens = make_tokens()
+    by_sid = oracles.items_by_sid(tokens)
+    assert found.items.shape == (len(LENGTHS), BEAMS, 2)  # Two items share a semantic ID.
+    for user in ALL:
+        *seen, target = make_sequences().of(user).tolist()
+        excluded = seen if exclude_seen else []
+        log_prob = log_probs_of_prefixes(user)
+        beams = oracles.beam_search(tokens, log_prob, BEAMS, excluded)
+        items = [[item for item in by_sid[sid] if item not in excluded] for _, sid in beams]
+        assert [[item for item in row if item >= 0] for row in found.items[user].tolist()] == items
+        np.testing.assert_allclose(found.scores[user], [score for score, _ in beams], atol=1e-4)
+
+        sid = tuple(tokens[target].tolist())
+        expected = [log_prob(sid[:depth])[sid[depth]] for depth in range(LENGTH)]
+        np.testing.assert_allclose(found.log_probs[user], expected, atol=1e-4)
+        hits = [
+            sid[:depth]
+            in [p for _, p in oracles.beam_search(tokens[:, :depth], log_prob, BEAMS, excluded)]
+            for depth in range(1, LENGTH + 1)
+        ]
+        assert found.prefix_hits[user].tolist() == hits
+    assert 0 < found.prefix_hits.mean() < 1  # The comparison saw both.
+
+
+def test_results_stand_in_the_order_of_the_targets_whatever_the_batch():
+    whole = decode_all(exclude_seen=False)
+    orders = [(user,) for user in ALL] + [(5, 0, 3), ALL[::-1]]
+    for users in orders:
+        part = decode(make_sequences(), last_items(users), exclude_seen=False)
+        for name in ("items", "prefix_hits"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[list(users)])
+        for name in ("scores", "log_probs"):
+            np.testing.assert_allclose(
+                getattr(part, name), getattr(whole, name)[list(users)], atol=1e-5
+            )
+
+
+def test_seen_items_are_never_decoded_also_those_beyond_what_the_model_sees():
+    free = decode_all(exclude_seen=False)
+    sequences, favourites = make_sequences(), {}
+    items = sequences.items.copy()
+    for user in (1, 3, 5):  # Their first item is more than `MAX_HISTORY` before the target.
+        favourites[user] = items[sequences.offsets[user]] = free.items[user, 0, 0]
+    sequences = dataclasses.replace(sequences, items=items)
+
+    still_free = decode(sequences, last_items(), exclude_seen=False)
+    np.testing.assert_array_equal(still_free.items, free.items)
+    found = decode(sequences, last_items(), exclude_seen=True)
+    for user in ALL:
+        history = set(sequences.of(user)[:-1].tolist())
+        assert not history & set(found.items[user].ravel().tolist())
+        assert user not in favourites or favourites[user] in history
+
+
+def test_several_targets_of_one_user_each_have_their_own_history():
+    start, end = make_sequences().offsets[1:3]
+    targets = Targets(users=np.full(8, 1, np.int32), positions=np.arange(start + 1, end)[::-1])
+    found = decode(make_sequences(), targets)
+    for row, position in enumerate(targets.positions):
+        history = make_sequences().items[start:position].tolist()
+        assert not set(history) & set(found.items[row].ravel().tolist())
+    np.testing.assert_allclose(found.log_probs[0], decode_all().log_probs[1], atol=1e-5)
+
+
+def test_summaries_of_decoded():
+    decoded = Decoded(
+        items=np.zeros((2, 1, 1), np.int32),
+        scores=np.zeros((2, 1), np.float32),
+        prefix_hits=np.array([[True, True], [True, False]]),
+        log_probs=np.array([[-1.0, -2.0], [-3.0, -6.0]], np.float32),
+    )
+    assert decoded.prefix_recall == [1.0, 0.5]
+    assert decoded.loss == 3.0
+
+
+def test_a_target_that_the_trie_lacks_is_no_hit():
+    index = TrieIndex.build(np.array([[2, 5], [3, 4]]), 7)
+    candidates = Candidates(
+        codes=jnp.array([[[2, 5], [-1, -1]]] * 3),
+        items=jnp.array([[[0], [-1]]] * 3),
+        scores=jnp.array([[-1.0, -jnp.inf]] * 3),
+        valid=jnp.array([[True, False]] * 3),
+        beams=(jnp.array([[0, -1]] * 3), jnp.array([[0, -1]] * 3)),
+    )
+    target = jnp.array([[2, 5], [2, 6], [6, 6]])
+    assert prefix_hits(index, candidates, target).tolist() == [
+        [True, True],
+        [True, False],
+        [False, False],
+    ]
+
+
+def test_nothing_to_decode_is_an_error():
+    with pytest.raises(DataError, match="no targets"):
+        decode(make_sequences(), last_items(()))

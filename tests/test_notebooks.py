@@ -64,7 +64,8 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Most of the time is compilation.
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # This code, whatever is installed.
+        # This code, whatever is installed.
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.chdir(NOTEBOOKS)
         # A cell that fails raises here, with its traceback.
         NotebookClient(notebook, timeout=600, kernel_name="python3").execute()

@@ -21,6 +21,9 @@ def base_config() -> ConfigDict:
     c.data.validation_share = 0.1  # Of all interactions, the last ones by time; for "by_time".
     c.data.test_share = 0.1
     c.data.max_history = 20  # Items.
+    c.data.shuffle_ties = (
+        False  # Interactions of one time change places each epoch: their order says nothing.
+    )
     c.data.num_buckets = 5  # Padded lengths; each compiles once.
 
     # Semantic IDs: read from `path` (relative to the data folder), or built; see `make_semantic_ids`.

@@ -15,6 +15,7 @@ from gr.data.sequences import DataError
 class Examples(Protocol):
     """Slices of the sequences that become rows of batches."""
 
+    items: np.ndarray  # [E] int32, of the sequences.
     lengths: np.ndarray  # [n] history lengths, by which they are bucketed.
 
     def batch(self, rows: np.ndarray, real: np.ndarray, bucket: int) -> Batch:
@@ -38,6 +39,9 @@ class BatchPlan:
     num_epochs: int | None
     process_index: int
     process_count: int
+    ties: np.ndarray | None = (
+        None  # [E] rising; interactions of one number change places each epoch.
+    )
 
     def __post_init__(self):
         if self.seed < 0:
@@ -63,12 +67,12 @@ class BatchPlan:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         epoch, number = divmod(int(index), self.batches_per_epoch)
-        order, batch_order = self._orders(epoch)
+        order, batch_order, examples = self._epochs(epoch)
         start, bucket = self._cuts[batch_order[number]]
         rows, real = batch_rows(order, start, self.rows[bucket])
         mine = len(rows) // self.process_count
         part = slice(self.process_index * mine, (self.process_index + 1) * mine)
-        return self.examples.batch(rows[part], real[part], self.buckets[bucket])
+        return examples.batch(rows[part], real[part], self.buckets[bucket])
 
     @functools.cached_property
     def _bucket_of(self) -> np.ndarray:
@@ -79,13 +83,19 @@ class BatchPlan:
         return cut_batches(self._bucket_of, self.rows)
 
     @functools.cached_property
-    def _orders(self):
+    def _epochs(self):
         # Reading runs ahead into the next epoch, so the last two are kept.
-        return functools.lru_cache(maxsize=2)(self._draw_orders)
+        return functools.lru_cache(maxsize=2)(self._draw_epoch)
 
-    def _draw_orders(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """An epoch's order of examples `[n]` and of batches `[batches_per_epoch]`."""
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, Examples]:
+        """An epoch's order of examples `[n]` and of batches `[batches_per_epoch]`, and the examples."""
         rng = np.random.default_rng((self.seed, epoch))
         shuffled = rng.permutation(len(self._bucket_of))
         order = shuffled[longest_first(self._bucket_of[shuffled])]
-        return order, rng.permutation(self.batches_per_epoch)
+        batch_order = rng.permutation(self.batches_per_epoch)
+        if self.ties is None:
+            return order, batch_order, self.examples
+        # Sorting by (tie, random) moves interactions within their tie only: ties are intervals.
+        places = np.lexsort((rng.random(len(self.ties)), self.ties))
+        items = self.examples.items[places]
+        return order, batch_order, dataclasses.replace(self.examples, items=items)

@@ -27,7 +27,7 @@ from gr.data.buckets import (
     require_positive,
     resolve_buckets,
 )
-from gr.data.examples import Batch, histories, target_examples, window_examples
+from gr.data.examples import Batch, histories, target_examples, tied_interactions, window_examples
 from gr.data.sequences import DataError, Sequences, Targets
 
 if TYPE_CHECKING:  # Importing Grain takes a second, which evaluation need not pay.
@@ -53,6 +53,7 @@ def train_batches_by_target(
     max_history: int,
     buckets: int | Sequence[int],
     seed: int,
+    shuffle_ties: bool = False,
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -71,6 +72,8 @@ def train_batches_by_target(
         buckets: padded lengths T, rising and ending with `max_history`; or how many of them
             `bucket_lengths` shall choose.
         seed: of the shuffling; every epoch has an order of its own.
+        shuffle_ties: whether a user's training interactions of one time, whose order says nothing,
+            are put in another order each epoch.
         num_epochs: None is endless.
         process_index: which contiguous part of each batch's rows this process gets.
         process_count: into how many parts they are split.
@@ -94,6 +97,7 @@ def train_batches_by_target(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
+        ties=tied_interactions(sequences, targets) if shuffle_ties else None,
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 
@@ -106,6 +110,7 @@ def train_batches_by_user(
     buckets: int | Sequence[int],
     items_per_batch: int,
     seed: int,
+    shuffle_ties: bool = False,
     stride: int | None = None,
     rows_multiple_of: int = 1,
     num_epochs: int | None = None,
@@ -134,6 +139,8 @@ def train_batches_by_user(
         items_per_batch: item positions of a global batch: a batch has `items_per_batch // T` rows,
             rounded down to the multiple below but never to 0.
         seed: of the shuffling; every epoch has an order of its own.
+        shuffle_ties: whether a user's training interactions of one time, whose order says nothing,
+            are put in another order each epoch.
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
@@ -163,6 +170,7 @@ def train_batches_by_user(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
+        ties=tied_interactions(sequences, targets) if shuffle_ties else None,
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 

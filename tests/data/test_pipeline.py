@@ -533,3 +533,52 @@ def test_bad_lengths_are_refused():
         bucket_lengths(np.array([0, 3]), 5, 2)
     with pytest.raises(DataError, match="num_buckets=0"):
         bucket_lengths(np.array([3]), 5, 0)
+
+
+def test_ties_are_shuffled_within_their_time_and_never_with_what_is_held_out():
+    # One user; times 1 1 1 2 3 3 3: the last two are held out, so that item 4 has no tie left.
+    sequences = Sequences(
+        items=np.arange(7, dtype=np.int32),
+        offsets=np.array([0, 7]),
+        user_ids=np.array(["u"]),
+        item_ids=np.array([str(item) for item in range(7)]),
+        times=np.array([1.0, 1, 1, 2, 3, 3, 3]),
+    )
+    targets = Targets(users=np.zeros(4, np.int32), positions=np.array([1, 2, 3, 4]))
+    batches = train_batches_by_user(
+        sequences, targets, max_history=6, buckets=1, items_per_batch=7, seed=0, shuffle_ties=True
+    )
+    orders = {tuple(batches.plan[epoch]["items"][0, :5].tolist()) for epoch in range(60)}
+    assert {order[3:] for order in orders} == {(3, 4)}
+    assert {order[:3] for order in orders} == set(itertools.permutations(range(3)))
+    assert tuple(batches.plan[7]["items"][0]) == tuple(batches.plan[7]["items"][0])
+    by_target = train_batches_by_target(
+        sequences, targets, max_history=6, buckets=1, batch_size=4, seed=0, shuffle_ties=True
+    )
+    seen = {
+        tuple(sorted([*row[row >= 0].tolist(), target]))
+        for row, target in zip(
+            by_target.plan[3]["history"], by_target.plan[3]["target"], strict=True
+        )
+    }
+    assert (0, 1, 2, 3, 4) in seen and (0, 1, 2) in seen
+
+
+def test_ties_cannot_be_shuffled_without_times():
+    sequences = Sequences(
+        items=np.arange(3, dtype=np.int32),
+        offsets=np.array([0, 3]),
+        user_ids=np.array(["u"]),
+        item_ids=np.array(["a", "b", "c"]),
+    )
+    targets = Targets(users=np.zeros(1, np.int32), positions=np.array([1]))
+    with pytest.raises(DataError, match="without times"):
+        train_batches_by_user(
+            sequences,
+            targets,
+            max_history=2,
+            buckets=1,
+            items_per_batch=4,
+            seed=0,
+            shuffle_ties=True,
+        )

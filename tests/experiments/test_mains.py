@@ -1,0 +1,144 @@
+"""The commands of the contract, typed as a user types them, on a small synthetic log."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config.data.options.num_users=150",
+    "--config.data.options.num_items=60",
+    "--config.data.options.mean_length=8.0",
+    "--config.data.options.seed=0",
+    "--config.data.num_buckets=1",
+    "--config.semantic_ids.num_levels=2",
+    "--config.semantic_ids.codebook_size=8",
+    "--config.decoder_only.d_model=16",
+    "--config.decoder_only.num_heads=2",
+    "--config.decoder_only.d_ff=16",
+    "--config.decoder_only.num_layers=1",
+    "--config.backbone=decoder_only",
+    "--config.training.num_epochs=2",
+    "--config.training.eval_every_epochs=1.0",
+    "--config.decoding.batch_size=64",
+]
+
+
+def run(module, *arguments, check=True):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    done = run("train", "--config=configs/synthetic.py", f"--workdir={folder}", *TINY)
+    assert f"wrote {folder}" in done.stdout
+    return folder
+
+
+def test_training_leaves_what_the_readme_says(workdir):
+    names = {path.name for path in workdir.iterdir()}
+    assert {
+        "config.json",
+        "versions.json",
+        "semantic_ids.npz",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+    } <= names
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    validation = [line["values"] for line in lines if line["split"] == "validation"]
+    assert len(validation) == 2
+    assert all(0 <= values["ndcg@10"] <= values["hit@10"] <= 1 for values in validation)
+    recall = [validation[0][f"prefix_recall/{depth}"] for depth in (1, 2, 3)]
+    assert recall == sorted(recall, reverse=True)
+
+
+def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
+    done = run("evaluate", f"--workdir={workdir}", "--split=test")
+    metrics = json.loads((workdir / "metrics_test.json").read_text())
+    keys = ["hit@10", "hit@20", "ndcg@10", "ndcg@20", "item_hit@10", "item_ndcg@10"]
+    assert set(metrics["baselines"]) == {"popularity", "markov", "item_knn"}
+    for row in (metrics, *metrics["baselines"].values(), *metrics["variants"].values()):
+        assert all(0 <= row[key] <= 1 for key in keys)
+        assert row["users"] == 150
+    assert metrics["duplicate_share"] == 0
+    assert metrics["candidates"] == 20
+    assert math.isfinite(metrics["loss"])
+    for name in ("decoder_only", "popularity", "markov", "item_knn"):
+        assert name in done.stdout
+    report = (workdir / "report_test.html").read_text()
+    assert f"report: {workdir / 'report_test.html'}" in done.stdout
+    assert "Prefix recall" in report and "<svg" in report
+
+
+def test_recommend_to_a_user_and_to_a_history(workdir):
+    from gr.data import load_sequences
+
+    config = json.loads((workdir / "config.json").read_text())
+    sequences = load_sequences("synthetic", **config["data"]["options"])
+    user = str(sequences.user_ids[3])
+    done = run("recommend", f"--workdir={workdir}", f"--user={user}", "--top_k=5")
+    titles = sequences.titles()
+    seen = {str(titles[item]) for item in sequences.of(3)}
+    lines = done.stdout.split("recommended:")[1].strip().splitlines()[1:]
+    # A line is rank, log p, title, category; columns are parted by two spaces or more.
+    offered = [re.split(r"\s{2,}", line)[2] for line in lines]
+    assert len(set(offered)) == 5
+    assert not seen & set(offered)
+    assert set(offered) <= set(titles.tolist())
+
+    history = ", ".join(str(titles[item]) for item in sequences.of(3)[:2])
+    again = run("recommend", f"--workdir={workdir}", f"--history={history}", "--top_k=3")
+    assert str(titles[sequences.of(3)[0]]) in again.stdout
+
+    wrong = run("recommend", f"--workdir={workdir}", "--history=no such thing", check=False)
+    assert wrong.returncode == 1
+    assert "'no such thing' is no item id and no title" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_a_workdir_of_another_configuration_is_refused_in_one_line(workdir):
+    other = [*TINY, "--config.decoder_only.d_model=32"]
+    done = run(
+        "train", "--config=configs/synthetic.py", f"--workdir={workdir}", *other, check=False
+    )
+    assert done.returncode == 1
+    assert "decoder_only.d_model was 16 and is 32" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tokenize_items_writes_ids(tmp_path):
+    done = run("tokenize_items", "--config=configs/synthetic.py", f"--workdir={tmp_path}", *TINY)
+    assert (tmp_path / "semantic_ids.npz").exists()
+    assert "perplexity" in done.stdout
+
+
+def test_missing_data_names_the_way_out(tmp_path):
+    done = run(
+        "train",
+        "--config=configs/amazon_office.py",
+        f"--workdir={tmp_path}",
+        f"--config.data_dir={tmp_path}",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Office.inter.json: no such file" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -15,21 +15,14 @@ from gr.models import DecoderOnly, DecoderOnlyConfig
 from gr.training.objectives import item_token_table
 from gr.trie import TrieIndex
 
-VOCAB, LENGTH, ITEMS = 8, 3, 30
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+VOCAB, LENGTH, ITEMS = 8, 2, 30
 BEAMS, MAX_HISTORY, BUCKETS, BATCH_SIZE = 4, 4, (2, 4), 4
 
 # Users' sequences; the last item of each is to be predicted. 7 targets make a last batch of 3; histories of 1 to 8
 # items, half of them longer than what the model sees.
 LENGTHS = (3, 9, 2, 6, 4, 8, 5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_in_haste():
-    """Compiling takes far longer here than running."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

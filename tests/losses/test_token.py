@@ -6,6 +6,8 @@ import scipy.special
 
 from gr import losses
 
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
 # Compiled as a whole, which is faster than operation by operation.
 cross_entropy = jax.jit(losses.cross_entropy)
 token_log_probs = jax.jit(losses.token_log_probs)

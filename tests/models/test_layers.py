@@ -7,6 +7,8 @@ from flax import nnx
 from gr.models import layers
 from gr.models.layers import MASKED, Linear, RelativeBias, RMSNorm, dropout_seed, item_lengths
 
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
 # Compiled as a whole, which is faster than operation by operation.
 attend = jax.jit(layers.attend, static_argnames="rate")
 attend_own = jax.jit(layers.attend_own)

@@ -11,6 +11,8 @@ from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDec
 from gr.training import TrainingError
 from gr.training.objectives import item_token_table, supervised_loss
 
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
 VOCAB, LENGTH, ITEMS = 9, 3, 12
 TOKENS = np.random.default_rng(0).integers(2, VOCAB, (ITEMS, LENGTH))
 
@@ -19,9 +21,6 @@ SEQUENCES = [[3, 7, 1, 7], [11, 0], [5, 2, 9]]
 NUM_TARGETS = 6
 TARGETS_PER_BATCH = 4.0  # Another number than this batch has, as in training.
 FILLER_ROWS = 2
-
-# Compiled in haste: compiling takes far longer than these tiny models.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -89,13 +88,13 @@ BATCHES = {"user": user_batch, "target": target_batch}
 @functools.cache
 def compiled(level):
     loss = supervised_loss(TOKENS, level=level, targets_per_batch=TARGETS_PER_BATCH)
-    return jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def run(name, level, batch):
-    """Loss, losses of the levels, gradients."""
+def run(level, batch):
+    """Loss, losses of the levels and gradients of the decoder-only model."""
     (loss, (metrics, loss_state)), grads = compiled(level)(
-        make_model(name), batch, jax.random.key(0), jnp.float32(7.0)
+        make_model("decoder_only"), batch, jax.random.key(0), jnp.float32(7.0)
     )
     assert loss_state == 7.0  # What other losses keep between steps is passed through.
     return float(loss), {k: float(v) for k, v in metrics.items()}, jax.tree.leaves(grads)
@@ -108,11 +107,21 @@ def assert_same(one, other):
         np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["decoder_only", "encoder_decoder"])
-def test_both_levels_are_one_loss_of_the_same_targets(name):
-    user, target = run(name, "user", user_batch()), run(name, "target", target_batch())
+def test_both_levels_are_one_loss_of_the_same_targets():
+    user, target = run("user", user_batch()), run("target", target_batch())
     assert_same(user, target)
     assert max(np.abs(grad).max() for grad in user[2]) > 0.01
+
+
+def test_both_levels_are_one_loss_of_the_encoder_decoder_too():
+    losses = []
+    for level, batch in BATCHES.items():
+        loss = supervised_loss(TOKENS, level=level, targets_per_batch=TARGETS_PER_BATCH)
+        value, (metrics, _) = jax.jit(loss)(
+            make_model("encoder_decoder"), batch(), jax.random.key(0), ()
+        )
+        losses.append([float(value), *map(float, metrics.values())])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("level", BATCHES)
@@ -120,12 +129,12 @@ def test_the_loss_is_minus_log_p_of_the_targets_codes(level):
     batch = {name: column[:-FILLER_ROWS] for name, column in target_batch().items()}
     history = np.where(batch["history"][..., None] < 0, 0, TOKENS[batch["history"]])
     target = TOKENS[batch["target"]]
-    forward = jit(lambda model, *inputs: model.target_logits(*inputs))
+    forward = jax.jit(lambda model, *inputs: model.target_logits(*inputs))
     logits = np.asarray(forward(make_model("decoder_only"), history, target), float)
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     chosen = np.take_along_axis(log_p, target[..., None], axis=-1)[..., 0]
 
-    loss, metrics, _ = run("decoder_only", level, BATCHES[level]())
+    loss, metrics, _ = run(level, BATCHES[level]())
     # The sum over targets by the mean number of targets in a batch; but levels are means over this batch.
     assert loss == pytest.approx(-chosen.mean(axis=1).sum() / TARGETS_PER_BATCH, rel=1e-5)
     assert metrics == {
@@ -137,14 +146,14 @@ def test_the_loss_is_minus_log_p_of_the_targets_codes(level):
 @pytest.mark.parametrize("level", BATCHES)
 def test_filler_rows_have_no_influence(level):
     batch = BATCHES[level]()
-    plain = run("decoder_only", level, batch)
+    plain = run(level, batch)
     real = {name: column[:-FILLER_ROWS] for name, column in batch.items()}
-    assert_same(run("decoder_only", level, with_filler(real, rows=(2, 1))), plain)
+    assert_same(run(level, with_filler(real, rows=(2, 1))), plain)
     columns = [name for name in batch if name != "weight"]
     empty = {name: batch[name].copy() for name in columns}
     for name in columns:
         empty[name][-FILLER_ROWS:] = PAD_ITEM
-    assert_same(run("decoder_only", level, {**batch, **empty}), plain)
+    assert_same(run(level, {**batch, **empty}), plain)
 
 
 def test_targets_of_weight_0_are_seen_but_not_predicted():
@@ -152,21 +161,21 @@ def test_targets_of_weight_0_are_seen_but_not_predicted():
     batch["weight"][0, 1:3] = 0  # Of the first user, the last item alone is a target.
     kept = target_batch()
     kept["weight"][:2] = 0
-    user, target = run("decoder_only", "user", batch), run("decoder_only", "target", kept)
+    user, target = run("user", batch), run("target", kept)
     assert_same(user, target)
-    without = run("decoder_only", "user", user_batch())
+    without = run("user", user_batch())
     assert user[0] != pytest.approx(without[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("level", BATCHES)
 def test_every_target_counts_the_same_in_whichever_batch_it_falls(level):
     batch = BATCHES[level]()
-    whole = run("decoder_only", level, batch)
+    whole = run(level, batch)
     masks = [np.arange(len(batch["weight"])) == 0, np.arange(len(batch["weight"])) > 0]
     parts = []
     for mask in masks:  # As two batches, of unequal numbers of targets.
         weight = batch["weight"] * (mask[:, None] if level == "user" else mask)
-        parts.append(run("decoder_only", level, {**batch, "weight": weight}))
+        parts.append(run(level, {**batch, "weight": weight}))
     assert parts[0][0] + parts[1][0] == pytest.approx(whole[0], rel=1e-5)
     assert parts[0][0] > 0 and parts[1][0] > 0
     for first, second, both in zip(parts[0][2], parts[1][2], whole[2], strict=True):

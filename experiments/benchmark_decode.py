@@ -1,0 +1,296 @@
+r"""Measures how many users a second constrained beam search serves, for each backbone.
+
+    python -m experiments.benchmark_decode --config=configs/amazon_office.py --json=FILE \
+        [--backbones=encoder_decoder] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
+
+Untrained weights, since speed does not depend on them, but the config's real semantic IDs and trie. A row decodes
+batches of `decoding.batch_size` users with `decoding.num_beams` beams, one program a batch:
+
+* `N_tokens`: histories of one length, drawn at random; any item may be decoded;
+* `test_histories`: the test users' real histories in their length buckets, each bucket counted as often as it occurs;
+* `.../unseen_only`: the same, and items of the history are excluded;
+
+and at the longest history its parts and its floors:
+
+* `.../prefill`: encoding the histories and the first code's logits, alone;
+* `.../steps`: the beam search alone, given a cache that is filled already;
+* `.../forward_only`: prefill and steps of as many beams without any search: no search over this model can be faster;
+* `.../unconstrained`: no trie, the best beams by raw logits over the whole vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import benchmarking, build
+from experiments.benchmarking import FLAGS, PEAK, Stratum
+from experiments.errors import one_line_errors
+from gr.data import Splits
+from gr.data.pipeline import evaluation_batches, histories
+from gr.decoding import Candidates, beam_search
+from gr.models import Cache
+from gr.trie import ExcludeItems, TrieIndex
+
+ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.
+
+# Amazon Office at the reference size, 20 beams, 128 users, on two CPU cores: what is aimed at, what others reach.
+TARGETS = {
+    "encoder_decoder/80_tokens": ">= 75",
+    "encoder_decoder/test_histories": ">= 130",
+    "encoder_decoder/test_histories/unseen_only": ">= 130",
+}
+OTHERS = {
+    "encoder_decoder/16_tokens": "plain JAX 145",
+    "encoder_decoder/32_tokens": "plain JAX 119",
+    "encoder_decoder/80_tokens": "transformers 6.2, plain JAX 66",
+    "encoder_decoder/80_tokens/prefill": "transformers 168",
+}
+HEADER = (
+    "users/s of constrained beam search",
+    "users/s",
+    "target",
+    "others",
+    "ms a batch",
+    "of forward_only",
+    "compile s",
+)
+NOTES = (
+    "rows of one backbone are timed in turns. of forward_only: share of the users/s that the model's own passes at",
+    "the same length allow, where no search is done. target, others: Amazon Office, reference size, 20 beams, 128",
+    "users, two CPU cores.",
+)
+
+
+@one_line_errors
+def main(argv: list[str]) -> None:
+    """One backbone after the other; table and file."""
+    del argv
+    config, on = FLAGS.config, benchmarking.machine()
+    splits, semantic_ids = benchmarking.load(config)
+    catalogue = build.make_catalogue(semantic_ids)
+    requests = make_requests(config, splits, catalogue)
+    results, peaks, compilations = {}, {}, {}
+    for backbone in benchmarking.backbones():
+        chosen = config.copy_and_resolve_references()
+        chosen.backbone = backbone
+        model = build.make_model(chosen, semantic_ids)
+        workloads = make_workloads(config, model, catalogue, requests)
+        measured, peaks[backbone], compilations[backbone] = measure(
+            workloads, config[backbone].dtype, FLAGS.seconds_per_row
+        )
+        results |= {f"{backbone}/{name}": result for name, result in measured.items()}
+    table = [
+        (
+            name,
+            f"{result['users_per_second']:,.1f}",
+            TARGETS.get(name, ""),
+            OTHERS.get(name, ""),
+            f"{1e3 * result['seconds_per_batch']:,.1f}",
+            _share_of_floor(name, results),
+            f"{result['compile_seconds']:.1f}",
+        )
+        for name, result in results.items()
+    ]
+    # {"users_per_second": {row: value}, ...}: one dictionary a quantity.
+    fields = next(iter(results.values()))
+    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities |= {"peak_gflops_per_second": peaks, "compilations_while_timing": compilations}
+    benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)
+
+
+def _share_of_floor(name: str, results: dict[str, dict[str, float]]) -> str:
+    """How close a row comes to the model's own passes, where those were timed at its length."""
+    floor = results.get("/".join([*name.split("/")[:2], "forward_only"]))
+    if floor is None or name.endswith(("/prefill", "/steps")):
+        return ""
+    return f"{results[name]['users_per_second'] / floor['users_per_second']:.0%}"
+
+
+# What is decoded.
+
+
+def make_requests(
+    config: ConfigDict, splits: Splits, catalogue: build.Catalogue
+) -> dict[str, dict[tuple, Stratum]]:
+    """Batches of users by row name: `history [B, T]` and `seen [B, S]` item rows, `weight [B]`."""
+    sequences, targets = splits.sequences, splits.test
+    max_history, batch_size = config.data.max_history, config.decoding.batch_size
+    length = catalogue.semantic_ids.num_levels
+    rng = np.random.default_rng(config.seed)
+    requests = {}
+    for items in sorted({min(items, max_history) for items in ITEMS}):
+        history = rng.integers(sequences.num_items, size=(batch_size, items), dtype=np.int32)
+        batch = {"history": history, "seen": history, "weight": np.ones(batch_size, np.float32)}
+        requests[f"{items * length}_tokens"] = benchmarking.strata([batch], "history")
+    batches = evaluation_batches(
+        sequences,
+        targets,
+        batch_size=batch_size,
+        max_history=max_history,
+        buckets=config.data.num_buckets,
+    )
+    longest = int((targets.positions - sequences.offsets[targets.users]).max())
+    seen = histories(sequences, targets, longest, width=1 << (longest - 1).bit_length())
+    batches = [{**batch, "seen": seen[np.maximum(batch["rows"], 0)]} for batch in batches]
+    requests["test_histories"] = benchmarking.strata(batches, "history")
+    return requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What one row times: `run` on batches, of which there are more or fewer of each shape."""
+
+    strata: dict[tuple, Stratum]
+    run: Callable[[dict[str, np.ndarray]], Any]
+
+
+def make_workloads(
+    config: ConfigDict,
+    model: Any,
+    catalogue: build.Catalogue,
+    requests: dict[str, dict[tuple, Stratum]],
+) -> dict[str, Workload]:
+    """The rows of one backbone."""
+    index, tokens, num_beams = catalogue.index, catalogue.tokens, config.decoding.num_beams
+    length = index.length
+
+    def search(batch: dict[str, np.ndarray]) -> Candidates:
+        return _search(model, index, tokens, batch["history"], None, num_beams=num_beams)
+
+    def search_unseen(batch: dict[str, np.ndarray]) -> Candidates:
+        seen = ExcludeItems(jnp.asarray(batch["seen"]))
+        return _search(model, index, tokens, batch["history"], seen, num_beams=num_beams)
+
+    workloads = {name: Workload(strata, search) for name, strata in requests.items()}
+    *_, longest, real = requests  # The rows whose parts and constraint are of interest.
+    for name in (longest, real):
+        workloads[f"{name}/unseen_only"] = Workload(requests[name], search_unseen)
+
+    ((shape, stratum),) = requests[longest].items()
+    filled = functools.cache(lambda: _prefill(model, tokens, stratum.batches[0]["history"]))
+    parents = np.tile(np.arange(num_beams, dtype=np.int32), (shape[0], 1))
+    parts = {
+        "prefill": lambda batch: _prefill(model, tokens, batch["history"]),
+        "steps": lambda batch: beam_search(Prefilled(model), index, filled(), num_beams),
+        "forward_only": lambda batch: _forward_only(
+            model, tokens, batch["history"], parents, length=length
+        ),
+        "unconstrained": lambda batch: _unconstrained(
+            model, tokens, batch["history"], length=length, num_beams=num_beams
+        ),
+    }
+    for part, run in parts.items():
+        workloads[f"{longest}/{part}"] = Workload({shape: stratum}, run)
+    return dict(sorted(workloads.items(), key=lambda row: _place(row[0], requests)))
+
+
+def _place(name: str, requests: dict[str, Any]) -> int:
+    """Rows of one request stand together; otherwise they stay in their order."""
+    return list(requests).index(name.split("/")[0])
+
+
+def measure(
+    workloads: dict[str, Workload], dtype: str, seconds: float
+) -> tuple[dict[str, dict[str, float]], float, int]:
+    """Times all rows in turns: the results by row, the machine's peak in GFLOP/s, compilations while timing."""
+    calls: dict[Any, Callable[[], Any]] = {
+        (name, shape): benchmarking.in_order(workload.run, stratum.batches)
+        for name, workload in workloads.items()
+        for shape, stratum in workload.strata.items()
+    }
+    product, product_gflop = benchmarking.peak_product(dtype)
+    calls[PEAK] = product
+    timings, compilations = benchmarking.time_in_turns(calls, seconds * len(workloads))
+    results = {}
+    for name, workload in workloads.items():
+        strata = workload.strata
+        total = sum(s.count * timings[name, shape].seconds for shape, s in strata.items())
+        users = sum(s.examples for s in strata.values())
+        results[name] = {
+            "users_per_second": users / total,
+            "seconds_per_batch": total / sum(s.count for s in strata.values()),
+            "compile_seconds": sum(timings[name, shape].compile_seconds for shape in strata),
+        }
+    return results, product_gflop / timings[PEAK].seconds, compilations
+
+
+# What runs on the device.
+
+
+@functools.partial(jax.jit, static_argnames="num_beams")
+def _search(
+    model: Any,
+    index: TrieIndex,
+    tokens: jax.Array,
+    history: jax.Array,
+    seen: ExcludeItems | None,
+    *,
+    num_beams: int,
+) -> Candidates:
+    return beam_search(model, index, tokens[history], num_beams, constraint=seen)
+
+
+@jax.jit
+def _prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
+    return model.prefill(tokens[history])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """A backbone whose histories are encoded already: its `history` is what the model's `prefill` returned."""
+
+    model: Any
+
+    def prefill(self, history: tuple) -> tuple:
+        """See `Backbone.prefill`."""
+        return history
+
+    def step(self, tokens: jax.Array, cache: Cache) -> tuple:
+        """See `Backbone.step`."""
+        return self.model.step(tokens, cache)
+
+    def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
+        """See `Backbone.reorder`."""
+        return self.model.reorder(cache, parents)
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def _forward_only(
+    model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
+) -> list[jax.Array]:
+    """Logits of all steps along beams that are settled beforehand, by `parents [B, M]`."""
+    logits, _, cache = model.prefill(tokens[history])
+    outputs = [logits]
+    for depth in range(1, length):
+        cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
+        logits, _, cache = model.step(parents % logits.shape[-1], cache)
+        outputs.append(logits)
+    return outputs
+
+
+@functools.partial(jax.jit, static_argnames=("length", "num_beams"))
+def _unconstrained(
+    model: Any, tokens: jax.Array, history: jax.Array, *, length: int, num_beams: int
+) -> tuple[jax.Array, jax.Array]:
+    """Last tokens and scores of the beams that are best by the sum of their raw logits."""
+    logits, _, cache = model.prefill(tokens[history])
+    batch, vocab_size = logits.shape
+    scores, chosen = jax.lax.top_k(logits, min(num_beams, vocab_size))
+    parents = jnp.zeros_like(chosen)
+    for _ in range(1, length):
+        logits, _, cache = model.step(chosen, model.reorder(cache, parents))
+        total = (scores[:, :, None] + logits).reshape(batch, -1)
+        scores, place = jax.lax.top_k(total, num_beams)
+        parents, chosen = place // vocab_size, place % vocab_size
+    return chosen, scores
+
+
+if __name__ == "__main__":
+    benchmarking.run(main)

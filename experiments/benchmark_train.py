@@ -1,0 +1,293 @@
+r"""Measures how many examples a second training gets through, for each backbone and training level.
+
+    python -m experiments.benchmark_train --config=configs/amazon_office.py --json=FILE \
+        [--backbones=encoder_decoder] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
+
+Real batches of the config's data from the training pipeline, and the complete step (dropout, backward pass, AdamW,
+state donated). Batches of one shape take the same time; so an epoch's batches are counted by shape, the step is
+timed on each shape, the shapes taking turns, and the epoch's time is the sum of count x median over the shapes, to
+which the pipeline's own time for the epoch is added in full.
+
+`encoder_decoder/target` has a bidirectional encoder and no recency bias, as published; `padded_N` pads every history
+to N tokens, as others do. `user` trains on all positions of a user's sequence in one pass.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from experiments import benchmarking, build
+from experiments.benchmarking import FLAGS, PEAK, Stratum
+from experiments.errors import one_line_errors
+from gr.data import PAD_ITEM, Splits
+from gr.data.pipeline import TrainBatches
+from gr.semantic_ids import SemanticIds
+from gr.training import (
+    NO_BAD_STEP,
+    TrainingError,
+    TrainState,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    replicate,
+    shard_batch,
+)
+from gr.training.objectives import supervised_loss
+
+# Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
+_BUCKETED = "encoder_decoder/target/bucketed"
+TARGETS = {
+    _BUCKETED: ">= 130",
+    "encoder_decoder/user": ">= 550",
+}
+OTHERS = {
+    "encoder_decoder/target/padded_80": "transformers/torch 33-37, plain JAX 37",
+    _BUCKETED: "plain JAX 89",
+    "encoder_decoder/user": "plain JAX 390",
+}
+HEADER = (
+    "examples/s of a training step",
+    "examples/s",
+    "target",
+    "others",
+    "tokens/s",
+    "GFLOP/s",
+    "floor: product",
+    "share",
+    "compile s",
+)
+NOTES = (
+    "examples: targets predicted. tokens: real ones, not padding, of histories and targets, each counted once.",
+    "GFLOP/s: 6 x the weights of the projections x the tokens (padding included) that pass through them; attention",
+    "products are left out. floor: GFLOP/s of a large matrix product timed in turn with the row; share: of that floor.",
+    "target, others: Amazon Office, reference size, float32, two CPU cores.",
+)
+
+
+@one_line_errors
+def main(argv: list[str]) -> None:
+    """Settings, one after the other; table and file."""
+    del argv
+    config, on = FLAGS.config, benchmarking.machine()
+    splits, semantic_ids = benchmarking.load(config)
+    results = {}
+    for setting in settings(config, semantic_ids.num_levels):
+        measured = measure(setting, splits, semantic_ids, FLAGS.seconds_per_row)
+        for name, result in measured.items():
+            print(f"{name}: {result['examples_per_second']:,.1f} examples/s", flush=True)
+        results |= measured
+    table = [
+        (
+            name,
+            f"{result['examples_per_second']:,.1f}",
+            TARGETS.get(name, ""),
+            OTHERS.get(name, ""),
+            f"{result['tokens_per_second']:,.0f}",
+            f"{result['gflops_per_second']:,.1f}",
+            f"{result['peak_gflops_per_second']:,.1f}",
+            f"{result['gflops_per_second'] / result['peak_gflops_per_second']:.0%}",
+            f"{result['compile_seconds']:.1f}",
+        )
+        for name, result in results.items()
+    ]
+    # {"examples_per_second": {row: value}, ...}: one dictionary a quantity.
+    fields = next(iter(results.values()))
+    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A config, and its rows, which differ in padding alone and so share their compiled programs."""
+
+    config: ConfigDict
+    buckets: dict[str, int]  # Row -> number of length buckets.
+
+
+def settings(config: ConfigDict, code_length: int) -> list[Setting]:
+    """What is measured: the given config with a few fields changed."""
+    buckets = config.data.num_buckets
+    padded = f"encoder_decoder/target/padded_{config.data.max_history * code_length}"
+    published = {  # The encoder of the literature sees the whole history, but not how far its end is.
+        "encoder_decoder.causal_encoder": False,
+        "encoder_decoder.recency_bias": False,
+    }
+    user_level = dict.fromkeys(published, True)
+    choices = (
+        ("encoder_decoder", "target", published, {padded: 1, _BUCKETED: buckets}),
+        ("encoder_decoder", "user", user_level, {"encoder_decoder/user": buckets}),
+        ("decoder_only", "target", {}, {"decoder_only/target/bucketed": buckets}),
+        ("decoder_only", "user", {}, {"decoder_only/user": buckets}),
+    )
+    result = []
+    for backbone, level, fields, rows in choices:
+        if backbone in benchmarking.backbones():
+            changed = config.copy_and_resolve_references()
+            fields = {**fields, "backbone": backbone, "training.level": level}
+            changed.update_from_flattened_dict(fields)
+            result.append(Setting(changed, rows))
+    return result
+
+
+def measure(
+    setting: Setting, splits: Splits, semantic_ids: SemanticIds, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Times the train step of one setting on the shapes of all its rows; the results by row."""
+    config, length = setting.config, semantic_ids.num_levels
+    epochs = {name: Epoch.draw(config, splits, n) for name, n in setting.buckets.items()}
+    strata = {shape: s for epoch in epochs.values() for shape, s in epoch.strata.items()}
+    model = build.make_model(config, semantic_ids)
+    calls = train_calls(
+        config, model, semantic_ids, build.make_train_batches(config, splits), strata
+    )
+    product, product_gflop = benchmarking.peak_product(config[config.backbone].dtype)
+    timings, compilations = benchmarking.time_in_turns(
+        {**calls, PEAK: product}, seconds * len(epochs)
+    )
+    if int(calls[min(calls)]()) != NO_BAD_STEP:  # All calls go on with one state.
+        raise TrainingError(
+            "the loss was not finite, so what was timed is not training; lower training.learning_rate"
+        )
+    gflop = {shape: step_gflop(model, s.batches[0], length) for shape, s in strata.items()}
+    results = {}
+    for name, epoch in epochs.items():
+        step_seconds = sum(s.count * timings[shape].seconds for shape, s in epoch.strata.items())
+        total_seconds = step_seconds + epoch.pipeline_seconds
+        total_gflop = sum(s.count * gflop[shape] for shape, s in epoch.strata.items())
+        results[name] = {
+            "examples_per_second": sum(s.examples for s in epoch.strata.values()) / total_seconds,
+            "tokens_per_second": epoch.real_items * length / total_seconds,
+            "gflops_per_second": total_gflop / step_seconds,
+            "peak_gflops_per_second": product_gflop / timings[PEAK].seconds,
+            "compile_seconds": sum(timings[shape].compile_seconds for shape in epoch.strata),
+            "pipeline_share": epoch.pipeline_seconds / total_seconds,
+            "compilations_while_timing": compilations,
+            "shapes": [
+                {
+                    "rows": shape[0],
+                    "items": shape[1],
+                    "batches_per_epoch": stratum.count,
+                    "seconds": timings[shape].seconds,
+                    "timed_steps": timings[shape].calls,
+                }
+                for shape, stratum in epoch.strata.items()
+            ],
+        }
+    return results
+
+
+# An epoch.
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """The batches of an epoch, by shape."""
+
+    strata: dict[tuple, Stratum]
+    pipeline_seconds: float  # For which the pipeline alone keeps a core busy.
+    real_items: int
+
+    @classmethod
+    def draw(cls, config: ConfigDict, splits: Splits, num_buckets: int) -> "Epoch":
+        """Reads one epoch from the config's training pipeline."""
+        config = config.copy_and_resolve_references()
+        config.data.num_buckets = num_buckets
+        batches = build.make_train_batches(config, splits)
+        start = time.perf_counter()
+        epoch = list(itertools.islice(batches, batches.batches_per_epoch))
+        return cls(
+            pipeline_seconds=time.perf_counter() - start,
+            strata=benchmarking.strata(
+                epoch, "items" if config.training.level == "user" else "history"
+            ),
+            real_items=sum(real_items(batch) for batch in epoch),
+        )
+
+
+def train_calls(
+    config: ConfigDict,
+    model: nnx.Module,
+    semantic_ids: SemanticIds,
+    batches: TrainBatches,
+    strata: dict[tuple, Stratum],
+) -> dict[tuple, Callable[[], Any]]:
+    """For each shape a call that trains on the next of its batches and returns the state's `bad_step`.
+
+    All of them go on with the same state.
+    """
+    training = config.training
+    total_steps = batches.batches_per_epoch * training.num_epochs
+    updates = max(1, total_steps // training.accumulation_steps)
+    optimizer, schedule = make_optimizer(
+        learning_rate=training.learning_rate,
+        schedule=training.schedule,
+        total_steps=updates,
+        warmup_steps=round(training.warmup_share * updates),
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        accumulation_steps=training.accumulation_steps,
+        b2=training.b2,
+    )
+    loss = supervised_loss(
+        semantic_ids.tokens,
+        level=training.level,
+        targets_per_batch=batches.targets_per_batch,
+        loss=config.loss.name,
+    )
+    mesh = make_mesh(**config.mesh)
+    train_step = make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+    state = replicate(TrainState.create(model, optimizer, build.make_key(config)), mesh)
+
+    def train(batch: dict[str, np.ndarray]) -> jax.Array:
+        nonlocal state
+        state, _ = train_step(state, shard_batch(batch, mesh))
+        jax.block_until_ready(state)
+        return state.bad_step
+
+    return {
+        shape: benchmarking.in_order(train, stratum.batches) for shape, stratum in strata.items()
+    }
+
+
+def real_items(batch: dict[str, np.ndarray]) -> int:
+    """Items of a batch's histories and targets, without padding and filler rows."""
+    if "items" in batch:
+        counts = batch["weight"].any(axis=1)
+        return int((batch["items"][counts] != PAD_ITEM).sum())
+    counts = batch["weight"] > 0
+    return int((batch["history"][counts] != PAD_ITEM).sum() + counts.sum())
+
+
+def step_gflop(model: nnx.Module, batch: dict[str, np.ndarray], length: int) -> float:
+    """Estimated GFLOP of a train step: 2 for each weight and token forwards, twice that backwards."""
+    if "items" in batch:
+        sequence = predicted = batch["items"][:, 1:].size * length
+    else:
+        predicted = batch["target"].size * length
+        sequence = batch["history"].size * length
+    multiplied = 0
+    for path, weights in jax.tree_util.tree_leaves_with_path(model):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if ".kernel" not in name and not (name.startswith("embedding") and model.config.tied_head):
+            continue
+        # The history passes through the encoder and the cross-attention's keys; through all of a decoder-only
+        # model's layers, together with the target.
+        if name.startswith("encoder") or ".kv." in name:
+            tokens = sequence
+        elif name.startswith("layers"):
+            tokens = sequence if "items" in batch else sequence + predicted
+        else:
+            tokens = predicted
+        multiplied += weights.size * tokens
+    return 6e-9 * multiplied
+
+
+if __name__ == "__main__":
+    benchmarking.run(main)

@@ -1,0 +1,166 @@
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.base import base_config
+from experiments import build
+from gr.data import load_sequences
+from gr.data.load import FORMATS
+from gr.models import ModelError
+from gr.semantic_ids import SemanticIds, make_semantic_ids
+from gr.training import make_mesh, make_optimizer
+from gr.training.objectives import supervised_loss
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
+NAMES.remove("base")
+BACKBONES = ("encoder_decoder", "decoder_only")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Reads a config and what overrides it as the mains do: from the command line."""
+
+    def load_config(name, *overrides):
+        argv = ["main", f"--config={ROOT / 'configs' / name}.py", *overrides]
+        monkeypatch.setattr(sys, "argv", argv)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        values(argv)
+        return values["config"].value
+
+    return load_config
+
+
+SEMANTIC_IDS = SemanticIds(
+    codes=np.array([[0, 0, 0], [3, 1, 2], [1, 2, 1]]),
+    codebook_sizes=(4, 3, 3),
+    item_ids=np.array(["a", "b", "c"]),
+)
+
+
+def fields(config, prefix=""):
+    """Dotted names of all values."""
+    names = set()
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        names |= fields(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}"}
+    return names
+
+
+def test_the_configs_that_others_rely_on_are_there():
+    assert {"amazon_beauty", "amazon_office", "ml100k", "synthetic"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_says_what_it_is_and_how_it_is_run(name):
+    docstring = ast.get_docstring(ast.parse((ROOT / f"configs/{name}.py").read_text()))
+    assert docstring, f"configs/{name}.py needs a docstring with its command line"
+    one_line = " ".join(docstring.replace("\\\n", " ").split())
+    assert f"python -m experiments.train --config=configs/{name}.py --workdir=" in one_line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_sets_fields_that_all_experiments_have(name, load):
+    config = load(name)
+    assert config.name
+    new = fields(config) ^ fields(base_config())
+    assert all(field.startswith("data.options.") for field in new), new  # The reader's own.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configs_names_and_sizes_are_accepted(name, load):
+    config = load(name)
+    data, training = config.data, config.training
+    options = dict(data.options)
+    if data.format == "synthetic":
+        load_sequences("synthetic", **options)
+    elif data.format != "movielens_100k":
+        inspect.signature(FORMATS[data.format]).bind("path", **options)
+    assert data.split in ("leave_one_out", "by_time")
+    inspect.signature(make_semantic_ids).bind("splits", **config.semantic_ids)
+    assert make_mesh(**config.mesh).size == 1
+    make_optimizer(
+        learning_rate=training.learning_rate,
+        schedule=training.schedule,
+        total_steps=100,
+        warmup_steps=round(100 * training.warmup_share),
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        accumulation_steps=training.accumulation_steps,
+        b2=training.b2,
+    )
+    if training.monitor != "loss":
+        metric, k = training.monitor.split("@")
+        assert metric in ("hit", "ndcg") and int(k) <= config.decoding.num_beams
+
+
+def loss_of_a_batch(config):
+    """Shapes of the loss of a batch in the config's training level: nothing is computed."""
+    level = config.training.level
+    loss = supervised_loss(
+        SEMANTIC_IDS.tokens, level=level, targets_per_batch=2.0, loss=config.loss.name
+    )
+    if level == "user":
+        batch = {"items": np.zeros((2, 4), np.int32), "weight": np.ones((2, 4), np.float32)}
+    else:
+        rows = np.zeros(2, np.int32)
+        batch = {"history": np.zeros((2, 3), np.int32), "target": rows, "weight": np.ones(2)}
+
+    def run(key):
+        return loss(build.make_model(config, SEMANTIC_IDS), batch, key, ())
+
+    return jax.eval_shape(run, jax.random.key(0))
+
+
+@pytest.mark.parametrize("level", ["user", "target"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_builds_both_backbones_and_their_loss(name, backbone, level, load):
+    config = load(name, f"--config.backbone={backbone}", f"--config.training.level={level}")
+    model = jax.eval_shape(lambda: build.make_model(config, SEMANTIC_IDS))
+    assert model.embedding.shape == (SEMANTIC_IDS.vocab_size, config[backbone].d_model)
+    assert build.num_parameters(model) > 1000
+    value, (metrics, _) = loss_of_a_batch(config)
+    assert value.shape == () and value.dtype == jnp.float32
+    assert set(metrics) == {"level_1/loss", "level_2/loss", "level_3/loss"}
+
+
+def test_what_the_command_line_overrides_reaches_the_model(load):
+    config = load("ml100k", "--config.encoder_decoder.d_model=48", "--config.seed=3")
+    model = jax.eval_shape(lambda: build.make_model(config, SEMANTIC_IDS))
+    assert model.embedding.shape == (12, 48)
+
+
+def test_the_interaction_level_form_of_the_papers_can_be_asked_for(load):
+    bidirectional = "--config.encoder_decoder.causal_encoder=False"
+    level = "--config.training.level="
+    assert loss_of_a_batch(load("ml100k", bidirectional, f"{level}target"))
+    with pytest.raises(ModelError, match="needs causal_encoder=True"):
+        loss_of_a_batch(load("ml100k", bidirectional, f"{level}user"))
+
+
+def test_unknown_fields_and_wrong_types_are_refused(load):
+    with pytest.raises((AttributeError, flags.Error), match="batchsize"):
+        load("ml100k", "--config.training.batchsize=7")
+    with pytest.raises((KeyError, flags.Error), match="trainin"):
+        load("ml100k", "--config.trainin.batch_size=7")
+    with pytest.raises((flags.Error, TypeError, ValueError), match="batch_size"):
+        load("ml100k", "--config.training.batch_size=many")
+    config = load("ml100k")
+    assert config.is_locked
+    with pytest.raises(AttributeError, match="epochs"):
+        config.training.epochs = 3
+
+
+def test_an_unknown_backbone_is_refused(load):
+    with pytest.raises(ModelError, match="backbone='transformer' is unknown: use encoder_decoder"):
+        build.make_model(load("ml100k", "--config.backbone=transformer"), SEMANTIC_IDS)

@@ -1,6 +1,6 @@
 """The fields every experiment has, with their defaults; a config file starts from these and changes a few."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def base_config() -> ConfigDict:
@@ -21,9 +21,8 @@ def base_config() -> ConfigDict:
     c.data.validation_share = 0.1  # Of all interactions, the last ones by time; for "by_time".
     c.data.test_share = 0.1
     c.data.max_history = 20  # Items.
-    c.data.shuffle_ties = (
-        False  # Interactions of one time change places each epoch: their order says nothing.
-    )
+    # Seconds; each epoch training interactions are put in order by time plus a random delay of up to so much.
+    c.data.time_jitter = config_dict.placeholder(float)  # None: never; 0: those of one time.
     c.data.num_buckets = 5  # Padded lengths; each compiles once.
 
     # Semantic IDs: read from `path` (relative to the data folder), or built; see `make_semantic_ids`.

@@ -133,7 +133,7 @@ def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
         "max_history": config.data.max_history,
         "buckets": config.data.num_buckets,
         "seed": config.seed,
-        "shuffle_ties": config.data.shuffle_ties,
+        "time_jitter": config.data.time_jitter,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }

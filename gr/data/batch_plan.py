@@ -9,6 +9,7 @@ import numpy as np
 
 from gr.data.buckets import assign_buckets, batch_rows, cut_batches, longest_first, require_positive
 from gr.data.examples import Batch
+from gr.data.jitter import TimeJitter
 from gr.data.sequences import DataError
 
 
@@ -39,9 +40,7 @@ class BatchPlan:
     num_epochs: int | None
     process_index: int
     process_count: int
-    ties: np.ndarray | None = (
-        None  # [E] rising; interactions of one number change places each epoch.
-    )
+    jitter: TimeJitter | None = None  # None: the order of interactions stays as it is.
 
     def __post_init__(self):
         if self.seed < 0:
@@ -93,9 +92,7 @@ class BatchPlan:
         shuffled = rng.permutation(len(self._bucket_of))
         order = shuffled[longest_first(self._bucket_of[shuffled])]
         batch_order = rng.permutation(self.batches_per_epoch)
-        if self.ties is None:
+        if self.jitter is None:
             return order, batch_order, self.examples
-        # Sorting by (tie, random) moves interactions within their tie only: ties are intervals.
-        places = np.lexsort((rng.random(len(self.ties)), self.ties))
-        items = self.examples.items[places]
+        items = self.examples.items[self.jitter.order(rng)]
         return order, batch_order, dataclasses.replace(self.examples, items=items)

@@ -101,28 +101,6 @@ def window_examples(
     )
 
 
-def tied_interactions(sequences: Sequences, targets: Targets) -> np.ndarray:
-    """A rising number for each interaction `[E]`, equal for a user's neighbours of one time.
-
-    Interactions after a user's last target count as another time, so that what is held out never
-    changes places with what is trained on.
-
-    Raises:
-        DataError: if the sequences have no times.
-    """
-    if sequences.times is None:
-        raise DataError("ties cannot be shuffled without times; set shuffle_ties=False")
-    if not len(sequences.items):
-        return np.zeros(0, np.int64)
-    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
-    last_target = np.full(sequences.num_users, -1, np.int64)
-    np.maximum.at(last_target, targets.users, targets.positions)
-    held_out = np.arange(len(users)) > last_target[users]
-    keys = (users, sequences.times, held_out)
-    changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
-    return np.concatenate([[0], np.cumsum(changes)])
-
-
 def histories(
     sequences: Sequences, targets: Targets, max_length: int, *, width: int | None = None
 ) -> np.ndarray:

@@ -27,7 +27,8 @@ from gr.data.buckets import (
     require_positive,
     resolve_buckets,
 )
-from gr.data.examples import Batch, histories, target_examples, tied_interactions, window_examples
+from gr.data.examples import Batch, histories, target_examples, window_examples
+from gr.data.jitter import time_jitter as make_time_jitter
 from gr.data.sequences import DataError, Sequences, Targets
 
 if TYPE_CHECKING:  # Importing Grain takes a second, which evaluation need not pay.
@@ -53,7 +54,7 @@ def train_batches_by_target(
     max_history: int,
     buckets: int | Sequence[int],
     seed: int,
-    shuffle_ties: bool = False,
+    time_jitter: float | None = None,
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -72,8 +73,8 @@ def train_batches_by_target(
         buckets: padded lengths T, rising and ending with `max_history`; or how many of them
             `bucket_lengths` shall choose.
         seed: of the shuffling; every epoch has an order of its own.
-        shuffle_ties: whether a user's training interactions of one time, whose order says nothing,
-            are put in another order each epoch.
+        time_jitter: each epoch a user's training interactions are sorted by time plus a random
+            delay of up to so many seconds; 0 shuffles those of one time, None keeps the order.
         num_epochs: None is endless.
         process_index: which contiguous part of each batch's rows this process gets.
         process_count: into how many parts they are split.
@@ -97,7 +98,7 @@ def train_batches_by_target(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        ties=tied_interactions(sequences, targets) if shuffle_ties else None,
+        jitter=make_time_jitter(sequences, targets, time_jitter),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 
@@ -110,7 +111,7 @@ def train_batches_by_user(
     buckets: int | Sequence[int],
     items_per_batch: int,
     seed: int,
-    shuffle_ties: bool = False,
+    time_jitter: float | None = None,
     stride: int | None = None,
     rows_multiple_of: int = 1,
     num_epochs: int | None = None,
@@ -139,8 +140,8 @@ def train_batches_by_user(
         items_per_batch: item positions of a global batch: a batch has `items_per_batch // T` rows,
             rounded down to the multiple below but never to 0.
         seed: of the shuffling; every epoch has an order of its own.
-        shuffle_ties: whether a user's training interactions of one time, whose order says nothing,
-            are put in another order each epoch.
+        time_jitter: each epoch a user's training interactions are sorted by time plus a random
+            delay of up to so many seconds; 0 shuffles those of one time, None keeps the order.
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
@@ -170,7 +171,7 @@ def train_batches_by_user(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        ties=tied_interactions(sequences, targets) if shuffle_ties else None,
+        jitter=make_time_jitter(sequences, targets, time_jitter),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 

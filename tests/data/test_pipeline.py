@@ -535,8 +535,8 @@ def test_bad_lengths_are_refused():
         bucket_lengths(np.array([3]), 5, 0)
 
 
-def test_ties_are_shuffled_within_their_time_and_never_with_what_is_held_out():
-    # One user; times 1 1 1 2 3 3 3: the last two are held out, so that item 4 has no tie left.
+def orders_of_an_epoch(jitter):
+    # One user; the last two of the three interactions at time 3 are held out.
     sequences = Sequences(
         items=np.arange(7, dtype=np.int32),
         offsets=np.array([0, 7]),
@@ -545,26 +545,36 @@ def test_ties_are_shuffled_within_their_time_and_never_with_what_is_held_out():
         times=np.array([1.0, 1, 1, 2, 3, 3, 3]),
     )
     targets = Targets(users=np.zeros(4, np.int32), positions=np.array([1, 2, 3, 4]))
-    batches = train_batches_by_user(
-        sequences, targets, max_history=6, buckets=1, items_per_batch=7, seed=0, shuffle_ties=True
-    )
-    orders = {tuple(batches.plan[epoch]["items"][0, :5].tolist()) for epoch in range(60)}
-    assert {order[3:] for order in orders} == {(3, 4)}
-    assert {order[:3] for order in orders} == set(itertools.permutations(range(3)))
-    assert tuple(batches.plan[7]["items"][0]) == tuple(batches.plan[7]["items"][0])
-    by_target = train_batches_by_target(
-        sequences, targets, max_history=6, buckets=1, batch_size=4, seed=0, shuffle_ties=True
-    )
-    seen = {
-        tuple(sorted([*row[row >= 0].tolist(), target]))
-        for row, target in zip(
-            by_target.plan[3]["history"], by_target.plan[3]["target"], strict=True
-        )
-    }
-    assert (0, 1, 2, 3, 4) in seen and (0, 1, 2) in seen
+    shared = {"max_history": 6, "buckets": 1, "seed": 0, "time_jitter": jitter}
+    by_user = train_batches_by_user(sequences, targets, items_per_batch=7, **shared)
+    by_target = train_batches_by_target(sequences, targets, batch_size=4, **shared)
+    orders = {tuple(by_user.plan[epoch]["items"][0, :5].tolist()) for epoch in range(200)}
+    longest = set()
+    for epoch in range(200):
+        batch = by_target.plan[epoch]
+        row = int((batch["history"] >= 0).sum(axis=1).argmax())
+        longest.add((*batch["history"][row, :4].tolist(), int(batch["target"][row])))
+    assert orders == longest
+    return orders
 
 
-def test_ties_cannot_be_shuffled_without_times():
+def test_jitter_of_zero_seconds_shuffles_ties_and_never_what_is_held_out():
+    orders = orders_of_an_epoch(0.0)
+    assert orders == {(*first, 3, 4) for first in itertools.permutations(range(3))}
+
+
+def test_jitter_mixes_neighbours_within_its_seconds():
+    orders = orders_of_an_epoch(1.5)
+    assert any(order.index(3) < 2 for order in orders)  # Time 2 before some of time 1.
+    assert any(order.index(4) < order.index(3) for order in orders)  # Time 3 before time 2.
+    assert all(order[4] in (3, 4) for order in orders)  # Time 1 never after both.
+
+
+def test_without_jitter_the_order_stays():
+    assert orders_of_an_epoch(None) == {(0, 1, 2, 3, 4)}
+
+
+def test_jitter_needs_times_and_no_negative_seconds():
     sequences = Sequences(
         items=np.arange(3, dtype=np.int32),
         offsets=np.array([0, 3]),
@@ -580,5 +590,5 @@ def test_ties_cannot_be_shuffled_without_times():
             buckets=1,
             items_per_batch=4,
             seed=0,
-            shuffle_ties=True,
+            time_jitter=0.0,
         )

@@ -11,6 +11,22 @@ class ModelError(ValueError):
     """Raised for model settings or inputs that cannot work; the message names the field and the remedy."""
 
 
+def check_sizes(config: Any) -> None:
+    """Checks what both backbones' configs have in common.
+
+    Raises:
+        ModelError: naming the first field that cannot work.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type in (int, "int") and value < 1:
+            raise ModelError(f"{field.name}={value} must be at least 1")
+    if not 0 <= config.dropout < 1:
+        raise ModelError(f"dropout={config.dropout} must lie in [0, 1)")
+    if config.dtype not in ("float32", "bfloat16", "float16"):
+        raise ModelError(f"dtype={config.dtype!r} is unknown: use float32 or bfloat16")
+
+
 class Backbone(Protocol):
     """A model that spells out items code by code; the only thing a decoder knows of it.
 

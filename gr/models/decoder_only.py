@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Cache, Keys, ModelError, extend, reorder_cache
+from gr.models.backbone import Cache, Keys, ModelError, check_sizes, extend, reorder_cache
 from gr.models.layers import (
     MASKED,
     Linear,
@@ -36,9 +36,11 @@ class DecoderOnlyConfig:
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
-        if self.d_model % self.num_heads:
+        check_sizes(self)
+        if self.d_model % (2 * self.num_heads):
             raise ModelError(
-                f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads}"
+                f"d_model={self.d_model} must be a multiple of 2 * num_heads={2 * self.num_heads}: "
+                "rotary positions turn pairs of numbers"
             )
 
     @property

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Cache, Keys, ModelError, extend, reorder_cache
+from gr.models.backbone import Cache, Keys, ModelError, check_sizes, extend, reorder_cache
 from gr.models.layers import (
     MASKED,
     Linear,
@@ -45,6 +45,9 @@ class EncoderDecoderConfig:
     causal_encoder: bool = False
     recency_bias: bool = False
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
+
+    def __post_init__(self):
+        check_sizes(self)
 
 
 class SelfAttention(nnx.Module):

@@ -252,9 +252,20 @@ def test_user_level_training_of_a_bidirectional_encoder_is_refused():
 # Settings.
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ModelError, match="d_model=20 must be a multiple of num_heads=8"):
-        DecoderOnlyConfig(VOCAB, LENGTH, d_model=20)
+def test_heads_must_divide_the_width_into_pairs():
+    with pytest.raises(ModelError, match="d_model=24 must be a multiple of 2 \\* num_heads=16"):
+        DecoderOnlyConfig(VOCAB, LENGTH, d_model=24)
+
+
+@pytest.mark.parametrize("config", [DecoderOnlyConfig, EncoderDecoderConfig])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dropout": 1.0}, {"dropout": -0.1}, {"dtype": "float33"}, {"d_ff": 0}, {"num_heads": 0}],
+)
+def test_settings_that_cannot_work_are_named(config, wrong):
+    (field,) = wrong
+    with pytest.raises(ModelError, match=field):
+        config(VOCAB, LENGTH, **wrong)
 
 
 def count_parameters(config):

@@ -29,7 +29,6 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.20",
-        "pandas>=2.2",
         "pyarrow>=16",
         "scikit-learn>=1.5",
         "scipy>=1.13",

@@ -15,7 +15,9 @@ def base_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.format = ""  # See `gr.data.load_sequences`.
     c.data.path = ""
-    c.data.options = ConfigDict()  # Of the reader, by name, such as k_core.
+    c.data.options = (
+        ConfigDict()
+    )  # Of the reader, by name, such as k_core; to be named in the config file.
     c.data.skip_bad_rows = False  # Count and report bad rows instead of stopping at the first.
     c.data.split = "leave_one_out"  # Or "by_time".
     c.data.validation_share = 0.1  # Of all interactions, the last ones by time; for "by_time".

@@ -37,6 +37,19 @@ from gr.training.objectives import supervised_loss
 
 REPORT_FILE = "semantic_ids_report.json"
 
+# What may change when a run is resumed: where the data lie, how often the run is looked at, and what mends a run
+# whose loss was not finite.
+MAY_DIFFER = (
+    "data_dir",
+    "training.checkpoint_every_epochs",
+    "training.clip_norm",
+    "training.eval_every_epochs",
+    "training.eval_users",
+    "training.learning_rate",
+    "training.log_every",
+    "training.patience",
+)
+
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
@@ -60,7 +73,7 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
         TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     os.makedirs(workdir, exist_ok=True)
-    save_run_info(workdir, config.to_dict())
+    save_run_info(workdir, config.to_dict(), may_differ=MAY_DIFFER)
 
     # Data and semantic IDs.
     splits = build.load_data(config, workdir)

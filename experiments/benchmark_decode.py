@@ -31,8 +31,7 @@ from ml_collections import ConfigDict
 from experiments import benchmarking, build
 from experiments.benchmarking import FLAGS, PEAK, Stratum
 from experiments.errors import one_line_errors
-from gr.data import Splits
-from gr.data.pipeline import evaluation_batches, histories
+from gr.data import Splits, evaluation_batches, histories
 from gr.decoding import Candidates, beam_search
 from gr.models import Cache
 from gr.trie import ExcludeItems, TrieIndex

@@ -26,8 +26,7 @@ from ml_collections import ConfigDict
 from experiments import benchmarking, build
 from experiments.benchmarking import FLAGS, PEAK, Stratum
 from experiments.errors import one_line_errors
-from gr.data import PAD_ITEM, Splits
-from gr.data.pipeline import TrainBatches
+from gr.data import PAD_ITEM, Splits, TrainBatches
 from gr.semantic_ids import SemanticIds
 from gr.training import (
     NO_BAD_STEP,
@@ -38,8 +37,8 @@ from gr.training import (
     make_train_step,
     replicate,
     shard_batch,
+    supervised_loss,
 )
-from gr.training.objectives import supervised_loss
 
 # Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
 _BUCKETED = "encoder_decoder/target/bucketed"

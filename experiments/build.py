@@ -12,6 +12,7 @@ from gr.data import (
     DataError,
     Splits,
     Targets,
+    TrainBatches,
     by_time,
     leave_one_out,
     load_sequences,
@@ -19,8 +20,7 @@ from gr.data import (
     train_batches_by_target,
     train_batches_by_user,
 )
-from gr.data.pipeline import TrainBatches
-from gr.evaluation.evaluators import Decoded, decode_targets
+from gr.evaluation import Decoded, decode_targets
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -29,7 +29,7 @@ from gr.models import (
     ModelError,
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
-from gr.training.objectives import item_token_table
+from gr.training import item_token_table
 from gr.trie import TrieIndex
 
 ENVIRONMENT_VARIABLE = "GR_DATA"

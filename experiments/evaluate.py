@@ -17,9 +17,8 @@ from absl import app, flags
 from experiments import build, reporting
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
-from gr.data import Splits, Targets
+from gr.data import Splits, Targets, histories
 from gr.data.files import write_atomically
-from gr.data.pipeline import histories
 from gr.evaluation import (
     Rankings,
     evaluate_rankings,

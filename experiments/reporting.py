@@ -10,8 +10,7 @@ import numpy as np
 from experiments import build
 from experiments.workdir import Run
 from gr.data import Targets
-from gr.evaluation.evaluators import Decoded
-from gr.evaluation.report import Candidate, Example, ReportData, write_report
+from gr.evaluation import Candidate, Decoded, Example, ReportData, write_report
 from gr.semantic_ids import SemanticIds
 from gr.training import read_metrics
 

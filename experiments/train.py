@@ -32,8 +32,8 @@ from gr.training import (
     make_optimizer,
     make_train_step,
     save_run_info,
+    supervised_loss,
 )
-from gr.training.objectives import supervised_loss
 
 REPORT_FILE = "semantic_ids_report.json"
 

@@ -16,8 +16,10 @@ from gr.data.minionerec import read_minionerec, read_minionerec_splits
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
 from gr.data.pipeline import (
+    TrainBatches,
     bucket_lengths,
     evaluation_batches,
+    histories,
     train_batches_by_target,
     train_batches_by_user,
 )
@@ -34,10 +36,12 @@ __all__ = [
     "Sequences",
     "Splits",
     "Targets",
+    "TrainBatches",
     "bucket_lengths",
     "by_time",
     "evaluation_batches",
     "fetch_movielens_100k",
+    "histories",
     "leave_one_out",
     "load_sequences",
     "read_amazon_ratings",

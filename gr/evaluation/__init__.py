@@ -20,6 +20,7 @@ from gr.evaluation.bootstrap import (
     bootstrap_intervals,
     paired_bootstrap,
 )
+from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.popularity import (
     SLICE_NAMES,
@@ -41,6 +42,7 @@ from gr.evaluation.rankings import (
     sid_ranks_of_lists,
     top_items,
 )
+from gr.evaluation.report import Candidate, Example, ReportData, render_report, write_report
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
@@ -52,13 +54,18 @@ __all__ = [
     "NOT_FOUND",
     "NO_ITEM",
     "SLICE_NAMES",
+    "Candidate",
+    "Decoded",
     "EvaluationError",
+    "Example",
     "PairedDifference",
     "Ranker",
     "Rankings",
+    "ReportData",
     "bootstrap_interval",
     "bootstrap_intervals",
     "coverage",
+    "decode_targets",
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fit_item_knn",
@@ -76,9 +83,11 @@ __all__ = [
     "paired_bootstrap",
     "popularity_order",
     "popularity_slices",
+    "prefix_hits",
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
+    "render_report",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
@@ -86,4 +95,5 @@ __all__ = [
     "training_counts",
     "tune_item_knn",
     "user_metrics",
+    "write_report",
 ]

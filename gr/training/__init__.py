@@ -23,6 +23,7 @@ from gr.training.loop import (
 )
 from gr.training.mesh import make_mesh, replicate, shard_batch
 from gr.training.metric_writer import MetricWriter, read_metrics
+from gr.training.objectives import item_token_table, supervised_loss
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
 from gr.training.provenance import git_revision, load_config, save_run_info, versions
 from gr.training.state import NO_BAD_STEP, TrainState
@@ -48,6 +49,7 @@ __all__ = [
     "decay_mask",
     "fit",
     "git_revision",
+    "item_token_table",
     "load_config",
     "make_mesh",
     "make_optimizer",
@@ -59,5 +61,6 @@ __all__ = [
     "rows_in_batch",
     "save_run_info",
     "shard_batch",
+    "supervised_loss",
     "versions",
 ]

@@ -135,7 +135,7 @@ def test_a_config_builds_both_backbones_and_their_loss(name, backbone, level, lo
 
 
 def test_what_the_command_line_overrides_reaches_the_model(load):
-    config = load("ml100k", "--config.encoder_decoder.d_model=48", "--config.seed=3")
+    config = load("amazon_office", "--config.encoder_decoder.d_model=48", "--config.seed=3")
     model = jax.eval_shape(lambda: build.make_model(config, SEMANTIC_IDS))
     assert model.embedding.shape == (12, 48)
 
@@ -143,9 +143,9 @@ def test_what_the_command_line_overrides_reaches_the_model(load):
 def test_the_interaction_level_form_of_the_papers_can_be_asked_for(load):
     bidirectional = "--config.encoder_decoder.causal_encoder=False"
     level = "--config.training.level="
-    assert loss_of_a_batch(load("ml100k", bidirectional, f"{level}target"))
+    assert loss_of_a_batch(load("amazon_office", bidirectional, f"{level}target"))
     with pytest.raises(ModelError, match="needs causal_encoder=True"):
-        loss_of_a_batch(load("ml100k", bidirectional, f"{level}user"))
+        loss_of_a_batch(load("amazon_office", bidirectional, f"{level}user"))
 
 
 def test_unknown_fields_and_wrong_types_are_refused(load):

@@ -191,14 +191,18 @@ def test_a_failed_write_leaves_the_others_intact(written, workdir):
     state = other_state()
     state = TrainState(**vars(state) | {"step": jnp.int32(12)})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(TrainingError, match=r"could not be written .*steps: 2, 6, 8.*space"):
-        with Checkpointer(workdir) as checkpointer:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # As good as a full disk.
-            try:
-                checkpointer.save(state, best_step=12)
-                checkpointer.wait()
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        # The limit, as good as a full disk, holds until the checkpointer is closed: a background write that is
+        # still under way must not find room after all.
+        with (
+            pytest.raises(TrainingError, match=r"could not be written .*steps: 2, 6, 8.*space"),
+            Checkpointer(workdir) as checkpointer,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+            checkpointer.save(state, best_step=12)
+            checkpointer.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Checkpointer(workdir) as again:
         assert_same(again.restore(other_state()).state, written[1][8])
     assert_same(restore_model(workdir, Toy()), written[1][2].model)

@@ -75,14 +75,14 @@ def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
     done = run("evaluate", f"--workdir={workdir}", "--split=test")
     metrics = json.loads((workdir / "metrics_test.json").read_text())
     keys = ["hit@10", "hit@20", "ndcg@10", "ndcg@20", "item_hit@10", "item_ndcg@10"]
-    assert set(metrics["baselines"]) == {"popularity", "markov", "item_knn"}
+    assert set(metrics["baselines"]) == {"popularity", "markov", "item_knn", "item_knn_tuned"}
     for row in (metrics, *metrics["baselines"].values(), *metrics["variants"].values()):
         assert all(0 <= row[key] <= 1 for key in keys)
         assert row["users"] == 150
     assert metrics["duplicate_share"] == 0
     assert metrics["candidates"] == 20
     assert math.isfinite(metrics["loss"])
-    for name in ("decoder_only", "popularity", "markov", "item_knn"):
+    for name in ("decoder_only", *metrics["baselines"]):
         assert name in done.stdout
     report = (workdir / "report_test.html").read_text()
     assert f"report: {workdir / 'report_test.html'}" in done.stdout

@@ -148,7 +148,7 @@ def slice_bars(
         ylabel=f"{metric_label(name)} (mean over users)",
     )
     axes.tick_params(axis="x", length=0, labelcolor=INK)
-    _legend(figure, axes, columns=2)
+    _legend(figure, axes, columns=1)  # Row names are long.
     return figure
 
 

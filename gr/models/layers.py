@@ -21,7 +21,36 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Projects the last axis."""
-        return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
+@jax.custom_vjp
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [..., D_in] @ kernel [D_in, D_out]`, with a backward pass that keeps the output's gradient as it lies.
+
+    JAX's own transposes that gradient, dropout's hash and all, a second time for the kernel's gradient, which costs a
+    fifth to a third of a training step on a CPU.
+    """
+    return x @ kernel
+
+
+def _project_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _project_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    gradient = jax.lax.optimization_barrier(gradient)  # Computed once, for both products.
+    to_x = jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ())))
+    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return to_x, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 class RMSNorm(nnx.Module):
@@ -143,13 +172,15 @@ def attend(
     seed: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention of `query [B, Q, H, D]` over `key, value [B, K, H, D]` with additive bias `[B, H, Q, K]`."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    logits = logits * query.shape[-1] ** -0.5
+    # Heads first, then plain products: the einsum over the other layout is a slow product with D rows on a CPU.
+    scale = query.shape[-1] ** -0.5
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query * scale, key, value))
+    logits = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     weights = dropout(weights, rate, seed)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    return jnp.matmul(weights, value).transpose(0, 2, 1, 3)
 
 
 def attend_shared_and_own(

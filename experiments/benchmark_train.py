@@ -33,11 +33,8 @@ from gr.training import (
     TrainingError,
     TrainState,
     make_mesh,
-    make_optimizer,
-    make_train_step,
     replicate,
     shard_batch,
-    supervised_loss,
 )
 
 # Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
@@ -221,27 +218,8 @@ def train_calls(
 
     All of them go on with the same state.
     """
-    training = config.training
-    total_steps = batches.batches_per_epoch * training.num_epochs
-    updates = max(1, total_steps // training.accumulation_steps)
-    optimizer, schedule = make_optimizer(
-        learning_rate=training.learning_rate,
-        schedule=training.schedule,
-        total_steps=updates,
-        warmup_steps=round(training.warmup_share * updates),
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        accumulation_steps=training.accumulation_steps,
-        b2=training.b2,
-    )
-    loss = supervised_loss(
-        semantic_ids.tokens,
-        level=training.level,
-        targets_per_batch=batches.targets_per_batch,
-        loss=config.loss.name,
-    )
     mesh = make_mesh(**config.mesh)
-    train_step = make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, batches, mesh)
     state = replicate(TrainState.create(model, optimizer, build.make_key(config)), mesh)
 
     def train(batch: dict[str, np.ndarray]) -> jax.Array:

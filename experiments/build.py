@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import jax
+import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gr.data import (
@@ -29,7 +31,13 @@ from gr.models import (
     ModelError,
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
-from gr.training import item_token_table
+from gr.training import (
+    TrainStep,
+    item_token_table,
+    make_optimizer,
+    make_train_step,
+    supervised_loss,
+)
 from gr.trie import TrieIndex
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
@@ -148,6 +156,32 @@ def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
         rows_multiple_of=config.mesh.data,
         **shared,
     )
+
+
+def make_optimisation(
+    config: ConfigDict, semantic_ids: SemanticIds, batches: TrainBatches, mesh: Mesh
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    """The optimiser and the compiled step that minimises the config's loss with it."""
+    training = config.training
+    total_steps = batches.batches_per_epoch * training.num_epochs
+    updates = max(1, total_steps // training.accumulation_steps)
+    optimizer, schedule = make_optimizer(
+        learning_rate=training.learning_rate,
+        schedule=training.schedule,
+        total_steps=updates,
+        warmup_steps=round(training.warmup_share * updates),
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        accumulation_steps=training.accumulation_steps,
+        b2=training.b2,
+    )
+    loss = supervised_loss(
+        semantic_ids.tokens,
+        level=training.level,
+        targets_per_batch=batches.targets_per_batch,
+        loss=config.loss.name,
+    )
+    return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 
 
 def decode(

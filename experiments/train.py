@@ -29,10 +29,7 @@ from gr.training import (
     TrainState,
     fit,
     make_mesh,
-    make_optimizer,
-    make_train_step,
     save_run_info,
-    supervised_loss,
 )
 
 REPORT_FILE = "semantic_ids_report.json"
@@ -96,24 +93,7 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
-    updates = max(1, total_steps // training.accumulation_steps)
-    optimizer, schedule = make_optimizer(
-        learning_rate=training.learning_rate,
-        schedule=training.schedule,
-        total_steps=updates,
-        warmup_steps=round(training.warmup_share * updates),
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        accumulation_steps=training.accumulation_steps,
-        b2=training.b2,
-    )
-    loss = supervised_loss(
-        semantic_ids.tokens,
-        level=training.level,
-        targets_per_batch=batches.targets_per_batch,
-        loss=config.loss.name,
-    )
-    train_step = make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, batches, mesh)
 
     # Loop.
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:

@@ -3,7 +3,7 @@ r"""MovieLens-100K (Harper and Konstan, 2015): the demo. Fetched, tokenised, tra
     python -m experiments.train --config=configs/ml100k.py --workdir=runs/ml100k
     python -m experiments.evaluate --workdir=runs/ml100k --split=test
 
-A decoder-only model of 200,000 parameters, trained on all positions of every user's sequence. Half of the ratings
+A decoder-only model of 249,120 parameters, trained on all positions of every user's sequence. Half of the ratings
 are given in the same second as the one before, and whole pages within a minute, so every epoch sees them in another
 order (`data.time_jitter`). Expected: see docs/results.md.
 """

@@ -5,6 +5,9 @@ r"""A seeded synthetic click log and a small decoder-only model: the whole way i
 2,000 users, 500 items with Zipf popularity, categories, tastes that drift, and series of which users take the next
 part (`gr.data.synthetic_sequences`); semantic IDs of two codes from titles and interactions, and a third that tells
 apart the items that share those two. Same seed, same log.
+
+Measured, test split, seen items removed: Hit@10 .5805, NDCG@10 .4544, in under two minutes on two cores; popularity
+has .1430, .0784, a Markov chain .5305, .4446, a tuned item-kNN .5515, .4359.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,7 @@ r"""Amazon Beauty (2014, 5-core; McAuley et al.) with the published semantic IDs
         --config.data_dir=FOLDER
 
 FOLDER holds `amazon-beauty/Beauty.inter.json` and `Beauty.index.rq-kmeans.json` (or is named by the environment
-variable GR_DATA). The data has no item texts: reports show item numbers. Five times the size of Office, so on two CPU
-cores an epoch at the reference size takes about six minutes; no figures of ours yet.
+variable GR_DATA). The data has no item texts: reports show item numbers. Not trained by us yet: no figures.
 """
 
 from ml_collections import ConfigDict

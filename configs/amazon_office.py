@@ -9,7 +9,7 @@ pass; `--config.backbone=decoder_only` is the Llama-style one. The published one
 bidirectional encoder is `--config.training.level=target --config.encoder_decoder.causal_encoder=False
 --config.encoder_decoder.recency_bias=False`.
 
-The smaller `configs/amazon_office_small.py` trains to convergence on two CPU cores in a quarter of an hour; figures
+The smaller `configs/amazon_office_small.py` trained to convergence on two shared CPU cores in 20 minutes; figures
 are in docs/results.md.
 """
 

@@ -4,7 +4,7 @@ r"""Amazon Office at a size that two CPU cores train to convergence: 64 wide, 2 
         --config.data_dir=FOLDER
     python -m experiments.evaluate --workdir=runs/office_small --split=test --data_dir=FOLDER
 
-Measured on two cores of an AMD EPYC, shared with other work: 40 epochs in 20 minutes (5 to 10 alone). Test split, SID
+Measured on two cores of an AMD EPYC, shared with other work: 40 epochs in 20 minutes. Test split, SID
 level: Hit@10 .0677, NDCG@10 .0334 with all items allowed (published for TIGER with cross-entropy, at the reference
 size: .0608, .0337), .0740, .0372 with seen items removed; a first-order Markov chain has .0760, .0474.
 """

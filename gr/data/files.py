@@ -3,6 +3,7 @@
 import gzip
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -26,14 +27,18 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, never meets a part of it."""
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]
+) -> None:
+    """Writes a file, at once or piece by piece, so that a reader, or a crash, never meets a part of it."""
+    pieces = (content,) if isinstance(content, bytes) else content
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read.
         os.replace(temporary, path)
     except BaseException:

@@ -1,23 +1,41 @@
 """The trie of all valid semantic IDs as flat arrays that pass through `jit` (STATIC, arXiv 2602.22647).
 
-`TrieIndex.build(tokens, vocab_size)` on the host; `children`, `walk`, `items_of_leaves` on the device;
-`ExcludeItems` is a constraint for one request, applied without a rebuild.
+`TrieIndex.build(tokens, vocab_size)` on the host, `save` and `load` to and from a file; `walk`, `children`, `descend`,
+`items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
+without a rebuild.
 """
 
-from gr.trie.constraints import ExcludeItems
-from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieError, TrieIndex
-from gr.trie.transitions import ancestors, children, items_of_leaves, slots_of, walk
+from gr.trie.constraints import (
+    AttributeFilter,
+    Constraint,
+    ExcludeItems,
+    Filter,
+    ItemMask,
+    prepare,
+)
+from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
+from gr.trie.layout import Layout, TrieError
+from gr.trie.transitions import Nodes, ancestors, children, descend, items_of, root, slots_of, walk
 
 __all__ = [
     "NO_ITEM",
     "NO_NODE",
     "ROOT",
+    "AttributeFilter",
+    "Constraint",
     "ExcludeItems",
+    "Filter",
+    "ItemMask",
+    "Layout",
+    "Nodes",
     "TrieError",
     "TrieIndex",
     "ancestors",
     "children",
-    "items_of_leaves",
+    "descend",
+    "items_of",
+    "prepare",
+    "root",
     "slots_of",
     "walk",
 ]

@@ -1,12 +1,306 @@
-"""Per-request constraints on what may be decoded, applied without rebuilding the index."""
+"""Per-request constraints on what may be decoded, applied without rebuilding the index.
+
+Three kinds, which may be combined in a tuple: `ExcludeItems` (a few items per user), `AttributeFilter` (any / all /
+none of boolean attributes, per user) and `ItemMask` (any set of items, for the batch or per user). A search asks a
+constraint three things, by the kind of level it stands at, through the `Filter` that `prepare` makes of it.
+"""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from gr.trie.attributes import pack_attributes
+from gr.trie.bit_rows import locate, select
 from gr.trie.index import NO_ITEM, NO_NODE, TrieIndex
-from gr.trie.transitions import ancestors, slots_of
+from gr.trie.layout import TrieError
+from gr.trie.live import LiveNodes, has_bit, live_nodes
+from gr.trie.packed import take
+from gr.trie.transitions import Nodes, ancestors, enter, slots_of
+
+
+class Filter(Protocol):
+    """What is left of the trie for each of B users; made for one request, used at every step.
+
+    Nothing that is allowed may be lost, and `slots` must be exact. Above the slots a filter may let through a prefix
+    below which nothing is left: it then takes a place in the beam and comes to nothing.
+    """
+
+    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
+        """Clears bits in `rows [B, M, words]` of the nodes `[B, M]` at a DENSE level."""
+        ...
+
+    def children(
+        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
+    ) -> jax.Array:
+        """Clears `exist [B, M, K]` of children with these numbers at a SPARSE level."""
+        ...
+
+    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
+        """Whether the items in `slots [B, ...]` are allowed, bool."""
+        ...
+
+
+class Constraint(Protocol):
+    """What a request may carry."""
+
+    @property
+    def num_users(self) -> int | None:
+        """B, the users it is for; None if it is for any number of them."""
+        ...
+
+    def prepare(self, index: TrieIndex) -> Filter:
+        """The filter of this request."""
+        ...
+
+
+def prepare(
+    constraint: Constraint | Sequence[Constraint] | None, index: TrieIndex
+) -> Filter | None:
+    """The filter of one constraint, of several that must all hold, or of none."""
+    if constraint is None:
+        return None
+    if isinstance(constraint, tuple | list):
+        return _All(tuple(part.prepare(index) for part in constraint))
+    return constraint.prepare(index)
+
+
+def constraints_of(constraint: Constraint | Sequence[Constraint] | None) -> list[Constraint]:
+    """The single constraints of a request."""
+    if constraint is None:
+        return []
+    return list(constraint) if isinstance(constraint, tuple | list) else [constraint]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _All:
+    """Several filters, all of which must let an item through."""
+
+    parts: tuple[Any, ...]
+
+    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
+        """See `Filter.rows`."""
+        for part in self.parts:
+            rows = part.rows(index, depth, nodes, rows)
+        return rows
+
+    def children(
+        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
+    ) -> jax.Array:
+        """See `Filter.children`."""
+        for part in self.parts:
+            exist = part.children(index, depth, nodes, numbers, exist)
+        return exist
+
+    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
+        """See `Filter.slots`."""
+        allowed = jnp.ones(slots.shape, bool)
+        for part in self.parts:
+            allowed &= part.slots(index, slots)
+        return allowed
+
+
+# Any set of items.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemMask:
+    """The items that are allowed, for the whole batch or per user, and the nodes above them.
+
+    Made in one pass over the index, and then as cheap to search as the index itself. Exact: no prefix is entered
+    below which nothing is allowed.
+    """
+
+    live: LiveNodes
+    per_user: bool = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def build(index: TrieIndex, allowed: jax.Array) -> "ItemMask":
+        """The mask of `allowed [n]`, or `[B, n]` for a mask per user: bool by item number; items from n on are not.
+
+        Raises:
+            TrieError: for another shape or type.
+        """
+        allowed = jnp.asarray(allowed)
+        if allowed.ndim not in (1, 2) or allowed.dtype != bool or allowed.shape[-1] == 0:
+            raise TrieError(
+                f"allowed must be truth values [items] or [users, items], got {allowed.dtype} "
+                f"{list(allowed.shape)}"
+            )
+        per_user = allowed.ndim == 2
+        return ItemMask(
+            _live_nodes_per_user(index, allowed) if per_user else live_nodes(index, allowed),
+            per_user,
+        )
+
+    @staticmethod
+    def allow(index: TrieIndex, items: jax.Array) -> "ItemMask":
+        """Only these items, `[S]` or `[B, S]`, `NO_ITEM`-padded, are allowed."""
+        return ItemMask.build(index, _membership(index, items))
+
+    @staticmethod
+    def deny(index: TrieIndex, items: jax.Array) -> "ItemMask":
+        """All but these items, `[S]` or `[B, S]`, `NO_ITEM`-padded, are allowed."""
+        return ItemMask.build(index, ~_membership(index, items))
+
+    @property
+    def num_users(self) -> int | None:
+        """See `Constraint.num_users`."""
+        return len(self.live.slots) if self.per_user else None
+
+    def prepare(self, index: TrieIndex) -> "ItemMask":
+        """A mask is its own filter."""
+        del index
+        return self
+
+    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
+        """See `Filter.rows`."""
+        del index
+        live = self.live.levels[depth]
+        if self.per_user:
+            return rows & jax.vmap(take)(live, nodes.begin)
+        return rows & take(live, nodes.begin)
+
+    def children(
+        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
+    ) -> jax.Array:
+        """See `Filter.children`."""
+        del index, nodes
+        return exist & self._bit(self.live.levels[depth], numbers)
+
+    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
+        """See `Filter.slots`."""
+        del index
+        return self._bit(self.live.slots, slots)
+
+    def _bit(self, words: jax.Array, places: jax.Array) -> jax.Array:
+        return jax.vmap(has_bit)(words, places) if self.per_user else has_bit(words, places)
+
+
+_live_nodes_per_user = jax.jit(jax.vmap(live_nodes, in_axes=(None, 0)))
+
+
+def _membership(index: TrieIndex, items: jax.Array) -> jax.Array:
+    """Which item numbers are among `items [..., S]`, `[..., largest item + 1]` bool."""
+    items = jnp.asarray(items)
+    size = index.layout.max_item + 1
+    place = jnp.where(items < 0, size, items)  # Out of range, so dropped.
+
+    def mark(places: jax.Array) -> jax.Array:
+        return jnp.zeros(size, bool).at[places].set(True, mode="drop")
+
+    return mark(place) if items.ndim == 1 else jax.vmap(mark)(place)
+
+
+# Attributes.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttributeFilter:
+    """Which attributes an item must have, for each user; the index must have been built with attributes.
+
+    Each field is `[B, A]` bool, or None for no such demand. A user without any attribute in a set makes no demand.
+    The slots decide exactly; a node above them is passed over unless each single demand is met by some item below it,
+    though perhaps not all by the same one.
+    """
+
+    any_of: jax.Array | None = None  # The item has at least one of these.
+    all_of: jax.Array | None = None  # The item has all of these.
+    none_of: jax.Array | None = None  # The item has none of these.
+
+    @property
+    def num_users(self) -> int | None:
+        """See `Constraint.num_users`."""
+        demands = [d for d in (self.any_of, self.all_of, self.none_of) if d is not None]
+        return len(demands[0]) if demands else None
+
+    def prepare(self, index: TrieIndex) -> "AttributeFilter":
+        """An attribute filter is its own filter, once checked against the index.
+
+        Raises:
+            TrieError: if the index has no attributes, or another number of them.
+        """
+        if index.attributes is None:
+            raise TrieError(
+                "the index has no attributes to filter by: give `attributes` to `TrieIndex.build`"
+            )
+        for name in ("any_of", "all_of", "none_of"):
+            wanted = getattr(self, name)
+            expected = (self.num_users, index.layout.num_attributes)
+            if wanted is not None and wanted.shape != expected:
+                raise TrieError(
+                    f"{name} must be {list(expected)}, [users, attributes of the index], got {list(wanted.shape)}"
+                )
+        return self
+
+    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
+        """See `Filter.rows`."""
+        table, count = index.attributes.nodes[depth], index.layout.num_attributes
+
+        def met(attribute: jax.Array) -> jax.Array:
+            """Rows `[B, M, words]` of the children that meet one demand of each user, `attribute [B]`."""
+            return table.at[nodes.begin, attribute[:, None]].get(mode="promise_in_bounds")
+
+        if self.any_of is not None:
+            some = _reduce(self.any_of, met, jnp.bitwise_or, jnp.zeros_like(rows))
+            rows &= jnp.where(self.any_of.any(-1)[:, None, None], some, ~jnp.uint32(0))
+        if self.all_of is not None:
+            rows = _reduce(self.all_of, met, jnp.bitwise_and, rows)
+        if self.none_of is not None:
+            rows = _reduce(self.none_of, lambda a: met(a + count), jnp.bitwise_and, rows)
+        return rows
+
+    def children(
+        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
+    ) -> jax.Array:
+        """See `Filter.children`."""
+        del nodes
+        present, absent = jnp.split(take(index.attributes.nodes[depth], numbers), 2, axis=-1)
+        return exist & self._meets(present, absent)
+
+    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
+        """See `Filter.slots`."""
+        present = take(index.attributes.slots, slots)
+        return self._meets(present, ~present)
+
+    def _meets(self, present: jax.Array, absent: jax.Array) -> jax.Array:
+        """Whether words `[B, ..., w]` of what occurs and what is missing meet every demand."""
+
+        def words(wanted: jax.Array) -> jax.Array:
+            packed = pack_attributes(wanted, present.dtype, present.shape[-1])
+            return packed.reshape(len(wanted), *[1] * (present.ndim - 2), present.shape[-1])
+
+        met = jnp.ones(present.shape[:-1], bool)
+        if self.any_of is not None:
+            wanted = words(self.any_of)
+            met &= ((present & wanted) != 0).any(-1) | (wanted == 0).all(-1)
+        if self.all_of is not None:
+            wanted = words(self.all_of)
+            met &= ((present & wanted) == wanted).all(-1)
+        if self.none_of is not None:
+            wanted = words(self.none_of)
+            met &= ((absent & wanted) == wanted).all(-1)
+        return met
+
+
+def _reduce(wanted: jax.Array, met: Any, combine: Any, start: jax.Array) -> jax.Array:
+    """Combines `met(attribute [B])` over each user's set `wanted [B, A]`, in as many turns as the largest set has."""
+    order = jnp.argsort(~wanted, axis=-1, stable=True).astype(jnp.int32)  # Those in the set first.
+    counts = wanted.sum(-1)
+
+    def turn(place: jax.Array, rows: jax.Array) -> jax.Array:
+        more = combine(rows, met(order[:, place]))
+        return jnp.where((place < counts)[:, None, None], more, rows)
+
+    return jax.lax.fori_loop(0, counts.max(), turn, start)
+
+
+# A few items per user.
 
 
 @jax.tree_util.register_dataclass
@@ -19,73 +313,87 @@ class ExcludeItems:
     search stays exact: with M >= N it ranks all allowed items. When nothing is left, no candidate is valid.
     """
 
-    items: jax.Array  # [B, S] int32 item rows, `NO_ITEM`-padded; repeats do no harm.
+    items: jax.Array  # [B, S] int32 item numbers, `NO_ITEM`-padded; repeats do no harm.
+
+    @property
+    def num_users(self) -> int | None:
+        """See `Constraint.num_users`."""
+        return len(self.items)
+
+    def prepare(self, index: TrieIndex) -> "DeadNodes":
+        """The nodes below which every item is excluded: those whose slots the excluded slots fill."""
+        none = index.layout.max_items
+        items = jnp.pad(
+            jnp.asarray(self.items), ((0, 0), (0, 1)), constant_values=NO_ITEM
+        )  # S >= 1.
+        known = (items >= 0) & (items <= index.layout.max_item)
+        slots = jnp.where(known, index.slot_of_item[jnp.where(known, items, 0)], none)
+        slots = jnp.sort(slots, axis=-1)
+        repeats = jnp.pad(slots[:, 1:] == slots[:, :-1], ((0, 0), (1, 0)))
+        slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
+        above = ancestors(index, jnp.minimum(slots, index.item_count - 1))
+        parents, numbers = [], []
+        search = jax.vmap(jnp.searchsorted)
+        for depth in range(1, index.layout.handover + 1):
+            node = enter(index, depth, above[depth], slots < none)
+            begin, end = slots_of(index, depth, node)
+            excluded = search(slots, end) - search(slots, begin)
+            dead = node.exist & (excluded == end - begin)
+            # Several slots lie below one node: it counts once.
+            dead &= jnp.pad(
+                above[depth][:, 1:] != above[depth][:, :-1], ((0, 0), (1, 0)), constant_values=True
+            )
+            parents.append(jnp.where(dead, above[depth - 1], NO_NODE))
+            numbers.append(jnp.where(dead, above[depth], 0))
+        return DeadNodes(slots, tuple(parents), tuple(numbers))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeadNodes:
-    """What an exclusion closes, made once per request by `dead_nodes` and used at every step."""
+    """What an exclusion closes: excluded slots, and the few nodes below which nothing is left."""
 
-    slots: (
+    excluded: (
         jax.Array
-    )  # [B, S] int32: distinct excluded slots, ascending; N (no slot) fills the rest.
-    nodes: tuple[
+    )  # [B, S] int32, ascending; the layout's `max_items` (no slot) fills the rest.
+    parents: tuple[
         jax.Array, ...
-    ]  # nodes[t] [B, S] int32: dead nodes of depth t + 1, `NO_NODE`-padded.
+    ]  # [D]: [B, S] numbers of the parents of dead nodes of depth 1..D, or `NO_NODE`.
+    numbers: tuple[jax.Array, ...]  # [D]: [B, S] the dead nodes' own numbers.
 
+    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
+        """See `Filter.rows`. Each dead node finds the beam that holds its parent, and clears its own bit there."""
+        parents, numbers = self.parents[depth], self.numbers[depth]
+        parent = jnp.maximum(parents, 0)
+        ordinal = numbers - index.first_child[depth][parent]
+        offset = select(take(index.children[depth], parent), ordinal)
+        word, bit = locate(offset, index.layout.levels[depth].span)
+        # The bits of one word are different ones, so that subtracting clears them.
+        user = jnp.arange(len(parents))[:, None]
+        at = (user, self._beams(nodes, parents), word)
+        filled = jnp.zeros_like(rows).at[at].add(bit, mode="drop")
+        return rows & ~filled
 
-def dead_nodes(index: TrieIndex, constraint: ExcludeItems) -> DeadNodes:
-    """The nodes below which every item is excluded: those whose slot interval the excluded slots fill."""
-    none = index.num_items
-    items = jnp.pad(constraint.items, ((0, 0), (0, 1)), constant_values=NO_ITEM)  # So that S >= 1.
-    known = (items >= 0) & (items < none)
-    slots = jnp.where(known, index.slot_of_item[jnp.where(known, items, 0)], none)
-    slots = jnp.sort(slots, axis=-1)
-    repeats = jnp.pad(slots[:, 1:] == slots[:, :-1], ((0, 0), (1, 0)))
-    slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
-    dead = []
-    for depth, nodes in enumerate(ancestors(index, jnp.minimum(slots, none - 1)), start=1):
-        begin, end = slots_of(index, depth, nodes)
-        search = jax.vmap(jnp.searchsorted)
-        excluded = search(slots, end) - search(slots, begin)
-        dead.append(jnp.where((slots < none) & (excluded == end - begin), nodes, NO_NODE))
-    return DeadNodes(slots=slots, nodes=tuple(dead))
+    def children(
+        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
+    ) -> jax.Array:
+        """See `Filter.children`."""
+        del numbers
+        parents, dead = self.parents[depth], self.numbers[depth]
+        ordinal = dead - index.first_child[depth][jnp.maximum(parents, 0)]
+        user = jnp.arange(len(parents))[:, None]
+        return exist.at[user, self._beams(nodes, parents), ordinal].set(False, mode="drop")
 
+    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
+        """See `Filter.slots`."""
+        del index
+        flat = slots.reshape(len(slots), -1)
+        place = jax.vmap(jnp.searchsorted)(self.excluded, flat)
+        place = jnp.minimum(place, self.excluded.shape[1] - 1)
+        found = jnp.take_along_axis(self.excluded, place, axis=1) == flat
+        return ~found.reshape(slots.shape)
 
-def close_children(
-    index: TrieIndex, depth: int, nodes: jax.Array, scores: jax.Array, dead: DeadNodes
-) -> jax.Array:
-    """Sets the scores of dead children to minus infinity.
-
-    Only the few dead nodes are looked at, not the many children: each finds the beam that holds its parent.
-
-    Args:
-        index: the trie.
-        depth: depth t of `nodes`; static.
-        nodes: `[B, M]`, distinct within a user, `NO_NODE` where there is no beam.
-        scores: `[B, M, K]` of their children.
-        dead: from `dead_nodes`.
-    """
-    closed = dead.nodes[depth]  # [B, S], at depth t + 1.
-    first = index.first_child[depth]
-    parent = (jnp.searchsorted(first, closed, side="right") - 1).astype(jnp.int32)
-    holds = (nodes[:, :, None] == parent[:, None, :]) & (closed != NO_NODE)[:, None, :]
-    user = jnp.arange(nodes.shape[0])[:, None]
-    beam = jnp.where(holds.any(1), holds.argmax(1), nodes.shape[1])  # Out of range: dropped.
-    return scores.at[user, beam, closed - first[parent]].set(-jnp.inf, mode="drop")
-
-
-def remove_excluded(index: TrieIndex, items: jax.Array, dead: DeadNodes) -> jax.Array:
-    """Replaces excluded items in the lists `[B, M, C]` by `NO_ITEM` and moves the rest to the front."""
-    slots = jnp.where(
-        items == NO_ITEM, NO_ITEM, index.slot_of_item[items]
-    )  # Never among dead.slots.
-    batch = items.shape[0]
-    flat = slots.reshape(batch, -1)
-    place = jax.vmap(jnp.searchsorted)(dead.slots, flat)
-    place = jnp.minimum(place, dead.slots.shape[1] - 1)
-    excluded = jnp.take_along_axis(dead.slots, place, axis=1) == flat
-    items = jnp.where(excluded.reshape(items.shape), NO_ITEM, items)
-    order = jnp.argsort(items == NO_ITEM, axis=-1, stable=True)
-    return jnp.take_along_axis(items, order, axis=-1)
+    def _beams(self, nodes: Nodes, parents: jax.Array) -> jax.Array:
+        """The beam `[B, S]` that holds each parent; M, which is out of range, if none does."""
+        holds = (nodes.names[:, :, None] == parents[:, None, :]) & (parents != NO_NODE)[:, None, :]
+        return jnp.where(holds.any(1), holds.argmax(1), nodes.begin.shape[1])

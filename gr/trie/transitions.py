@@ -1,88 +1,206 @@
-"""Moves on the trie, on the device: the children of nodes, the nodes of prefixes, the items of leaves."""
+"""Moves on the trie, on the device: the nodes of prefixes, their children, their slots and items."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from gr.trie.bit_rows import expand, locate, rank
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
+from gr.trie.layout import DENSE, SPARSE
+from gr.trie.packed import take
 
 
-def children(
-    index: TrieIndex, depth: int, nodes: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+    """Nodes of one depth t, `[...]`: number `begin` alone if t < D, else the slots `begin` to `end` (exclusive).
+
+    An empty interval is no node. If t < D, `end` is `begin + 1`.
+    """
+
+    begin: jax.Array  # int32.
+    end: jax.Array  # int32.
+
+    @property
+    def exist(self) -> jax.Array:
+        """Which of them are nodes, bool."""
+        return self.end > self.begin
+
+    @property
+    def names(self) -> jax.Array:
+        """What each is called, unique within its depth: its number, or its first slot; `NO_NODE` if it is none."""
+        return jnp.where(self.exist, self.begin, NO_NODE)
+
+
+def root(index: TrieIndex, shape: tuple[int, ...]) -> Nodes:
+    """The root, `shape` times."""
+    last = index.item_count if index.layout.handover == 0 else 1
+    begin = jnp.full(shape, ROOT, jnp.int32)
+    return Nodes(begin, jnp.broadcast_to(last, shape).astype(jnp.int32))
+
+
+def enter(index: TrieIndex, depth: int, numbers: jax.Array, exist: jax.Array) -> Nodes:
+    """The nodes with these numbers `[...]` at `depth` <= D; where they do not exist, number 0 must be given."""
+    if depth < index.layout.handover:
+        begin, end = numbers, numbers + 1
+    else:
+        begin, end = index.first_slot.interval(numbers)
+    return Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
+
+
+def child_numbers(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Numbers `[..., K]` of the children of nodes at a SPARSE level, K = `max_children`, and which exist."""
+    level = index.layout.levels[depth]
+    begin, end = index.first_child[depth].interval(nodes.begin)
+    child = begin[..., None] + jnp.arange(level.max_children, dtype=jnp.int32)
+    exists = (child < end[..., None]) & nodes.exist[..., None]
+    return jnp.minimum(child, level.max_nodes - 1), exists
+
+
+def listed_tokens(index: TrieIndex, depth: int, numbers: jax.Array) -> jax.Array:
+    """Tokens of the nodes with these numbers at depth + 1, below a SPARSE level."""
+    return index.children[depth][numbers] + index.layout.levels[depth].base
+
+
+def scanned_slots(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Slots `[..., W]` of nodes at a SCAN level, W = `max_slots`, and which of them are theirs."""
+    slots = nodes.begin[..., None] + jnp.arange(
+        index.layout.levels[depth].max_slots, dtype=jnp.int32
+    )
+    return jnp.minimum(slots, index.layout.max_items - 1), slots < nodes.end[..., None]
+
+
+def slot_tokens(index: TrieIndex, depth: int, slots: jax.Array) -> jax.Array:
+    """Tokens of a SCAN level of the semantic IDs in these slots."""
+    level = index.layout.levels[depth]
+    return index.table.part(slots, index.layout.place_in_table(depth), level.bits) + level.base
+
+
+def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Array]:
     """All children of nodes of one depth, in token order.
 
     Args:
         index: the trie.
         depth: depth t of `nodes`, 0..L-1; static.
-        nodes: `[...]` int32; `NO_NODE` has no children.
+        nodes: `[...]`.
 
     Returns:
-        Their node numbers at depth t + 1, their tokens, and which of the K = `branching[t]` places are children,
-        each `[..., K]`; where there is no child, number and token are those of some other node.
+        The children `[..., K]`, and their tokens `[..., K]` int32. K is the level's span, `max_children` or
+        `max_slots`, as it is stored; there are non-existing ones among them.
     """
-    first = index.first_child[depth]
-    node = jnp.maximum(nodes, ROOT)
-    begin, end = first[node], jnp.where(nodes == NO_NODE, 0, first[node + 1])
-    child = begin[..., None] + jnp.arange(index.branching[depth], dtype=jnp.int32)
-    exists = child < end[..., None]
-    child = jnp.minimum(child, index.tokens[depth].shape[0] - 1)
-    return child, index.tokens[depth][child], exists
+    level = index.layout.levels[depth]
+    if level.kind == DENSE:
+        bits = expand(take(index.children[depth], nodes.begin)) & nodes.exist[..., None]
+        number = take_interval_begin(index, depth, nodes) + jnp.cumsum(bits, axis=-1) - 1
+        tokens = jnp.broadcast_to(jnp.arange(level.span) + level.base, bits.shape)
+        return enter(index, depth + 1, jnp.where(bits, number, 0), bits), tokens
+    if level.kind == SPARSE:
+        number, exists = child_numbers(index, depth, nodes)
+        tokens = listed_tokens(index, depth, number)
+        return enter(index, depth + 1, jnp.where(exists, number, 0), exists), tokens
+    slots, inside = scanned_slots(index, depth, nodes)
+    tokens = slot_tokens(index, depth, slots)
+    run = _same_token(tokens, inside)
+    first = inside & ~jnp.tril(run, -1).any(-1)
+    end = slots + run.sum(-1, dtype=jnp.int32)
+    return Nodes(jnp.where(first, slots, 0), jnp.where(first, end, 0)), tokens
+
+
+def take_interval_begin(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
+    """Number `[..., 1]` of the first child of nodes above the handover."""
+    return index.first_child[depth][nodes.begin][..., None]
+
+
+def _same_token(tokens: jax.Array, inside: jax.Array) -> jax.Array:
+    """Pairs `[..., W, W]` of scanned slots that continue a node by the same token."""
+    same = tokens[..., :, None] == tokens[..., None, :]
+    return same & inside[..., :, None] & inside[..., None, :]
+
+
+def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:
+    """The child of each node `[...]` of one depth by one token `[...]`; none where there is no such child."""
+    level = index.layout.levels[depth]
+    offset = tokens - level.base
+    known = nodes.exist & (offset >= 0) & (offset < level.span)
+    if level.kind == DENSE:
+        offset = jnp.where(known, offset, 0)
+        rows = take(index.children[depth], nodes.begin)
+        word, bit = locate(offset, level.span)
+        here = jnp.take_along_axis(rows, word[..., None], axis=-1)[..., 0]
+        exists = known & ((here & bit) != 0)
+        number = take_interval_begin(index, depth, nodes)[..., 0] + rank(rows, offset)
+        return enter(index, depth + 1, jnp.where(exists, number, 0), exists)
+    if level.kind == SPARSE:
+        number, exists = _find_listed(index, depth, nodes, tokens)
+        return enter(index, depth + 1, jnp.where(exists, number, 0), exists)
+    slots, inside = scanned_slots(index, depth, nodes)
+    found = inside & (slot_tokens(index, depth, slots) == tokens[..., None])
+    begin = nodes.begin + found.argmax(-1).astype(jnp.int32)
+    count = found.sum(-1, dtype=jnp.int32)
+    return Nodes(jnp.where(count > 0, begin, 0), jnp.where(count > 0, begin + count, 0))
+
+
+def _find_listed(
+    index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Binary search among the sorted children of a SPARSE level: the child's number, and whether there is one."""
+    level = index.layout.levels[depth]
+    low, end = index.first_child[depth].interval(nodes.begin)
+    high = end
+    for _ in range(level.max_children.bit_length()):
+        middle = jnp.minimum((low + high) >> 1, level.max_nodes - 1)
+        below = (listed_tokens(index, depth, middle) < tokens) & (low < high)
+        low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+    found = jnp.minimum(low, level.max_nodes - 1)
+    exists = nodes.exist & (low < end) & (listed_tokens(index, depth, found) == tokens)
+    return found, exists
 
 
 def walk(index: TrieIndex, tokens: jax.Array) -> jax.Array:
-    """The node of every prefix of semantic IDs, found by binary search among each node's sorted children.
+    """The node of every prefix of semantic IDs.
 
     Args:
         index: the trie.
         tokens: `[..., t]` with t <= L.
 
     Returns:
-        `[..., t]` int32: the node of depth 1..t of each prefix, `NO_NODE` where the trie has no such prefix.
+        Names `[..., t]` int32 of the nodes of depth 1..t, `NO_NODE` where the trie has no such prefix.
     """
-    node = jnp.full(tokens.shape[:-1], ROOT, jnp.int32)
-    exists = jnp.ones(tokens.shape[:-1], bool)
-    nodes = []
+    nodes = root(index, tokens.shape[:-1])
+    names = []
     for depth in range(tokens.shape[-1]):
-        first, level = index.first_child[depth], index.tokens[depth]
-        token = tokens[..., depth]
-        low, end = first[node], first[node + 1]
-        high = end
-        for _ in range(index.branching[depth].bit_length()):
-            middle = (low + high) // 2
-            below = (level[jnp.minimum(middle, level.shape[0] - 1)] < token) & (low < high)
-            low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
-        found = jnp.minimum(low, level.shape[0] - 1)
-        exists = exists & (low < end) & (level[found] == token)
-        node = jnp.where(exists, found, ROOT)
-        nodes.append(jnp.where(exists, found, NO_NODE))
-    return jnp.stack(nodes, axis=-1)
+        nodes = descend(index, depth, nodes, tokens[..., depth])
+        names.append(nodes.names)
+    return jnp.stack(names, axis=-1)
 
 
-def slots_of(index: TrieIndex, depth: int, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The interval `[begin, end)` of slots, and so of items, below each node of `depth` (0..L), `[...]` each."""
-    begin, end = nodes, nodes + 1
-    for first in (*index.first_child[depth:], index.first_slot):
-        begin, end = first[begin], first[end]
+def slots_of(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """The slots `[begin, end)` of the items below each node of `depth` (0..L), `[...]` each."""
+    begin, end = nodes.begin, nodes.end
+    if depth < index.layout.handover:
+        for first in (*index.first_child[depth:], index.first_slot):
+            begin, end = first[begin], first[end]
     return begin, end
 
 
 def ancestors(index: TrieIndex, slots: jax.Array) -> list[jax.Array]:
-    """The nodes of depth 1..L above each slot, `[...]` int32 each."""
-    node = _owner(index.first_slot, slots)
-    nodes = [node]
-    for first in reversed(index.first_child[1:]):
-        node = _owner(first, node)
-        nodes.append(node)
-    return nodes[::-1]
+    """Numbers `[...]` int32 of the nodes of depth 0..D above each slot."""
+    number = index.first_slot.first_above(slots) - 1
+    numbers = [number]
+    for first in reversed(index.first_child):
+        number = first.first_above(number) - 1
+        numbers.append(number)
+    return numbers[::-1]
 
 
-def items_of_leaves(index: TrieIndex, leaves: jax.Array) -> jax.Array:
-    """Item rows `[..., C]` of leaves `[...]`, C = `max_items_per_leaf`, `NO_ITEM`-padded, in row order."""
-    slot = index.first_slot[leaves][..., None] + jnp.arange(index.max_items_per_leaf)
-    shares = slot < index.first_slot[leaves + 1][..., None]
-    return jnp.where(shares, index.item_of_slot[jnp.minimum(slot, index.num_items - 1)], NO_ITEM)
+def items_of(index: TrieIndex, nodes: Nodes) -> jax.Array:
+    """Item numbers `[..., C]` of depth-L nodes `[...]`, C = `max_items_per_sid`, `NO_ITEM`-padded, ascending."""
+    slots, inside = item_slots(index, nodes)
+    return jnp.where(inside, index.item_of_slot[slots], NO_ITEM)
 
 
-def _owner(first: jax.Array, position: jax.Array) -> jax.Array:
-    """Which of the consecutive intervals that start at `first` holds `position`."""
-    return (jnp.searchsorted(first, position, side="right") - 1).astype(jnp.int32)
+def item_slots(index: TrieIndex, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Slots `[..., C]` of depth-L nodes `[...]`, and which of them are theirs."""
+    slots = nodes.begin[..., None] + jnp.arange(index.max_items_per_sid, dtype=jnp.int32)
+    return jnp.minimum(slots, index.layout.max_items - 1), slots < nodes.end[..., None]

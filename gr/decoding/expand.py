@@ -1,0 +1,224 @@
+"""One step of a search on one trie: the best children of all beams, each kind of level on the path that suits it."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.decoding.top_k import best_of_blocks, take_along, top_k
+from gr.trie import Filter, Nodes, TrieIndex
+from gr.trie.bit_rows import PLANES, octets_of, rank
+from gr.trie.layout import DENSE, SPARSE
+from gr.trie.packed import take
+from gr.trie.transitions import (
+    child_numbers,
+    enter,
+    listed_tokens,
+    scanned_slots,
+    slot_tokens,
+)
+
+LOWEST = (
+    -1e30
+)  # Stands for log 0 in the score of a valid path: still above -inf, which means "no path".
+
+_OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
+_MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The beams after a step, best first, `[B, M']` each."""
+
+    scores: jax.Array  # float32; -inf where there is no beam.
+    parents: jax.Array  # int32: the beam before the step that each comes from.
+    tokens: jax.Array  # int32.
+    nodes: Any  # `Nodes`, or what else the source calls a state.
+
+
+def best_children(
+    index: TrieIndex,
+    depth: int,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    width: int,
+    only: Filter | None = None,
+) -> Step:
+    """The best children of all beams of each user.
+
+    A child's score is `offset` of its parent plus the logit of its token; what is passed as `offset` is the parent's
+    score less the log-sum-exp of its logits.
+
+    Args:
+        index: the trie.
+        depth: depth of `nodes`; static.
+        nodes: `[B, M]`.
+        offset: `[B, M]` float32.
+        logits: `[B, M, V]`.
+        width: most children to be returned for a user; fewer if there cannot be as many.
+        only: what is allowed, if not everything.
+    """
+    offset = jnp.where(nodes.exist, offset, -jnp.inf)
+    width = min(width, index.layout.max_nodes(depth + 1))
+    kind = index.layout.levels[depth].kind
+    if kind == DENSE:
+        return _best_of_bits(index, depth, nodes, offset, logits, width, only)
+    if kind == SPARSE:
+        return _best_of_list(index, depth, nodes, offset, logits, width, only)
+    return _best_of_slots(index, depth, nodes, offset, logits, width, only)
+
+
+# DENSE levels: all logits of a beam lie under its row of bits.
+
+
+def _best_of_bits(
+    index: TrieIndex,
+    depth: int,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    width: int,
+    only: Filter | None,
+) -> Step:
+    level = index.layout.levels[depth]
+    batch, beams = offset.shape
+    num_octets = level.span // PLANES
+    all_rows = take(index.children[depth], nodes.begin)
+    rows = all_rows if only is None else only.rows(index, depth, nodes, all_rows)
+    octets = octets_of(rows)
+    logits = _slice(logits, level.base, level.span)
+
+    def plane(bit: int) -> jax.Array:
+        under = logits[..., bit * num_octets : (bit + 1) * num_octets]
+        there = (octets & np.uint8(1 << bit)) != 0
+        return jnp.where(there, jnp.maximum(under, LOWEST), -jnp.inf)
+
+    # The best of the eight tokens of each octet, and the octets with the best ones.
+    peaks = functools.reduce(jnp.maximum, map(plane, range(PLANES))) + offset[..., None]
+    peak, place = _best_octets(peaks, min(width, beams * num_octets))
+    beam, octet = place // num_octets, place % num_octets
+    bits = take_along(octets.reshape(batch, -1), place)[..., None]
+    at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
+    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST)
+    scored += take_along(offset, beam)[..., None]
+    there = (bits >> jnp.arange(PLANES, dtype=jnp.uint8)) & 1
+    scored = jnp.where(there != 0, scored, -jnp.inf)
+    width = min(width, scored[0].size)
+    scores, column, bit = best_of_blocks(peak, scored, width)
+
+    parents = take_along(beam, column)
+    token = take_along(octet, column) + bit * num_octets
+    exist = scores > -jnp.inf
+    row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
+    first = take_along(index.first_child[depth][nodes.begin], parents)
+    number = jnp.where(exist, first + rank(row, token), 0)
+    return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
+
+
+def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
+    """Logits of one level's tokens `[..., span]`; a level may reach beyond a small vocabulary."""
+    missing = base + span - logits.shape[-1]
+    if missing > 0:
+        widths = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
+        logits = jnp.pad(logits, widths, constant_values=LOWEST)
+    return logits[..., base : base + span]
+
+
+def _best_octets(peaks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest of `peaks [B, M, O]`, and their places in the flattened `[M * O]`."""
+    batch, beams, octets = peaks.shape
+    groups = octets // _OCTETS
+    if beams * octets < _MANY_OCTETS or octets % _OCTETS or beams * groups < count:
+        return top_k(peaks.reshape(batch, -1), count)
+    # Every `groups`-th octet of one beam forms a group: maxima are then taken between rows of numbers.
+    maxima = peaks.reshape(batch, beams, _OCTETS, groups).max(axis=2)
+    maxima, group = top_k(maxima.reshape(batch, -1), count)
+    first = group // groups * octets + group % groups
+    places = first[..., None] + groups * jnp.arange(_OCTETS)
+    best, block, within = best_of_blocks(
+        maxima, take_along(peaks.reshape(batch, -1), places), count
+    )
+    return best, take_along(first, block) + groups * within
+
+
+# SPARSE and SCAN levels: a few candidates of each beam.
+
+
+def _best_of_list(
+    index: TrieIndex,
+    depth: int,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    width: int,
+    only: Filter | None,
+) -> Step:
+    numbers, exist = child_numbers(index, depth, nodes)
+    tokens = listed_tokens(index, depth, numbers)
+    if only is not None:
+        exist = only.children(index, depth, nodes, numbers, exist)
+    scores, parents, place = _best_of_few(offset, logits, tokens, exist, width)
+    exist = scores > -jnp.inf
+    number = jnp.where(exist, _pick(numbers, parents, place), 0)
+    tokens = _pick(tokens, parents, place)
+    return Step(scores, parents, tokens, enter(index, depth + 1, number, exist))
+
+
+def _best_of_slots(
+    index: TrieIndex,
+    depth: int,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    width: int,
+    only: Filter | None,
+) -> Step:
+    slots, inside = scanned_slots(index, depth, nodes)
+    tokens = slot_tokens(index, depth, slots)
+    # Slots are sorted: where the token differs from the one before, another child begins.
+    begins = inside & jnp.pad(
+        tokens[..., 1:] != tokens[..., :-1],
+        ((0, 0), (0, 0), (1, 0)),
+        constant_values=True,
+    )
+    exist = begins
+    if only is not None:
+        # A child is there if any of its slots is allowed.
+        allowed = inside & only.slots(index, slots)
+        same = tokens[..., :, None] == tokens[..., None, :]
+        exist &= (same & allowed[..., None, :]).any(-1)
+    scores, parents, place = _best_of_few(offset, logits, tokens, exist, width)
+    exist = scores > -jnp.inf
+    token = _pick(tokens, parents, place)
+    begin = _pick(slots, parents, place)
+    # Its slots are those of the parent with its token.
+    siblings = jnp.take_along_axis(
+        jnp.where(inside, tokens, -1), parents[..., None], axis=1, mode="promise_in_bounds"
+    )
+    end = begin + (siblings == token[..., None]).sum(-1, dtype=jnp.int32)
+    nodes = Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
+    return Step(scores, parents, token, nodes)
+
+
+def _best_of_few(
+    offset: jax.Array, logits: jax.Array, tokens: jax.Array, exist: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores of the best of candidates `tokens [B, M, K]`, the beam of each and its place in K, `[B, width]` each."""
+    batch, beams, count = tokens.shape
+    scored = jnp.take_along_axis(logits, tokens, axis=-1, mode="promise_in_bounds")
+    scored = jnp.maximum(scored.astype(jnp.float32), LOWEST) + offset[..., None]
+    scored = jnp.where(exist, scored, -jnp.inf)
+    # Place by place rather than beam by beam: most beams have one child, and it is faster to meet those first.
+    flat = scored.swapaxes(1, 2).reshape(batch, -1)
+    scores, chosen = top_k(flat, min(width, beams * count))
+    return scores, chosen % beams, chosen // beams
+
+
+def _pick(values: jax.Array, parents: jax.Array, place: jax.Array) -> jax.Array:
+    """Elements of `[B, M, K]` at `parents` and `place`, `[B, M']` each."""
+    return take_along(values.reshape(len(values), -1), parents * values.shape[-1] + place)

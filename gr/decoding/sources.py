@@ -1,0 +1,262 @@
+"""What a beam search searches: one trie, one with recent changes, or one shard of many, behind three functions."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.expand import Step, best_children
+from gr.decoding.top_k import take_along, top_k
+from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, TrieIndex, root
+from gr.trie.transitions import descend, item_slots
+
+
+class Source(Protocol):
+    """A set of semantic IDs to be searched. Its states are pytrees of arrays `[B, M, ...]`."""
+
+    length: int  # L.
+    settled: (
+        int  # From this depth on every state has a single continuation; L if that is not known.
+    )
+
+    def root(self, batch: int) -> Any:
+        """The state of the empty prefix, `[B, 1]`."""
+        ...
+
+    def best(
+        self, depth: int, states: Any, offset: jax.Array, logits: jax.Array, width: int
+    ) -> Step:
+        """The best continuations; see `best_children`."""
+        ...
+
+    def settle(self, states: Any) -> tuple[Any, list[jax.Array]]:
+        """At depth `settled`: states, emptied where not allowed, and tokens `[B, M]` of all levels to come."""
+        ...
+
+    def exist(self, states: Any) -> jax.Array:
+        """Which states `[B, M]` there are."""
+        ...
+
+    def items(self, states: Any) -> jax.Array:
+        """Item numbers `[B, M, C]` of complete semantic IDs, `NO_ITEM`-padded."""
+        ...
+
+    def names(self, states: Any) -> jax.Array:
+        """A number `[B, M]` for each state, unique within its depth; `NO_NODE` where there is none."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTrie:
+    """A trie as it is, under a constraint or none."""
+
+    index: TrieIndex
+    only: Filter | None
+
+    @property
+    def length(self) -> int:
+        """See `Source`."""
+        return self.index.length
+
+    @property
+    def settled(self) -> int:
+        """See `Source`."""
+        return self.index.layout.settled
+
+    def root(self, batch: int) -> Nodes:
+        """See `Source.root`."""
+        return root(self.index, (batch, 1))
+
+    def best(
+        self, depth: int, states: Nodes, offset: jax.Array, logits: jax.Array, width: int
+    ) -> Step:
+        """See `Source.best`."""
+        return best_children(self.index, depth, states, offset, logits, width, self.only)
+
+    def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:
+        """See `Source.settle`."""
+        layout = self.index.layout
+        slots = jnp.minimum(states.begin, layout.max_items - 1)
+        levels = range(layout.settled, layout.length)
+        tokens = self.index.table.parts(
+            slots,
+            [layout.place_in_table(depth) for depth in levels],
+            [layout.levels[depth].bits for depth in levels],
+        )
+        tokens = [token + layout.levels[d].base for token, d in zip(tokens, levels, strict=True)]
+        if self.only is not None and layout.settled == layout.handover:
+            # Nodes above the slots may have been let through in vain; a scanned level decides exactly.
+            states = _emptied(states, self.only.slots(self.index, slots))
+        return states, tokens
+
+    def exist(self, states: Nodes) -> jax.Array:
+        """See `Source.exist`."""
+        return states.exist
+
+    def items(self, states: Nodes) -> jax.Array:
+        """See `Source.items`."""
+        slots, inside = item_slots(self.index, states)
+        if self.only is not None:
+            inside &= self.only.slots(self.index, slots)
+        items = jnp.where(inside, self.index.item_of_slot[slots], NO_ITEM)
+        if items.shape[-1] == 1 or self.only is None:
+            return items
+        return _allowed_first(items)
+
+    def names(self, states: Nodes) -> jax.Array:
+        """See `Source.names`."""
+        return states.names
+
+
+def _allowed_first(items: jax.Array) -> jax.Array:
+    """Moves `NO_ITEM` to the end of each list `[..., C]`."""
+    order = jnp.argsort(items == NO_ITEM, axis=-1, stable=True)
+    return jnp.take_along_axis(items, order, axis=-1)
+
+
+def _emptied(nodes: Nodes, keep: jax.Array) -> Nodes:
+    """The nodes where `keep`, none elsewhere."""
+    return jax.tree.map(lambda bound: jnp.where(keep, bound, 0), nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTries:
+    """A trie from which items may have been removed, and a small one of items that were added since.
+
+    A prefix that both know is one beam: its state is the pair of its nodes.
+    """
+
+    base: OneTrie
+    added: OneTrie
+    first_added: jax.Array  # [] int32: item number of the small trie's item 0.
+
+    @property
+    def length(self) -> int:
+        """See `Source`."""
+        return self.base.length
+
+    @property
+    def settled(self) -> int:
+        """See `Source`."""
+        return self.length
+
+    def root(self, batch: int) -> tuple[Nodes, Nodes]:
+        """See `Source.root`."""
+        return self.base.root(batch), self.added.root(batch)
+
+    def best(
+        self,
+        depth: int,
+        states: tuple[Nodes, Nodes],
+        offset: jax.Array,
+        logits: jax.Array,
+        width: int,
+    ) -> Step:
+        """See `Source.best`. The best of both are among the best of each; what both propose counts once."""
+        base = self.base.best(depth, states[0], offset, logits, width)
+        added = self.added.best(depth, states[1], offset, logits, width)
+        same = (base.parents[:, :, None] == added.parents[:, None, :]) & (
+            base.tokens[:, :, None] == added.tokens[:, None, :]
+        )
+        repeated = (same & (base.scores > -jnp.inf)[:, :, None]).any(axis=1)
+        both = jnp.concatenate([base.scores, jnp.where(repeated, -jnp.inf, added.scores)], axis=1)
+        scores, chosen = top_k(both, min(width, both.shape[1]))
+
+        def pick(of_base: jax.Array, of_added: jax.Array) -> jax.Array:
+            return take_along(jnp.concatenate([of_base, of_added], axis=1), chosen)
+
+        parents = pick(base.parents, added.parents)
+        tokens = pick(base.tokens, added.tokens)
+        exist = scores > -jnp.inf
+        nothing = jnp.zeros_like(added.parents)
+        in_base = jax.tree.map(lambda bound: pick(bound, nothing), base.nodes)
+        above = jax.tree.map(lambda bound: take_along(bound, parents), states[1])
+        in_added = descend(self.added.index, depth, above, tokens)
+        return Step(scores, parents, tokens, (_emptied(in_base, exist), _emptied(in_added, exist)))
+
+    def settle(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], list[jax.Array]]:
+        """See `Source.settle`."""
+        return states, []
+
+    def exist(self, states: tuple[Nodes, Nodes]) -> jax.Array:
+        """See `Source.exist`."""
+        return states[0].exist | states[1].exist
+
+    def items(self, states: tuple[Nodes, Nodes]) -> jax.Array:
+        """See `Source.items`."""
+        added = self.added.items(states[1])
+        added = jnp.where(added == NO_ITEM, NO_ITEM, added + self.first_added)
+        items = jnp.concatenate([self.base.items(states[0]), added], axis=-1)
+        return _allowed_first(items)
+
+    def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
+        """See `Source.names`."""
+        base, added = states[0].names, states[1].names
+        return jnp.where(
+            base != NO_NODE, base, jnp.where(added != NO_NODE, added + _ADDED, NO_NODE)
+        )
+
+
+_ADDED = 1 << 30  # Names of nodes that only the small trie knows lie from here on.
+
+
+@dataclasses.dataclass(frozen=True)
+class OneShard:
+    """One of several tries that share no first token, each on a device of its own along a mesh axis.
+
+    Every device runs the same search; only the states differ: a beam's node exists on the device that has it. Each
+    trie proposes its best children, and all agree on the best of them.
+    """
+
+    local: OneTrie
+    axis: str  # Name of the mesh axis.
+
+    @property
+    def length(self) -> int:
+        """See `Source`."""
+        return self.local.length
+
+    @property
+    def settled(self) -> int:
+        """See `Source`."""
+        return self.local.settled
+
+    def root(self, batch: int) -> Nodes:
+        """See `Source.root`."""
+        return self.local.root(batch)
+
+    def best(
+        self, depth: int, states: Nodes, offset: jax.Array, logits: jax.Array, width: int
+    ) -> Step:
+        """See `Source.best`."""
+        mine = self.local.best(depth, states, offset, logits, width)
+        # [B, M'] of each device, side by side: [B, devices * M'].
+        proposals = (mine.scores, mine.parents, mine.tokens)
+        scores, parents, tokens = jax.lax.all_gather(proposals, self.axis, axis=1, tiled=True)
+        best, chosen = top_k(scores, min(width, scores.shape[1]))
+        each = mine.scores.shape[1]
+        is_mine = (chosen // each == jax.lax.axis_index(self.axis)) & (best > -jnp.inf)
+        nodes = jax.tree.map(lambda bound: take_along(bound, chosen % each), mine.nodes)
+        return Step(
+            best, take_along(parents, chosen), take_along(tokens, chosen), _emptied(nodes, is_mine)
+        )
+
+    def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:
+        """See `Source.settle`."""
+        states, tokens = self.local.settle(states)
+        tokens = [jnp.where(states.exist, token, 0) for token in tokens]
+        return states, jax.lax.psum(tokens, self.axis)
+
+    def exist(self, states: Nodes) -> jax.Array:
+        """See `Source.exist`."""
+        return jax.lax.pmax(states.exist, self.axis)
+
+    def items(self, states: Nodes) -> jax.Array:
+        """See `Source.items`."""
+        return jax.lax.pmax(self.local.items(states), self.axis)
+
+    def names(self, states: Nodes) -> jax.Array:
+        """See `Source.names`."""
+        first = jax.lax.axis_index(self.axis) * self.local.index.layout.max_items
+        return jax.lax.pmax(jnp.where(states.exist, states.begin + first, NO_NODE), self.axis)

@@ -1,0 +1,46 @@
+"""Exact top-k over many values that come in blocks, in stages, so that little is left to be sorted."""
+
+import jax
+import jax.numpy as jnp
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
+    if k < values.shape[-1]:
+        return jax.lax.top_k(values, k)
+    # On a CPU a top-k of everything is a full heap sort, several times slower than leaving one value out.
+    padded = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+    best, places = jax.lax.top_k(padded, k)
+    return best, jnp.minimum(places, k - 1)  # The padding is only taken in place of another -inf.
+
+
+def best_of_blocks(
+    maxima: jax.Array, blocks: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k largest values within blocks of s values, `[B, c, s]`, whose maxima `[B, c]` are known.
+
+    The k largest of all values lie in the k blocks with the largest maxima: any other block has k blocks before it,
+    each with a value as large as all of its own. So a search goes from the maxima to the blocks, and sorts only a few
+    values at each stage.
+
+    Returns:
+        The values, descending, the block of each, and its place within the block, `[B, k]` each.
+    """
+    batch, count, size = blocks.shape
+    # The maxima go first: a heap that begins with large values is seldom changed later.
+    peak = jnp.argmax(blocks, axis=-1).astype(jnp.int32)
+    others = jnp.where(jnp.arange(size) == peak[:, :, None], -jnp.inf, blocks)
+    values = jnp.concatenate([maxima, others.reshape(batch, -1)], axis=1)
+    best, places = top_k(values, k)
+    rest = jnp.maximum(places - count, 0)
+    block = jnp.where(places < count, places, rest // size)
+    within = jnp.where(places < count, take_along(peak, block), rest % size)
+    return best, block, within
+
+
+def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
+    """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
+    batch = values.shape[0]
+    flat = places.reshape(batch, -1)
+    found = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
+    return found.reshape(places.shape)

@@ -1,0 +1,217 @@
+"""`Layout`: the sizes of an index that are static under `jit`, and the choice of how each level is stored."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from gr.trie.packed import bits_for
+
+DENSE = "dense"  # One bit for every token of the level: whether the node has that child.
+SPARSE = "sparse"  # Tokens of all children in a list.
+SCAN = "scan"  # Nothing but the sorted table of semantic IDs: children are found by scanning the node's slots.
+
+# A node with so few slots is scanned, whatever else could be done.
+_SCAN_ALWAYS = 16
+# A level of at most so many bytes of bits is dense; a larger one if it takes at most a byte an item.
+_SMALL_BITS = 1 << 20
+_WORD = 32
+
+
+class TrieError(ValueError):
+    """Raised for tokens that cannot be indexed; the message names the row and level and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Step t of decoding: from the nodes of depth t to those of depth t + 1."""
+
+    kind: str  # DENSE, SPARSE or SCAN; never a SCAN above another kind.
+    base: int  # Tokens of this level lie in [base, base + span).
+    span: int  # A multiple of 32 if DENSE.
+    max_children: (
+        int  # K_t: no node of depth t has more children (of a SCAN level: bounded by `max_slots`).
+    )
+    max_slots: int  # W_t: no node of depth t has more slots, that is items, below it.
+    max_nodes: int  # No more nodes of depth t + 1.
+
+    @property
+    def words(self) -> int:
+        """Words of a node's bits, if DENSE."""
+        return self.span // _WORD
+
+    @property
+    def bits(self) -> int:
+        """Bits of a token, less the base."""
+        return bits_for(self.span - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Everything about an index that `jit` has to know: two indexes of one layout share their compiled programs."""
+
+    vocab_size: int
+    max_items: int  # Capacity for items.
+    max_item: int  # The largest item number there is room for.
+    max_items_per_sid: int  # C.
+    levels: tuple[Level, ...]
+    num_attributes: int = 0
+
+    @property
+    def length(self) -> int:
+        """L, tokens of a semantic ID."""
+        return len(self.levels)
+
+    @property
+    def handover(self) -> int:
+        """D, the depth from which on nodes are intervals of slots: the number of levels that are not scanned."""
+        return sum(level.kind != SCAN for level in self.levels)
+
+    @property
+    def settled(self) -> int:
+        """The depth from which on every node has a single item below it; L if there is no such depth."""
+        return sum(level.kind != SCAN or level.max_slots > 1 for level in self.levels)
+
+    def place_in_table(self, depth: int) -> int:
+        """The first bit of a SCAN level's token in the table's elements."""
+        return sum(level.bits for level in self.levels[self.handover : depth])
+
+    def max_nodes(self, depth: int) -> int:
+        """No more nodes of `depth` 0..L."""
+        return 1 if depth == 0 else self.levels[depth - 1].max_nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What was counted in a set of semantic IDs: the facts that a layout is chosen by."""
+
+    lows: tuple[int, ...]  # [L] smallest token of each level.
+    highs: tuple[int, ...]  # [L] largest.
+    num_nodes: tuple[int, ...]  # [L + 1] distinct prefixes of each depth.
+    max_children: tuple[int, ...]  # [L].
+    max_slots: tuple[int, ...]  # [L + 1].
+    num_items: int
+    max_item: int
+
+
+def choose_layout(
+    shape: Shape,
+    vocab_size: int,
+    *,
+    headroom: float = 0.0,
+    level_ranges: Sequence[tuple[int, int]] | None = None,
+    num_attributes: int = 0,
+) -> Layout:
+    """The layout that stores these semantic IDs in the least space that costs no time.
+
+    Near the root, where a node has many children, one bit for every token is both the smallest form and the fastest
+    to search, as long as the nodes are few. Deep down a node has a handful of items below it, mostly one; there the
+    sorted table itself is the trie. Only skewed sets need lists of children in between.
+
+    Args:
+        shape: what was counted.
+        vocab_size: V.
+        headroom: room to grow: 0.25 leaves a quarter more of everything. 0 fits tightly.
+        level_ranges: token range `[low, high)` of each level, if known; else what occurs.
+        num_attributes: boolean attributes of an item.
+    """
+
+    def grown(count: int) -> int:
+        return count if headroom == 0 else max(count + 1, math.ceil(count * (1 + headroom)))
+
+    levels, scanning = [], False
+    for depth in range(len(shape.lows)):
+        low, high = shape.lows[depth], shape.highs[depth] + 1
+        if level_ranges is not None:
+            low, high = level_ranges[depth]
+        slots, nodes = shape.max_slots[depth], shape.num_nodes[depth]
+        aligned = -(-(high - low) // _WORD) * _WORD
+        bits = nodes * aligned // 8
+        scanning = scanning or slots <= max(_SCAN_ALWAYS, (high - low) // 16)
+        kind, span = SPARSE, high - low
+        if not scanning and bits <= max(_SMALL_BITS, shape.num_items):
+            kind, span = DENSE, aligned
+            # A level at the end of the vocabulary is aligned downwards: its logits are then one slice.
+            low = max(0, min(low, vocab_size - span))
+        elif scanning or slots <= 1.5 * shape.max_children[depth]:
+            kind, scanning = SCAN, True
+        levels.append(
+            Level(
+                kind=kind,
+                base=low,
+                span=span,
+                max_children=min(grown(shape.max_children[depth]), span),
+                max_slots=grown(slots),
+                max_nodes=grown(shape.num_nodes[depth + 1]),
+            )
+        )
+    per_sid = shape.max_slots[-1]
+    return Layout(
+        vocab_size=vocab_size,
+        max_items=grown(shape.num_items),
+        max_item=grown(shape.max_item),
+        max_items_per_sid=1 if per_sid == 1 else grown(per_sid),
+        levels=tuple(levels),
+        num_attributes=num_attributes,
+    )
+
+
+def common_layout(layouts: Sequence[Layout]) -> Layout:
+    """The smallest layout that indexes of all these layouts fit into; a level is DENSE or SCAN only if all agree."""
+    first = layouts[0]
+    levels = []
+    for depth, level in enumerate(first.levels):
+        others = [layout.levels[depth] for layout in layouts]
+        kinds = {other.kind for other in others}
+        base = min(other.base for other in others)
+        span = max(other.base + other.span for other in others) - base
+        kind = level.kind if len(kinds) == 1 else SPARSE
+        if kind == DENSE:
+            span = -(-span // _WORD) * _WORD
+            base = max(0, min(base, first.vocab_size - span))
+        levels.append(
+            Level(
+                kind=kind,
+                base=base,
+                span=span,
+                max_children=max(other.max_children for other in others),
+                max_slots=max(other.max_slots for other in others),
+                max_nodes=max(other.max_nodes for other in others),
+            )
+        )
+    return Layout(
+        vocab_size=first.vocab_size,
+        max_items=max(layout.max_items for layout in layouts),
+        max_item=max(layout.max_item for layout in layouts),
+        max_items_per_sid=max(layout.max_items_per_sid for layout in layouts),
+        levels=tuple(levels),
+        num_attributes=first.num_attributes,
+    )
+
+
+def check_fits(shape: Shape, layout: Layout) -> None:
+    """Raises TrieError where semantic IDs exceed a layout."""
+    bounds = [
+        ("items", shape.num_items, layout.max_items),
+        ("item numbers up to", shape.max_item, layout.max_item),
+        ("items of one semantic ID", shape.max_slots[-1], layout.max_items_per_sid),
+        ("levels", len(shape.lows), layout.length),
+    ]
+    for depth, level in enumerate(layout.levels[: len(shape.lows)]):
+        at = f"at level {depth}"
+        bounds += [
+            (f"tokens {at} up to", shape.highs[depth], level.base + level.span - 1),
+            (f"nodes of depth {depth + 1}", shape.num_nodes[depth + 1], level.max_nodes),
+            (f"children of one node {at}", shape.max_children[depth], level.max_children),
+            (f"items below one node {at}", shape.max_slots[depth], level.max_slots),
+        ]
+        if shape.lows[depth] < level.base:
+            raise TrieError(
+                f"token {shape.lows[depth]} {at} lies below the layout's {level.base}: build without `layout`, "
+                "or give `level_ranges` when building the first index"
+            )
+    for what, count, room in bounds:
+        if count > room:
+            raise TrieError(
+                f"{count} {what}, but the layout has room for {room}: build without `layout`, and with more "
+                "`headroom` if later indexes are to fit"
+            )

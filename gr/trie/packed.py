@@ -1,0 +1,147 @@
+"""`PackedInts`: an integer array that takes only as many bits an element as its largest value needs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GROUP = 32  # Elements that start at a word's boundary together: 32 elements of w bits fill w words.
+_WORD = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedInts:
+    """`size` elements of `width` bits, one after another in a stream of bits, the lowest bits of a word first.
+
+    Element i starts at bit `i * width`. It is found without ever computing that number, which would overflow 32 bits:
+    32 elements fill exactly `width` words. An element is one non-negative integer, or several side by side, such as
+    the rest of a semantic ID; `part` reads one of them.
+    """
+
+    words: jax.Array  # [ceil(size / 32) * width + 1] uint32; of the last word nothing counts.
+    width: int = dataclasses.field(metadata={"static": True})  # Bits an element.
+    size: int = dataclasses.field(metadata={"static": True})  # Elements, padding included.
+
+    def __getitem__(self, index: jax.Array) -> jax.Array:
+        """Elements at `index [...]`, which must lie in `[0, size)`, int32 `[...]`; `width` must be below 32."""
+        return self.part(index, 0, self.width)
+
+    def part(self, index: jax.Array, first: int, bits: int) -> jax.Array:
+        """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`."""
+        crosses = first % _WORD + bits > _WORD if self.width % _WORD == 0 else _WORD % self.width
+        (value,) = self._aligned(index, first, 1, bool(crosses))
+        return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+
+    def parts(
+        self, index: jax.Array, firsts: Sequence[int], bits: Sequence[int]
+    ) -> list[jax.Array]:
+        """Like `part` for several parts in ascending order, but every word is read once for all of them."""
+        start = firsts[0]
+        count = -(-(firsts[-1] + bits[-1] - start) // _WORD)
+        words = self._aligned(index, start, count, True)
+        values = []
+        for first, width in zip(firsts, bits, strict=True):
+            word, shift = divmod(first - start, _WORD)
+            value = words[word] >> shift
+            if shift + width > _WORD:
+                value |= words[word + 1] << (_WORD - shift)
+            values.append((value & jnp.uint32((1 << width) - 1)).astype(jnp.int32))
+        return values
+
+    def _aligned(self, index: jax.Array, first: int, count: int, crosses: bool) -> list[jax.Array]:
+        """`count` words of 32 bits each that begin at bit `first` of the elements."""
+        place = jnp.asarray(index, jnp.int32)
+        bit = (place & (GROUP - 1)) * self.width + first
+        word = (place >> 5) * self.width + (bit >> 5)
+        shift = (bit & (_WORD - 1)).astype(jnp.uint32)
+        # Of the words behind the last that is needed nothing counts: reading beyond the end is clipped.
+        last = self.words.shape[0] - 1
+        stream = [take(self.words, word)]
+        stream += [take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)]
+        if not crosses:
+            return [word >> shift for word in stream]
+        # Shifted twice, since a shift by 32 is undefined.
+        return [
+            (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
+            for low, high in zip(stream, stream[1:], strict=False)
+        ]
+
+    def interval(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Elements at `index` and behind it: `[begin, end)` where the elements are interval starts."""
+        return self[index], self[index + 1]
+
+    def first_above(self, value: jax.Array) -> jax.Array:
+        """For elements in ascending order: the place of the first one above `value [...]`, by binary search."""
+        low = jnp.zeros(value.shape, jnp.int32)
+        high = jnp.full(value.shape, self.size, jnp.int32)
+        for _ in range(self.size.bit_length()):
+            middle = (low + high) >> 1
+            above = self[jnp.minimum(middle, self.size - 1)] > value
+            searching = low < high
+            low = jnp.where(searching & ~above, middle + 1, low)
+            high = jnp.where(searching & above, middle, high)
+        return low
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the words."""
+        return self.words.nbytes
+
+
+def take(array: jax.Array, index: jax.Array) -> jax.Array:
+    """`array[index]` along the first axis, for indices that are known to lie in range: nothing is checked."""
+    return array.at[index].get(mode="promise_in_bounds")
+
+
+def bits_for(largest: int) -> int:
+    """Bits that hold `0..largest`, at least one."""
+    return max(int(largest).bit_length(), 1)
+
+
+def pack(values: np.ndarray, largest: int, size: int, fill: int = 0) -> PackedInts:
+    """Packs values `[n]` on the host, padded with `fill` to `size` elements.
+
+    Args:
+        values: integers in `[0, largest]`.
+        largest: decides the width, so that arrays of one capacity have one width.
+        size: elements of the result, at least n.
+        fill: value of the padding.
+    """
+    return pack_columns([values], [bits_for(largest)], size, fill)
+
+
+def pack_columns(
+    columns: Sequence[np.ndarray], bits: Sequence[int], size: int, fill: int = 0
+) -> PackedInts:
+    """Packs columns `[n]` side by side into elements of `sum(bits)` bits; see `pack`."""
+    groups = -(-size // GROUP)
+    words = np.zeros((groups, sum(bits)), np.uint32)
+    for first in range(0, groups, _CHUNK):
+        last = min(first + _CHUNK, groups)
+        chunk = np.full((len(columns), (last - first) * GROUP), fill, np.uint32)
+        for place, column in enumerate(columns):
+            part = column[first * GROUP : last * GROUP]
+            chunk[place, : len(part)] = part
+        _pack_groups(chunk.reshape(len(columns), -1, GROUP), bits, words[first:last])
+    return PackedInts(np.append(words.reshape(-1), np.uint32(0)), sum(bits), size)
+
+
+_CHUNK = 1 << 12  # Groups packed at once: they stay in the cache.
+
+
+def _pack_groups(values: np.ndarray, bits: Sequence[int], words: np.ndarray) -> None:
+    """Packs `values [columns, n, 32]` into the zeroed `words [n, sum(bits)]`."""
+    packed = np.zeros(words.T.shape, np.uint32)
+    first = 0
+    for column, width in zip(values, bits, strict=True):
+        column = np.ascontiguousarray(column.T)
+        for element in range(GROUP):
+            word, shift = divmod(element * sum(bits) + first, _WORD)
+            packed[word] |= column[element] << np.uint32(shift)
+            if shift + width > _WORD:
+                packed[word + 1] |= column[element] >> np.uint32(_WORD - shift)
+        first += width
+    words[:] = packed.T

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gr.trie.bit_rows import collapse, expand
 from gr.trie.index import TrieIndex
 from gr.trie.layout import DENSE
-from gr.trie.packed import take
+from gr.trie.packed import PackedInts, take
 
 _WORD = 32
 
@@ -69,7 +69,7 @@ def has_bit(words: jax.Array, places: jax.Array) -> jax.Array:
     return ((take(words, places >> 5) >> (places & 31).astype(jnp.uint32)) & 1) != 0
 
 
-def _intervals(starts) -> tuple[jax.Array, jax.Array]:
+def _intervals(starts: PackedInts) -> tuple[jax.Array, jax.Array]:
     bounds = starts[jnp.arange(starts.size, dtype=jnp.int32)]
     return bounds[:-1], bounds[1:]
 

@@ -87,26 +87,7 @@ def _lexicographic_order(tokens: np.ndarray, bits: list[int]) -> np.ndarray:
     num_items, length = tokens.shape
     row_bits = max(int(num_items - 1).bit_length(), 1)
     done = _columns_that_fit(bits, 0, 64 - row_bits)
-    keys = np.empty(num_items, np.uint64)
-
-    def fill(rows: slice) -> None:
-        key = _key(tokens[rows], bits, 0, done)
-        numbers = np.arange(rows.start, rows.stop, dtype=np.uint64)
-        keys[rows] = (key << np.uint64(row_bits)) | numbers
-
-    in_chunks(fill, num_items)
-    keys.sort()
-    order = np.empty(num_items, np.int32)
-    tied = np.zeros(num_items, bool)  # With the place before.
-
-    def read(rows: slice) -> None:
-        first = max(rows.start - 1, 0)
-        order[rows] = keys[rows] & np.uint64((1 << row_bits) - 1)
-        key = keys[first : rows.stop] >> np.uint64(row_bits)
-        tied[first + 1 : rows.stop] = key[1:] == key[:-1]
-
-    in_chunks(read, num_items)
-    del keys
+    order, tied = _order_by_first_columns(tokens, bits, done, row_bits)
     while done < length and tied.any():
         places = np.flatnonzero(tied | np.append(tied[1:], False))
         group = np.cumsum(~tied[places]).astype(np.uint64)  # Numbers of the tied groups, ascending.
@@ -121,6 +102,32 @@ def _lexicographic_order(tokens: np.ndarray, bits: list[int]) -> np.ndarray:
         tied[places] = np.append(False, key[1:] == key[:-1])
         done = upto
     return order
+
+
+def _order_by_first_columns(
+    tokens: np.ndarray, bits: list[int], count: int, row_bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The order `[N]` by the first `count` columns, then by row; and which places tie with the one before."""
+    keys = np.empty(len(tokens), np.uint64)
+
+    def fill(rows: slice) -> None:
+        key = _key(tokens[rows], bits, 0, count)
+        numbers = np.arange(rows.start, rows.stop, dtype=np.uint64)
+        keys[rows] = (key << np.uint64(row_bits)) | numbers
+
+    in_chunks(fill, len(tokens))
+    keys.sort()
+    order = np.empty(len(tokens), np.int32)
+    tied = np.zeros(len(tokens), bool)
+
+    def read(rows: slice) -> None:
+        first = max(rows.start - 1, 0)
+        order[rows] = keys[rows] & np.uint64((1 << row_bits) - 1)
+        key = keys[first : rows.stop] >> np.uint64(row_bits)
+        tied[first + 1 : rows.stop] = key[1:] == key[:-1]
+
+    in_chunks(read, len(tokens))
+    return order, tied
 
 
 def _columns_that_fit(bits: list[int], first: int, room: int) -> int:

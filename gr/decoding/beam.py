@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.expand import LOWEST, Step
-from gr.decoding.sources import OneTrie, Source
+from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
-from gr.trie import Constraint, TrieIndex, prepare
+from gr.trie import Constraint, OverlaidIndex, TrieIndex
 from gr.trie.constraints import constraints_of
 
 
@@ -42,7 +42,7 @@ class Options:
 
 def beam_search(
     backbone: Backbone,
-    index: TrieIndex,
+    index: TrieIndex | OverlaidIndex,
     history: Any,
     num_beams: int,
     *,
@@ -60,11 +60,12 @@ def beam_search(
 
     Args:
         backbone: any pytree with `prefill / step / reorder`; it decodes semantic IDs of the index's length.
-        index: the trie of valid semantic IDs, in the backbone's vocabulary.
+        index: the trie of valid semantic IDs, in the backbone's vocabulary; or one with recent changes.
         history: what the backbone's `prefill` takes, leading axis B.
         num_beams: M; may exceed the number of items.
-        constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask`, or several of them, which must
-            all hold. When nothing is left for a user, none of his candidates is valid.
+        constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
+            by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of his
+            candidates is valid.
         temperature: logits are divided by it.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.
         num_groups: beams are searched in so many groups of one size, one after another at each step, and each token
@@ -85,11 +86,16 @@ def beam_search(
 
 @functools.partial(jax.jit, static_argnames="options")
 def _beam_search(
-    backbone: Backbone, index: TrieIndex, history: Any, constraint: Any, *, options: Options
+    backbone: Backbone,
+    index: TrieIndex | OverlaidIndex,
+    history: Any,
+    constraint: Any,
+    *,
+    options: Options,
 ) -> Candidates:
     first = backbone.prefill(history)
     check_request(index.vocab_size, first[0], constraint)
-    return search(backbone, OneTrie(index, prepare(constraint, index)), first, options)
+    return search(backbone, source_of(index, constraint), first, options)
 
 
 def check_request(vocab_size: int, logits: jax.Array, constraint: Any) -> None:

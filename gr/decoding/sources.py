@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gr.decoding.expand import Step, best_children
 from gr.decoding.top_k import take_along, top_k
-from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, TrieIndex, root
+from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import descend, item_slots
 
 
@@ -199,6 +199,17 @@ class TwoTries:
 
 
 _ADDED = 1 << 30  # Names of nodes that only the small trie knows lie from here on.
+
+
+def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | TwoTries":
+    """An index to be searched under a constraint (one, several, or None)."""
+    if isinstance(index, TrieIndex):
+        return OneTrie(index, prepare(constraint, index))
+    for_base, for_added = index.constraints(constraint)
+    base = OneTrie(index.base, prepare(for_base, index.base))
+    if index.added is None:
+        return base
+    return TwoTries(base, OneTrie(index.added, prepare(for_added, index.added)), index.first_added)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 `TrieIndex.build(tokens, vocab_size)` on the host, `save` and `load` to and from a file; `walk`, `children`, `descend`,
 `items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
-without a rebuild.
+without a rebuild. `EditableIndex` adds and removes items, `SwappableIndex` replaces an index that is in use,
+`ShardedIndex` is one that is split over devices.
 """
 
 from gr.trie.constraints import (
@@ -15,6 +16,9 @@ from gr.trie.constraints import (
 )
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
 from gr.trie.layout import Layout, TrieError
+from gr.trie.overlay import EditableIndex, OverlaidIndex
+from gr.trie.sharding import ShardedIndex
+from gr.trie.swap import SwappableIndex
 from gr.trie.transitions import Nodes, ancestors, children, descend, items_of, root, slots_of, walk
 
 __all__ = [
@@ -23,11 +27,15 @@ __all__ = [
     "ROOT",
     "AttributeFilter",
     "Constraint",
+    "EditableIndex",
     "ExcludeItems",
     "Filter",
     "ItemMask",
     "Layout",
     "Nodes",
+    "OverlaidIndex",
+    "ShardedIndex",
+    "SwappableIndex",
     "TrieError",
     "TrieIndex",
     "ancestors",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gr.trie.attributes import pack_attributes
 from gr.trie.bit_rows import locate, select
-from gr.trie.index import NO_ITEM, NO_NODE, TrieIndex
+from gr.trie.index import NO_NODE, TrieIndex
 from gr.trie.layout import TrieError
 from gr.trie.live import LiveNodes, has_bit, live_nodes
 from gr.trie.packed import take
@@ -59,12 +59,13 @@ class Constraint(Protocol):
 def prepare(
     constraint: Constraint | Sequence[Constraint] | None, index: TrieIndex
 ) -> Filter | None:
-    """The filter of one constraint, of several that must all hold, or of none."""
-    if constraint is None:
-        return None
-    if isinstance(constraint, tuple | list):
-        return _All(tuple(part.prepare(index) for part in constraint))
-    return constraint.prepare(index)
+    """The filter of one constraint, of several that must all hold, or None of none."""
+    return all_of(tuple(part.prepare(index) for part in constraints_of(constraint)))
+
+
+def all_of(filters: tuple[Filter, ...]) -> Filter | None:
+    """The filter that lets through what all of these do; None of none."""
+    return filters[0] if len(filters) == 1 else _All(filters) if filters else None
 
 
 def constraints_of(constraint: Constraint | Sequence[Constraint] | None) -> list[Constraint]:
@@ -321,31 +322,11 @@ class ExcludeItems:
         return len(self.items)
 
     def prepare(self, index: TrieIndex) -> "DeadNodes":
-        """The nodes below which every item is excluded: those whose slots the excluded slots fill."""
-        none = index.layout.max_items
-        items = jnp.pad(
-            jnp.asarray(self.items), ((0, 0), (0, 1)), constant_values=NO_ITEM
-        )  # S >= 1.
+        """The nodes below which every item is excluded."""
+        items = jnp.asarray(self.items)
         known = (items >= 0) & (items <= index.layout.max_item)
-        slots = jnp.where(known, index.slot_of_item[jnp.where(known, items, 0)], none)
-        slots = jnp.sort(slots, axis=-1)
-        repeats = jnp.pad(slots[:, 1:] == slots[:, :-1], ((0, 0), (1, 0)))
-        slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
-        above = ancestors(index, jnp.minimum(slots, index.item_count - 1))
-        parents, numbers = [], []
-        search = jax.vmap(jnp.searchsorted)
-        for depth in range(1, index.layout.handover + 1):
-            node = enter(index, depth, above[depth], slots < none)
-            begin, end = slots_of(index, depth, node)
-            excluded = search(slots, end) - search(slots, begin)
-            dead = node.exist & (excluded == end - begin)
-            # Several slots lie below one node: it counts once.
-            dead &= jnp.pad(
-                above[depth][:, 1:] != above[depth][:, :-1], ((0, 0), (1, 0)), constant_values=True
-            )
-            parents.append(jnp.where(dead, above[depth - 1], NO_NODE))
-            numbers.append(jnp.where(dead, above[depth], 0))
-        return DeadNodes(slots, tuple(parents), tuple(numbers))
+        slots = index.slot_of_item[jnp.where(known, items, 0)]
+        return DeadNodes.of_slots(index, jnp.where(known, slots, index.layout.max_items))
 
 
 @jax.tree_util.register_dataclass
@@ -360,6 +341,28 @@ class DeadNodes:
         jax.Array, ...
     ]  # [D]: [B, S] numbers of the parents of dead nodes of depth 1..D, or `NO_NODE`.
     numbers: tuple[jax.Array, ...]  # [D]: [B, S] the dead nodes' own numbers.
+
+    @staticmethod
+    def of_slots(index: TrieIndex, slots: jax.Array) -> "DeadNodes":
+        """What excluding `slots [B, S]` closes; the layout's `max_items` stands for no slot, repeats do no harm."""
+        none = index.layout.max_items
+        slots = jnp.sort(jnp.pad(slots, ((0, 0), (0, 1)), constant_values=none), axis=-1)  # S >= 1.
+        repeats = jnp.pad(slots[:, 1:] == slots[:, :-1], ((0, 0), (1, 0)))
+        slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
+        above = ancestors(index, jnp.minimum(slots, index.item_count - 1))
+        parents, numbers = [], []
+        search = jax.vmap(jnp.searchsorted)
+        for depth in range(1, index.layout.handover + 1):
+            node = enter(index, depth, above[depth], slots < none)
+            begin, end = slots_of(index, depth, node)
+            excluded = search(slots, end) - search(slots, begin)
+            # Dead if the excluded slots fill its own. Several of them lie below it, and it counts once.
+            other = above[depth][:, 1:] != above[depth][:, :-1]
+            first = jnp.pad(other, ((0, 0), (1, 0)), constant_values=True)
+            dead = node.exist & (excluded == end - begin) & first
+            parents.append(jnp.where(dead, above[depth - 1], NO_NODE))
+            numbers.append(jnp.where(dead, above[depth], 0))
+        return DeadNodes(slots, tuple(parents), tuple(numbers))
 
     def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
         """See `Filter.rows`. Each dead node finds the beam that holds its parent, and clears its own bit there."""

@@ -1,0 +1,153 @@
+"""Beam search over an index that is split over the devices of a mesh."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from gr.decoding.beam import Options, check_request, search
+from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.sources import OneShard, OneTrie
+from gr.models import Backbone
+from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
+from gr.trie.constraints import all_of, constraints_of
+from gr.trie.live import live_nodes
+from gr.trie.packed import PackedInts
+from gr.trie.sharding import ShardedIndex, exclude_on_shard, local_shard
+
+
+def sharded_beam_search(
+    backbone: Backbone,
+    index: ShardedIndex,
+    history: Any,
+    num_beams: int,
+    *,
+    mesh: Mesh,
+    axis: str = "model",
+    batch_axis: str | None = "data",
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    **options: Any,
+) -> Candidates:
+    """`beam_search` over a sharded index, with the same results.
+
+    Every device along `axis` runs the backbone for the same users and searches its own shard; at each step they
+    exchange M proposals a user. Users are split over `batch_axis`.
+
+    Args:
+        backbone: see `beam_search`; replicated.
+        index: the sharded index.
+        history: leading axis B, divisible by the size of `batch_axis`.
+        num_beams: M.
+        mesh: the mesh that the index was built for, such as `gr.training.make_mesh` makes.
+        axis: the axis over which the index is split.
+        batch_axis: the axis over which users are split; None if they are not.
+        constraint: `ExcludeItems`, `AttributeFilter`, or a mask made by `sharded_mask`, or several.
+        **options: temperature, length_penalty, num_groups, diversity; see `beam_search`.
+
+    Returns:
+        Candidates; `beams` holds names of nodes that differ from those of an unsharded index.
+
+    Raises:
+        DecodingError: see `beam_search`; also if the mesh is not the index's.
+    """
+    if mesh.shape[axis] != index.num_shards:
+        raise DecodingError(
+            f"the index has {index.num_shards} shards, mesh axis {axis!r} has {mesh.shape[axis]} devices: "
+            "decode on the mesh that it was built for"
+        )
+    return _sharded_beam_search(
+        backbone,
+        index,
+        history,
+        tuple(constraints_of(constraint)),
+        options=Options(num_beams, **options),
+        mesh=mesh,
+        axis=axis,
+        batch_axis=batch_axis,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("options", "mesh", "axis", "batch_axis"))
+def _sharded_beam_search(
+    backbone: Backbone,
+    index: ShardedIndex,
+    history: Any,
+    constraints: tuple[Constraint, ...],
+    *,
+    options: Options,
+    mesh: Mesh,
+    axis: str,
+    batch_axis: str | None,
+) -> Candidates:
+    replicated, by_user = PartitionSpec(), PartitionSpec(batch_axis)
+
+    def on_each_device(
+        backbone: Backbone, index: ShardedIndex, history: Any, constraints: tuple
+    ) -> Candidates:
+        local, places = local_shard(index)
+        mine = [_unstacked(part) for part in constraints]
+        first = backbone.prefill(history)
+        check_request(local.vocab_size, first[0], mine)
+        filters = tuple(_filter_of(part, local, places, axis) for part in mine)
+        source = OneShard(OneTrie(local, all_of(filters)), axis)
+        return search(backbone, source, first, options)
+
+    return jax.shard_map(
+        on_each_device,
+        mesh=mesh,
+        in_specs=(
+            replicated,
+            PartitionSpec(axis),
+            by_user,
+            tuple(_spec_of(part, axis, batch_axis) for part in constraints),
+        ),
+        out_specs=by_user,
+        check_vma=False,  # What is equal on all devices along `axis` is so by construction.
+    )(backbone, index, history, constraints)
+
+
+def _unstacked(constraint: Constraint) -> Constraint:
+    """A mask is stacked like the index, with the shards' axis first; the rest is the same on all shards."""
+    if isinstance(constraint, ItemMask):
+        return jax.tree.map(lambda array: array[0], constraint)
+    return constraint
+
+
+def _filter_of(constraint: Constraint, index: TrieIndex, places: PackedInts, axis: str) -> Filter:
+    if isinstance(constraint, ExcludeItems):
+        return exclude_on_shard(constraint, index, places, axis)
+    return constraint.prepare(index)
+
+
+def _spec_of(constraint: Constraint, axis: str, batch_axis: str | None) -> PartitionSpec:
+    if isinstance(constraint, ExcludeItems | AttributeFilter):
+        return PartitionSpec(batch_axis)
+    if isinstance(constraint, ItemMask):
+        return PartitionSpec(axis, batch_axis) if constraint.per_user else PartitionSpec(axis)
+    raise DecodingError(f"{type(constraint).__name__} cannot be used on a sharded index")
+
+
+def sharded_mask(
+    index: ShardedIndex, allowed: jax.Array, *, mesh: Mesh, axis: str = "model"
+) -> ItemMask:
+    """The mask of `allowed [N]` or `[B, N]` (bool by item number) on a sharded index; see `ItemMask.build`."""
+    per_user = allowed.ndim == 2
+
+    def on_each_device(index: ShardedIndex, allowed: jax.Array) -> Any:
+        local, _ = local_shard(index)
+        make = jax.vmap(live_nodes, in_axes=(None, 0)) if per_user else live_nodes
+        return jax.tree.map(lambda array: array[None], make(local, allowed))
+
+    spec = PartitionSpec(axis)
+    made = jax.jit(
+        jax.shard_map(
+            on_each_device,
+            mesh=mesh,
+            in_specs=(spec, PartitionSpec()),
+            out_specs=spec,
+            check_vma=False,
+        )
+    )(index, allowed)
+    return ItemMask(made, per_user)

@@ -1,0 +1,151 @@
+"""An index split by first token over the devices of a mesh axis, for corpora larger than one device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gr.trie.constraints import DeadNodes, ExcludeItems
+from gr.trie.index import NO_ITEM, TrieIndex
+from gr.trie.layout import Layout, TrieError, common_layout
+from gr.trie.packed import PackedInts, pack
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ShardedIndex:
+    """S indexes of one layout, stacked: every array has a leading axis S, which is split over a mesh axis.
+
+    Each shard holds all items of some first tokens. Its slots hold the items' numbers in the whole corpus. Where
+    items are, the shards know together: shard s holds the places of the s-th part of the item numbers.
+    """
+
+    shards: TrieIndex  # `slot_of_item` is not used: see `places`.
+    # [S, ceil(N / S)]: items s * ceil(N / S) + i -> shard * max_items + slot; S * max_items where there is none.
+    places: PackedInts
+    num_shards: int = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def build(
+        tokens: np.ndarray,
+        vocab_size: int,
+        mesh: Mesh,
+        *,
+        axis: str = "model",
+        attributes: np.ndarray | None = None,
+    ) -> "ShardedIndex":
+        """Splits, builds and places the shards.
+
+        Args:
+            tokens: vocabulary tokens `[N, L]`; row i is item i.
+            vocab_size: V.
+            mesh: the devices.
+            axis: the mesh axis over which the index is split; on other axes it is replicated.
+            attributes: `[N, A]`, see `TrieIndex.build`.
+
+        Raises:
+            TrieError: see `TrieIndex.build`; also if there are fewer first tokens than shards.
+        """
+        tokens = np.asarray(tokens)
+        num_shards = mesh.shape[axis]
+        owner = _split_by_first_token(tokens, num_shards)
+        rows = [np.flatnonzero(owner == shard) for shard in range(num_shards)]
+        parts = [None if attributes is None else np.asarray(attributes)[mine] for mine in rows]
+        layout = common_layout(
+            [
+                TrieIndex.build(tokens[mine], vocab_size, attributes=part).layout
+                for mine, part in zip(rows, parts, strict=True)
+            ]
+        )
+        shards, places = [], np.full(len(tokens), num_shards * layout.max_items, np.int64)
+        for shard, (mine, part) in enumerate(zip(rows, parts, strict=True)):
+            index = TrieIndex.build(tokens[mine], vocab_size, attributes=part, layout=layout)
+            slots = np.arange(len(mine))
+            found = mine[np.asarray(index.item_of_slot[slots])]
+            places[found] = shard * layout.max_items + slots
+            items = pack(found, len(tokens) - 1, layout.max_items)
+            nothing = pack(np.zeros(1, np.int32), 1, 1)
+            index = dataclasses.replace(index, item_of_slot=items, slot_of_item=nothing)
+            shards.append(jax.tree.map(np.asarray, index))
+        host = ShardedIndex(
+            jax.tree.map(lambda *arrays: np.stack(arrays), *shards),
+            _stacked_places(places, num_shards, layout),
+            num_shards,
+        )
+        return jax.device_put(host, NamedSharding(mesh, PartitionSpec(axis)))
+
+    @property
+    def length(self) -> int:
+        """L, tokens of a semantic ID."""
+        return self.shards.length
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.shards.vocab_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays on all shards."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def local_shard(sharded: ShardedIndex) -> tuple[TrieIndex, PackedInts]:
+    """Inside `shard_map`: this device's index and its part of the places."""
+    return jax.tree.map(lambda array: array[0], (sharded.shards, sharded.places))
+
+
+def exclude_on_shard(
+    excluded: ExcludeItems, index: TrieIndex, places: PackedInts, axis: str
+) -> DeadNodes:
+    """Inside `shard_map`: an exclusion as seen by this device's shard.
+
+    Args:
+        excluded: item numbers of the whole corpus.
+        index: this device's.
+        places: this device's part of the places.
+        axis: name of the mesh axis.
+    """
+    shard, none = jax.lax.axis_index(axis), index.layout.max_items
+    items = jnp.asarray(excluded.items)
+    local = items - shard * places.size
+    known = (items != NO_ITEM) & (local >= 0) & (local < places.size)
+    # Each item's place is known to one device: the sum over devices tells it to all.
+    found = jnp.where(known, places[jnp.where(known, local, 0)] + 1, 0)
+    place = jax.lax.psum(found, axis) - 1
+    mine = (place >= 0) & (place // none == shard)
+    return DeadNodes.of_slots(index, jnp.where(mine, place % none, none))
+
+
+def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
+    """The shard of each row `[N]`: consecutive first tokens, about as many items in each shard."""
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise TrieError(f"tokens must be [N, L] with N, L >= 1, got shape {tokens.shape}")
+    first, code, counts = np.unique(tokens[:, 0], return_inverse=True, return_counts=True)
+    if len(first) < num_shards:
+        raise TrieError(
+            f"{len(first)} different first tokens cannot be split over {num_shards} shards: use fewer devices"
+        )
+    # By the middle of each token's items; then every shard gets a token at least, and none more than is there.
+    middle = np.cumsum(counts) - counts / 2
+    shard = (middle * num_shards / len(tokens)).astype(np.int64)
+    shard = np.maximum.accumulate(np.maximum(shard, 0))
+    for number in range(len(first)):
+        least = num_shards - (len(first) - number)
+        before = shard[number - 1] if number else -1
+        shard[number] = min(max(shard[number], least, before), before + 1)
+    return shard[code]
+
+
+def _stacked_places(places: np.ndarray, num_shards: int, layout: Layout) -> PackedInts:
+    none = num_shards * layout.max_items
+    if none >= 2**31 - 1:
+        raise TrieError(f"{num_shards} shards of {layout.max_items} items exceed int32 places")
+    size = -(-len(places) // num_shards)
+    parts = [
+        pack(places[shard * size : (shard + 1) * size], none, size, fill=none)
+        for shard in range(num_shards)
+    ]
+    return PackedInts(np.stack([part.words for part in parts]), parts[0].width, size)

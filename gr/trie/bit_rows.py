@@ -5,6 +5,8 @@ plane 0 of all octets holds the first eighth of the tokens, plane 1 the second, 
 into eight equal pieces then lies under the eight planes without any shuffling. Four octets make a word.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,14 +70,36 @@ def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
 
 
 def select(rows: jax.Array, number: jax.Array) -> jax.Array:
-    """The offset of set bit `number [...]` (0 the first in token order) of rows `[..., S / 32]`; inverse of `rank`."""
-    num_octets = rows.shape[-1] * 4
-    planes = jnp.uint32(_ONES) << jnp.arange(PLANES, dtype=jnp.uint32)
-    counts = jax.lax.population_count(rows[..., None, :] & planes[:, None]).astype(jnp.int32)
-    upto = jnp.cumsum(counts.sum(-1), axis=-1)
-    plane = (upto <= number[..., None]).sum(-1)
-    before = jnp.take_along_axis(upto, jnp.maximum(plane - 1, 0)[..., None], axis=-1)[..., 0]
-    left = number - jnp.where(plane == 0, 0, before)
-    bits = (octets_of(rows) >> plane[..., None].astype(jnp.uint8)) & 1
-    octet = (jnp.cumsum(bits.astype(jnp.int32), axis=-1) <= left[..., None]).sum(-1)
-    return (plane * num_octets + octet).astype(jnp.int32)
+    """The offset of set bit `number [...]` (0 the first in token order) of rows `[..., S / 32]`; inverse of `rank`.
+
+    The row must have so many bits. The bit's plane is found first, then its word, then its octet.
+    """
+    num_words = rows.shape[-1]
+    masks = jnp.uint32(_ONES) << jnp.arange(PLANES, dtype=jnp.uint32)
+    counts = jax.lax.population_count(rows[..., None, :] & masks[:, None]).astype(jnp.int32)
+    plane, left = _cell_of(counts.sum(-1), number)
+    in_plane = jnp.take_along_axis(counts, plane[..., None, None], axis=-2)[..., 0, :]
+    # Words in about as many blocks as each has words: two short searches instead of a long one.
+    size = max(1, math.isqrt(num_words))
+    blocks = -(-num_words // size)
+    padding = [(0, 0)] * (in_plane.ndim - 1) + [(0, blocks * size - num_words)]
+    in_blocks = jnp.pad(in_plane, padding).reshape(*number.shape, blocks, size)
+    block, left = _cell_of(in_blocks.sum(-1), left)
+    in_block = jnp.take_along_axis(in_blocks, block[..., None, None], axis=-2)[..., 0, :]
+    place, left = _cell_of(in_block, left)
+    word = block * size + place
+    here = jnp.take_along_axis(rows, word[..., None], axis=-1)
+    shifts = (8 * jnp.arange(4) + plane[..., None]).astype(jnp.uint32)
+    octet, _ = _cell_of(((here >> shifts) & 1).astype(jnp.int32), left)
+    return plane * (num_words * 4) + word * 4 + octet
+
+
+def _cell_of(counts: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of cells with `counts [..., n]` things: the cell of thing `number [...]`, and its number within the cell."""
+    size = counts.shape[-1]
+    earlier = np.tri(size, k=-1, dtype=bool)  # [cell, earlier cells].
+    before = jnp.where(earlier, counts[..., None, :], 0).sum(-1)
+    started = before <= number[..., None]
+    # The last cell that starts at or before it; empty cells that start there are passed over by their counts.
+    cell = (started & (before + counts > number[..., None])).argmax(-1).astype(jnp.int32)
+    return cell, number - jnp.take_along_axis(before, cell[..., None], axis=-1)[..., 0]

@@ -351,11 +351,10 @@ class DeadNodes:
         slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
         above = ancestors(index, jnp.minimum(slots, index.item_count - 1))
         parents, numbers = [], []
-        search = jax.vmap(jnp.searchsorted)
         for depth in range(1, index.layout.handover + 1):
             node = enter(index, depth, above[depth], slots < none)
             begin, end = slots_of(index, depth, node)
-            excluded = search(slots, end) - search(slots, begin)
+            excluded = _count_below(slots, end) - _count_below(slots, begin)
             # Dead if the excluded slots fill its own. Several of them lie below it, and it counts once.
             other = above[depth][:, 1:] != above[depth][:, :-1]
             first = jnp.pad(other, ((0, 0), (1, 0)), constant_values=True)
@@ -391,12 +390,29 @@ class DeadNodes:
         """See `Filter.slots`."""
         del index
         flat = slots.reshape(len(slots), -1)
-        place = jax.vmap(jnp.searchsorted)(self.excluded, flat)
-        place = jnp.minimum(place, self.excluded.shape[1] - 1)
-        found = jnp.take_along_axis(self.excluded, place, axis=1) == flat
+        if self.excluded.shape[1] <= _FEW:
+            found = (flat[:, :, None] == self.excluded[:, None, :]).any(-1)
+        else:
+            place = jax.vmap(jnp.searchsorted)(self.excluded, flat)
+            place = jnp.minimum(place, self.excluded.shape[1] - 1)
+            found = jnp.take_along_axis(self.excluded, place, axis=1) == flat
         return ~found.reshape(slots.shape)
 
     def _beams(self, nodes: Nodes, parents: jax.Array) -> jax.Array:
         """The beam `[B, S]` that holds each parent; M, which is out of range, if none does."""
-        holds = (nodes.names[:, :, None] == parents[:, None, :]) & (parents != NO_NODE)[:, None, :]
-        return jnp.where(holds.any(1), holds.argmax(1), nodes.begin.shape[1])
+        count = nodes.begin.shape[1]
+        holds = (
+            nodes.names[:, :, None]
+            == jnp.where(parents == NO_NODE, NO_NODE - 1, parents)[:, None, :]
+        )
+        return jnp.where(holds, jnp.arange(count)[:, None], count).min(axis=1)
+
+
+_FEW = 128  # So many excluded items are compared one by one; among more it pays to search.
+
+
+def _count_below(ascending: jax.Array, bounds: jax.Array) -> jax.Array:
+    """How many of `ascending [B, S]` are below each of `bounds [B, S]`."""
+    if ascending.shape[1] <= _FEW:
+        return (ascending[:, None, :] < bounds[:, :, None]).sum(-1, dtype=jnp.int32)
+    return jax.vmap(jnp.searchsorted)(ascending, bounds).astype(jnp.int32)

@@ -32,8 +32,16 @@ class PackedInts:
 
     def part(self, index: jax.Array, first: int, bits: int) -> jax.Array:
         """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`."""
-        crosses = first % _WORD + bits > _WORD if self.width % _WORD == 0 else _WORD % self.width
-        (value,) = self._aligned(index, first, 1, bool(crosses))
+        place = jnp.asarray(index, jnp.int32)
+        bit = (place & (GROUP - 1)) * self.width + first
+        word = (place >> 5) * self.width + (bit >> 5)
+        shift = (bit & (_WORD - 1)).astype(jnp.uint32)[..., None]
+        pair = take(self.words, word[..., None] + np.arange(2, dtype=np.int32))
+        # The rest of the first word, and behind it the beginning of the second; shifted twice, since a shift by 32
+        # is undefined. They are summed rather than ORed: XLA keeps the result of a reduction, where it would compute
+        # a few shifts anew for every use.
+        pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
+        value = pieces.sum(-1, dtype=jnp.uint32)
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
 
     def parts(

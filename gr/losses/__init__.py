@@ -1,8 +1,25 @@
-"""Losses: pure functions of arrays that return `(loss, metrics)`.
+"""Losses as pure functions of arrays: each returns what is minimised, most of them with metrics.
 
-`token_log_probs(logits, tokens)` turns logits into what every loss takes; `cross_entropy` is CE over semantic IDs.
+`cross_entropy` of tokens; the prefix losses and adaptive weights of APAO.
 """
 
+from gr.losses.prefix import (
+    init_prefix_weights,
+    pairwise_prefix_losses,
+    pointwise_prefix_losses,
+    stateless_prefix_weights,
+    uniform_prefix_weights,
+    update_prefix_weights,
+)
 from gr.losses.token import cross_entropy, token_log_probs
 
-__all__ = ["cross_entropy", "token_log_probs"]
+__all__ = [
+    "cross_entropy",
+    "init_prefix_weights",
+    "pairwise_prefix_losses",
+    "pointwise_prefix_losses",
+    "stateless_prefix_weights",
+    "token_log_probs",
+    "uniform_prefix_weights",
+    "update_prefix_weights",
+]

@@ -9,6 +9,15 @@ def prefixes(tokens):
     return [sorted({tuple(row[:depth]) for row in tokens}) for depth in range(length + 1)]
 
 
+def names(tokens, depth, handover):
+    """What the trie calls each of `prefixes(tokens)[depth]`: its place, or from the handover on its first slot."""
+    rows = sorted(tuple(row) for row in tokens)
+    found = prefixes(tokens)[depth]
+    if depth < handover:
+        return list(range(len(found)))
+    return [min(s for s, row in enumerate(rows) if row[:depth] == prefix) for prefix in found]
+
+
 def items_by_sid(tokens):
     """Semantic ID -> rows of the items that have it, ascending."""
     table = {}

@@ -20,7 +20,11 @@ MIXES = [
 ]
 
 VOCAB = 50
-RANGES = ((2, 10), (10, 45), (45, 50))  # Rows of bits begin before, and end behind, what they cover.
+RANGES = (
+    (2, 10),
+    (10, 45),
+    (45, 50),
+)  # Rows of bits begin before, and end behind, what they cover.
 TOKENS = np.array([[2, 3, 7, 9], [10, 11, 26, 44], [45, 46, 48, 49]])  # Four of each level.
 MAX_ITEMS = 24
 

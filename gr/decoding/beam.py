@@ -13,7 +13,7 @@ from gr.decoding.expand import LOWEST, Step
 from gr.decoding.sources import OneTrie, Source
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
-from gr.trie import Constraint, TrieIndex, prepare
+from gr.trie import NO_ITEM, Constraint, TrieIndex, prepare
 from gr.trie.constraints import constraints_of
 
 
@@ -170,8 +170,12 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
             parents.append(None)
             names.append(source.names(states))
 
+    items = source.items(states)
+    if source.settled == source.length:
+        # Where no level was scanned, a semantic ID may have been let through none of whose items is allowed.
+        log_probs = jnp.where((items != NO_ITEM).any(-1), log_probs, -jnp.inf)
     log_probs, order = top_k(log_probs, log_probs.shape[1])
-    items = jnp.take_along_axis(source.items(states), order[..., None], axis=1)
+    items = jnp.take_along_axis(items, order[..., None], axis=1)
     codes = _backtrack(tokens, parents, order)
     scores = (
         log_probs / source.length**options.length_penalty if options.length_penalty else log_probs

@@ -9,6 +9,15 @@ def prefixes(tokens):
     return [sorted({tuple(row[:depth]) for row in tokens}) for depth in range(length + 1)]
 
 
+def names(tokens, depth, handover):
+    """What the trie calls each of `prefixes(tokens)[depth]`: its place, or from the handover on its first slot."""
+    rows = sorted(tuple(row) for row in tokens)
+    found = prefixes(tokens)[depth]
+    if depth < handover:
+        return list(range(len(found)))
+    return [min(s for s, row in enumerate(rows) if row[:depth] == prefix) for prefix in found]
+
+
 def items_by_sid(tokens):
     """Semantic ID -> rows of the items that have it, ascending."""
     table = {}
@@ -24,33 +33,91 @@ def log_softmax(logits):
     return logits - top - np.log(np.exp(logits - top).sum())
 
 
-def brute_force_ranking(tokens, log_prob, excluded=()):
+def excluding(items):
+    """The demand not to be one of these items, in the form that the functions below take."""
+    return [lambda item: item not in items]
+
+
+def allowed_items(items, demands):
+    """Those that meet all demands: functions of an item."""
+    return [item for item in items if all(demand(item) for demand in demands)]
+
+
+def brute_force_ranking(tokens, log_prob, demands=()):
     """All allowed semantic IDs with scores and items, best first, by scoring each of them.
 
     `log_prob(prefix) -> [V]` gives the model's log-probabilities behind a prefix (a tuple of tokens).
     """
     ranking = []
     for sid, items in items_by_sid(tokens).items():
-        allowed = [item for item in items if item not in excluded]
+        allowed = allowed_items(items, demands)
         if allowed:
             score = sum(log_prob(sid[:depth])[sid[depth]] for depth in range(len(sid)))
             ranking.append((score, sid, allowed))
     return sorted(ranking, key=lambda entry: -entry[0])
 
 
-def beam_search(tokens, log_prob, num_beams, excluded=()):
-    """Constrained beam search over a dictionary of prefixes; never enters a prefix with nothing allowed below."""
-    alive = {}
+def live_children(tokens, demands, handover):
+    """Prefix -> tokens by which it may be continued.
+
+    A prefix longer than `handover` is alive if some item below it meets all demands; up to there it is enough that
+    each demand is met by some item below.
+    """
+    below = {}
     for sid, items in items_by_sid(tokens).items():
-        if any(item not in excluded for item in items):
-            for depth in range(len(sid)):
-                alive.setdefault(sid[:depth], set()).add(sid[depth])
-    beams = [(0.0, ())]
-    for _ in range(len(tokens[0])):
-        grown = [
-            (score + log_prob(prefix)[token], (*prefix, token))
-            for score, prefix in beams
-            for token in alive.get(prefix, ())
-        ]
-        beams = sorted(grown, key=lambda beam: -beam[0])[:num_beams]
-    return beams
+        for depth in range(1, len(sid) + 1):
+            below.setdefault(sid[:depth], []).extend(items)
+    children = {}
+    for prefix, items in below.items():
+        if len(prefix) > handover:
+            alive = bool(allowed_items(items, demands))
+        else:
+            alive = all(any(demand(item) for item in items) for demand in demands)
+        if alive:
+            children.setdefault(prefix[:-1], []).append(prefix[-1])
+    return children
+
+
+def beam_search(tokens, log_prob, num_beams, demands=(), handover=0):
+    """Constrained beam search over a dictionary of prefixes; `(score, semantic ID)`, best first.
+
+    By default it never enters a prefix with nothing allowed below; see `live_children` for `handover`.
+    """
+    return diverse_beam_search(tokens, log_prob, num_beams, 1, 0.0, demands, handover)
+
+
+def diverse_beam_search(
+    tokens, log_prob, num_beams, num_groups, diversity, demands=(), handover=0, settled=None
+):
+    """Diverse beam search: group after group, each token at a price for each beam of an earlier group that took it.
+
+    From depth `settled` on (by default the last), no prefix is in two groups. Scores are without the prices.
+    """
+    children = live_children(tokens, demands, handover)
+    length = len(tokens[0])
+    settled = length if settled is None else settled
+    groups = [[(0.0, 0.0, ())] for _ in range(num_groups)]  # (price included, true score, prefix).
+    for depth in range(1, length + 1):
+        taken, gone = {}, set()
+        for group, beams in enumerate(groups):
+            grown = []
+            for paid, score, prefix in beams:
+                log_probs = log_prob(prefix)
+                for token in children.get(prefix, ()):
+                    gain, longer = log_probs[token], (*prefix, token)
+                    if depth < settled or longer not in gone:
+                        price = diversity * taken.get(token, 0)
+                        grown.append((paid + gain - price, score + gain, longer))
+            grown = sorted(grown, key=lambda beam: -beam[0])[: num_beams // num_groups]
+            for _, _, prefix in grown:
+                taken[prefix[-1]] = taken.get(prefix[-1], 0) + 1
+                gone.add(prefix)
+            groups[group] = grown
+    by_sid = items_by_sid(tokens)
+    found = [
+        (score, sid)
+        for beams in groups
+        for _, score, sid in beams
+        if allowed_items(by_sid[sid], demands)
+    ]
+    return sorted(found, key=lambda beam: -beam[0])

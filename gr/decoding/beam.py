@@ -9,35 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.expand import LOWEST, Step
+from gr.decoding.choose import Beams, Options, choose, start
+from gr.decoding.expand import LOWEST
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
-from gr.trie import Constraint, OverlaidIndex, TrieIndex
+from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex
 from gr.trie.constraints import constraints_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a search may be asked for besides its width; static under `jit`."""
-
-    num_beams: int
-    temperature: float = 1.0
-    length_penalty: float = 0.0
-    num_groups: int = 1
-    diversity: float = 0.0
-
-    def __post_init__(self):
-        if self.num_beams < 1:
-            raise DecodingError(f"num_beams must be at least 1, got {self.num_beams}")
-        if not self.temperature > 0:
-            raise DecodingError(f"temperature must be above 0, got {self.temperature}")
-        if self.num_groups < 1 or self.num_beams % self.num_groups:
-            raise DecodingError(
-                f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
-            )
-        if self.diversity < 0:
-            raise DecodingError(f"diversity must not be negative, got {self.diversity}")
 
 
 def beam_search(
@@ -124,138 +102,57 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
     """
     logits, _, cache = first
     logits = logits[:, None, :]
-    batch = len(logits)
-    states = source.root(batch)
-    scores = jnp.zeros(
-        (batch, 1), jnp.float32
-    )  # By which beams are chosen: with the costs of groups.
-    log_probs = scores
-    tokens, parents, names = [], [], []
-
-    # While there is a choice: the best continuations of all beams.
-    for depth in range(source.settled):
+    beams = start(source, len(logits))
+    tokens, parents, names, rest = [], [], [], []
+    for depth in range(source.length):
+        # The model's turn.
         if depth > 0:
-            cache = backbone.reorder(cache, parents[-1])
+            if parents[-1] is not None:
+                cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
-        last = depth == source.settled - 1
         logits, normaliser = _scaled(logits, options.temperature)
-        if options.num_groups == 1:
-            step = source.best(depth, states, scores - normaliser, logits, options.num_beams)
-            log_probs = step.scores
+
+        # While there is a choice: the best continuations of all beams. From `settled` on each beam has one way left,
+        # which is only scored; no beam is moved, and so no cache either.
+        if depth < source.settled:
+            beams = choose(source, depth, beams, logits, normaliser, options)
         else:
-            step = _step_of_groups(source, depth, states, scores, normaliser, logits, options, last)
-            chosen = take_along(
-                logits.reshape(batch, -1), step.parents * logits.shape[-1] + step.tokens
-            )
-            gain = chosen.astype(jnp.float32) - take_along(normaliser, step.parents)
-            log_probs = jnp.maximum(take_along(log_probs, step.parents) + gain, LOWEST)
-            log_probs = jnp.where(step.scores > -jnp.inf, log_probs, -jnp.inf)
-        states, scores = step.nodes, step.scores
-        tokens.append(step.tokens)
-        parents.append(step.parents)
-        names.append(source.names(states))
+            if depth == source.settled:
+                states, rest = source.settle(beams.states)
+                beams = dataclasses.replace(beams, states=states)
+            beams = _follow(source, beams, rest[depth - source.settled], logits, normaliser)
+        tokens.append(beams.tokens)
+        parents.append(beams.parents)
+        names.append(source.names(beams.states))
 
-    # Where each beam has one way left: it is only scored. No beam is moved, so no cache either.
-    if source.settled < source.length:
-        states, rest = source.settle(states)
-        log_probs = jnp.where(source.exist(states), log_probs, -jnp.inf)
-        for depth, token in enumerate(rest, start=source.settled):
-            if depth > 0:
-                if depth == source.settled:
-                    cache = backbone.reorder(cache, parents[-1])
-                logits, _, cache = backbone.step(tokens[-1], cache)
-            logits, normaliser = _scaled(logits, options.temperature)
-            chosen = jnp.take_along_axis(
-                logits, token[..., None], axis=-1, mode="promise_in_bounds"
-            )
-            gain = chosen[..., 0].astype(jnp.float32) - normaliser
-            log_probs = jnp.where(
-                log_probs > -jnp.inf, jnp.maximum(log_probs + gain, LOWEST), -jnp.inf
-            )
-            tokens.append(token)
-            parents.append(None)
-            names.append(source.names(states))
-
-    log_probs, order = top_k(log_probs, log_probs.shape[1])
-    items = jnp.take_along_axis(source.items(states), order[..., None], axis=1)
+    # Best first. A semantic ID none of whose items is allowed may have been let through where no level was scanned.
+    items = source.items(beams.states)
+    scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
+    scores, order = top_k(scores, scores.shape[1])
+    items = jnp.take_along_axis(items, order[..., None], axis=1)
     codes = _backtrack(tokens, parents, order)
-    scores = (
-        log_probs / source.length**options.length_penalty if options.length_penalty else log_probs
-    )
+    if options.length_penalty:
+        scores = scores / source.length**options.length_penalty
     return _finish(codes, items, scores, tuple(names), options.num_beams)
 
 
 def _scaled(logits: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
     """Logits `[B, M, V]` at a temperature, and their log-sum-exps `[B, M]`; the softmax is never written out."""
+    logits = logits.astype(jnp.float32)
     if temperature != 1.0:
-        logits = logits.astype(jnp.float32) / temperature
-    return logits, jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+        logits = logits / temperature
+    return logits, jax.nn.logsumexp(logits, axis=-1)
 
 
-def _step_of_groups(
-    source: Source,
-    depth: int,
-    states: Any,
-    scores: jax.Array,
-    normaliser: jax.Array,
-    logits: jax.Array,
-    options: Options,
-    last: bool,
-) -> Step:
-    """A step of diverse beam search: group after group, tokens of earlier groups at a price."""
-    batch, beams, vocab_size = logits.shape
-    size = options.num_beams // options.num_groups
-    before = beams // options.num_groups if depth > 0 else 1
-    taken = jnp.zeros(
-        (batch, vocab_size), jnp.float32
-    )  # How many earlier groups' beams took each token.
-    user = jnp.arange(batch)[:, None]
-    steps, ends = [], None
-    for group in range(options.num_groups):
-        first = group * before if depth > 0 else 0  # At the root there is one beam for all groups.
-
-        def mine(array: jax.Array, first: int = first) -> jax.Array:
-            return array[:, first : first + before]
-
-        # What earlier groups have ended with may be repeated, so that as much more is asked for.
-        width = size * (group + 1) if last else size
-        step = source.best(
-            depth,
-            jax.tree.map(mine, states),
-            mine(scores - normaliser),
-            mine(logits) - options.diversity * taken[:, None, :],
-            width,
-        )
-        if last:
-            name = source.names(step.nodes)
-            if ends is not None:
-                repeated = (name[:, :, None] == ends[:, None, :]).any(-1)
-                kept, chosen = top_k(
-                    jnp.where(repeated, -jnp.inf, step.scores), min(size, name.shape[1])
-                )
-                step = jax.tree.map(lambda a, c=chosen: take_along(a, c), step)
-                step = dataclasses.replace(step, scores=kept)
-                name = take_along(name, chosen)
-            step = _padded(step, size)
-            name = jnp.where(step.scores > -jnp.inf, _pad(name, size), -1)
-            ends = name if ends is None else jnp.concatenate([ends, name], axis=1)
-            ends = jnp.where(ends < 0, -2, ends)  # No beam is no repetition of another.
-        else:
-            step = _padded(step, size)
-        alive = (step.scores > -jnp.inf).astype(jnp.float32)
-        taken = taken.at[user, step.tokens].add(alive)
-        steps.append(dataclasses.replace(step, parents=step.parents + first))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *steps)
-
-
-def _pad(array: jax.Array, size: int, value: float = 0) -> jax.Array:
-    return jnp.pad(array, ((0, 0), (0, size - array.shape[1])), constant_values=value)
-
-
-def _padded(step: Step, size: int) -> Step:
-    """A step of exactly `size` beams a user: groups must be of one size."""
-    scores = _pad(step.scores, size, -jnp.inf)
-    return dataclasses.replace(jax.tree.map(lambda a: _pad(a, size), step), scores=scores)
+def _follow(
+    source: Source, beams: Beams, tokens: jax.Array, logits: jax.Array, normaliser: jax.Array
+) -> Beams:
+    """Beams that go the one way they have, by `tokens [B, M]`."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="promise_in_bounds")
+    scores = jnp.maximum(beams.log_probs + chosen[..., 0] - normaliser, LOWEST)
+    alive = source.exist(beams.states) & (beams.log_probs > -jnp.inf)
+    scores = jnp.where(alive, scores, -jnp.inf)
+    return Beams(beams.states, scores, scores, tokens, None)
 
 
 def _backtrack(

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from gr.decoding.beam import Options, check_request, search
+from gr.decoding.beam import check_request, search
 from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.choose import Options
 from gr.decoding.sources import OneShard, OneTrie
 from gr.models import Backbone
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex

@@ -24,7 +24,8 @@ def best_of_blocks(
     values at each stage.
 
     Returns:
-        The values, descending, the block of each, and its place within the block, `[B, k]` each.
+        The values, descending, the block of each, and its place within the block, `[B, k]` each; for -inf any block
+        and place.
     """
     batch, count, size = blocks.shape
     # The maxima go first: a heap that begins with large values is seldom changed later.

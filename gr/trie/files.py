@@ -138,6 +138,8 @@ def _read_header(path: Path, content: memoryview) -> tuple[dict[str, Any], int]:
     """The header, and where the first array begins."""
     if bytes(content[: len(MAGIC)]) != MAGIC:
         raise TrieError(f"{path}: not an index; it must be a file that `TrieIndex.save` wrote")
+    if len(content) < _PREFIX:
+        raise TrieError(f"{path}: truncated in its header; copy the file again, or rebuild it")
     length = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 8], "little")
     checksum = int.from_bytes(content[len(MAGIC) + 8 : _PREFIX], "little")
     text = bytes(content[_PREFIX : _PREFIX + length])

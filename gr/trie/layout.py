@@ -190,13 +190,17 @@ def common_layout(layouts: Sequence[Layout]) -> Layout:
 
 def check_fits(shape: Shape, layout: Layout) -> None:
     """Raises TrieError where semantic IDs exceed a layout."""
+    if len(shape.lows) != layout.length:
+        raise TrieError(
+            f"semantic IDs of {len(shape.lows)} levels, but the layout is for {layout.length}: "
+            "build without `layout`"
+        )
     bounds = [
         ("items", shape.num_items, layout.max_items),
         ("item numbers up to", shape.max_item, layout.max_item),
         ("items of one semantic ID", shape.max_slots[-1], layout.max_items_per_sid),
-        ("levels", len(shape.lows), layout.length),
     ]
-    for depth, level in enumerate(layout.levels[: len(shape.lows)]):
+    for depth, level in enumerate(layout.levels):
         at = f"at level {depth}"
         bounds += [
             (f"tokens {at} up to", shape.highs[depth], level.base + level.span - 1),

@@ -195,7 +195,7 @@ def ancestors(index: TrieIndex, slots: jax.Array) -> list[jax.Array]:
 
 
 def items_of(index: TrieIndex, nodes: Nodes) -> jax.Array:
-    """Item numbers `[..., C]` of depth-L nodes `[...]`, C = `max_items_per_sid`, `NO_ITEM`-padded, ascending."""
+    """Item numbers `[..., C]` of depth-L nodes `[...]`, C = `max_items_per_sid`, `NO_ITEM`-padded, in row order."""
     slots, inside = item_slots(index, nodes)
     return jnp.where(inside, index.item_of_slot[slots], NO_ITEM)
 

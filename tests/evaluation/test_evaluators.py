@@ -114,7 +114,8 @@ def test_every_target_is_decoded_as_by_the_oracle(exclude_seen):
         *seen, target = make_sequences().of(user).tolist()
         excluded = seen if exclude_seen else []
         log_prob = log_probs_of_prefixes(user)
-        beams = oracles.beam_search(tokens, log_prob, BEAMS, excluded)
+        demands = oracles.excluding(excluded)
+        beams = oracles.beam_search(tokens, log_prob, BEAMS, demands)
         items = [[item for item in by_sid[sid] if item not in excluded] for _, sid in beams]
         assert [[item for item in row if item >= 0] for row in found.items[user].tolist()] == items
         np.testing.assert_allclose(found.scores[user], [score for score, _ in beams], atol=1e-4)
@@ -124,7 +125,7 @@ def test_every_target_is_decoded_as_by_the_oracle(exclude_seen):
         np.testing.assert_allclose(found.log_probs[user], expected, atol=1e-4)
         hits = [
             sid[:depth]
-            in [p for _, p in oracles.beam_search(tokens[:, :depth], log_prob, BEAMS, excluded)]
+            in [p for _, p in oracles.beam_search(tokens[:, :depth], log_prob, BEAMS, demands)]
             for depth in range(1, LENGTH + 1)
         ]
         assert found.prefix_hits[user].tolist() == hits

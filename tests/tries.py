@@ -1,0 +1,72 @@
+"""Tries for tests: sets of semantic IDs with shared prefixes, and layouts that force how each level is stored."""
+
+import dataclasses
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gr.trie import Layout
+from gr.trie.layout import DENSE, SCAN, SPARSE, Level
+
+# Small tries are scanned throughout unless they are told otherwise: each mix stands for a path through the code.
+MIXES = [
+    (DENSE, DENSE, DENSE),
+    (SPARSE, SPARSE, SPARSE),
+    (SPARSE, DENSE, SPARSE),
+    (DENSE, SPARSE, SCAN),
+    (DENSE, SCAN, SCAN),
+    (SCAN, SCAN, SCAN),
+]
+
+VOCAB = 50
+RANGES = (
+    (2, 10),
+    (10, 45),
+    (45, 50),
+)  # Rows of bits begin before, and end behind, what they cover.
+TOKENS = np.array([[2, 3, 7, 9], [10, 11, 26, 44], [45, 46, 48, 49]])  # Four of each level.
+MAX_ITEMS = 24
+
+
+def with_kinds(layout, kinds):
+    """The layout with these kinds of levels instead of its own."""
+    levels = []
+    for level, kind in zip(layout.levels, kinds, strict=True):
+        base, span = level.base, level.span
+        if kind == DENSE:
+            span = -(-span // 32) * 32
+            base = max(0, min(base, layout.vocab_size - span))
+        levels.append(dataclasses.replace(level, kind=kind, base=base, span=span))
+    assert kinds == tuple(sorted(kinds, key=lambda kind: kind == SCAN)), "SCAN comes last"
+    return dataclasses.replace(layout, levels=tuple(levels))
+
+
+def roomy_layout(kinds, num_attributes=0, max_items=MAX_ITEMS):
+    """One layout for all sets of `token_sets`: whatever is compiled for one of them serves all."""
+    levels = [
+        Level(SPARSE, low, high - low, min(high - low, max_items), max_items, max_items)
+        for low, high in RANGES
+    ]
+    layout = Layout(
+        vocab_size=VOCAB,
+        max_items=max_items,
+        max_item=max_items + 3,
+        max_items_per_sid=max_items,
+        levels=tuple(levels),
+        num_attributes=num_attributes,
+    )
+    return with_kinds(layout, kinds)
+
+
+def token_sets(max_items=MAX_ITEMS):
+    """Tokens `[n, 3]` with many shared prefixes and duplicates."""
+    places = st.integers(1, max_items).flatmap(
+        lambda count: hnp.arrays(np.int64, (count, 3), elements=st.integers(0, 3))
+    )
+    return places.map(lambda place: TOKENS[np.arange(3), place])
+
+
+def random_tokens(rng, num_items):
+    """The same, from a generator of random numbers."""
+    return TOKENS[np.arange(3), rng.integers(0, 4, (num_items, 3))]

@@ -197,6 +197,7 @@ def _extend(hashes: Any, tokens: Any) -> Any:
     The token is added last, so that all continuations of a prefix lie side by side: a beam's probes then fall on a
     few cache lines. What was there before is mixed (the finaliser of MurmurHash3), so that prefixes lie at random.
     """
+    hashes = hashes + np.uint32(0x9E3779B9)  # Mixing leaves 0 as it is.
     for shift, multiplier in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         hashes = (hashes ^ (hashes >> np.uint32(shift))) * np.uint32(multiplier)
     return (hashes ^ (hashes >> np.uint32(16))) + tokens

@@ -1,4 +1,4 @@
-"""What both benchmarks share: their flags, timing in turns, the machine and its peak, table and JSON file."""
+"""What the benchmarks share: flags of those with a config, timing in turns, the machine, table and JSON file."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a benchmark's main with the flags of both; they are defined here, so that importing defines none."""
+    """Runs a model benchmark's main with its flags; they are defined here, so that importing defines none."""
     config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     flags.DEFINE_string("json", None, "File to write the measurements to.")
     flags.DEFINE_list(
@@ -223,6 +223,11 @@ def report(
     print(f"\n{title}\n{machine_line(on)}\n")
     print(format_table([list(header), *map(list, rows)]))
     print("\n" + "\n".join(notes))
+    write(on, measured)
+
+
+def write(on: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Writes `--json`: what was measured, the machine, the command and the versions."""
     content = {
         "machine": dict(on),
         "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),

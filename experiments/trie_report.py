@@ -119,34 +119,42 @@ def method_bars(case: Case, result: Mapping[str, Any]) -> Figure:
 
 
 def sweep_lines(axis: str, cases: Sequence[Case], results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Milliseconds a step of each method along one axis, everything else as in the first case."""
+    """Each method along one axis, everything else as in the first case: its time, and its time over the floor's.
+
+    A shared machine drifts from one case to the next; the second panel does not, since a floor was timed beside each.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     along = {}
     for case, result in zip(cases, results, strict=True):
-        if all(axis == other or other not in swept_axes([cases[0], case]) for other in _LABELS):
-            along[getattr(case, axis)] = result["ms_per_step"]
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+        if set(swept_axes([cases[0], case])) <= {axis}:
+            along[getattr(case, axis)] = result
     ticks = sorted(along)
-    for place, method in enumerate(METHODS):
-        points = [(at, along[at][method]) for at in ticks if method in along[at]]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                color=_colour(method),
-                marker=_MARKERS[place % len(_MARKERS)],
-                ls="--" if method == "floor" else "-",
-                lw=2.2 if method == "ours" else 1.3,
-                label=method,
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(ticks, [f"{at:,}" if at < 10**5 else f"{at:.3g}" for at in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    _style(axes, _LABELS[axis], "milliseconds a step", "both")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    quantities = {"ms_per_step": "milliseconds a step", "ratio_to_floor": "time over the floor's"}
+    for axes, (quantity, label) in zip(panels, quantities.items(), strict=True):
+        for place, method in enumerate(METHODS):
+            points = [(at, along[at][quantity].get(method)) for at in ticks]
+            points = [point for point in points if point[1] is not None]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=_colour(method),
+                    marker=_MARKERS[place % len(_MARKERS)],
+                    ls="--" if method == "floor" else "-",
+                    lw=2.2 if method == "ours" else 1.3,
+                    label=method,
+                )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{at:,}" if at < 10**5 else f"{at:.3g}" for at in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        _style(axes, _LABELS[axis], label, "both")
+    figure.suptitle(f"base case: {cases[0]}", fontsize=10, color=INK, x=0.01, ha="left")
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 

@@ -74,24 +74,30 @@ def read_codes_csv(
 
 def read_codes_npy(
     path: str | os.PathLike,
-    item_ids: Sequence[str] | np.ndarray,
+    item_ids: Sequence[str] | np.ndarray | None = None,
     codebook_sizes: Sequence[int] | None = None,
 ) -> SemanticIds:
-    """Reads codes `[N, L]` from a `.npy` file whose row `i` belongs to `item_ids[i]`."""
+    """Reads codes `[N, L]` from a `.npy` file whose row `i` belongs to `item_ids[i]`, by default `i`."""
     path = os.fspath(path)
     codes = load_npy(path)
+    if item_ids is None:
+        item_ids = np.arange(len(codes) if codes.ndim else 0)
     return _build(path, codes, item_ids, None, codebook_sizes)
 
 
-def read_semantic_ids(path: str | os.PathLike, item_ids: Sequence[str] | np.ndarray) -> SemanticIds:
+def read_semantic_ids(
+    path: str | os.PathLike, item_ids: Sequence[str] | np.ndarray | None = None
+) -> SemanticIds:
     """Reads the SIDs of these items from any of the known forms, told apart by the file's ending.
 
-    `.npz` (from `SemanticIds.save`), `.json`, `.csv` and `.npy`.
+    `.npz` (from `SemanticIds.save`), `.json`, `.csv` and `.npy`. By default the SIDs of all items
+    of the file.
     """
     path = os.fspath(path)
     ending = os.path.splitext(path)[1].lower()
     if ending == ".npz":
-        return SemanticIds.load(path).select(item_ids)
+        semantic_ids = SemanticIds.load(path)
+        return semantic_ids if item_ids is None else semantic_ids.select(item_ids)
     readers = {".json": read_index_json, ".csv": read_codes_csv, ".npy": read_codes_npy}
     if ending not in readers:
         raise SemanticIdError(f"{path}: unknown ending; known are .npz, {', '.join(readers)}.")

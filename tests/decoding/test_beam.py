@@ -1,3 +1,5 @@
+"""Beam search against dictionaries, with every kind of level; its options; what it compiles to."""
+
 import dataclasses
 
 import jax
@@ -5,158 +7,186 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import tries
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_model import (
+    TableModel,
+    assert_same_ranking,
+    assert_searches_as_slow_ones,
+    random_model,
+    rows,
+)
 
-from gr.decoding import Candidates, DecodingError, beam_search
+from gr.decoding import DecodingError, beam_search
 from gr.decoding import beam as beam_module
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
-from gr.trie import ExcludeItems, TrieIndex
+from gr.trie import TrieIndex, walk
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 VOCAB = 7
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TableModel:
-    """Logits that depend on the last token and the depth only: `table[depth, last token]`, per user."""
-
-    table: jax.Array  # [B, L, V, V].
-
-    def prefill(self, history):
-        return self.table[:, 0, 0], jnp.zeros((self.table.shape[0], 1)), (0, history)
-
-    def step(self, tokens, cache):
-        depth = cache[0] + 1
-        user = jnp.arange(tokens.shape[0])[:, None]
-        return self.table[user, depth, tokens], jnp.zeros((*tokens.shape, 1)), (depth, cache[1])
-
-    def reorder(self, cache, parents):
-        return cache
-
-    def log_prob(self, user):
-        table = np.asarray(self.table[user])
-
-        def of(prefix):
-            return oracles.log_softmax(table[len(prefix), prefix[-1] if prefix else 0])
-
-        return of
+HISTORY = jnp.zeros((3, 1))
 
 
 def random_case(seed, num_items, length, num_users=3):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCAB, (num_items, length))
-    table = jnp.asarray(rng.normal(size=(num_users, length, VOCAB, VOCAB)) * 2, jnp.float32)
-    return tokens, TrieIndex.build(tokens, VOCAB), TableModel(table), rng
+    return tokens, TrieIndex.build(tokens, VOCAB), random_model(rng, length, VOCAB, num_users)
 
 
-def rows(candidates: Candidates, user):
-    """The valid candidates of one user as (score, sid, items), best first."""
-    valid = np.asarray(candidates.valid[user])
-    count = int(valid.sum())
-    assert valid[:count].all(), "valid candidates come first"
-    for beam in range(count, len(valid)):
-        assert (np.asarray(candidates.codes[user, beam]) == -1).all()
-        assert (np.asarray(candidates.items[user, beam]) == -1).all()
-        assert candidates.scores[user, beam] == -np.inf
-    return [
-        (
-            float(candidates.scores[user, beam]),
-            tuple(np.asarray(candidates.codes[user, beam]).tolist()),
-            [item for item in np.asarray(candidates.items[user, beam]).tolist() if item >= 0],
-        )
-        for beam in range(count)
-    ]
-
-
-def assert_same_ranking(found, expected):
-    assert len(found) == len(expected)
-    np.testing.assert_allclose(
-        [f[0] for f in found], [e[0] for e in expected], rtol=1e-5, atol=1e-4
-    )
-    assert [f[1:] for f in found] == [e[1:] for e in expected]
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 15), st.integers(1, 4))
-def test_with_enough_beams_all_items_are_ranked_as_by_brute_force(seed, num_items, length):
-    tokens, index, model, _ = random_case(seed, num_items, length)
-    found = beam_search(model, index, jnp.zeros((3, 1)), num_beams=16)
+def check(tokens, index, model, num_beams):
+    found = beam_search(model, index, HISTORY, num_beams)
     for user in range(3):
-        expected = oracles.brute_force_ranking(tokens, model.log_prob(user))
-        assert_same_ranking(rows(found, user), expected)
+        assert_searches_as_slow_ones(found, user, tokens, model, num_beams)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 4), st.sampled_from([1, 2, 4]))
-def test_with_few_beams_it_is_beam_search(seed, num_items, length, num_beams):
-    tokens, index, model, _ = random_case(seed, num_items, length)
-    found = beam_search(model, index, jnp.zeros((3, 1)), num_beams=num_beams)
-    by_sid = oracles.items_by_sid(tokens)
-    for user in range(3):
-        beams = oracles.beam_search(tokens, model.log_prob(user), num_beams)
-        expected = [(score, sid, by_sid[sid]) for score, sid in beams]
-        assert_same_ranking(rows(found, user), expected)
-
-
+@pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
 @settings(max_examples=12, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.integers(1, 20),
-    st.integers(1, 4),
-    st.sampled_from([2, 24]),
-    st.sampled_from([1, 6, 18]),
-)
-def test_excluded_items_are_never_decoded_and_nothing_else_is_lost(
-    seed, num_items, length, num_beams, num_excluded
-):
-    tokens, index, model, rng = random_case(seed, num_items, length)
-    excluded = rng.integers(-1, num_items, (3, num_excluded))
+@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
+def test_it_is_beam_search_and_with_enough_beams_ranks_everything(kinds, tokens, seed):
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
+    model = random_model(np.random.default_rng(seed), 3, tries.VOCAB)
+    for num_beams in (1, 4, tries.MAX_ITEMS):
+        check(tokens, index, model, num_beams)
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_tight_layouts_of_all_lengths(case):
+    num_items, length = [(1, 1), (15, 1), (9, 2), (30, 2), (1, 4), (20, 3), (30, 4), (12, 6)][case]
+    tokens, index, model = random_case(case, num_items, length)
+    for num_beams in (2, 30):
+        check(tokens, index, model, num_beams)
+
+
+def test_a_large_trie_in_the_layout_that_is_chosen_for_it():
+    rng = np.random.default_rng(0)
+    vocab_size = 2 + 4 * 640
+    tokens = rng.integers(0, 640, (3000, 4)) + 2 + 640 * np.arange(4)
+    tokens[:2000, 0] = rng.integers(2, 12, 2000)
+    tokens[:, 1] = 642 + (tokens[:, 1] - 642) % 40
+    tokens[1000:1010] = tokens[:10]
+    index = TrieIndex.build(
+        tokens, vocab_size, level_ranges=[(2 + 640 * i, 642 + 640 * i) for i in range(4)]
+    )
+    assert [level.kind for level in index.layout.levels] == ["dense", "dense", "scan", "scan"]
+    model = LevelModel(jnp.asarray(rng.normal(size=(2, 4, vocab_size)), jnp.float32))
+    found = beam_search(model, index, jnp.zeros((2, 1)), 64)
+    by_sid = oracles.items_by_sid(tokens)
+    for user in range(2):
+        beams = oracles.beam_search(tokens.tolist(), model.log_prob(user), 64)
+        assert_same_ranking(rows(found, user), [(s, sid, by_sid[sid]) for s, sid in beams])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LevelModel:
+    """Logits that depend on the depth only."""
+
+    table: jax.Array  # [B, L, V].
+
+    def prefill(self, history):
+        return self.table[:, 0], None, 0
+
+    def step(self, tokens, depth):
+        logits = self.table[:, None, depth + 1]
+        return jnp.broadcast_to(logits, (*tokens.shape, logits.shape[-1])), None, depth + 1
+
+    def reorder(self, cache, parents):
+        return cache
+
+    def log_prob(self, user):
+        levels = [oracles.log_softmax(level) for level in self.table[user]]
+        return lambda prefix: levels[len(prefix)]
+
+
+@pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
+def test_beams_of_each_depth_are_the_names_of_their_prefixes(kinds):
+    rng = np.random.default_rng(3)
+    tokens = tries.random_tokens(rng, 24)
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
+    model = random_model(rng, 3, tries.VOCAB)
+    found = beam_search(model, index, HISTORY, num_beams=3)
+    assert len(found.beams) == 3
+    for user in range(3):
+        for depth in range(1, 4):
+            beams = oracles.beam_search(tokens[:, :depth], model.log_prob(user), 3)
+            prefixes = jnp.asarray([prefix for _, prefix in beams])
+            names = walk(index, prefixes)[:, -1].tolist()
+            assert [n for n in found.beams[depth - 1][user].tolist() if n >= 0] == names
+
+
+# Options.
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_temperature_divides_logits(temperature):
+    tokens, index, model = random_case(1, 20, 3)
+    found = beam_search(model, index, HISTORY, 4, temperature=temperature)
+    by_sid = oracles.items_by_sid(tokens)
+    for user in range(3):
+        beams = oracles.beam_search(tokens, model.log_prob(user, temperature), 4)
+        assert_same_ranking(rows(found, user), [(s, sid, by_sid[sid]) for s, sid in beams])
+
+
+def test_a_length_penalty_divides_scores():
+    _, index, model = random_case(2, 20, 3)
+    plain = beam_search(model, index, HISTORY, 30)
+    for penalty in (1.0, 0.5):
+        found = beam_search(model, index, HISTORY, 30, length_penalty=penalty)
+        np.testing.assert_allclose(found.scores, plain.scores / 3**penalty, rtol=1e-6)
+        np.testing.assert_array_equal(found.items, plain.items)
+
+
+def check_groups(tokens, index, model, num_beams, num_groups, diversity):
     found = beam_search(
-        model,
-        index,
-        jnp.zeros((3, 1)),
-        num_beams=num_beams,
-        constraint=ExcludeItems(jnp.asarray(excluded)),
+        model, index, HISTORY, num_beams, num_groups=num_groups, diversity=diversity
     )
     by_sid = oracles.items_by_sid(tokens)
     for user in range(3):
-        gone = set(excluded[user].tolist())
-        beams = oracles.beam_search(tokens, model.log_prob(user), num_beams, gone)
-        expected = [
-            (score, sid, [item for item in by_sid[sid] if item not in gone]) for score, sid in beams
-        ]
-        assert_same_ranking(rows(found, user), expected)
-        if num_beams >= num_items:
-            ranking = oracles.brute_force_ranking(tokens, model.log_prob(user), gone)
-            assert_same_ranking(rows(found, user), ranking)
+        expected = oracles.diverse_beam_search(
+            tokens,
+            model.log_prob(user),
+            num_beams,
+            num_groups,
+            diversity,
+            settled=index.layout.settled,
+        )
+        sids = [sid for _, sid in expected]
+        assert len(set(sids)) == len(sids)
+        assert_same_ranking(rows(found, user), [(s, sid, by_sid[sid]) for s, sid in expected])
 
 
-def test_when_everything_is_excluded_no_candidate_is_valid():
-    _, index, model, _ = random_case(0, 9, 3)
-    everything = ExcludeItems(jnp.tile(jnp.arange(9), (3, 1)))
-    found = beam_search(model, index, jnp.zeros((3, 1)), num_beams=4, constraint=everything)
-    assert not found.valid.any()
-    assert (found.items == -1).all()
+@pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[3], tries.MIXES[5]], ids="-".join)
+@settings(max_examples=12, deadline=None)
+@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
+def test_diverse_groups(kinds, tokens, seed):
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
+    model = random_model(np.random.default_rng(seed), 3, tries.VOCAB)
+    for num_beams, num_groups, diversity in ((6, 3, 0.7), (2, 2, 50.0)):
+        check_groups(tokens, index, model, num_beams, num_groups, diversity)
 
 
-def test_an_empty_exclusion_changes_nothing():
-    _, index, model, _ = random_case(0, 9, 3)
-    nothing = ExcludeItems(jnp.zeros((3, 0), jnp.int32))
-    found = beam_search(model, index, jnp.zeros((3, 1)), num_beams=4, constraint=nothing)
-    plain = beam_search(model, index, jnp.zeros((3, 1)), num_beams=4)
+def unary_case(length=5):
+    """A trie whose first two tokens tell all items apart."""
+    rng = np.random.default_rng(4)
+    pairs = np.unique(rng.integers(0, VOCAB, (25, 2)), axis=0)
+    tokens = np.concatenate([pairs, rng.integers(0, VOCAB, (len(pairs), length - 2))], axis=1)
+    return tokens, TrieIndex.build(tokens, VOCAB), random_model(rng, length, VOCAB)
+
+
+def test_diverse_groups_where_one_way_is_left():
+    tokens, index, model = unary_case()
+    assert index.layout.settled == 2
+    check_groups(tokens, index, model, 6, 3, 1.0)
+
+
+def test_one_group_alone_is_beam_search_whatever_diversity_costs():
+    _, index, model = random_case(5, 20, 3)
+    plain = beam_search(model, index, HISTORY, 4)
+    found = beam_search(model, index, HISTORY, 4, num_groups=1, diversity=9.0)
     jax.tree.map(np.testing.assert_array_equal, found, plain)
-
-
-def test_beams_of_each_depth_hold_the_prefixes_of_the_result():
-    tokens, index, model, _ = random_case(3, 20, 3)
-    found = beam_search(model, index, jnp.zeros((3, 1)), num_beams=3)
-    levels = oracles.prefixes(tokens.tolist())
-    for user in range(3):
-        beams = oracles.beam_search([row[:2] for row in tokens.tolist()], model.log_prob(user), 3)
-        alive = [levels[2][node] for node in np.asarray(found.beams[1][user]).tolist()]
-        assert alive == [prefix for _, prefix in beams]
 
 
 def test_a_token_of_probability_zero_ranks_last_but_stays_valid():
@@ -213,34 +243,149 @@ def test_real_backbones_rank_all_items_as_by_scoring_each(name):
         assert_same_ranking(rows(found, user), sorted(scored, key=lambda entry: -entry[0]))
 
 
-def test_a_second_call_with_other_numbers_does_not_compile_again():
-    _, index, model, _ = random_case(0, 9, 3)
-    _, _, other, _ = random_case(1, 9, 3)
-    beam_search(model, index, jnp.zeros((3, 1)), num_beams=5)
-    compiled = beam_module._beam_search._cache_size()
-    beam_search(other, index, jnp.ones((3, 1)), num_beams=5)
+# What it compiles to.
+
+
+def test_another_index_of_the_same_layout_does_not_compile_again():
+    layout = tries.roomy_layout(tries.MIXES[3])
+    rng = np.random.default_rng(6)
+    sets = [tries.random_tokens(rng, count) for count in (9, 24, 1)]
+    for number, tokens in enumerate(sets):
+        index = TrieIndex.build(tokens, tries.VOCAB, layout=layout)
+        model = random_model(rng, 3, tries.VOCAB)
+        beam_search(model, index, HISTORY + number, num_beams=5)
+        if number == 0:
+            compiled = beam_module._beam_search._cache_size()
     assert beam_module._beam_search._cache_size() == compiled
 
 
 def test_works_inside_jit():
-    _, index, model, _ = random_case(0, 9, 3)
-    outer = jax.jit(lambda m, i, h: beam_search(m, i, h, num_beams=5).items)
-    plain = beam_search(model, index, jnp.zeros((3, 1)), num_beams=5).items
-    np.testing.assert_array_equal(outer(model, index, jnp.zeros((3, 1))), plain)
+    _, index, model = random_case(0, 9, 3)
+    outer = jax.jit(lambda m, i, h: beam_search(m, i, h, num_beams=5))
+    plain = beam_search(model, index, HISTORY, num_beams=5)
+    found = outer(model, index, HISTORY)
+    np.testing.assert_array_equal(found.items, plain.items)
+    np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
 
 
-def test_bad_requests_get_one_clear_error():
-    _, index, model, _ = random_case(0, 9, 3)
-    with pytest.raises(DecodingError, match="num_beams must be at least 1"):
-        beam_search(model, index, jnp.zeros((3, 1)), num_beams=0)
-    with pytest.raises(DecodingError, match="constraint is for 2 users, the history for 3"):
-        beam_search(
-            model,
-            index,
-            jnp.zeros((3, 1)),
-            num_beams=2,
-            constraint=ExcludeItems(jnp.zeros((2, 1), jnp.int32)),
-        )
+def test_works_inside_vmap():
+    _, index, model = random_case(0, 9, 3)
+    other = random_case(1, 9, 3)[2]
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), model, other)
+    found = jax.vmap(lambda m: beam_search(m, index, HISTORY, num_beams=5))(both)
+    for number, alone in enumerate((model, other)):
+        expected = beam_search(alone, index, HISTORY, num_beams=5)
+        np.testing.assert_array_equal(found.items[number], expected.items)
+        np.testing.assert_allclose(found.scores[number], expected.scores, rtol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """A backbone whose history is a prefilled cache, in which steps write: sums of embeddings."""
+
+    embedding: jax.Array  # [V, V].
+
+    def prefill(self, history):
+        return history[:, 0], None, history
+
+    def step(self, tokens, cache):
+        cache = cache[:, : tokens.shape[1]] + self.embedding[tokens]
+        return cache, None, cache
+
+    def reorder(self, cache, parents):
+        return jnp.take_along_axis(cache, parents[..., None], axis=1)
+
+
+def test_a_cache_may_be_donated():
+    tokens, index, _ = random_case(7, 20, 3)
+    rng = np.random.default_rng(7)
+    backbone = Prefilled(jnp.asarray(rng.normal(size=(VOCAB, VOCAB)), jnp.float32))
+    start = np.repeat(rng.normal(size=(3, 1, VOCAB)), 4, axis=1).astype(np.float32)
+    plain = beam_search(backbone, index, jnp.asarray(start), num_beams=4)
+
+    def decode(model, trie, cache):
+        found = beam_search(model, trie, cache, num_beams=4)
+        return found, cache * 0  # Of the cache's size, so that its memory can be used.
+
+    donating = jax.jit(decode, donate_argnums=2)
+    for _ in range(3):
+        cache = jnp.asarray(start)
+        found, _ = donating(backbone, index, cache)
+        assert cache.is_deleted()
+        np.testing.assert_array_equal(found.items, plain.items)
+        np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
+
+    by_sid = oracles.items_by_sid(tokens)
+    for user in range(3):
+
+        def log_prob(prefix, first=start[user, 0]):
+            return oracles.log_softmax(first + sum(backbone.embedding[t] for t in prefix))
+
+        beams = oracles.beam_search(tokens, log_prob, 4)
+        assert_same_ranking(rows(plain, user), [(s, sid, by_sid[sid]) for s, sid in beams])
+
+
+class Calls:
+    """Counts what is called while a program is traced."""
+
+    def __init__(self):
+        self.step = self.reorder = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counting(TableModel):
+    """A table that counts calls."""
+
+    calls: Calls = dataclasses.field(metadata={"static": True}, default=None)
+
+    def step(self, tokens, cache):
+        self.calls.step += 1
+        return super().step(tokens, cache)
+
+    def reorder(self, cache, parents):
+        self.calls.reorder += 1
+        return cache
+
+
+def test_where_one_way_is_left_no_cache_is_moved():
+    tokens, index, model = unary_case(length=6)
+    assert index.layout.settled == 2
+    counting = Counting(model.table, Calls())
+    found = beam_search(counting, index, HISTORY, num_beams=3)
+    assert (counting.calls.step, counting.calls.reorder) == (5, 2)
+    for user in range(3):
+        assert_searches_as_slow_ones(found, user, tokens, model, 3)
+    # Of a single item not even the first token is a choice.
+    index = TrieIndex.build(tokens[:1], VOCAB)
+    counting = Counting(model.table, Calls())
+    beam_search(counting, index, HISTORY, num_beams=3)
+    assert (counting.calls.step, counting.calls.reorder) == (5, 0)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, "num_beams must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"num_groups": 0}, "num_groups=0 must divide num_beams=4"),
+        ({"num_groups": 3}, "num_groups=3 must divide num_beams=4"),
+        ({"diversity": -1.0}, "diversity must not be negative, got -1"),
+    ],
+)
+def test_bad_requests_get_one_clear_error(options, message):
+    _, index, model = random_case(0, 9, 3)
+    with pytest.raises(DecodingError, match=message):
+        beam_search(model, index, HISTORY, **{"num_beams": 4} | options)
+
+
+def test_an_index_of_a_larger_vocabulary_is_refused():
+    _, _, model = random_case(0, 9, 3)
     wide = TrieIndex.build(np.array([[0, 1, 2]]), VOCAB + 1)
     with pytest.raises(DecodingError, match="logits cover 7 tokens, the index 8"):
-        beam_search(model, wide, jnp.zeros((3, 1)), num_beams=2)
+        beam_search(model, wide, HISTORY, num_beams=2)

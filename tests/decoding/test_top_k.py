@@ -67,12 +67,8 @@ def test_best_of_blocks(seed, num_distinct, shape):
         real = best > -np.inf  # Of -inf no place is told.
         np.testing.assert_array_equal(array[user, block, within][real], best[real])
         for row in range(3):
-            real = [
-                place
-                for place in zip(block[row].tolist(), within[row].tolist(), strict=True)
-                if array[row][place] > -np.inf
-            ]
-            assert len(set(real)) == len(real)
+            taken = list(zip(block[row][real[row]], within[row][real[row]], strict=True))
+            assert len(set(taken)) == len(taken)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 5)])

@@ -141,7 +141,11 @@ def _scaled(logits: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array
     logits = logits.astype(jnp.float32)
     if temperature != 1.0:
         logits = logits / temperature
-    return logits, jax.nn.logsumexp(logits, axis=-1)
+    # As `jax.nn.logsumexp`, but that one handles infinite maxima in kernels of their own. If all logits are -inf, a
+    # token's score is that of an impossible one whatever is taken away.
+    largest = logits.max(axis=-1)
+    total = jnp.exp(logits - largest[..., None]).sum(axis=-1)
+    return logits, jnp.where(largest == -jnp.inf, 0.0, largest + jnp.log(total))
 
 
 def _follow(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr.decoding.top_k import best_of_blocks, take_along, top_k
+from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
@@ -101,7 +101,7 @@ def _best_of_bits(
     # The best of the eight tokens of each octet, and the octets with the best ones.
     peaks = functools.reduce(jnp.maximum, map(plane, range(PLANES))) + offset[..., None]
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
-    beam, octet = place // num_octets, place % num_octets
+    beam, octet = split(place, num_octets)
     bits = take_along(octets.reshape(batch, -1), place)[..., None]
     at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
     scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST)
@@ -111,8 +111,8 @@ def _best_of_bits(
     width = min(width, scored[0].size)
     scores, column, bit = best_of_blocks(peak, scored, width)
 
-    parents = take_along(beam, column)
-    token = take_along(octet, column) + bit * num_octets
+    parents, octet = split(take_along(place, column), num_octets)
+    token = octet + bit * num_octets
     exist = scores > -jnp.inf
     row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
     first = take_along(index.first_child[depth][nodes.begin], parents)
@@ -138,7 +138,8 @@ def _best_octets(peaks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # Every `groups`-th octet of one beam forms a group: maxima are then taken between rows of numbers.
     maxima = peaks.reshape(batch, beams, _OCTETS, groups).max(axis=2)
     maxima, group = top_k(maxima.reshape(batch, -1), count)
-    first = group // groups * octets + group % groups
+    beam, group = split(group, groups)
+    first = beam * octets + group
     places = first[..., None] + groups * jnp.arange(_OCTETS)
     best, block, within = best_of_blocks(
         maxima, take_along(peaks.reshape(batch, -1), places), count
@@ -216,7 +217,8 @@ def _best_of_few(
     # Place by place rather than beam by beam: most beams have one child, and it is faster to meet those first.
     flat = scored.swapaxes(1, 2).reshape(batch, -1)
     scores, chosen = top_k(flat, min(width, beams * count))
-    return scores, chosen % beams, chosen // beams
+    place, parents = split(chosen, beams)
+    return scores, parents, place
 
 
 def _pick(values: jax.Array, parents: jax.Array, place: jax.Array) -> jax.Array:

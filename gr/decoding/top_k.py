@@ -33,10 +33,15 @@ def best_of_blocks(
     others = jnp.where(jnp.arange(size) == peak[:, :, None], -jnp.inf, blocks)
     values = jnp.concatenate([maxima, others.reshape(batch, -1)], axis=1)
     best, places = top_k(values, k)
-    rest = jnp.maximum(places - count, 0)
-    block = jnp.where(places < count, places, rest // size)
-    within = jnp.where(places < count, take_along(peak, block), rest % size)
+    other_block, other_within = split(jnp.maximum(places - count, 0), size)
+    block = jnp.where(places < count, places, other_block)
+    within = jnp.where(places < count, take_along(peak, block), other_within)
     return best, block, within
+
+
+def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Row and column of non-negative places in rows of `size`; plainer than `//` and `%`, which mind the sign."""
+    return jax.lax.div(places, jnp.int32(size)), jax.lax.rem(places, jnp.int32(size))
 
 
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ def beam_search(
     length_penalty: float = 0.0,
     num_groups: int = 1,
     diversity: float = 0.0,
+    keep_beams: bool = False,
 ) -> Candidates:
     """The `num_beams` best semantic IDs of each user by constrained beam search.
 
@@ -50,6 +51,7 @@ def beam_search(
             that earlier groups took at this step costs `diversity` (diverse beam search, arXiv 1610.02424, with
             Hamming diversity). No semantic ID is in two groups. Scores are without these costs.
         diversity: see `num_groups`.
+        keep_beams: whether to return the nodes that were in the beam after each step.
 
     Returns:
         Candidates with M beams.
@@ -58,7 +60,7 @@ def beam_search(
         DecodingError: if an option is out of range, the logits are narrower than the index's vocabulary, or the
             constraint is for another number of users.
     """
-    options = Options(num_beams, temperature, length_penalty, num_groups, diversity)
+    options = Options(num_beams, temperature, length_penalty, num_groups, diversity, keep_beams)
     return _beam_search(backbone, index, history, constraint, options=options)
 
 
@@ -123,7 +125,8 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
             beams = _follow(source, beams, rest[depth - source.settled], logits, normaliser)
         tokens.append(beams.tokens)
         parents.append(beams.parents)
-        names.append(source.names(beams.states))
+        if options.keep_beams:
+            names.append(source.names(beams.states))
 
     # Best first. A semantic ID none of whose items is allowed may have been let through where no level was scanned.
     items = source.items(beams.states)

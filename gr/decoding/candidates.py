@@ -24,6 +24,5 @@ class Candidates:
     )  # [B, M, C] int32: the rows of all items with that semantic ID, in row order, -1-padded.
     scores: jax.Array  # [B, M] float32 log-probabilities, in descending order.
     valid: jax.Array  # [B, M] bool.
-    beams: tuple[
-        jax.Array, ...
-    ]  # beams[t] [B, M_t] int32: trie nodes of depth t + 1 alive after step t, -1-padded.
+    # beams[t] [B, M_t] int32, if asked for: names of the trie nodes of depth t + 1 alive after step t, -1-padded.
+    beams: tuple[jax.Array, ...] = ()

@@ -22,6 +22,7 @@ class Options:
     length_penalty: float = 0.0
     num_groups: int = 1
     diversity: float = 0.0
+    keep_beams: bool = False
 
     def __post_init__(self):
         if self.num_beams < 1:

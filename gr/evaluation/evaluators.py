@@ -103,7 +103,7 @@ def _decode(
     num_beams: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     history, target = tokens[history], tokens[target]
-    found = beam_search(model, index, history, num_beams, constraint=excluded)
+    found = beam_search(model, index, history, num_beams, constraint=excluded, keep_beams=True)
     log_probs = token_log_probs(model.target_logits(history, target), target)
     return found.items, found.scores, prefix_hits(index, found, target), log_probs
 

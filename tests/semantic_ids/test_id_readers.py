@@ -104,6 +104,9 @@ def test_npy(tmp_path):
     assert read_codes_npy(path, ["a", "b"]).codes.tolist() == [[1, 0], [0, 2]]
     with pytest.raises(SemanticIdError, match=r"codes\.npy: 2 rows of codes but item_ids"):
         read_codes_npy(path, ["a"])
+    np.save(path, np.array(3))
+    with pytest.raises(SemanticIdError, match=r"codes\.npy: codes must be"):
+        read_codes_npy(path)
     np.save(path, np.array([[0.5]]))
     with pytest.raises(SemanticIdError, match=r"codes\.npy: codes must be"):
         read_codes_npy(path, ["a"])
@@ -122,6 +125,9 @@ def test_the_ending_chooses_the_reader(write, tmp_path):
         ids = read_semantic_ids(tmp_path / name, wanted)
         np.testing.assert_array_equal(ids.codes, expected.codes)
         assert ids.item_ids.tolist() == wanted
+        everything = read_semantic_ids(tmp_path / name)
+        of_file = {"ids.npy": ["0", "1"], "ids.csv": ["1", "2"]}.get(name, ["1", "2", "10"])
+        assert everything.item_ids.tolist() == of_file
     with pytest.raises(SemanticIdError, match="unknown ending"):
         read_semantic_ids(tmp_path / "ids.txt", wanted)
 

@@ -1,0 +1,105 @@
+"""The choice of how each level is stored: whatever is chosen, the trie is the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from gr.trie import NO_NODE, TrieIndex, walk
+from gr.trie.layout import DENSE, SCAN, SPARSE, common_layout
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+
+def uniform(rng):
+    return rng.integers(0, 64, (3000, 4)) + 64 * np.arange(4), 256
+
+
+def one_long_stem(rng):
+    tokens = rng.integers(0, 30, (200, 6)) + 7
+    tokens[:, :4] = 9, 8, 7, 36
+    return tokens, 37
+
+
+def many_items_of_one_id(rng):
+    tokens = rng.integers(0, 5, (300, 2))
+    tokens[:200] = 3, 3
+    return tokens, 5
+
+
+def skewed_below_many_nodes(rng):
+    tokens = rng.integers(0, 20_000, (20_000, 3))
+    tokens[:3000, 1] = 5
+    tokens[:3000, 0] = 11
+    return tokens, 20_000
+
+
+CASES = {
+    uniform: (DENSE, DENSE, SCAN, SCAN),
+    one_long_stem: (DENSE, DENSE, DENSE, DENSE, DENSE, SCAN),
+    many_items_of_one_id: (DENSE, DENSE),
+    skewed_below_many_nodes: (DENSE, SPARSE, SCAN),
+}
+
+
+def assert_same_prefixes(index, tokens, query):
+    """Walks `query` through the trie and through a set of prefixes."""
+    names = np.asarray(jax.jit(walk)(index, jnp.asarray(query)))
+    for depth in range(1, tokens.shape[1] + 1):
+        known = {tuple(row) for row in tokens[:, :depth].tolist()}
+        rows = [tuple(row) for row in query[:, :depth].tolist()]
+        assert (names[:, depth - 1] != NO_NODE).tolist() == [row in known for row in rows]
+        # A name for each prefix, and a prefix for each name.
+        found = [
+            (row, name) for row, name in zip(rows, names[:, depth - 1], strict=True) if name >= 0
+        ]
+        assert len(set(found)) == len({row for row, _ in found}) == len({n for _, n in found})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sets_of_all_sorts(case):
+    rng = np.random.default_rng(0)
+    tokens, vocab_size = case(rng)
+    index = TrieIndex.build(tokens, vocab_size)
+    layout = index.layout
+    assert tuple(level.kind for level in layout.levels) == CASES[case]
+    assert layout.handover == sum(kind != SCAN for kind in CASES[case])
+    for level in layout.levels:
+        assert level.kind != DENSE or level.span % 32 == 0
+    query = tokens[rng.integers(0, len(tokens), 200)].copy()
+    query[100:, -1] = rng.integers(0, vocab_size, 100)
+    query[150:, 1] = rng.integers(0, vocab_size, 50)
+    assert_same_prefixes(index, tokens, query)
+
+
+@pytest.mark.parametrize("headroom", [0.1, 1.0])
+def test_headroom_is_room_for_everything(headroom):
+    tokens, vocab_size = uniform(np.random.default_rng(1))
+    tight = TrieIndex.build(tokens, vocab_size).layout
+    roomy = TrieIndex.build(tokens, vocab_size, headroom=headroom).layout
+    assert roomy.max_items == -(-3000 * (1 + headroom) // 1)
+    assert roomy.max_item >= 2999 * (1 + headroom)
+    for mine, theirs in zip(roomy.levels, tight.levels, strict=True):
+        assert mine.kind == theirs.kind
+        assert mine.max_slots >= theirs.max_slots * (1 + headroom)
+        assert mine.max_nodes >= theirs.max_nodes * (1 + headroom)
+
+
+def test_a_common_layout_serves_all():
+    rng = np.random.default_rng(2)
+    sets = [
+        rng.integers(0, 64, (2000, 3)) + [0, 64, 128],
+        rng.integers(0, 10, (40, 3)) + [50, 64, 150],
+        np.array([[1, 100, 190]]),
+    ]
+    layouts = [TrieIndex.build(tokens, 192).layout for tokens in sets]
+    assert len({tuple(level.kind for level in layout.levels) for layout in layouts}) > 1
+    common = common_layout(layouts)
+    indexes = [TrieIndex.build(tokens, 192, layout=common) for tokens in sets]
+    assert len({jax.tree.structure(index) for index in indexes}) == 1
+    for index, tokens in zip(indexes, sets, strict=True):
+        query = np.concatenate([tokens[rng.integers(0, len(tokens), 60)], sets[0][:60]])
+        assert_same_prefixes(index, tokens, query)
+        assert index.num_nodes == tuple(len(p) for p in oracles.prefixes(tokens.tolist()))
+    assert common_layout(layouts[:1]) == layouts[0]

@@ -103,7 +103,9 @@ def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
     """Index and token table of the semantic IDs."""
     return Catalogue(
         semantic_ids=semantic_ids,
-        index=TrieIndex.build(semantic_ids.tokens, semantic_ids.vocab_size),
+        index=TrieIndex.build(
+            semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
+        ),
         tokens=item_token_table(semantic_ids.tokens),
     )
 

@@ -39,17 +39,16 @@ def main(argv: Sequence[str]) -> None:
     del argv
     semantic_ids = read_semantic_ids(_IDS.value)
     attributes = None if _ATTRIBUTES.value is None else load_npy(_ATTRIBUTES.value)
-    sizes, offsets = semantic_ids.codebook_sizes, semantic_ids.level_offsets.tolist()
     started = time.perf_counter()
     index = TrieIndex.build(
         semantic_ids.tokens,
         semantic_ids.vocab_size if _VOCAB_SIZE.value is None else _VOCAB_SIZE.value,
         attributes=attributes,
         headroom=_HEADROOM.value,
-        level_ranges=[(low, low + size) for low, size in zip(offsets, sizes, strict=True)],
+        level_ranges=semantic_ids.level_ranges,
     )
     seconds = time.perf_counter() - started
-    print(_text(statistics(index, sizes), index))
+    print(_text(statistics(index, semantic_ids.codebook_sizes), index))
     print(f"built in {seconds:.2f} s")
     index.save(_OUTPUT.value)
     print(f"wrote {_OUTPUT.value}")

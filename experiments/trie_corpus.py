@@ -1,7 +1,6 @@
 """Random semantic IDs for the trie benchmark, everything that is built of them, and what that costs."""
 
 import functools
-import math
 import resource
 import statistics
 import sys
@@ -17,6 +16,7 @@ from experiments.trie_baselines import CpuTrie, HashBitmap, PrefixVerification
 from experiments.trie_csr import PublishedTrie
 from gr.trie import ItemMask, TrieIndex
 from gr.trie.sorting import SortedIds, sort_ids
+from gr.trie.statistics import log2_binomial
 
 NUM_ATTRIBUTES = 8
 NUM_CANDIDATES = 50  # Tokens of a beam that the approximate verification looks up.
@@ -118,28 +118,6 @@ def measure_index(corpus: Corpus) -> dict[str, float]:
         "build_seconds": statistics.median(taken),
         "mask_seconds": statistics.median(masks),
     }
-
-
-def log2_binomial(n: int, k: int) -> float:
-    """log2 of the number of sets of k out of n semantic IDs: the bits that no index of such a set can do without.
-
-    For large n the difference of log-gammas would lose all digits: C(n, k) is taken as n**k / k! times the product of
-    (1 - i/n) for i < k, whose logarithm Stirling's formula gives without large numbers. If k > n, items share
-    semantic IDs; the set is then that of all of them, and 0 bits say so.
-    """
-    if k >= n:
-        return 0.0
-    if n < 1 << 20:
-        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        return log / math.log(2)
-    share = k / n  # Of Python's integers: n may exceed what a float can hold.
-    log_product = 0.0
-    if k * share > 1e-9:  # Else it is nothing beside the other terms.
-        # Up to terms of 1 / (n - k)**3.
-        log_product = -(n - k) * math.log1p(-share) - k - math.log1p(-share) / 2
-        log_product += (1 / n - 1 / (n - k)) / 12
-    log = k * math.log(n) - math.lgamma(k + 1) + log_product
-    return log / math.log(2)
 
 
 def peak_rss_gib() -> float:

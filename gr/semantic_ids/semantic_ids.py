@@ -97,6 +97,12 @@ class SemanticIds:
         starts = np.cumsum((0,) + self.codebook_sizes[:-1])
         return (FIRST_CODE_TOKEN + starts).astype(np.int32)
 
+    @property
+    def level_ranges(self) -> list[tuple[int, int]]:
+        """The tokens `[low, high)` of each level, [L]."""
+        lows = self.level_offsets.tolist()
+        return [(low, low + size) for low, size in zip(lows, self.codebook_sizes, strict=True)]
+
     # Items to tokens and back.
 
     @functools.cached_property

@@ -9,11 +9,11 @@ without a rebuild. `EditableIndex` adds and removes items, `SwappableIndex` repl
 from gr.trie.constraints import (
     AttributeFilter,
     Constraint,
-    ExcludeItems,
     Filter,
     ItemMask,
     prepare,
 )
+from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
 from gr.trie.layout import Layout, TrieError
 from gr.trie.overlay import EditableIndex, OverlaidIndex

@@ -11,7 +11,9 @@ SPARSE = "sparse"  # Tokens of all children in a list.
 SCAN = "scan"  # Nothing but the sorted table of semantic IDs: children are found by scanning the node's slots.
 
 # A node with so few slots is scanned, whatever else could be done.
-_SCAN_ALWAYS = 16
+_SCAN_ALWAYS = 32
+# A row of bits is looked through so much faster than a list of candidates.
+_FEW = 16
 # A level of at most so many bytes of bits is dense; a larger one if it takes at most a byte an item.
 _SMALL_BITS = 1 << 20
 _WORD = 32
@@ -126,9 +128,11 @@ def choose_layout(
         slots, nodes = shape.max_slots[depth], shape.num_nodes[depth]
         aligned = -(-(high - low) // _WORD) * _WORD
         bits = nodes * aligned // 8
-        scanning = scanning or slots <= max(_SCAN_ALWAYS, (high - low) // 16)
+        few = (high - low) // _FEW  # So many candidates a beam cost about as much as a row of bits.
+        scanning = scanning or slots <= max(_SCAN_ALWAYS, few)
         kind, span = SPARSE, high - low
-        if not scanning and bits <= max(_SMALL_BITS, shape.num_items):
+        wide = shape.max_children[depth] > few and bits <= max(_SMALL_BITS, shape.num_items)
+        if not scanning and wide:
             kind, span = DENSE, aligned
             # A level at the end of the vocabulary is aligned downwards: its logits are then one slice.
             low = max(0, min(low, vocab_size - span))

@@ -17,10 +17,10 @@ import numpy as np
 from gr.trie.constraints import (
     AttributeFilter,
     Constraint,
-    ExcludeItems,
     ItemMask,
     constraints_of,
 )
+from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import TrieIndex
 from gr.trie.layout import TrieError
 

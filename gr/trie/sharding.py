@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr.trie.constraints import DeadNodes, ExcludeItems
+from gr.trie.exclusion import DeadNodes, ExcludeItems
 from gr.trie.index import NO_ITEM, TrieIndex
 from gr.trie.layout import Layout, TrieError, common_layout
 from gr.trie.packed import PackedInts, pack

@@ -74,6 +74,8 @@ def statistics(index: TrieIndex, level_sizes: Sequence[int] | None = None) -> St
             )
         )
     groups = np.diff(starts[-1], append=num_items)
+    if math.prod(sizes) < len(groups):
+        raise TrieError(f"levels of {sizes} codes cannot hold {len(groups)} semantic IDs")
     attributes = index.attributes
     return Statistics(
         levels=tuple(levels),
@@ -86,7 +88,7 @@ def statistics(index: TrieIndex, level_sizes: Sequence[int] | None = None) -> St
         else sum(array.nbytes for array in (attributes.slots, *attributes.nodes)),
         nbytes=index.nbytes,
         bytes_per_item=index.nbytes / num_items,
-        floor_bytes_per_item=_log2_of_sets(sizes, len(groups)) / num_items / 8,
+        floor_bytes_per_item=log2_binomial(math.prod(sizes), len(groups)) / num_items / 8,
     )
 
 
@@ -120,11 +122,23 @@ def _level_bytes(index: TrieIndex, depth: int) -> int:
     return index.children[depth].nbytes + index.first_child[depth].nbytes
 
 
-def _log2_of_sets(sizes: Sequence[int], count: int) -> float:
-    """log2 of the binomial coefficient of `prod(sizes)`, which may be beyond all floating point, over `count`."""
-    if math.prod(sizes) < count:
-        raise TrieError(f"levels of {list(sizes)} codes cannot hold {count} semantic IDs")
-    log_all = sum(math.log2(size) for size in sizes)
-    taken = np.arange(1, count, dtype=np.float64)
-    left = np.log1p(-np.exp2(np.log2(taken) - log_all)).sum() / math.log(2)
-    return max(count * log_all + float(left) - math.lgamma(count + 1) / math.log(2), 0.0)
+def log2_binomial(n: int, k: int) -> float:
+    """log2 of the number of sets of k out of n semantic IDs: the bits that no index of such a set can do without.
+
+    For large n the difference of log-gammas would lose all digits: C(n, k) is taken as n**k / k! times the product of
+    (1 - i/n) for i < k, whose logarithm Stirling's formula gives without large numbers. If k > n, items share
+    semantic IDs; the set is then that of all of them, and 0 bits say so.
+    """
+    if k >= n:
+        return 0.0
+    if n < 1 << 20:
+        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        return log / math.log(2)
+    share = k / n  # Of Python's integers: n may exceed what a float can hold.
+    log_product = 0.0
+    if k * share > 1e-9:  # Else it is nothing beside the other terms.
+        # Up to terms of 1 / (n - k)**3.
+        log_product = -(n - k) * math.log1p(-share) - k - math.log1p(-share) / 2
+        log_product += (1 / n - 1 / (n - k)) / 12
+    log = k * math.log(n) - math.lgamma(k + 1) + log_product
+    return log / math.log(2)

@@ -22,11 +22,12 @@ from experiments.trie_baselines import (
     masked_search,
 )
 from experiments.trie_cases import FAST, METHODS, Case, read_cases, read_methods, reason_to_skip
-from experiments.trie_corpus import log2_binomial, random_tokens
+from experiments.trie_corpus import random_tokens
 from experiments.trie_csr import PublishedTrie, published_search
 from gr.decoding import beam_search
 from gr.trie import TrieError, TrieIndex
 from gr.trie.sorting import sort_ids
+from gr.trie.statistics import log2_binomial
 
 ROOT = Path(__file__).parents[2]
 VOCAB, LENGTH, USERS, BEAMS = 11, 4, 3, 6

@@ -7,7 +7,7 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay import TableModel, assert_same_ranking, rows
+from table_model import TableModel, assert_same_ranking, rows
 
 from gr.decoding import beam_search
 from gr.trie import AttributeFilter, EditableIndex, ExcludeItems, ItemMask, TrieError, TrieIndex

@@ -9,7 +9,7 @@ import pytest
 import tries
 
 from gr.trie import TrieError, TrieIndex
-from gr.trie.statistics import LevelStatistics, _log2_of_sets, statistics
+from gr.trie.statistics import LevelStatistics, log2_binomial, statistics
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -68,13 +68,13 @@ def test_against_dictionaries(kinds):
 )
 def test_the_floor_is_that_of_whole_numbers(sizes, count):
     exact = math.comb(math.prod(sizes), count)
-    assert _log2_of_sets(sizes, count) == pytest.approx(math.log2(exact), abs=1e-6)
+    assert log2_binomial(math.prod(sizes), count) == pytest.approx(math.log2(exact), abs=1e-6)
 
 
 def test_the_floor_where_the_product_is_beyond_floating_point():
     # Almost no two of so few are alike.
     expected = 100 * 64 * 20 - math.lgamma(101) / math.log(2)
-    assert _log2_of_sets((2**20,) * 64, 100) == pytest.approx(expected)
+    assert log2_binomial(2 ** (20 * 64), 100) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("sizes", [(2,), (2, 0), (1, 2)])

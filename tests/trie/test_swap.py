@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from replay import TableModel
+from table_model import TableModel
 
 from gr.decoding import beam as beam_module
 from gr.decoding import beam_search

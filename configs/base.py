@@ -64,7 +64,12 @@ def base_config() -> ConfigDict:
 
     # Training.
     c.loss = ConfigDict()
-    c.loss.name = "ce"
+    c.loss.name = "ce"  # Or "msl", "apao_pointwise"; see `gr.training.LossConfig`.
+    c.loss.tau = 1.0
+    c.loss.beta = 0.3
+    c.loss.eta = 1e-4
+    c.loss.weights = "adaptive"
+    c.loss.with_ce = True
     c.training = ConfigDict()
     c.training.level = (
         "user"  # All positions of a sequence in one pass; or "target": one target an example.

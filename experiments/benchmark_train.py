@@ -31,7 +31,6 @@ from gr.semantic_ids import SemanticIds
 from gr.training import (
     NO_BAD_STEP,
     TrainingError,
-    TrainState,
     make_mesh,
     replicate,
     shard_batch,
@@ -220,7 +219,7 @@ def train_calls(
     """
     mesh = make_mesh(**config.mesh)
     optimizer, train_step = build.make_optimisation(config, semantic_ids, batches, mesh)
-    state = replicate(TrainState.create(model, optimizer, build.make_key(config)), mesh)
+    state = replicate(build.make_state(config, semantic_ids, model, optimizer), mesh)
 
     def train(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state

@@ -32,7 +32,10 @@ from gr.models import (
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import (
+    LossConfig,
+    TrainState,
     TrainStep,
+    init_loss_state,
     item_token_table,
     make_optimizer,
     make_train_step,
@@ -160,6 +163,17 @@ def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
     )
 
 
+def make_state(
+    config: ConfigDict,
+    semantic_ids: SemanticIds,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state before the first step."""
+    loss_state = init_loss_state(LossConfig(**config.loss), semantic_ids.num_levels)
+    return TrainState.create(model, optimizer, make_key(config), loss_state)
+
+
 def make_optimisation(
     config: ConfigDict, semantic_ids: SemanticIds, batches: TrainBatches, mesh: Mesh
 ) -> tuple[optax.GradientTransformation, TrainStep]:
@@ -181,7 +195,8 @@ def make_optimisation(
         semantic_ids.tokens,
         level=training.level,
         targets_per_batch=batches.targets_per_batch,
-        loss=config.loss.name,
+        loss=LossConfig(**config.loss),
+        index=make_catalogue(semantic_ids).index,
     )
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 

@@ -26,7 +26,6 @@ from gr.training import (
     Checkpointer,
     FitResult,
     MetricWriter,
-    TrainState,
     fit,
     make_mesh,
     save_run_info,
@@ -98,7 +97,7 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
     # Loop.
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
         return fit(
-            TrainState.create(model, optimizer, build.make_key(config)),
+            build.make_state(config, semantic_ids, model, optimizer),
             train_step,
             batches,
             total_steps=total_steps,

@@ -1,6 +1,6 @@
 """Losses as pure functions of arrays: each returns what is minimised, most of them with metrics.
 
-`cross_entropy` of tokens; the prefix losses and adaptive weights of APAO.
+`cross_entropy` of tokens, over the vocabulary or (MSL) among what the trie allows; prefix losses and weights of APAO.
 """
 
 from gr.losses.prefix import (
@@ -11,11 +11,12 @@ from gr.losses.prefix import (
     uniform_prefix_weights,
     update_prefix_weights,
 )
-from gr.losses.token import cross_entropy, token_log_probs
+from gr.losses.token import cross_entropy, masked_token_log_probs, token_log_probs
 
 __all__ = [
     "cross_entropy",
     "init_prefix_weights",
+    "masked_token_log_probs",
     "pairwise_prefix_losses",
     "pointwise_prefix_losses",
     "stateless_prefix_weights",

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from gr.trie import TrieIndex, child_tokens, descend, root
+
 Metrics = dict[str, jax.Array]
 
 
@@ -14,6 +16,36 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def masked_token_log_probs(
+    logits: jax.Array, tokens: jax.Array, index: TrieIndex, tau: float = 1.0
+) -> jax.Array:
+    """Log-probability of each token among those that the trie allows behind its prefix (masked softmax loss, MSL).
+
+    Args:
+        logits: `[..., L, V]`.
+        tokens: the semantic IDs `[..., L]`; at padding, where the trie has no such prefix, the result is 0.
+        index: the trie of all valid semantic IDs.
+        tau: temperature, by which logits are divided.
+
+    Returns:
+        `[..., L]` float32.
+    """
+    logits = logits.astype(jnp.float32) / tau
+    nodes = root(index, tokens.shape[:-1])
+    log_probs = []
+    for depth in range(tokens.shape[-1]):
+        here = logits[..., depth, :]
+        allowed, exist = child_tokens(index, depth, nodes)
+        nodes = descend(index, depth, nodes, tokens[..., depth])
+        # Where there is no such prefix nothing is allowed: zeros keep the gradient a number.
+        exist = exist | ~nodes.exist[..., None]
+        rivals = jnp.take_along_axis(here, allowed, axis=-1, mode="clip")
+        normaliser = jax.nn.logsumexp(jnp.where(exist, rivals, -jnp.inf), axis=-1)
+        chosen = jnp.take_along_axis(here, tokens[..., depth, None], axis=-1)[..., 0]
+        log_probs.append(jnp.where(nodes.exist, chosen - normaliser, 0.0))
+    return jnp.stack(log_probs, axis=-1)
 
 
 def cross_entropy(

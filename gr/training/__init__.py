@@ -23,7 +23,12 @@ from gr.training.loop import (
 )
 from gr.training.mesh import make_mesh, replicate, shard_batch
 from gr.training.metric_writer import MetricWriter, read_metrics
-from gr.training.objectives import item_token_table, supervised_loss
+from gr.training.objectives import (
+    LossConfig,
+    init_loss_state,
+    item_token_table,
+    supervised_loss,
+)
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
 from gr.training.provenance import git_revision, load_config, save_run_info, versions
 from gr.training.state import NO_BAD_STEP, TrainState
@@ -62,5 +67,7 @@ __all__ = [
     "save_run_info",
     "shard_batch",
     "supervised_loss",
+    "LossConfig",
+    "init_loss_state",
     "versions",
 ]

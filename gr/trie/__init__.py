@@ -19,7 +19,17 @@ from gr.trie.layout import Layout, TrieError
 from gr.trie.overlay import EditableIndex, OverlaidIndex
 from gr.trie.sharding import ShardedIndex
 from gr.trie.swap import SwappableIndex
-from gr.trie.transitions import Nodes, ancestors, children, descend, items_of, root, slots_of, walk
+from gr.trie.transitions import (
+    Nodes,
+    ancestors,
+    child_tokens,
+    children,
+    descend,
+    items_of,
+    root,
+    slots_of,
+    walk,
+)
 
 __all__ = [
     "NO_ITEM",
@@ -39,6 +49,7 @@ __all__ = [
     "TrieError",
     "TrieIndex",
     "ancestors",
+    "child_tokens",
     "children",
     "descend",
     "items_of",

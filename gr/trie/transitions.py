@@ -107,6 +107,32 @@ def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Arr
     return Nodes(jnp.where(first, slots, 0), jnp.where(first, end, 0)), tokens
 
 
+def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Tokens that may follow nodes of one depth, and which of them do; see `children`, which also finds the nodes.
+
+    Args:
+        index: the trie.
+        depth: depth t of `nodes`, 0..L-1; static.
+        nodes: `[...]`.
+
+    Returns:
+        Tokens `[..., K]` int32, repeated where a SCAN level meets several items of one child; which exist, `[..., K]`.
+    """
+    level = index.layout.levels[depth]
+    if level.kind == DENSE:
+        bits = expand(take(index.children[depth], nodes.begin)) & nodes.exist[..., None]
+        return jnp.broadcast_to(jnp.arange(level.span) + level.base, bits.shape), bits
+    if level.kind == SPARSE:
+        number, exists = child_numbers(index, depth, nodes)
+        return listed_tokens(index, depth, number), exists
+    slots, inside = scanned_slots(index, depth, nodes)
+    tokens = slot_tokens(index, depth, slots)
+    differs = jnp.concatenate(
+        [jnp.ones_like(inside[..., :1]), tokens[..., 1:] != tokens[..., :-1]], axis=-1
+    )
+    return tokens, inside & differs
+
+
 def take_interval_begin(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
     """Number `[..., 1]` of the first child of nodes above the handover."""
     return index.first_child[depth][nodes.begin][..., None]

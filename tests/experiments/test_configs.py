@@ -17,7 +17,7 @@ from gr.data.load import FORMATS
 from gr.models import ModelError
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import make_mesh, make_optimizer
-from gr.training.objectives import supervised_loss
+from gr.training.objectives import LossConfig, supervised_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
@@ -107,7 +107,10 @@ def loss_of_a_batch(config):
     """Shapes of the loss of a batch in the config's training level: nothing is computed."""
     level = config.training.level
     loss = supervised_loss(
-        SEMANTIC_IDS.tokens, level=level, targets_per_batch=2.0, loss=config.loss.name
+        SEMANTIC_IDS.tokens,
+        level=level,
+        targets_per_batch=2.0,
+        loss=LossConfig(**config.loss),
     )
     if level == "user":
         batch = {"items": np.zeros((2, 4), np.int32), "weight": np.ones((2, 4), np.float32)}

@@ -3,14 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import tries
 
 from gr import losses
+from gr.trie import TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 # Compiled as a whole, which is faster than operation by operation.
 cross_entropy = jax.jit(losses.cross_entropy)
 token_log_probs = jax.jit(losses.token_log_probs)
+masked_token_log_probs = jax.jit(losses.masked_token_log_probs, static_argnames="tau")
 
 LOG2 = 0.69314718
 LOG4 = 2 * LOG2
@@ -114,3 +117,34 @@ def test_very_unlikely_targets_stay_finite():
     )(logits)
     assert float(loss) == pytest.approx((200 + 1e4) / 2, rel=1e-6)
     np.testing.assert_allclose(grad, [[[-0.5, 0.5], [-0.5, 0.5]]], atol=1e-6)
+
+
+# Masked softmax.
+
+
+@pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
+def test_masked_log_probs_are_those_among_the_children(kinds):
+    rng = np.random.default_rng(0)
+    tokens = tries.random_tokens(rng, 20)
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
+    targets = tokens[rng.integers(0, 20, (2, 3))]
+    logits = rng.normal(size=(2, 3, 3, tries.VOCAB)) * 3
+    found = masked_token_log_probs(jnp.asarray(logits), jnp.asarray(targets), index, tau=2.0)
+    for place in np.ndindex(2, 3):
+        for depth, token in enumerate(targets[place]):
+            prefix = targets[place][:depth].tolist()
+            allowed = {row[depth] for row in tokens.tolist() if row[:depth] == prefix}
+            scaled = logits[place][depth] / 2.0
+            expected = scaled[token] - np.log(sum(np.exp(scaled[other]) for other in allowed))
+            assert found[place][depth] == pytest.approx(expected, abs=1e-5)
+
+
+def test_masked_log_probs_at_padding_are_harmless():
+    index = TrieIndex.build(np.array([[2, 3], [2, 4], [5, 3]]), 6)
+    tokens = jnp.array([[2, 4], [0, 0]])
+    loss = lambda logits: masked_token_log_probs(logits, tokens, index).sum()  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((2, 2, 6)))
+    # Two first tokens, and two behind the first of them.
+    assert value == pytest.approx(2 * np.log(0.5))
+    assert (gradient[1] == 0).all()
+    np.testing.assert_allclose(gradient[0], [[0, 0, 0.5, 0, 0, -0.5], [0, 0, 0, -0.5, 0.5, 0]])

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,13 @@ from flax import nnx
 from gr.data import PAD_ITEM
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
 from gr.training import TrainingError
-from gr.training.objectives import item_token_table, supervised_loss
+from gr.training.objectives import (
+    LossConfig,
+    init_loss_state,
+    item_token_table,
+    supervised_loss,
+)
+from gr.trie import TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -191,5 +198,67 @@ def test_padding_is_the_last_row_of_the_token_table():
 def test_unknown_names_are_refused():
     with pytest.raises(TrainingError, match="level 'session' is unknown; use one of target, user"):
         supervised_loss(TOKENS, level="session", targets_per_batch=1.0)
-    with pytest.raises(TrainingError, match="loss 'hinge' is unknown; use 'ce'"):
-        supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss="hinge")
+    with pytest.raises(TrainingError, match="loss 'hinge' is unknown; use one of ce, msl"):
+        LossConfig("hinge")
+    with pytest.raises(TrainingError, match=r"loss.weights='even' is unknown; use one of adaptive"):
+        LossConfig("apao_pointwise", weights="even")
+    with pytest.raises(TrainingError, match=r"loss.tau=0 must be above 0"):
+        LossConfig(tau=0)
+    with pytest.raises(TrainingError, match="give its `index`"):
+        supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=LossConfig("msl"))
+
+
+@pytest.mark.parametrize("name", ["msl", "apao_pointwise"])
+def test_other_losses_are_the_same_at_both_levels(name):
+    index = TrieIndex.build(TOKENS, VOCAB)
+    config = LossConfig(name, tau=1.5, beta=0.7, eta=0.3)
+    found = {}
+    for level, batch in BATCHES.items():
+        loss = supervised_loss(
+            TOKENS, level=level, targets_per_batch=TARGETS_PER_BATCH, loss=config, index=index
+        )
+        (value, (metrics, state)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            make_model("decoder_only"), batch(), jax.random.key(0), init_loss_state(config, LENGTH)
+        )
+        found[level] = (
+            float(value),
+            {k: float(v) for k, v in metrics.items()},
+            jax.tree.leaves(grads),
+        )
+        found[level, "state"] = jax.tree.map(np.asarray, state)
+    assert_same(found["user"], found["target"])
+    assert max(np.abs(grad).max() for grad in found["user"][2]) > 0.01
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5),
+        found["user", "state"],
+        found["target", "state"],
+    )
+
+
+@pytest.mark.parametrize("weights", ["adaptive", "stateless", "uniform"])
+def test_apao_adds_weighted_prefix_losses_to_cross_entropy(weights):
+    config = LossConfig("apao_pointwise", tau=2.0, beta=0.7, eta=0.3, weights=weights)
+    alone = dataclasses.replace(config, with_ce=False)
+    before = jnp.array([0.5, 0.25, 0.25])
+    values = {}
+    for name, loss in (("ce", None), ("both", config), ("alone", alone)):
+        loss = supervised_loss(TOKENS, level="user", targets_per_batch=TARGETS_PER_BATCH, loss=loss)
+        value, (metrics, state) = jax.jit(loss)(
+            make_model("decoder_only"), user_batch(), jax.random.key(0), before
+        )
+        values[name] = float(value)
+    # Level t's mean loss is over 6 targets, what is minimised is divided by 4.
+    levels = (
+        np.array([metrics[f"level_{t}/loss"] for t in (1, 2, 3)]) * NUM_TARGETS / TARGETS_PER_BATCH
+    )
+    losses = np.cumsum(levels) / np.arange(1, 4) / config.tau
+    shares = losses / losses.sum()
+    expected = {
+        "adaptive": np.asarray(before) * np.exp(0.3 * shares),
+        "stateless": losses * np.exp(0.3 * losses),
+        "uniform": np.ones(3),
+    }[weights]
+    expected = expected / expected.sum()
+    np.testing.assert_allclose(state, expected, rtol=1e-5)
+    assert values["alone"] == pytest.approx(0.7 * (expected * losses).sum(), rel=1e-5)
+    assert values["both"] == pytest.approx(values["ce"] + values["alone"], rel=1e-5)

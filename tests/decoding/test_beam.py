@@ -65,7 +65,7 @@ def test_a_large_trie_in_the_layout_that_is_chosen_for_it():
     vocab_size = 2 + 4 * 640
     tokens = rng.integers(0, 640, (3000, 4)) + 2 + 640 * np.arange(4)
     tokens[:2000, 0] = rng.integers(2, 12, 2000)
-    tokens[:, 1] = 642 + (tokens[:, 1] - 642) % 40
+    tokens[:, 1] = 642 + (tokens[:, 1] - 642) % 60
     tokens[1000:1010] = tokens[:10]
     index = TrieIndex.build(
         tokens, vocab_size, level_ranges=[(2 + 640 * i, 642 + 640 * i) for i in range(4)]

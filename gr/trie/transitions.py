@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gr.trie.bit_rows import expand, locate, rank
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
-from gr.trie.layout import DENSE, SPARSE
+from gr.trie.layout import DENSE, SCAN, SPARSE
 from gr.trie.packed import take
 
 
@@ -89,22 +89,16 @@ def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Arr
         The children `[..., K]`, and their tokens `[..., K]` int32. K is the level's span, `max_children` or
         `max_slots`, as it is stored; there are non-existing ones among them.
     """
-    level = index.layout.levels[depth]
-    if level.kind == DENSE:
-        bits = expand(take(index.children[depth], nodes.begin)) & nodes.exist[..., None]
-        number = take_interval_begin(index, depth, nodes) + jnp.cumsum(bits, axis=-1) - 1
-        tokens = jnp.broadcast_to(jnp.arange(level.span) + level.base, bits.shape)
-        return enter(index, depth + 1, jnp.where(bits, number, 0), bits), tokens
-    if level.kind == SPARSE:
-        number, exists = child_numbers(index, depth, nodes)
-        tokens = listed_tokens(index, depth, number)
-        return enter(index, depth + 1, jnp.where(exists, number, 0), exists), tokens
-    slots, inside = scanned_slots(index, depth, nodes)
-    tokens = slot_tokens(index, depth, slots)
-    run = _same_token(tokens, inside)
-    first = inside & ~jnp.tril(run, -1).any(-1)
-    end = slots + run.sum(-1, dtype=jnp.int32)
-    return Nodes(jnp.where(first, slots, 0), jnp.where(first, end, 0)), tokens
+    tokens, exist = child_tokens(index, depth, nodes)
+    kind = index.layout.levels[depth].kind
+    if kind == SCAN:
+        slots, inside = scanned_slots(index, depth, nodes)
+        same = (tokens[..., :, None] == tokens[..., None, :]) & inside[..., None, :]
+        end = slots + same.sum(-1, dtype=jnp.int32)
+        return Nodes(jnp.where(exist, slots, 0), jnp.where(exist, end, 0)), tokens
+    place = jnp.cumsum(exist, axis=-1, dtype=jnp.int32) - 1
+    number = _first_child_of(index, depth, nodes) + place
+    return enter(index, depth + 1, jnp.where(exist, number, 0), exist), tokens
 
 
 def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
@@ -133,15 +127,9 @@ def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array,
     return tokens, inside & differs
 
 
-def take_interval_begin(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
+def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
     """Number `[..., 1]` of the first child of nodes above the handover."""
     return index.first_child[depth][nodes.begin][..., None]
-
-
-def _same_token(tokens: jax.Array, inside: jax.Array) -> jax.Array:
-    """Pairs `[..., W, W]` of scanned slots that continue a node by the same token."""
-    same = tokens[..., :, None] == tokens[..., None, :]
-    return same & inside[..., :, None] & inside[..., None, :]
 
 
 def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:
@@ -155,7 +143,7 @@ def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> No
         word, bit = locate(offset, level.span)
         here = jnp.take_along_axis(rows, word[..., None], axis=-1)[..., 0]
         exists = known & ((here & bit) != 0)
-        number = take_interval_begin(index, depth, nodes)[..., 0] + rank(rows, offset)
+        number = _first_child_of(index, depth, nodes)[..., 0] + rank(rows, offset)
         return enter(index, depth + 1, jnp.where(exists, number, 0), exists)
     if level.kind == SPARSE:
         number, exists = _find_listed(index, depth, nodes, tokens)

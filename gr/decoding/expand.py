@@ -160,14 +160,16 @@ def _best_of_list(
     only: Filter | None,
 ) -> Step:
     numbers, exist = child_numbers(index, depth, nodes)
-    tokens = listed_tokens(index, depth, numbers)
     if only is not None:
         exist = only.children(index, depth, nodes, numbers, exist)
-    scores, parents, place = _best_of_few(offset, logits, tokens, exist, width)
+    numbers = numbers.swapaxes(1, 2)
+    tokens = listed_tokens(index, depth, numbers)
+    scores, chosen = _best_of_few(offset, logits, tokens, exist.swapaxes(1, 2), width)
+    _, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
-    number = jnp.where(exist, _pick(numbers, parents, place), 0)
-    tokens = _pick(tokens, parents, place)
-    return Step(scores, parents, tokens, enter(index, depth + 1, number, exist))
+    number = jnp.where(exist, _pick(numbers, chosen), 0)
+    nodes = enter(index, depth + 1, number, exist)
+    return Step(scores, parents, _pick(tokens, chosen), nodes)
 
 
 def _best_of_slots(
@@ -180,47 +182,43 @@ def _best_of_slots(
     only: Filter | None,
 ) -> Step:
     slots, inside = scanned_slots(index, depth, nodes)
+    slots, inside = slots.swapaxes(1, 2), inside.swapaxes(1, 2)
     tokens = slot_tokens(index, depth, slots)
     # Slots are sorted: where the token differs from the one before, another child begins.
-    begins = inside & jnp.pad(
-        tokens[..., 1:] != tokens[..., :-1],
-        ((0, 0), (0, 0), (1, 0)),
-        constant_values=True,
-    )
-    exist = begins
+    differs = tokens[:, 1:] != tokens[:, :-1]
+    exist = inside & jnp.pad(differs, ((0, 0), (1, 0), (0, 0)), constant_values=True)
     if only is not None:
         # A child is there if any of its slots is allowed.
         allowed = inside & only.slots(index, slots)
-        same = tokens[..., :, None] == tokens[..., None, :]
-        exist &= (same & allowed[..., None, :]).any(-1)
-    scores, parents, place = _best_of_few(offset, logits, tokens, exist, width)
+        same = tokens[:, :, None] == tokens[:, None]
+        exist &= (same & allowed[:, None]).any(2)
+    scores, chosen = _best_of_few(offset, logits, tokens, exist, width)
+    place, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
-    token = _pick(tokens, parents, place)
-    begin = _pick(slots, parents, place)
+    token = _pick(tokens, chosen)
     # Its slots are those of the parent with its token.
-    siblings = jnp.take_along_axis(
-        jnp.where(inside, tokens, -1), parents[..., None], axis=1, mode="promise_in_bounds"
-    )
-    end = begin + (siblings == token[..., None]).sum(-1, dtype=jnp.int32)
-    nodes = Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
-    return Step(scores, parents, token, nodes)
+    siblings = jnp.where(inside, tokens, -1)
+    siblings = jnp.take_along_axis(siblings, parents[:, None], axis=2, mode="promise_in_bounds")
+    begin = take_along(nodes.begin, parents) + place
+    end = begin + (siblings == token[:, None]).sum(1, dtype=jnp.int32)
+    return Step(scores, parents, token, Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0)))
 
 
 def _best_of_few(
     offset: jax.Array, logits: jax.Array, tokens: jax.Array, exist: jax.Array, width: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores of the best of candidates `tokens [B, M, K]`, the beam of each and its place in K, `[B, width]` each."""
-    batch, beams, count = tokens.shape
-    scored = jnp.take_along_axis(logits, tokens, axis=-1, mode="promise_in_bounds")
-    scored = jnp.maximum(scored.astype(jnp.float32), LOWEST) + offset[..., None]
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of the best of candidates `tokens [B, K, M]`, and their places in `[K * M]`, `[B, width]` each.
+
+    Candidates stand place by place rather than beam by beam: most beams have one child, and it is faster to meet
+    those first.
+    """
+    batch, count, beams = tokens.shape
+    at = tokens + logits.shape[-1] * jnp.arange(beams, dtype=jnp.int32)
+    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST) + offset[:, None]
     scored = jnp.where(exist, scored, -jnp.inf)
-    # Place by place rather than beam by beam: most beams have one child, and it is faster to meet those first.
-    flat = scored.swapaxes(1, 2).reshape(batch, -1)
-    scores, chosen = top_k(flat, min(width, beams * count))
-    place, parents = split(chosen, beams)
-    return scores, parents, place
+    return top_k(scored.reshape(batch, -1), min(width, count * beams))
 
 
-def _pick(values: jax.Array, parents: jax.Array, place: jax.Array) -> jax.Array:
-    """Elements of `[B, M, K]` at `parents` and `place`, `[B, M']` each."""
-    return take_along(values.reshape(len(values), -1), parents * values.shape[-1] + place)
+def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Elements of `[B, K, M]` at places in `[K * M]`."""
+    return take_along(values.reshape(len(values), -1), chosen)

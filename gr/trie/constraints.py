@@ -229,14 +229,17 @@ class AttributeFilter:
             raise TrieError(
                 "the index has no attributes to filter by: give `attributes` to `TrieIndex.build`"
             )
+        expected = (self.num_users, index.layout.num_attributes)
+        demands = {}
         for name in ("any_of", "all_of", "none_of"):
             wanted = getattr(self, name)
-            expected = (self.num_users, index.layout.num_attributes)
-            if wanted is not None and wanted.shape != expected:
+            demands[name] = None if wanted is None else jnp.asarray(wanted, bool)
+            if wanted is not None and demands[name].shape != expected:
                 raise TrieError(
-                    f"{name} must be {list(expected)}, [users, attributes of the index], got {list(wanted.shape)}"
+                    f"{name} must be {list(expected)}, [users, attributes of the index], "
+                    f"got {list(demands[name].shape)}"
                 )
-        return self
+        return AttributeFilter(**demands)
 
     def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
         """See `Filter.rows`."""

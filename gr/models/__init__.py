@@ -1,12 +1,14 @@
 """Flax NNX backbones that spell out semantic IDs, behind one interface (`Backbone`).
 
 `EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer `prefill / step / reorder` to decoders,
-and `target_logits` (one target per history) and `sequence_logits` (all positions in one pass) to losses.
+and `target_logits` (one target per history) and `sequence_logits` (all positions in one pass) to losses, with
+`group_states` and `sequence_and_group_states` for many candidates behind one history.
 """
 
 from gr.models.backbone import Backbone, Cache, ModelError
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
-from gr.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from gr.models.encoder_decoder import EncoderDecoder
+from gr.models.encoder_decoder_layers import EncoderDecoderConfig
 
 __all__ = [
     "Backbone",

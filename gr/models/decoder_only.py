@@ -13,6 +13,7 @@ from gr.models.layers import (
     RMSNorm,
     attend,
     attend_shared_and_own,
+    attend_suffixes,
     dropout,
     dropout_seed,
     item_lengths,
@@ -106,10 +107,8 @@ class DecoderOnly(nnx.Module):
             items: tokens `[B, T, L]`, oldest first, right-padded with 0.
             key: for dropout; None for none.
         """
-        batch, num_items, length = items.shape
-        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], dropout_seed(key))
-        hidden = hidden[:, length - 1 :].reshape(batch, num_items - 1, length, -1)
-        return self._logits(hidden)
+        states, _ = self._sequence_states(items, dropout_seed(key))
+        return self.logits(states)
 
     def target_logits(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
@@ -127,7 +126,52 @@ class DecoderOnly(nnx.Module):
         items = items.at[jnp.arange(batch), lengths].set(target)
         hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], dropout_seed(key))
         positions = lengths[:, None] * length - 1 + jnp.arange(length)
-        return self._logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
+        return self.logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
+
+    def group_states(
+        self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of a group of n candidates for each history, which is encoded once (Prefix Grouper, arXiv 2506.05433).
+
+        Args:
+            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            codes: the candidates' first S tokens `[B, n, S]`; S = L - 1 is enough to score all L.
+            key: for dropout; None for none.
+
+        Returns:
+            The state `[B, D]` that predicts the first code, and those behind each code `[B, n, S, D]`.
+        """
+        history_seed, group_seed = split_seed(dropout_seed(key), 2)
+        batch, _, length = history.shape
+        ends = item_lengths(history)
+        hidden, kept = self._run(history.reshape(batch, -1), history_seed)
+        last = (ends * length - 1)[:, None, None]
+        root = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        return root, self._continue(kept, ends[:, None], codes[:, None], group_seed)[:, 0]
+
+    def sequence_and_group_states(
+        self,
+        items: jax.Array,
+        places: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of the items of each sequence, and of n candidates that might have stood at k of its places.
+
+        Args:
+            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            places: indices `[B, k]` into the sequences, 1..T-1.
+            codes: the candidates' first S tokens `[B, k, n, S]`.
+            key: for dropout; None for none.
+
+        Returns:
+            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[B, k, n, S, D]` behind each code; the
+            state that predicts a candidate's first code is the item's own.
+        """
+        sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
+        states, kept = self._sequence_states(items, sequence_seed)
+        return states, self._continue(kept, places, codes, group_seed)
 
     # Decoding.
 
@@ -145,7 +189,7 @@ class DecoderOnly(nnx.Module):
             lengths=lengths,
             own=((empty, empty),) * len(keys),
         )
-        return self._logits(last), last, cache
+        return self.logits(last), last, cache
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
         """See `Backbone.step`."""
@@ -160,7 +204,7 @@ class DecoderOnly(nnx.Module):
             x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine), None)
             own.append(mine)
         hidden = self.norm(x)
-        return self._logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
+        return self.logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -188,10 +232,39 @@ class DecoderOnly(nnx.Module):
             kept.append((keys, values))
         return self.norm(x), kept
 
+    def _sequence_states(
+        self, items: jax.Array, seed: jax.Array | None
+    ) -> tuple[jax.Array, list[Keys]]:
+        """States `[B, T - 1, L, D]` that predict items 1..T-1 of each sequence, and what `_run` keeps."""
+        batch, num_items, length = items.shape
+        hidden, kept = self._run(items.reshape(batch, -1)[:, :-1], seed)
+        return hidden[:, length - 1 :].reshape(batch, num_items - 1, length, -1), kept
+
+    def _continue(
+        self, kept: list[Keys], ends: jax.Array, codes: jax.Array, seed: jax.Array | None
+    ) -> jax.Array:
+        """States `[B, k, n, S, D]` of candidates `codes [B, k, n, S]` that follow the first `ends [B, k]` items."""
+        batch, num_places, num, length = codes.shape
+        grid = (batch, num_places * num, length)
+        ends = jnp.repeat(ends * self.config.code_length, num, axis=1)  # [B, k * n], in tokens.
+        seen = jnp.arange(kept[0][0].shape[1]) < ends[..., None]
+        bias = jnp.where(seen, 0.0, MASKED)[:, None, :, None, :]
+        positions = (ends[..., None] + jnp.arange(length)).reshape(batch, -1)
+        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
+        x = self._embed(codes.reshape(batch, -1), embed_seed)
+        for layer, shared, layer_seed in zip(self.layers, kept, layer_seeds, strict=True):
+            attention_seed, finish_seed = split_seed(layer_seed, 2)
+            query, *own = (z.reshape(*grid, *z.shape[2:]) for z in layer.project(x, positions))
+            rate = self.config.dropout
+            mixed = attend_suffixes(query, shared, bias, own, rate=rate, seed=attention_seed)
+            x = layer.finish(x, mixed, finish_seed)
+        return self.norm(x).reshape(*codes.shape, -1)
+
     def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
         return dropout(x, self.config.dropout, seed)
 
-    def _logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., V]` float32 of hidden states `[..., D]`."""
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Cache, Keys, ModelError, check_sizes, extend, reorder_cache
+from gr.models.backbone import Cache, Keys, ModelError, extend, reorder_cache
+from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
 from gr.models.layers import (
     MASKED,
     Linear,
@@ -14,139 +15,13 @@ from gr.models.layers import (
     RMSNorm,
     attend,
     attend_own,
+    attend_suffixes,
     dropout,
     dropout_seed,
     item_lengths,
     split_seed,
 )
 from gr.semantic_ids import BOS_TOKEN
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
-    """Sizes of the encoder-decoder backbone; the defaults are the published reference size.
-
-    `causal_encoder`: a history token sees its own item and earlier ones only, so that one encoder pass serves
-    every position of a user's sequence (user-level training). `recency_bias`: cross-attention carries a relative
-    position bias too, as if the target stood right behind the history; a causal encoder needs it, because its
-    states cannot know how far from the end of the history they are.
-    """
-
-    vocab_size: int
-    code_length: int  # L, codes of a semantic ID.
-    d_model: int = 128
-    num_heads: int = 6
-    head_dim: int = 64
-    d_ff: int = 1024
-    num_encoder_layers: int = 4
-    num_decoder_layers: int = 4
-    dropout: float = 0.1
-    tied_head: bool = False
-    causal_encoder: bool = False
-    recency_bias: bool = False
-    dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
-
-    def __post_init__(self):
-        check_sizes(self)
-
-
-class SelfAttention(nnx.Module):
-    """Projections of multi-head self-attention behind a norm."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
-        inner = config.num_heads * config.head_dim
-        dtype = jnp.dtype(config.dtype)
-        self.heads = (config.num_heads, config.head_dim)
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
-        self.qkv = Linear(config.d_model, 3 * inner, rngs=rngs, dtype=dtype)
-        self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
-
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value, each `[..., H, D]`."""
-        qkv = self.qkv(self.norm(x)).reshape(*x.shape[:-1], 3, *self.heads)
-        return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-
-    def merge(self, mixed: jax.Array) -> jax.Array:
-        """Back to the residual stream's width."""
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
-
-
-class CrossAttention(nnx.Module):
-    """Projections of attention from the target's codes to the encoded history."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
-        inner = config.num_heads * config.head_dim
-        dtype = jnp.dtype(config.dtype)
-        self.heads = (config.num_heads, config.head_dim)
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
-        self.query = Linear(config.d_model, inner, rngs=rngs, dtype=dtype)
-        self.kv = Linear(config.d_model, 2 * inner, rngs=rngs, dtype=dtype)
-        self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
-
-    def keys(self, encoded: jax.Array) -> Keys:
-        """Keys and values `[B, P, H, D]` of the encoded history, computed once per user."""
-        kv = self.kv(encoded).reshape(*encoded.shape[:-1], 2, *self.heads)
-        return kv[..., 0, :, :], kv[..., 1, :, :]
-
-    def __call__(
-        self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
-    ) -> jax.Array:
-        """Attends from `x [B, Q, D]`; what it returns is added to `x` by the caller."""
-        query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
-        mixed = attend(query, *keys, bias, rate=rate, seed=seed)
-        return self.out(mixed.reshape(*x.shape[:-1], -1))
-
-
-class FeedForward(nnx.Module):
-    """T5's two-layer ReLU feed-forward behind a norm."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        self.rate = config.dropout
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
-        self.up = Linear(config.d_model, config.d_ff, rngs=rngs, dtype=dtype)
-        self.down = Linear(config.d_ff, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
-
-    def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """What is added to `x [..., D]`."""
-        return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, seed))
-
-
-class EncoderLayer(nnx.Module):
-    """Self-attention over the history, then the feed-forward."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
-        depth_scale = (2 * config.num_encoder_layers) ** -0.5
-        self.rate = config.dropout
-        self.attention = SelfAttention(config, depth_scale=depth_scale, rngs=rngs)
-        self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
-
-    def __call__(self, x: jax.Array, bias: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """`[B, P, D] -> [B, P, D]` under the additive `bias [B or 1, H or 1, P, P]`."""
-        weight_seed, out_seed, inner_seed, ffn_seed = split_seed(seed, 4)
-        mixed = attend(*self.attention.project(x), bias, rate=self.rate, seed=weight_seed)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
-        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
-
-
-class DecoderLayer(nnx.Module):
-    """Self-attention over the target's codes, cross-attention to the history, then the feed-forward."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
-        depth_scale = (3 * config.num_decoder_layers) ** -0.5
-        self.rate = config.dropout
-        self.attention = SelfAttention(config, depth_scale=depth_scale, rngs=rngs)
-        self.cross = CrossAttention(config, depth_scale=depth_scale, rngs=rngs)
-        self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
-
-    def finish(
-        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, seed: jax.Array | None
-    ) -> jax.Array:
-        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`."""
-        out_seed, weight_seed, cross_seed, inner_seed, ffn_seed = split_seed(seed, 5)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
-        x = x + dropout(self.cross(x, keys, bias, self.rate, weight_seed), self.rate, cross_seed)
-        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
 
 
 class EncoderDecoder(nnx.Module):
@@ -188,23 +63,8 @@ class EncoderDecoder(nnx.Module):
         Raises:
             ModelError: if the encoder is not causal, which would show it the targets.
         """
-        if not self.config.causal_encoder:
-            raise ModelError(
-                "user-level training needs causal_encoder=True: a bidirectional encoder would see the targets"
-            )
-        batch, num_items, length = items.shape
-        encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
-        encoded = self._encode(items[:, :-1], encoder_seed)
-        item = jnp.arange(1, num_items)
-        query_item = jnp.repeat(item, length)  # Decoder token -> index of the item it belongs to.
-        key_item = jnp.repeat(jnp.arange(num_items - 1), length)
-        bias = jnp.where(key_item[None, :] < query_item[:, None], 0.0, MASKED)[None, None]
-        if self.config.recency_bias:
-            within = jnp.tile(jnp.arange(length), num_items - 1)
-            bias = bias + self.cross_bias(query_item * length + within, jnp.arange(key_item.size))
-        targets = items[:, 1:].reshape(-1, length)
-        hidden = self._teacher_force(targets, encoded, bias, decoder_seed)
-        return self._logits(hidden).reshape(batch, num_items - 1, length, -1)
+        states, _ = self._sequence_states(items, dropout_seed(key))
+        return self.logits(states)
 
     def target_logits(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
@@ -220,8 +80,62 @@ class EncoderDecoder(nnx.Module):
         encoded = self._encode(history, encoder_seed)
         length = target.shape[1]
         bias = self._history_bias(history, jnp.arange(length))
-        hidden = self._teacher_force(target, encoded, bias, decoder_seed)
-        return self._logits(hidden).reshape(*target.shape, -1)
+        hidden, _ = self._teacher_force(target, encoded, bias, decoder_seed)
+        return self.logits(hidden).reshape(*target.shape, -1)
+
+    def group_states(
+        self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of a group of n candidates for each history, which is encoded once (Prefix Grouper, arXiv 2506.05433).
+
+        Args:
+            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            codes: the candidates' first S tokens `[B, n, S]`; S = L - 1 is enough to score all L.
+            key: for dropout; None for none.
+
+        Returns:
+            The state `[B, D]` that predicts the first code, and those behind each code `[B, n, S, D]`.
+        """
+        encoder_seed, start_seed, group_seed = split_seed(dropout_seed(key), 3)
+        encoded = self._encode(history, encoder_seed)
+        nothing = jnp.zeros((history.shape[0], 1), codes.dtype)
+        bias = self._history_bias(history, jnp.arange(1))
+        root, kept = self._teacher_force(nothing, encoded, bias, start_seed)
+        bias = self._history_bias(history, jnp.arange(1, codes.shape[2] + 1))[:, :, None]
+        states = self._continue(kept, codes[:, None], bias, group_seed)
+        return root[:, 0], states[:, 0]
+
+    def sequence_and_group_states(
+        self,
+        items: jax.Array,
+        places: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of the items of each sequence, and of n candidates that might have stood at k of its places.
+
+        Args:
+            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            places: indices `[B, k]` into the sequences, 1..T-1.
+            codes: the candidates' first S tokens `[B, k, n, S]`.
+            key: for dropout; None for none.
+
+        Returns:
+            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[B, k, n, S, D]` behind each code; the
+            state that predicts a candidate's first code is the item's own.
+        """
+        sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
+        states, kept = self._sequence_states(items, sequence_seed)
+        batch, num_items, length = items.shape
+        rows = (jnp.arange(batch)[:, None] * (num_items - 1) + places - 1).reshape(-1)
+        kept = [(tuple(x[rows] for x in own), history_keys) for own, history_keys in kept]
+        keys = jnp.arange((num_items - 1) * length)
+        bias = jnp.where(keys < places[..., None] * length, 0.0, MASKED)[:, None, :, None]
+        if self.config.recency_bias:
+            positions = places[..., None] * length + jnp.arange(1, codes.shape[-1] + 1)
+            bias = bias + self.cross_bias(positions, keys).swapaxes(1, 2)
+        return states, self._continue(kept, codes, bias, group_seed)
 
     # Decoding.
 
@@ -256,7 +170,7 @@ class EncoderDecoder(nnx.Module):
             x = layer.finish(x, attend_own(query, mine, own_bias), shared, bias, None)
             own.append(mine)
         hidden = self.decoder_norm(x)
-        return self._logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
+        return self.logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -290,12 +204,35 @@ class EncoderDecoder(nnx.Module):
             bias = bias + self.cross_bias(positions, jnp.arange(tokens.shape[1]))
         return bias
 
+    def _sequence_states(
+        self, items: jax.Array, seed: jax.Array | None
+    ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
+        """States `[B, T - 1, L, D]` of items 1..T-1 of each sequence, and what `_teacher_force` keeps."""
+        if not self.config.causal_encoder:
+            raise ModelError(
+                "user-level training needs causal_encoder=True: a bidirectional encoder would see the targets"
+            )
+        batch, num_items, length = items.shape
+        encoder_seed, decoder_seed = split_seed(seed, 2)
+        encoded = self._encode(items[:, :-1], encoder_seed)
+        item = jnp.arange(1, num_items)
+        query_item = jnp.repeat(item, length)  # Decoder token -> index of the item it belongs to.
+        key_item = jnp.repeat(jnp.arange(num_items - 1), length)
+        bias = jnp.where(key_item[None, :] < query_item[:, None], 0.0, MASKED)[None, None]
+        if self.config.recency_bias:
+            within = jnp.tile(jnp.arange(length), num_items - 1)
+            bias = bias + self.cross_bias(query_item * length + within, jnp.arange(key_item.size))
+        targets = items[:, 1:].reshape(-1, length)
+        hidden, kept = self._teacher_force(targets, encoded, bias, decoder_seed)
+        return hidden.reshape(batch, num_items - 1, length, -1), kept
+
     def _teacher_force(
         self, targets: jax.Array, encoded: jax.Array, bias: jax.Array, seed: jax.Array | None
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
         """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes see only one another.
 
-        `bias [B or 1, H or 1, n * L, P]` says what each code sees of `encoded [B, P, D]`.
+        `bias [B or 1, H or 1, n * L, P]` says what each code sees of `encoded [B, P, D]`. Also returns each layer's
+        keys and values of the target `[B * n, L, H, D]` and of the history `[B, P, H, D]`.
         """
         num_targets, length = targets.shape
         batch = encoded.shape[0]
@@ -306,20 +243,58 @@ class EncoderDecoder(nnx.Module):
         own_bias = (self.decoder_bias(positions, positions) + causal)[None]
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.decoder))
         x = self._embed(tokens, embed_seed)
+        kept = []
         for layer, layer_seed in zip(self.decoder, layer_seeds, strict=True):
             weight_seed, finish_seed = split_seed(layer_seed, 2)
-            blocks = [
+            query, *own = (
                 z.reshape(num_targets, length, *z.shape[2:]) for z in layer.attention.project(x)
-            ]
-            mixed = attend(*blocks, own_bias, rate=self.config.dropout, seed=weight_seed)
+            )
+            mixed = attend(query, *own, own_bias, rate=self.config.dropout, seed=weight_seed)
             mixed = mixed.reshape(*x.shape[:2], *mixed.shape[2:])
-            x = layer.finish(x, mixed, layer.cross.keys(encoded), bias, finish_seed)
-        return self.decoder_norm(x)
+            history_keys = layer.cross.keys(encoded)
+            x = layer.finish(x, mixed, history_keys, bias, finish_seed)
+            kept.append((tuple(own), history_keys))
+        return self.decoder_norm(x), kept
+
+    def _continue(
+        self,
+        kept: list[tuple[Keys, Keys]],
+        codes: jax.Array,
+        bias: jax.Array,
+        seed: jax.Array | None,
+    ) -> jax.Array:
+        """Decoder states `[B, k, n, S, D]` of candidates `codes [B, k, n, S]` behind the start tokens of k targets.
+
+        `kept` is what `_teacher_force` kept of those targets `[B * k, ...]`, of which only the start tokens count;
+        `bias [B, H or 1, k, S or 1, P]` says what each code sees of the history.
+        """
+        batch, num_places, num, length = codes.shape
+        grid = (batch * num_places, num, length)
+        seen = (*bias.shape[:2], num_places, num, length, bias.shape[-1])
+        history_bias = jnp.broadcast_to(bias[:, :, :, None], seen)
+        history_bias = history_bias.reshape(*bias.shape[:2], -1, bias.shape[-1])
+        own_bias = self.decoder_bias(jnp.arange(1, length + 1), jnp.arange(length + 1))
+        start_bias, own_bias = own_bias[None, :, None, :, :1], own_bias[:, :, 1:]
+        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.decoder))
+        x = self._embed(codes.reshape(batch, -1), embed_seed)
+        for layer, (target, history_keys), layer_seed in zip(
+            self.decoder, kept, layer_seeds, strict=True
+        ):
+            weight_seed, finish_seed = split_seed(layer_seed, 2)
+            query, *own = (z.reshape(*grid, *z.shape[2:]) for z in layer.attention.project(x))
+            start = tuple(z[:, :1] for z in target)
+            mixed = attend_suffixes(
+                query, start, start_bias, own, own_bias, rate=self.config.dropout, seed=weight_seed
+            )
+            mixed = mixed.reshape(*x.shape[:2], *mixed.shape[3:])
+            x = layer.finish(x, mixed, history_keys, history_bias, finish_seed)
+        return self.decoder_norm(x).reshape(*codes.shape, -1)
 
     def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
         return dropout(x, self.config.dropout, seed)
 
-    def _logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., V]` float32 of hidden states `[..., D]`."""
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

@@ -221,6 +221,70 @@ def attend_shared_and_own(
     return (mixed / total.transpose(0, 2, 1)[..., None]).astype(dtype)
 
 
+def attend_suffixes(
+    query: jax.Array,
+    shared: tuple[jax.Array, jax.Array],
+    shared_bias: jax.Array,
+    own: tuple[jax.Array, jax.Array],
+    own_bias: jax.Array | None = None,
+    *,
+    rate: float = 0.0,
+    seed: jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention of n suffixes of S tokens to the keys they share, and to their own earlier tokens.
+
+    As in `attend_shared_and_own` the two parts are merged exactly; here all S tokens are computed at once.
+
+    Args:
+        query: `[R, n, S, H, D]`.
+        shared: keys and values `[R, P, H, D]` of what all suffixes of a row continue.
+        shared_bias: broadcastable to `[R, H, n, S, P]`, `MASKED` where there is no key.
+        own: keys and values `[R, n, S, H, D]`.
+        own_bias: `[H, S, S]`, or None.
+        rate: of dropout on the weights.
+        seed: see `dropout`.
+
+    Returns:
+        `[R, n, S, H, D]`.
+    """
+    far_seed, near_seed = split_seed(seed, 2)
+    query = query * query.shape[-1] ** -0.5
+    rows, num, length, heads, width = query.shape
+    flat = query.transpose(0, 3, 1, 2, 4).reshape(rows, heads, num * length, width)
+    keys, values = (x.transpose(0, 2, 1, 3) for x in shared)
+    far = jnp.matmul(flat, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    far = far.reshape(rows, heads, num, length, -1) + shared_bias
+
+    # A few tokens each: sums over products, place by place, are fused; thousands of tiny matrix products are slow.
+    near = []
+    for i in range(length):
+        place = [_inner(query[:, :, i], own[0][:, :, j]) for j in range(i + 1)]
+        near.append(jnp.stack(place + [jnp.full_like(place[0], MASKED)] * (length - 1 - i), -1))
+    near = jnp.stack(near, axis=-2).transpose(0, 2, 1, 3, 4)  # [R, H, n, S, S].
+    if own_bias is not None:
+        near = near + own_bias[:, None]
+
+    top = jax.lax.stop_gradient(
+        jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
+    )
+    far, near = jnp.exp(far - top), jnp.exp(near - top)
+    inverse = 1.0 / (far.sum(-1, keepdims=True) + near.sum(-1, keepdims=True))
+    far = dropout((far * inverse).astype(query.dtype), rate, far_seed)
+    near = dropout((near * inverse).astype(query.dtype), rate, near_seed)
+    mixed = jnp.matmul(far.reshape(rows, heads, num * length, -1), values)
+    mixed = mixed.reshape(rows, heads, num, length, width).transpose(0, 2, 3, 1, 4)
+    near = near.transpose(0, 2, 3, 1, 4)  # [R, n, S, H, S].
+    places = [
+        sum(near[:, :, i, :, j, None] * own[1][:, :, j] for j in range(i + 1))
+        for i in range(length)
+    ]
+    return mixed + jnp.stack(places, axis=2)
+
+
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a * b).sum(-1, dtype=jnp.float32)
+
+
 def attend_own(query: jax.Array, own: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
     """Attention of each beam `[B, M, H, D]` over its own keys and values `[B, M, S, H, D]`, bias `[H, S]`."""
     logits = jnp.einsum("bmhd,bmshd->bmhs", query, own[0], preferred_element_type=jnp.float32)

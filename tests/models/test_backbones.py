@@ -16,6 +16,7 @@ from gr.models import (
     ModelError,
     decoder_only,
     encoder_decoder,
+    encoder_decoder_layers,
     layers,
 )
 
@@ -328,7 +329,7 @@ def test_every_dropout_site_draws_a_mask_of_its_own(monkeypatch):
         return dropout(x, rate, seed)
 
     dropout = layers.dropout
-    for module in (layers, encoder_decoder, decoder_only):
+    for module in (layers, encoder_decoder, encoder_decoder_layers, decoder_only):
         monkeypatch.setattr(module, "dropout", recorded)
     items = jnp.asarray(random_items(0, [2], 2))
 

@@ -1,0 +1,137 @@
+"""The encoder-decoder's sizes and layers: T5's attention and feed-forward, each behind an RMS norm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gr.models.backbone import Keys, check_sizes
+from gr.models.layers import Linear, RMSNorm, attend, dropout, split_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Sizes of the encoder-decoder backbone; the defaults are the published reference size.
+
+    `causal_encoder`: a history token sees its own item and earlier ones only, so that one encoder pass serves
+    every position of a user's sequence (user-level training). `recency_bias`: cross-attention carries a relative
+    position bias too, as if the target stood right behind the history; a causal encoder needs it, because its
+    states cannot know how far from the end of the history they are.
+    """
+
+    vocab_size: int
+    code_length: int  # L, codes of a semantic ID.
+    d_model: int = 128
+    num_heads: int = 6
+    head_dim: int = 64
+    d_ff: int = 1024
+    num_encoder_layers: int = 4
+    num_decoder_layers: int = 4
+    dropout: float = 0.1
+    tied_head: bool = False
+    causal_encoder: bool = False
+    recency_bias: bool = False
+    dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
+
+    def __post_init__(self):
+        check_sizes(self)
+
+
+class SelfAttention(nnx.Module):
+    """Projections of multi-head self-attention behind a norm."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
+        inner = config.num_heads * config.head_dim
+        dtype = jnp.dtype(config.dtype)
+        self.heads = (config.num_heads, config.head_dim)
+        self.norm = RMSNorm(config.d_model, dtype=dtype)
+        self.qkv = Linear(config.d_model, 3 * inner, rngs=rngs, dtype=dtype)
+        self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value, each `[..., H, D]`."""
+        qkv = self.qkv(self.norm(x)).reshape(*x.shape[:-1], 3, *self.heads)
+        return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+
+    def merge(self, mixed: jax.Array) -> jax.Array:
+        """Back to the residual stream's width."""
+        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
+
+
+class CrossAttention(nnx.Module):
+    """Projections of attention from the target's codes to the encoded history."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
+        inner = config.num_heads * config.head_dim
+        dtype = jnp.dtype(config.dtype)
+        self.heads = (config.num_heads, config.head_dim)
+        self.norm = RMSNorm(config.d_model, dtype=dtype)
+        self.query = Linear(config.d_model, inner, rngs=rngs, dtype=dtype)
+        self.kv = Linear(config.d_model, 2 * inner, rngs=rngs, dtype=dtype)
+        self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
+
+    def keys(self, encoded: jax.Array) -> Keys:
+        """Keys and values `[B, P, H, D]` of the encoded history, computed once per user."""
+        kv = self.kv(encoded).reshape(*encoded.shape[:-1], 2, *self.heads)
+        return kv[..., 0, :, :], kv[..., 1, :, :]
+
+    def __call__(
+        self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
+    ) -> jax.Array:
+        """Attends from `x [B, Q, D]`; what it returns is added to `x` by the caller."""
+        query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
+        mixed = attend(query, *keys, bias, rate=rate, seed=seed)
+        return self.out(mixed.reshape(*x.shape[:-1], -1))
+
+
+class FeedForward(nnx.Module):
+    """T5's two-layer ReLU feed-forward behind a norm."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.rate = config.dropout
+        self.norm = RMSNorm(config.d_model, dtype=dtype)
+        self.up = Linear(config.d_model, config.d_ff, rngs=rngs, dtype=dtype)
+        self.down = Linear(config.d_ff, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
+
+    def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
+        """What is added to `x [..., D]`."""
+        return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, seed))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention over the history, then the feed-forward."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
+        depth_scale = (2 * config.num_encoder_layers) ** -0.5
+        self.rate = config.dropout
+        self.attention = SelfAttention(config, depth_scale=depth_scale, rngs=rngs)
+        self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
+
+    def __call__(self, x: jax.Array, bias: jax.Array, seed: jax.Array | None) -> jax.Array:
+        """`[B, P, D] -> [B, P, D]` under the additive `bias [B or 1, H or 1, P, P]`."""
+        weight_seed, out_seed, inner_seed, ffn_seed = split_seed(seed, 4)
+        mixed = attend(*self.attention.project(x), bias, rate=self.rate, seed=weight_seed)
+        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
+        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention over the target's codes, cross-attention to the history, then the feed-forward."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
+        depth_scale = (3 * config.num_decoder_layers) ** -0.5
+        self.rate = config.dropout
+        self.attention = SelfAttention(config, depth_scale=depth_scale, rngs=rngs)
+        self.cross = CrossAttention(config, depth_scale=depth_scale, rngs=rngs)
+        self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
+
+    def finish(
+        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, seed: jax.Array | None
+    ) -> jax.Array:
+        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`."""
+        out_seed, weight_seed, cross_seed, inner_seed, ffn_seed = split_seed(seed, 5)
+        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
+        x = x + dropout(self.cross(x, keys, bias, self.rate, weight_seed), self.rate, cross_seed)
+        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)

@@ -64,12 +64,15 @@ def base_config() -> ConfigDict:
 
     # Training.
     c.loss = ConfigDict()
-    c.loss.name = "ce"  # Or "msl", "apao_pointwise"; see `gr.training.LossConfig`.
+    c.loss.name = "ce"  # Or "msl", "apao_pointwise", "apao_pairwise"; see `gr.training.LossConfig`.
     c.loss.tau = 1.0
     c.loss.beta = 0.3
     c.loss.eta = 1e-4
     c.loss.weights = "adaptive"
     c.loss.with_ce = True
+    c.loss.num_negatives = 100
+    c.loss.all_first_codes = False
+    c.loss.pairwise_share = 0.125
     c.training = ConfigDict()
     c.training.level = (
         "user"  # All positions of a sequence in one pass; or "target": one target an example.

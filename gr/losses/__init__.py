@@ -11,10 +11,16 @@ from gr.losses.prefix import (
     uniform_prefix_weights,
     update_prefix_weights,
 )
-from gr.losses.token import cross_entropy, masked_token_log_probs, token_log_probs
+from gr.losses.token import (
+    cross_entropy,
+    group_token_log_probs,
+    masked_token_log_probs,
+    token_log_probs,
+)
 
 __all__ = [
     "cross_entropy",
+    "group_token_log_probs",
     "init_prefix_weights",
     "masked_token_log_probs",
     "pairwise_prefix_losses",

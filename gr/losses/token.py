@@ -18,6 +18,23 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def group_token_log_probs(first: jax.Array, later: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probability of each token of a group's n candidates, which share the prediction of the first code.
+
+    Args:
+        first: logits of the first code `[..., V]`.
+        later: logits of the others `[..., n, L - 1, V]`.
+        tokens: `[..., n, L]`.
+
+    Returns:
+        `[..., n, L]` float32.
+    """
+    first = first.astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(first, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(first, tokens[..., 0], axis=-1) - normaliser
+    return jnp.concatenate([chosen[..., None], token_log_probs(later, tokens[..., 1:])], axis=-1)
+
+
 def masked_token_log_probs(
     logits: jax.Array, tokens: jax.Array, index: TrieIndex, tau: float = 1.0
 ) -> jax.Array:

@@ -147,30 +147,33 @@ class DecoderOnly(nnx.Module):
         hidden, kept = self._run(history.reshape(batch, -1), history_seed)
         last = (ends * length - 1)[:, None, None]
         root = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-        return root, self._continue(kept, ends[:, None], codes[:, None], group_seed)[:, 0]
+        return root, self._continue(kept, ends, codes, group_seed)
 
     def sequence_and_group_states(
         self,
         items: jax.Array,
+        rows: jax.Array,
         places: jax.Array,
         codes: jax.Array,
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of the items of each sequence, and of n candidates that might have stood at k of its places.
+        """States of the items of each sequence, and of n candidates that might have stood at Q places of the batch.
 
         Args:
             items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            places: indices `[B, k]` into the sequences, 1..T-1.
-            codes: the candidates' first S tokens `[B, k, n, S]`.
+            rows: sequences of the places `[Q]`, 0..B-1.
+            places: their indices `[Q]` into these sequences, 1..T-1.
+            codes: the candidates' first S tokens `[Q, n, S]`.
             key: for dropout; None for none.
 
         Returns:
-            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[B, k, n, S, D]` behind each code; the
+            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[Q, n, S, D]` behind each code; the
             state that predicts a candidate's first code is the item's own.
         """
         sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
         states, kept = self._sequence_states(items, sequence_seed)
+        kept = [tuple(x[rows] for x in keys) for keys in kept]
         return states, self._continue(kept, places, codes, group_seed)
 
     # Decoding.
@@ -243,18 +246,19 @@ class DecoderOnly(nnx.Module):
     def _continue(
         self, kept: list[Keys], ends: jax.Array, codes: jax.Array, seed: jax.Array | None
     ) -> jax.Array:
-        """States `[B, k, n, S, D]` of candidates `codes [B, k, n, S]` that follow the first `ends [B, k]` items."""
-        batch, num_places, num, length = codes.shape
-        grid = (batch, num_places * num, length)
-        ends = jnp.repeat(ends * self.config.code_length, num, axis=1)  # [B, k * n], in tokens.
-        seen = jnp.arange(kept[0][0].shape[1]) < ends[..., None]
-        bias = jnp.where(seen, 0.0, MASKED)[:, None, :, None, :]
-        positions = (ends[..., None] + jnp.arange(length)).reshape(batch, -1)
+        """States `[R, n, S, D]` of candidates `codes [R, n, S]` that follow the first `ends [R]` items of `kept`."""
+        batch, num, length = codes.shape
+        ends = ends[:, None] * self.config.code_length  # In tokens.
+        seen = jnp.arange(kept[0][0].shape[1]) < ends
+        bias = jnp.where(seen, 0.0, MASKED)[:, None, None, None, :]
+        positions = jnp.tile(ends + jnp.arange(length), (1, num))
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
         x = self._embed(codes.reshape(batch, -1), embed_seed)
         for layer, shared, layer_seed in zip(self.layers, kept, layer_seeds, strict=True):
             attention_seed, finish_seed = split_seed(layer_seed, 2)
-            query, *own = (z.reshape(*grid, *z.shape[2:]) for z in layer.project(x, positions))
+            query, *own = (
+                z.reshape(*codes.shape, *z.shape[2:]) for z in layer.project(x, positions)
+            )
             rate = self.config.dropout
             mixed = attend_suffixes(query, shared, bias, own, rate=rate, seed=attention_seed)
             x = layer.finish(x, mixed, finish_seed)

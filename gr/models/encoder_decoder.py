@@ -101,40 +101,44 @@ class EncoderDecoder(nnx.Module):
         nothing = jnp.zeros((history.shape[0], 1), codes.dtype)
         bias = self._history_bias(history, jnp.arange(1))
         root, kept = self._teacher_force(nothing, encoded, bias, start_seed)
-        bias = self._history_bias(history, jnp.arange(1, codes.shape[2] + 1))[:, :, None]
-        states = self._continue(kept, codes[:, None], bias, group_seed)
-        return root[:, 0], states[:, 0]
+        bias = self._history_bias(history, jnp.arange(1, codes.shape[2] + 1))
+        return root[:, 0], self._continue(kept, codes, bias, group_seed)
 
     def sequence_and_group_states(
         self,
         items: jax.Array,
+        rows: jax.Array,
         places: jax.Array,
         codes: jax.Array,
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of the items of each sequence, and of n candidates that might have stood at k of its places.
+        """States of the items of each sequence, and of n candidates that might have stood at Q places of the batch.
 
         Args:
             items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            places: indices `[B, k]` into the sequences, 1..T-1.
-            codes: the candidates' first S tokens `[B, k, n, S]`.
+            rows: sequences of the places `[Q]`, 0..B-1.
+            places: their indices `[Q]` into these sequences, 1..T-1.
+            codes: the candidates' first S tokens `[Q, n, S]`.
             key: for dropout; None for none.
 
         Returns:
-            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[B, k, n, S, D]` behind each code; the
+            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[Q, n, S, D]` behind each code; the
             state that predicts a candidate's first code is the item's own.
         """
         sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
         states, kept = self._sequence_states(items, sequence_seed)
-        batch, num_items, length = items.shape
-        rows = (jnp.arange(batch)[:, None] * (num_items - 1) + places - 1).reshape(-1)
-        kept = [(tuple(x[rows] for x in own), history_keys) for own, history_keys in kept]
+        num_items, length = items.shape[1:]
+        targets = rows * (num_items - 1) + places - 1
+        kept = [
+            (tuple(x[targets] for x in own), tuple(x[rows] for x in history_keys))
+            for own, history_keys in kept
+        ]
         keys = jnp.arange((num_items - 1) * length)
-        bias = jnp.where(keys < places[..., None] * length, 0.0, MASKED)[:, None, :, None]
+        bias = jnp.where(keys < places[:, None] * length, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
-            positions = places[..., None] * length + jnp.arange(1, codes.shape[-1] + 1)
-            bias = bias + self.cross_bias(positions, keys).swapaxes(1, 2)
+            positions = places[:, None] * length + jnp.arange(1, codes.shape[-1] + 1)
+            bias = bias + self.cross_bias(positions, keys)
         return states, self._continue(kept, codes, bias, group_seed)
 
     # Decoding.
@@ -263,16 +267,15 @@ class EncoderDecoder(nnx.Module):
         bias: jax.Array,
         seed: jax.Array | None,
     ) -> jax.Array:
-        """Decoder states `[B, k, n, S, D]` of candidates `codes [B, k, n, S]` behind the start tokens of k targets.
+        """Decoder states `[R, n, S, D]` of candidates `codes [R, n, S]` behind the start tokens of R targets.
 
-        `kept` is what `_teacher_force` kept of those targets `[B * k, ...]`, of which only the start tokens count;
-        `bias [B, H or 1, k, S or 1, P]` says what each code sees of the history.
+        `kept` is what `_teacher_force` kept of those targets `[R, ...]`, of which only the start tokens count, and of
+        their histories `[R, P, H, D]`; `bias [R, H or 1, S or 1, P]` says what each code sees of the history.
         """
-        batch, num_places, num, length = codes.shape
-        grid = (batch * num_places, num, length)
-        seen = (*bias.shape[:2], num_places, num, length, bias.shape[-1])
-        history_bias = jnp.broadcast_to(bias[:, :, :, None], seen)
-        history_bias = history_bias.reshape(*bias.shape[:2], -1, bias.shape[-1])
+        batch, num, length = codes.shape
+        seen = (*bias.shape[:2], num, length, bias.shape[-1])
+        history_bias = jnp.broadcast_to(bias[:, :, None], seen)
+        history_bias = history_bias.reshape(*bias.shape[:2], num * length, -1)
         own_bias = self.decoder_bias(jnp.arange(1, length + 1), jnp.arange(length + 1))
         start_bias, own_bias = own_bias[None, :, None, :, :1], own_bias[:, :, 1:]
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.decoder))
@@ -281,7 +284,9 @@ class EncoderDecoder(nnx.Module):
             self.decoder, kept, layer_seeds, strict=True
         ):
             weight_seed, finish_seed = split_seed(layer_seed, 2)
-            query, *own = (z.reshape(*grid, *z.shape[2:]) for z in layer.attention.project(x))
+            query, *own = (
+                z.reshape(*codes.shape, *z.shape[2:]) for z in layer.attention.project(x)
+            )
             start = tuple(z[:, :1] for z in target)
             mixed = attend_suffixes(
                 query, start, start_bias, own, own_bias, rate=self.config.dropout, seed=weight_seed

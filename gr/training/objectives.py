@@ -1,6 +1,7 @@
 """What is minimised in supervised training: from a batch of item rows to a loss."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 
 from gr.losses import (
     cross_entropy,
+    group_token_log_probs,
     init_prefix_weights,
     masked_token_log_probs,
+    pairwise_prefix_losses,
     pointwise_prefix_losses,
     stateless_prefix_weights,
     token_log_probs,
@@ -19,8 +22,9 @@ from gr.losses import (
 )
 from gr.semantic_ids import PAD_TOKEN
 from gr.training.errors import TrainingError
+from gr.training.places import draw_places
 from gr.training.step import LossFn
-from gr.trie import TrieIndex
+from gr.trie import TrieIndex, walk
 
 LEVELS = (
     "target",
@@ -28,7 +32,7 @@ LEVELS = (
 )  # One target per example, or all positions of a user's sequence in one pass.
 
 
-LOSSES = ("ce", "msl", "apao_pointwise")
+LOSSES = ("ce", "msl", "apao_pointwise", "apao_pairwise")
 WEIGHTS = ("adaptive", "stateless", "uniform")
 
 
@@ -39,12 +43,16 @@ class LossConfig:
     Raises `TrainingError` for a name that is unknown or a number that cannot work.
     """
 
-    name: str = "ce"  # "ce", "msl" (masked softmax), or "apao_pointwise": CE and prefix losses.
+    name: str = "ce"  # "ce", "msl" (masked softmax), or CE and prefix losses: see `LOSSES`.
     tau: float = 1.0  # Temperature: of MSL's logits, or of the prefix losses.
     beta: float = 0.3  # Weight of the prefix losses.
     eta: float = 1e-4  # Step size of their adaptive weights.
     weights: str = "adaptive"  # Of the prefixes; or "stateless", as published; or "uniform".
     with_ce: bool = True  # False: the prefix losses alone.
+    num_negatives: int = 100  # Pairwise: items drawn uniformly for each target, anew at each step.
+    all_first_codes: bool = False  # Pairwise: at depth 1 every first code is a negative, exactly.
+    # Pairwise, user level: share of a batch's places that have negatives, drawn anew at each step.
+    pairwise_share: float = 0.125
 
     def __post_init__(self):
         if self.name not in LOSSES:
@@ -58,11 +66,20 @@ class LossConfig:
                 raise TrainingError(f"loss.{field}={getattr(self, field)} must be above 0")
         if self.eta < 0:
             raise TrainingError(f"loss.eta={self.eta} must not be negative")
+        if self.num_negatives < 1:
+            raise TrainingError(f"loss.num_negatives={self.num_negatives} must be at least 1")
+        if not 0 < self.pairwise_share <= 1:
+            raise TrainingError(f"loss.pairwise_share={self.pairwise_share} must lie in (0, 1]")
+
+    @property
+    def has_prefixes(self) -> bool:
+        """Whether prefixes have losses and weights of their own."""
+        return self.name.startswith("apao_")
 
 
 def init_loss_state(loss: LossConfig, length: int) -> Any:
     """What the loss carries across steps, before the first: the prefix weights `[L]`, or nothing."""
-    return init_prefix_weights(length) if loss.name == "apao_pointwise" else ()
+    return init_prefix_weights(length) if loss.has_prefixes else ()
 
 
 def supervised_loss(
@@ -82,28 +99,39 @@ def supervised_loss(
         targets_per_batch: mean number of targets in a batch; the loss is divided by it, not by each batch's own
             number, so that every target counts the same.
         loss: which; None for cross-entropy.
-        index: the trie of the items, which MSL needs.
+        index: the trie of the items, which MSL and the pairwise losses need.
 
     Raises:
-        TrainingError: for an unknown level, or MSL without a trie.
+        TrainingError: for an unknown level, a loss without the trie that it needs, or pairwise losses of semantic IDs
+            of one code, whose prefixes are the items themselves.
     """
     if level not in LEVELS:
         raise TrainingError(f"training level {level!r} is unknown; use one of {', '.join(LEVELS)}")
     loss = loss or LossConfig()
-    if loss.name == "msl" and index is None:
-        raise TrainingError("loss 'msl' masks by the trie: give its `index`")
+    if loss.name in ("msl", "apao_pairwise") and index is None:
+        raise TrainingError(f"loss {loss.name!r} needs the trie: give its `index`")
+    if loss.name == "apao_pairwise" and tokens.shape[1] < 2:
+        raise TrainingError(
+            "loss 'apao_pairwise' needs semantic IDs of two codes or more; use 'ce'"
+        )
     table = item_token_table(tokens)
 
-    def of_logits(logits: jax.Array, target: jax.Array, weight: jax.Array, loss_state: Any):
-        if loss.name == "msl":
-            token_logp = masked_token_log_probs(logits, target, index, loss.tau)
-        else:
-            token_logp = token_log_probs(logits, target)
-        value, metrics = cross_entropy(token_logp, weight, targets_per_batch)
+    def prefixes_of(token_logp: jax.Array, weight: jax.Array) -> jax.Array | None:
         if loss.name != "apao_pointwise":
-            return value, (metrics, loss_state)
-        losses = pointwise_prefix_losses(token_logp, weight, targets_per_batch) / loss.tau
-        weights = _prefix_weights(loss, losses, loss_state)
+            return None
+        return pointwise_prefix_losses(token_logp, weight, targets_per_batch) / loss.tau
+
+    def log_probs(logits: jax.Array, target: jax.Array) -> jax.Array:
+        if loss.name == "msl":
+            return masked_token_log_probs(logits, target, index, loss.tau)
+        return token_log_probs(logits, target)
+
+    def total(token_logp: jax.Array, weight: jax.Array, losses: jax.Array | None, state: Any):
+        """Cross-entropy and weighted prefix losses `[L]`, if there are any."""
+        value, metrics = cross_entropy(token_logp, weight, targets_per_batch)
+        if losses is None:
+            return value, (metrics, state)
+        weights = _prefix_weights(loss, losses, state)
         value = loss.beta * (weights * losses).sum() + (value if loss.with_ce else 0.0)
         for depth in range(len(losses)):
             metrics[f"prefix_{depth + 1}/loss"] = losses[depth]
@@ -111,16 +139,93 @@ def supervised_loss(
         return value, (metrics, weights)
 
     def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        target = table[batch["target"]]
+        target, weight = table[batch["target"]], batch["weight"]
         logits = model.target_logits(table[batch["history"]], target, key=key)
-        return of_logits(logits, target, batch["weight"], loss_state)
+        token_logp = log_probs(logits, target)
+        return total(token_logp, weight, prefixes_of(token_logp, weight), loss_state)
 
     def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        items = table[batch["items"]]
-        logits = model.sequence_logits(items, key=key)
-        return of_logits(logits, items[:, 1:], batch["weight"][:, 1:], loss_state)
+        items, weight = table[batch["items"]], batch["weight"][:, 1:]
+        token_logp = log_probs(model.sequence_logits(items, key=key), items[:, 1:])
+        return total(token_logp, weight, prefixes_of(token_logp, weight), loss_state)
 
-    return target_level if level == "target" else user_level
+    if loss.name == "apao_pairwise":
+        levels = _pairwise_levels(loss, table, index, targets_per_batch, total)
+    else:
+        levels = {"target": target_level, "user": user_level}
+    return levels[level]
+
+
+def _pairwise_levels(
+    loss: LossConfig,
+    table: jax.Array,
+    index: TrieIndex,
+    targets_per_batch: float,
+    total: Callable,
+) -> dict[str, LossFn]:
+    """The pairwise losses of both levels; `total` adds the cross-entropy."""
+    num_items = len(table) - 1
+
+    def draw(key: jax.Array, *shape: int) -> jax.Array:
+        return table[jax.random.randint(key, (*shape, loss.num_negatives), 0, num_items)]
+
+    def prefixes_of(
+        target: jax.Array,
+        target_logp: jax.Array,
+        negatives: jax.Array,
+        negative_logp: jax.Array,
+        weight: jax.Array,
+    ) -> jax.Array:
+        return pairwise_prefix_losses(
+            target_logp,
+            negative_logp,
+            walk(index, target),
+            walk(index, negatives),
+            index.node_counts[1:],
+            tau=loss.tau,
+            weight=weight,
+            normaliser=targets_per_batch,
+        )
+
+    def with_first(
+        losses: jax.Array, logits: jax.Array, target: jax.Array, weight: jax.Array
+    ) -> jax.Array:
+        """Puts the exact loss of depth 1 into `losses [L]`: that of the first code among all that there are."""
+        if not loss.all_first_codes:
+            return losses
+        exact = masked_token_log_probs(logits[..., None, :], target[..., :1], index, loss.tau)
+        return losses.at[0].set(pointwise_prefix_losses(exact, weight, targets_per_batch)[0])
+
+    def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
+        target, weight = table[batch["target"]], batch["weight"]
+        dropout_key, draw_key = jax.random.split(key)
+        group = jnp.concatenate([target[:, None], draw(draw_key, len(target))], axis=1)
+        root, states = model.group_states(table[batch["history"]], group[..., :-1], key=dropout_key)
+        first = model.logits(root)
+        group_logp = group_token_log_probs(first, model.logits(states), group)
+        token_logp = group_logp[:, 0]
+        losses = prefixes_of(target, token_logp, group[:, 1:], group_logp[:, 1:], weight)
+        return total(token_logp, weight, with_first(losses, first, target, weight), loss_state)
+
+    def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
+        items, weight = table[batch["items"]], batch["weight"][:, 1:]
+        dropout_key, draw_key, place_key = jax.random.split(key, 3)
+        rows, columns, place_weight = draw_places(place_key, weight, loss.pairwise_share)
+        negatives = draw(draw_key, len(rows))
+        states, later = model.sequence_and_group_states(
+            items, rows, columns + 1, negatives[..., :-1], key=dropout_key
+        )
+        logits, targets = model.logits(states), items[:, 1:]
+        token_logp = token_log_probs(logits, targets)
+        here = rows, columns
+        negative_logp = group_token_log_probs(logits[:, :, 0][here], model.logits(later), negatives)
+        losses = prefixes_of(
+            targets[here], token_logp[here], negatives, negative_logp, place_weight
+        )
+        losses = with_first(losses, logits[:, :, 0], targets, weight)
+        return total(token_logp, weight, losses, loss_state)
+
+    return {"target": target_level, "user": user_level}
 
 
 def _prefix_weights(loss: LossConfig, losses: jax.Array, before: jax.Array) -> jax.Array:

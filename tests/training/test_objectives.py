@@ -204,7 +204,7 @@ def test_unknown_names_are_refused():
         LossConfig("apao_pointwise", weights="even")
     with pytest.raises(TrainingError, match=r"loss.tau=0 must be above 0"):
         LossConfig(tau=0)
-    with pytest.raises(TrainingError, match="give its `index`"):
+    with pytest.raises(TrainingError, match="needs the trie: give its `index`"):
         supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=LossConfig("msl"))
 
 

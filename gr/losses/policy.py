@@ -82,16 +82,16 @@ def policy_objective(
         rewards: `[B, G]`.
         valid: `[B, G]` bool. What stands at invalid candidates, even NaN, has no influence.
         importance: weights of the candidates `[B, G]`, for those that were not drawn from the old policy (searched
-            for, or sampled without replacement: probability / inclusion probability); None: all 1. The Sibling-GRPO
-            loss, which counts each node of the tree once, does not use them.
+            for, or sampled without replacement: probability / inclusion probability, arXiv 1903.06059); None: all 1.
+            Advantages, and the Sibling-GRPO loss, which counts each node of the tree once, do not use them.
         entropy: of the policy at each code `[B, G, L]`, to be logged only.
 
     Returns:
         The loss `[]` and metrics, means over users with valid candidates or over their codes:
         `reward/mean`; `reward/std` in the group, `reward/spread_share` (of groups with unequal rewards);
         `candidates/distinct` a user; `advantage/std` over all codes and, for Sibling-GRPO, `advantage/sibling_std`
-        over the nodes with siblings; `policy/loss`, `policy/kl`, `policy/clip_share` (see `policy_loss`);
-        `policy/sibling_loss`, `policy/entropy`.
+        over the nodes with siblings; `policy/loss`, `policy/kl`, `policy/clip_share` of `policy_loss`;
+        `policy/sibling_loss`, which the returned loss has in addition; `policy/entropy`.
     """
     if config.name == "tempo":
         advantages = tempo_advantages(codes, rewards, valid)

@@ -1,8 +1,24 @@
 """Losses as pure functions of arrays: each returns what is minimised, most of them with metrics.
 
-`cross_entropy` of tokens, over the vocabulary or (MSL) among what the trie allows; prefix losses and weights of APAO.
+`cross_entropy` of tokens, over the vocabulary or (MSL) among what the trie allows; prefix losses and weights of APAO;
+rewards, advantages and policy losses of reinforcement learning (GRPO, Sibling-GRPO, TEMPO, CPPO).
 """
 
+from gr.losses.advantages import (
+    distinct_candidates,
+    grpo_advantages,
+    sibling_advantages,
+    sibling_weights,
+    tempo_advantages,
+)
+from gr.losses.errors import LossError
+from gr.losses.policy import (
+    PolicyConfig,
+    cppo_mask,
+    policy_loss,
+    policy_objective,
+    sibling_loss,
+)
 from gr.losses.prefix import (
     init_prefix_weights,
     pairwise_prefix_losses,
@@ -10,6 +26,15 @@ from gr.losses.prefix import (
     stateless_prefix_weights,
     uniform_prefix_weights,
     update_prefix_weights,
+)
+from gr.losses.rewards import (
+    Outcome,
+    Reward,
+    exact_match,
+    prefix_depth,
+    rank_aware,
+    semantic,
+    weighted_sum,
 )
 from gr.losses.token import (
     cross_entropy,
@@ -19,14 +44,32 @@ from gr.losses.token import (
 )
 
 __all__ = [
+    "LossError",
+    "Outcome",
+    "PolicyConfig",
+    "Reward",
+    "cppo_mask",
     "cross_entropy",
+    "distinct_candidates",
+    "exact_match",
     "group_token_log_probs",
+    "grpo_advantages",
     "init_prefix_weights",
     "masked_token_log_probs",
     "pairwise_prefix_losses",
     "pointwise_prefix_losses",
+    "policy_loss",
+    "policy_objective",
+    "prefix_depth",
+    "rank_aware",
+    "semantic",
+    "sibling_advantages",
+    "sibling_loss",
+    "sibling_weights",
     "stateless_prefix_weights",
+    "tempo_advantages",
     "token_log_probs",
     "uniform_prefix_weights",
     "update_prefix_weights",
+    "weighted_sum",
 ]

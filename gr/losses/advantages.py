@@ -1,0 +1,148 @@
+"""Advantages of candidates over their group, and of codes in the tree that a group's semantic IDs form.
+
+A group is the G candidates of one user. Its tree has a node for each distinct prefix of a valid candidate; duplicates
+run through the same nodes, and invalid candidates are not in it. Depths 0..L count the codes of a prefix.
+"""
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-4  # Added to standard deviations: GRPO's value in TRL and MiniOneRec, and V-STAR's among siblings.
+
+
+def grpo_advantages(rewards: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """`A_i = (R_i - mean) / (std + 1e-4)` in each user's group (GRPO, arXiv 2402.03300, section 4.1.2).
+
+    The standard deviation is the sample's (divisor n - 1), that of `torch.std` in TRL and MiniOneRec; unlike there, a
+    group of one gets 0, not NaN.
+
+    Args:
+        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        valid: `[B, G]` bool; None: all are.
+
+    Returns:
+        `[B, G]` float32; 0 for invalid candidates, and where all rewards of a group are equal.
+    """
+    valid = jnp.ones(rewards.shape, bool) if valid is None else valid
+    rewards = _above_lowest(rewards, valid)
+    count = valid.sum(axis=1, keepdims=True)
+    mean = rewards.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
+    deviation = jnp.where(valid, rewards - mean, 0.0)
+    variance = jnp.square(deviation).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
+    return jax.lax.stop_gradient(deviation / (jnp.sqrt(variance) + EPSILON))
+
+
+def sibling_advantages(
+    codes: jax.Array, rewards: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
+    """How much better a code is than its siblings (Sibling-GRPO: V-STAR, arXiv 2602.10699, section 4.3, eq. 15-18).
+
+    A child's score is the mean reward of the candidates that run through it; its advantage is (score - mean) /
+    (std + 1e-4), over the distinct children of its parent, each counted once however many candidates it has. The
+    standard deviation is the population's (divisor n), as in the published code: of two siblings with different
+    scores one gets about 1, the other about -1.
+
+    Args:
+        codes: `[B, G, L]`.
+        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        valid: `[B, G]` bool; None: all are.
+
+    Returns:
+        `[B, G, L]` float32: at each candidate's code of depth t its advantage over the other children of the
+        candidate's prefix of t - 1 codes; 0 where there are none.
+    """
+    shared = _shared_prefixes(codes, valid)
+    scores = _prefix_values(shared, rewards)[..., 1:]
+    parents, once, children = _siblings(shared)
+    # Sums over a parent's children are sums over its candidates, those of one child having weights of sum 1.
+    mean = _sum_over_group(parents, once * scores) / jnp.maximum(children, 1.0)
+    deviation = scores - mean
+    variance = _sum_over_group(parents, once * jnp.square(deviation)) / jnp.maximum(children, 1.0)
+    advantages = deviation / (jnp.sqrt(variance) + EPSILON)
+    return jax.lax.stop_gradient(jnp.where(children > 1, advantages, 0.0))
+
+
+def sibling_weights(codes: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """By how much a candidate's code counts, so that each child of a branching prefix counts once in all.
+
+    It is 1 / (the number of candidates that run through the child): they share the code's probability, so their mean
+    is the child's own term. 0 where the parent has one child, and for invalid candidates.
+
+    Args:
+        codes: `[B, G, L]`.
+        valid: `[B, G]` bool; None: all are.
+
+    Returns:
+        `[B, G, L]` float32; of a user's weights the sum is the number of the tree's nodes that have siblings.
+    """
+    _, once, children = _siblings(_shared_prefixes(codes, valid))
+    return jnp.where(children > 1, once, 0.0)
+
+
+def tempo_advantages(
+    codes: jax.Array, rewards: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
+    """GRPO's advantage plus the change of value at each code (TEMPO with prefix-to-tree values, arXiv 2509.18314).
+
+    The value `V(s)` of a prefix is the mean reward of the candidates that begin with it; choosing code t + 1 adds the
+    temporal difference `V(s_{t+1}) - V(s_t)`, in units of the reward. Where the prefix does not branch the candidates
+    below are the same, and the difference is 0.
+
+    Args:
+        codes: `[B, G, L]`.
+        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        valid: `[B, G]` bool; None: all are.
+
+    Returns:
+        `[B, G, L]` float32; 0 for invalid candidates.
+    """
+    values = _prefix_values(_shared_prefixes(codes, valid), rewards)
+    differences = jax.lax.stop_gradient(values[..., 1:] - values[..., :-1])
+    return grpo_advantages(rewards, valid)[..., None] + differences
+
+
+def distinct_candidates(codes: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """The number of distinct valid candidates of each user: `[B, G, L]` to `[B]` float32."""
+    sharing = _shared_prefixes(codes, valid)[..., -1].sum(axis=2)
+    return jnp.where(sharing > 0, 1.0 / jnp.maximum(sharing, 1.0), 0.0).sum(axis=1)
+
+
+def _shared_prefixes(codes: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Which candidates have which prefix in common, `[B, G, G, L + 1]` float32 of 0 and 1, for prefixes of 0..L codes.
+
+    By comparison of all pairs: G is some dozens, and sorting would cost more.
+    """
+    valid = jnp.ones(codes.shape[:2], bool) if valid is None else valid
+    both = (valid[:, :, None] & valid[:, None, :])[..., None]
+    equal = codes[:, :, None] == codes[:, None, :]
+    return jnp.cumprod(jnp.concatenate([both, equal], axis=-1).astype(jnp.float32), axis=-1)
+
+
+def _prefix_values(shared: jax.Array, rewards: jax.Array) -> jax.Array:
+    """Mean reward of the candidates below each prefix, above the group's lowest, `[B, G, L + 1]`; 0 if invalid."""
+    valid = jnp.diagonal(shared[..., 0], axis1=1, axis2=2) > 0
+    rewards = _above_lowest(rewards, valid)
+    return _sum_over_group(shared, rewards[..., None]) / jnp.maximum(shared.sum(axis=2), 1.0)
+
+
+def _siblings(shared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For each code: who shares its parent `[B, G, G, L]`, its weight among those, how many children there are.
+
+    The weight `[B, G, L]` is 1 / (the number of candidates with the same child), 0 if invalid. The number of children
+    `[B, G, L]` is whole: sums of such weights are not exact.
+    """
+    parents, counts = shared[..., :-1], shared[..., 1:].sum(axis=2)
+    once = jnp.where(counts > 0, 1.0 / jnp.maximum(counts, 1.0), 0.0)
+    return parents, once, jnp.round(_sum_over_group(parents, once))
+
+
+def _sum_over_group(shared: jax.Array, values: jax.Array) -> jax.Array:
+    """For each candidate the sum over those that share its prefix, `[B, G, L]`; not a matmul, which may round."""
+    return (shared * values[:, None]).sum(axis=2)
+
+
+def _above_lowest(rewards: jax.Array, valid: jax.Array) -> jax.Array:
+    """Rewards less the lowest of each group, 0 if invalid: equal rewards become exactly 0, whatever is averaged."""
+    rewards = rewards.astype(jnp.float32)
+    lowest = jnp.where(valid, rewards, jnp.inf).min(axis=1, keepdims=True)
+    return jnp.where(valid, rewards - lowest, 0.0)

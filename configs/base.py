@@ -98,6 +98,9 @@ def base_config() -> ConfigDict:
     c.decoding = ConfigDict()
     c.decoding.num_beams = 20
     c.decoding.batch_size = 128
+    # What the model's distribution is: "vocabulary", or "children" (of a prefix in the trie), for a model trained so
+    # (MSL, with temperature loss.tau). "trained": as loss.name and loss.tau say.
+    c.decoding.normalise_over = "trained"
     c.decoding.exclude_seen = True  # Items of the history are not recommended again.
 
     # Devices: the mesh's axes.

@@ -201,6 +201,15 @@ def make_optimisation(
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 
 
+def distribution(config: ConfigDict) -> dict[str, float | str]:
+    """How logits become the model's distribution: `temperature` and `normalise_over` of `beam_search`."""
+    choice = config.decoding.normalise_over
+    masked = config.loss.name == "msl"
+    if choice == "trained":
+        choice = "children" if masked else "vocabulary"
+    return {"temperature": config.loss.tau if masked else 1.0, "normalise_over": choice}
+
+
 def decode(
     config: ConfigDict,
     catalogue: Catalogue,
@@ -226,4 +235,5 @@ def decode(
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
         progress=progress,
+        **distribution(config),
     )

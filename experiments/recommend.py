@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments import build
 from experiments.errors import one_line_errors
 from experiments.reporting import candidates_by_title, item_details
 from experiments.workdir import Run, load_run
@@ -118,6 +119,7 @@ def recommend(run: Run, history: np.ndarray, top_k: int) -> tuple[np.ndarray, np
         run.catalogue.tokens[recent][None],
         num_beams=max(decoding.num_beams, top_k),
         constraint=excluded,
+        **build.distribution(run.config),
     )
     return np.asarray(found.items[0]), np.asarray(found.scores[0])
 

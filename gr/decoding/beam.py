@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.choose import Beams, Options, choose, start
+from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, Options, choose, start
 from gr.decoding.expand import LOWEST
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
@@ -30,12 +30,12 @@ def beam_search(
     num_groups: int = 1,
     diversity: float = 0.0,
     keep_beams: bool = False,
+    normalise_over: str = VOCABULARY,
 ) -> Candidates:
     """The `num_beams` best semantic IDs of each user by constrained beam search.
 
-    A beam's score is the sum of log-softmax values over the whole vocabulary; the trie only restricts which
-    tokens are considered, so no path is lost to pruning inside a step, and with M >= N all items are ranked
-    exactly as by scoring each of them.
+    A beam's score is the sum of log-softmax values; the trie only restricts which tokens are considered, so no path is
+    lost to pruning inside a step, and with M >= N all items are ranked exactly as by scoring each of them.
 
     Args:
         backbone: any pytree with `prefill / step / reorder`; it decodes semantic IDs of the index's length.
@@ -52,6 +52,9 @@ def beam_search(
             Hamming diversity). No semantic ID is in two groups. Scores are without these costs.
         diversity: see `num_groups`.
         keep_beams: whether to return the nodes that were in the beam after each step.
+        normalise_over: "vocabulary", as a model trained by cross-entropy is meant; or "children": the softmax is over
+            the tokens that the trie has behind a prefix (whatever the constraint allows), as a model trained by the
+            masked softmax loss is meant, whose other logits mean nothing. Not for an index with recent changes.
 
     Returns:
         Candidates with M beams.
@@ -60,7 +63,9 @@ def beam_search(
         DecodingError: if an option is out of range, the logits are narrower than the index's vocabulary, or the
             constraint is for another number of users.
     """
-    options = Options(num_beams, temperature, length_penalty, num_groups, diversity, keep_beams)
+    options = Options(
+        num_beams, temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over
+    )
     return _beam_search(backbone, index, history, constraint, options=options)
 
 
@@ -113,6 +118,8 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
                 cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
         logits, normaliser = _scaled(logits, options.temperature)
+        if options.normalise_over == CHILDREN:
+            normaliser = source.log_sum_exp(depth, beams.states, logits)
 
         # While there is a choice: the best continuations of all beams. From `settled` on each beam has one way left,
         # which is only scored; no beam is moved, and so no cache either.

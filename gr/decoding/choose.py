@@ -12,6 +12,9 @@ from gr.decoding.sources import Source
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_NODE
 
+VOCABULARY = "vocabulary"
+CHILDREN = "children"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -23,6 +26,7 @@ class Options:
     num_groups: int = 1
     diversity: float = 0.0
     keep_beams: bool = False
+    normalise_over: str = VOCABULARY
 
     def __post_init__(self):
         if self.num_beams < 1:
@@ -32,6 +36,10 @@ class Options:
         if self.num_groups < 1 or self.num_beams % self.num_groups:
             raise DecodingError(
                 f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
+            )
+        if self.normalise_over not in (VOCABULARY, CHILDREN):
+            raise DecodingError(
+                f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
             )
         if self.diversity < 0:
             raise DecodingError(f"diversity must not be negative, got {self.diversity}")

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from gr.decoding.candidates import DecodingError
 from gr.decoding.expand import Step, best_children
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
-from gr.trie.transitions import descend, item_slots
+from gr.trie.transitions import child_log_sum_exp, descend, item_slots
 
 
 class Source(Protocol):
@@ -40,6 +41,10 @@ class Source(Protocol):
 
     def items(self, states: Any) -> jax.Array:
         """Item numbers `[B, M, C]` of complete semantic IDs, `NO_ITEM`-padded."""
+        ...
+
+    def log_sum_exp(self, depth: int, states: Any, logits: jax.Array) -> jax.Array:
+        """Log-sum-exp `[B, M]` of the logits `[B, M, V]` of all continuations, be they allowed or not."""
         ...
 
     def names(self, states: Any) -> jax.Array:
@@ -103,6 +108,10 @@ class OneTrie:
         if items.shape[-1] == 1 or self.only is None:
             return items
         return _allowed_first(items)
+
+    def log_sum_exp(self, depth: int, states: Nodes, logits: jax.Array) -> jax.Array:
+        """See `Source.log_sum_exp`."""
+        return child_log_sum_exp(self.index, depth, states, logits)
 
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""
@@ -190,6 +199,12 @@ class TwoTries:
         items = jnp.concatenate([self.base.items(states[0]), added], axis=-1)
         return _allowed_first(items)
 
+    def log_sum_exp(self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array) -> jax.Array:
+        """See `Source.log_sum_exp`."""
+        raise DecodingError(
+            "normalise_over='children' needs one trie, and this index has changes: compact it first"
+        )
+
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
         base, added = states[0].names, states[1].names
@@ -266,6 +281,12 @@ class OneShard:
     def items(self, states: Nodes) -> jax.Array:
         """See `Source.items`."""
         return jax.lax.pmax(self.local.items(states), self.axis)
+
+    def log_sum_exp(self, depth: int, states: Nodes, logits: jax.Array) -> jax.Array:
+        """See `Source.log_sum_exp`; children of a state are on the one device that has it, those of the root on all."""
+        mine = child_log_sum_exp(self.local.index, depth, states, logits)
+        parts = jax.lax.all_gather(jnp.where(states.exist, mine, -jnp.inf), self.axis)
+        return jax.nn.logsumexp(parts, axis=0)
 
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""

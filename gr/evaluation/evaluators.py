@@ -13,7 +13,7 @@ import tqdm
 from gr.data import Sequences, Targets
 from gr.data.pipeline import evaluation_batches, histories
 from gr.decoding import Candidates, beam_search
-from gr.losses import token_log_probs
+from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
 
 
@@ -49,6 +49,8 @@ def decode_targets(
     buckets: int | Sequence[int],
     batch_size: int = 128,
     exclude_seen: bool = True,
+    temperature: float = 1.0,
+    normalise_over: str = "vocabulary",
     progress: bool = False,
 ) -> Decoded:
     """Decodes every target from its history by beam search.
@@ -64,6 +66,8 @@ def decode_targets(
         buckets: padded history lengths, or how many of them; the decoder compiles once for each.
         batch_size: users decoded at once.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
+        temperature: of the model's distribution; see `beam_search`.
+        normalise_over: "vocabulary" or "children"; see `beam_search`.
         progress: whether to show a progress bar.
     """
     batches = evaluation_batches(
@@ -82,6 +86,8 @@ def decode_targets(
                 batch["target"],
                 excluded,
                 num_beams=num_beams,
+                temperature=temperature,
+                normalise_over=normalise_over,
             )
         )
         rows.append(batch["rows"])
@@ -91,7 +97,7 @@ def decode_targets(
     return Decoded(*(_in_target_order(column, order, len(targets)) for column in columns))
 
 
-@functools.partial(jax.jit, static_argnames="num_beams")
+@functools.partial(jax.jit, static_argnames=("num_beams", "temperature", "normalise_over"))
 def _decode(
     model: Any,
     index: TrieIndex,
@@ -101,10 +107,25 @@ def _decode(
     excluded: ExcludeItems | None,
     *,
     num_beams: int,
+    temperature: float,
+    normalise_over: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     history, target = tokens[history], tokens[target]
-    found = beam_search(model, index, history, num_beams, constraint=excluded, keep_beams=True)
-    log_probs = token_log_probs(model.target_logits(history, target), target)
+    found = beam_search(
+        model,
+        index,
+        history,
+        num_beams,
+        constraint=excluded,
+        temperature=temperature,
+        normalise_over=normalise_over,
+        keep_beams=True,
+    )
+    logits = model.target_logits(history, target)
+    if normalise_over == "children":
+        log_probs = masked_token_log_probs(logits, target, index, temperature)
+    else:
+        log_probs = token_log_probs(logits / temperature, target)
     return found.items, found.scores, prefix_hits(index, found, target), log_probs
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_tokens, descend, root
+from gr.trie import TrieIndex, child_log_sum_exp, descend, root
 
 Metrics = dict[str, jax.Array]
 
@@ -54,12 +54,8 @@ def masked_token_log_probs(
     log_probs = []
     for depth in range(tokens.shape[-1]):
         here = logits[..., depth, :]
-        allowed, exist = child_tokens(index, depth, nodes)
+        normaliser = child_log_sum_exp(index, depth, nodes, here)
         nodes = descend(index, depth, nodes, tokens[..., depth])
-        # Where there is no such prefix nothing is allowed: zeros keep the gradient a number.
-        exist = exist | ~nodes.exist[..., None]
-        rivals = jnp.take_along_axis(here, allowed, axis=-1, mode="clip")
-        normaliser = jax.nn.logsumexp(jnp.where(exist, rivals, -jnp.inf), axis=-1)
         chosen = jnp.take_along_axis(here, tokens[..., depth, None], axis=-1)[..., 0]
         log_probs.append(jnp.where(nodes.exist, chosen - normaliser, 0.0))
     return jnp.stack(log_probs, axis=-1)

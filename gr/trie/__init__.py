@@ -22,6 +22,7 @@ from gr.trie.swap import SwappableIndex
 from gr.trie.transitions import (
     Nodes,
     ancestors,
+    child_log_sum_exp,
     child_tokens,
     children,
     descend,
@@ -49,6 +50,7 @@ __all__ = [
     "TrieError",
     "TrieIndex",
     "ancestors",
+    "child_log_sum_exp",
     "child_tokens",
     "children",
     "descend",

@@ -132,6 +132,24 @@ def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
     return index.first_child[depth][nodes.begin][..., None]
 
 
+def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
+    """Log-sum-exp of the logits of the tokens that may follow nodes of one depth; some number where there is no node.
+
+    Args:
+        index: the trie.
+        depth: depth t of `nodes`, 0..L-1; static.
+        nodes: `[...]`.
+        logits: `[..., V]` float32.
+
+    Returns:
+        `[...]`.
+    """
+    tokens, exist = child_tokens(index, depth, nodes)
+    exist |= ~nodes.exist[..., None]  # Lest the sum of nothing make gradients NaN.
+    rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+    return jax.nn.logsumexp(jnp.where(exist, rivals, -jnp.inf), axis=-1)
+
+
 def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:
     """The child of each node `[...]` of one depth by one token `[...]`; none where there is no such child."""
     level = index.layout.levels[depth]

@@ -16,8 +16,13 @@ from configs.amazon_office import get_config as reference_config
 
 def get_config() -> ConfigDict:
     """Office, small."""
-    c = reference_config()
+    c = shrink(reference_config())
     c.name = "Amazon Office, small"
+    return c
+
+
+def shrink(c: ConfigDict) -> ConfigDict:
+    """An experiment of the reference size at the small size, and with the small size's schedule."""
     c.encoder_decoder.d_model = 64
     c.encoder_decoder.num_heads = 4
     c.encoder_decoder.head_dim = 16

@@ -11,7 +11,7 @@ validation.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import app, flags
@@ -22,6 +22,7 @@ from experiments.workdir import Run, load_run
 from gr.data import Splits, Targets, histories
 from gr.data.files import write_atomically
 from gr.evaluation import (
+    Decoded,
     Rankings,
     evaluate_rankings,
     evaluate_with_baselines,
@@ -48,23 +49,31 @@ def main(argv: Sequence[str]) -> None:
     evaluate(run, _SPLIT.value)
 
 
-def evaluate(run: Run, split: str) -> dict:
+def evaluate(run: Run, split: str, decoded: Mapping[bool, Decoded] | None = None) -> dict:
     """Decode, rank the baselines, compare, report; returns what it writes into `metrics_SPLIT.json`.
 
     Args:
         run: the trained run.
         split: "validation" or "test".
+        decoded: what the model decoded, with seen items removed (True) and with all items allowed, if that is known.
     """
     splits, targets = run.splits, getattr(run.splits, split)
     exclude = run.config.decoding.exclude_seen
 
     # The model, under both rules.
-    decoded = {
-        rule: build.decode(
-            run.config, run.catalogue, run.model, splits, targets, exclude_seen=rule, progress=True
-        )
-        for rule in (exclude, not exclude)
-    }
+    if decoded is None:
+        decoded = {
+            rule: build.decode(
+                run.config,
+                run.catalogue,
+                run.model,
+                splits,
+                targets,
+                exclude_seen=rule,
+                progress=True,
+            )
+            for rule in (exclude, not exclude)
+        }
     wanted = splits.sequences.items[targets.positions]
     depth = min(max(KS), run.config.decoding.num_beams)
     ks = tuple(k for k in KS if k <= depth)

@@ -20,7 +20,9 @@ from gr.evaluation.bootstrap import (
     bootstrap_intervals,
     paired_bootstrap,
 )
+from gr.evaluation.comparison import Compared, Difference, RunRanks, compare_runs, survival
 from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.popularity import (
     SLICE_NAMES,
@@ -42,7 +44,13 @@ from gr.evaluation.rankings import (
     sid_ranks_of_lists,
     top_items,
 )
-from gr.evaluation.report import Candidate, Example, ReportData, render_report, write_report
+from gr.evaluation.report import (
+    Candidate,
+    Example,
+    ReportData,
+    render_report,
+    write_report,
+)
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
@@ -55,15 +63,19 @@ __all__ = [
     "NO_ITEM",
     "SLICE_NAMES",
     "Candidate",
+    "Compared",
     "Decoded",
+    "Difference",
     "EvaluationError",
     "Example",
     "PairedDifference",
     "Ranker",
     "Rankings",
     "ReportData",
+    "RunRanks",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "compare_runs",
     "coverage",
     "decode_targets",
     "evaluate_rankings",
@@ -87,10 +99,12 @@ __all__ = [
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
+    "render_comparison",
     "render_report",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
+    "survival",
     "top_items",
     "training_counts",
     "tune_item_knn",

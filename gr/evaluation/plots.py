@@ -69,7 +69,7 @@ def metric_bars(
     without a metric are left out of its panel.
     """
     colours = row_colours(list(metrics), main_row, variants)
-    figure, panels = _panels(len(names), 0.7 + 0.34 * max(len(metrics), 1))
+    figure, panels = figure_of(len(names), 0.7 + 0.34 * max(len(metrics), 1))
     for axes, name in zip(panels, names, strict=True):
         rows = [row for row in metrics if _number(metrics[row].get(name)) is not None]
         values = np.array([float(metrics[row][name]) for row in rows])
@@ -95,10 +95,10 @@ def metric_bars(
                 fontsize=_FONT - 1,
                 weight="bold" if row == main_row else "normal",
             )
-        axes.set_yticks(range(len(rows)), [_plain(row) for row in rows])
+        axes.set_yticks(range(len(rows)), [plain_text(row) for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.22 * max(ends.max(initial=0), 1e-9))
-        _style(axes, xlabel=f"{metric_label(name)} (mean over users)", grid="x")
+        style(axes, xlabel=f"{metric_label(name)} (mean over users)", grid="x")
         axes.tick_params(axis="y", length=0, labelcolor=INK)
     return figure
 
@@ -106,16 +106,16 @@ def metric_bars(
 def difference_plot(differences: Mapping[str, Mapping], *, name: str = "ndcg@10") -> Figure:
     """Paired differences to each baseline, `differences[baseline][name] = (mean, low, high)`, beside a line at 0."""
     rows = [row for row in differences if name in differences[row]]
-    figure, (axes,) = _panels(1, 1.0 + 0.34 * max(len(rows), 1))
+    figure, (axes,) = figure_of(1, 1.0 + 0.34 * max(len(rows), 1))
     for index, row in enumerate(rows):
         mean, low, high = (float(value) for value in differences[row][name])
         colour = BLUE if low > 0 else VERMILLION if high < 0 else MUTED
         error = [[max(mean - low, 0)], [max(high - mean, 0)]]
         axes.errorbar(mean, index, xerr=error, fmt="o", ms=6, color=colour, capsize=4, lw=1.8)
     axes.axvline(0, color=INK, lw=1)
-    axes.set_yticks(range(len(rows)), [_plain(f"against {row}") for row in rows])
+    axes.set_yticks(range(len(rows)), [plain_text(f"against {row}") for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    _style(
+    style(
         axes,
         xlabel=f"{metric_label(name)}, model minus baseline",
         grid="x",
@@ -135,20 +135,20 @@ def slice_bars(
     """Grouped bars: for each slice of the catalogue, one bar for each row that has `<slice>/<name>`."""
     rows = [row for row in metrics if any(f"{part}/{name}" in metrics[row] for part in slices)]
     colours = row_colours(list(metrics), main_row, variants)
-    figure, (axes,) = _panels(1, 3.3)
+    figure, (axes,) = figure_of(1, 3.3)
     width = 0.82 / max(len(rows), 1)
     for index, row in enumerate(rows):
         values = [_number(metrics[row].get(f"{part}/{name}")) or 0.0 for part in slices]
         places = np.arange(len(slices)) + (index - (len(rows) - 1) / 2) * width
-        axes.bar(places, values, width=0.9 * width, color=colours[row], label=_plain(row))
+        axes.bar(places, values, width=0.9 * width, color=colours[row], label=plain_text(row))
     axes.set_xticks(range(len(slices)), slices)
-    _style(
+    style(
         axes,
         xlabel="target's popularity in training",
         ylabel=f"{metric_label(name)} (mean over users)",
     )
     axes.tick_params(axis="x", length=0, labelcolor=INK)
-    _legend(figure, axes, columns=1)  # Row names are long.
+    top_legend(axes, columns=1)  # Row names are long.
     return figure
 
 
@@ -166,32 +166,32 @@ def learning_curves(
     horizontal lines by label in the metric's panel; `best` is the step whose weights were kept.
     """
     with_metric = len(series(curves, "validation", name, x)[0]) > 0
-    figure, panels = _panels(2 if with_metric else 1, 2.3)
+    figure, panels = figure_of(2 if with_metric else 1, 2.3)
     for split, colour, dash in (("train", GREY, "-"), ("validation", BLUE, "-")):
         steps, losses = series(curves, split, "loss", x)
         if len(steps):
-            steps, losses = _thinned(steps, losses)
+            steps, losses = thinned(steps, losses)
             marker = "o" if split == "validation" and len(steps) <= 60 else None
             label = "training" if split == "train" else split
             panels[0].plot(
                 steps, losses, dash, color=colour, lw=1.6, marker=marker, ms=3.5, label=label
             )
-    _style(panels[0], xlabel=x, ylabel="loss (nats)")
+    style(panels[0], xlabel=x, ylabel="loss (nats)")
     _mark_best(panels[0], best, x)
-    _legend(figure, panels[0], columns=3)
+    top_legend(panels[0], columns=3)
     if with_metric:
         axes = panels[1]
         axes.sharex(panels[0])
-        steps, values = _thinned(*series(curves, "validation", name, x))
+        steps, values = thinned(*series(curves, "validation", name, x))
         marker = "o" if len(steps) <= 60 else None
         axes.plot(steps, values, color=BLUE, lw=1.8, marker=marker, ms=3.5, label="validation")
         for index, (label, value) in enumerate((references or {}).items()):
             colour, dash = _OTHERS[index % len(_OTHERS)], _DASHES[1 + index % 3]
-            axes.axhline(float(value), color=colour, ls=dash, lw=1.6, label=_plain(label))
+            axes.axhline(float(value), color=colour, ls=dash, lw=1.6, label=plain_text(label))
         axes.set_ylim(bottom=0)
-        _style(axes, xlabel=x, ylabel=f"{metric_label(name)} (mean)")
+        style(axes, xlabel=x, ylabel=f"{metric_label(name)} (mean)")
         _mark_best(axes, best, x)
-        _legend(figure, axes, columns=2)
+        top_legend(axes, columns=2)
     return figure
 
 
@@ -203,11 +203,11 @@ def rate_curves(
 ) -> Figure:
     """Small panels of training values: `names` maps a key of the training lines to its axis label with unit."""
     shown = {key: label for key, label in names.items() if len(series(curves, "train", key, x)[0])}
-    figure, panels = _panels(max(len(shown), 1), 1.55)
+    figure, panels = figure_of(max(len(shown), 1), 1.55)
     for axes, (key, label) in zip(panels, shown.items(), strict=False):
-        axes.plot(*_thinned(*series(curves, "train", key, x)), color=BLUE, lw=1.4)
+        axes.plot(*thinned(*series(curves, "train", key, x)), color=BLUE, lw=1.4)
         axes.set_ylim(bottom=0)
-        _style(axes, xlabel=x, ylabel=label)
+        style(axes, xlabel=x, ylabel=label)
     return figure
 
 
@@ -215,7 +215,7 @@ def prefix_recall_plot(
     prefix_recall: Mapping[str, Sequence[float]], *, beams: int | None = None
 ) -> Figure:
     """Share of users whose target's prefix is still in the beam after each code, one line for each label."""
-    figure, (axes,) = _panels(1, 3.1)
+    figure, (axes,) = figure_of(1, 3.1)
     for index, (label, shares) in enumerate(prefix_recall.items()):
         depths = np.arange(1, len(shares) + 1)
         axes.plot(
@@ -225,14 +225,14 @@ def prefix_recall_plot(
             ls=_DASHES[index % len(_DASHES)],
             marker=_MARKERS[index % len(_MARKERS)],
             lw=1.8,
-            label=_plain(label),
+            label=plain_text(label),
         )
     deepest = max((len(shares) for shares in prefix_recall.values()), default=1)
     axes.set_xticks(range(1, deepest + 1))
     axes.set_ylim(bottom=0)
     beam = "beam" if beams is None else f"{beams} beams"
-    _style(axes, xlabel="codes decoded", ylabel=f"prefix in {beam} (% of users)")
-    _legend(figure, axes, columns=2)
+    style(axes, xlabel="codes decoded", ylabel=f"prefix in {beam} (% of users)")
+    top_legend(axes, columns=2)
     return figure
 
 
@@ -241,14 +241,14 @@ def codebook_usage(codebooks: Sequence[Mapping]) -> Figure:
 
     A level is `{"level": 1, "size": K, "counts": [K], "perplexity": P}`.
     """
-    figure, panels = _panels(len(codebooks), 1.6, columns=2)
+    figure, panels = figure_of(len(codebooks), 1.6, columns=2)
     for axes, book in zip(panels, codebooks, strict=False):
         counts = np.sort(np.asarray(book["counts"], dtype=float))[::-1]
         edges = np.arange(len(counts) + 1)
         axes.stairs(counts, edges, fill=True, color=BLUE, lw=0)
         axes.axhline(counts.mean() if len(counts) else 0, color=VERMILLION, ls="--", lw=1.2)
         axes.set_xlim(0, max(len(counts), 1))
-        _style(axes, xlabel="codes, most used first", ylabel="items")
+        style(axes, xlabel="codes, most used first", ylabel="items")
         perplexity = f", perplexity {float(book['perplexity']):.0f}" if "perplexity" in book else ""
         axes.set_title(f"level {book['level']}{perplexity}", fontsize=_FONT, color=INK, loc="left")
     return figure
@@ -295,7 +295,7 @@ def to_data_uri(figure: Figure, *, kind: str = "svg", dpi: int = 160) -> str:
     return f"data:{media};base64,{base64.b64encode(content).decode()}"
 
 
-def _panels(count: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def figure_of(count: int, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, each `height` inches high."""
     from matplotlib.figure import Figure
 
@@ -308,9 +308,10 @@ def _panels(count: int, height: float, columns: int = 1) -> tuple[Figure, list[A
     return figure, panels
 
 
-def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
-    axes.set_xlabel(_plain(xlabel), fontsize=_FONT, color=INK)
-    axes.set_ylabel(_plain(ylabel), fontsize=_FONT, color=INK)
+def style(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
+    """Labels, a grid behind the data, and no frame."""
+    axes.set_xlabel(plain_text(xlabel), fontsize=_FONT, color=INK)
+    axes.set_ylabel(plain_text(ylabel), fontsize=_FONT, color=INK)
     axes.tick_params(labelsize=_FONT - 0.5, colors=MUTED)
     axes.grid(axis=grid, color=GRID, lw=0.8)
     axes.set_axisbelow(True)
@@ -320,7 +321,7 @@ def _style(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "y") -
         spine.set_color(GREY)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+def top_legend(axes: Axes, columns: int) -> None:
     """A legend above the axes, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
@@ -344,7 +345,7 @@ def _mark_best(axes: Axes, best: float | None, x: str) -> None:
         axes.axvline(best, color=INK, ls=":", lw=1.2, label=f"best {x}: {best:,.0f}")
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At most `_MAX_POINTS` points, each the mean of its stretch."""
     if len(steps) <= _MAX_POINTS:
         return steps, values
@@ -367,6 +368,6 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text in which matplotlib finds no formula."""
     return text.replace("$", r"\$")

@@ -9,13 +9,13 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gr.data.files import write_atomically
+from gr.evaluation.html import environment, inline_svg
 from gr.evaluation.rankings import EvaluationError
 
 MAIN_METRIC = "ndcg@10"
@@ -102,19 +102,11 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The report as a string of HTML; raises as `write_report` does."""
-    import jinja2
-
     _check(data)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _text, "signed": _signed, "fact": _fact, "label": _label}
+    templates = environment()
+    templates.filters |= {"number": _text, "signed": _signed, "fact": _fact, "label": _label}
     best = best_step(data)
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         data=data,
         verdict=verdict(data),
         tone=_tone(data),
@@ -330,19 +322,7 @@ def _figures(data: ReportData, best: float | None) -> dict:
     ]
     if books:
         figures["codebooks"] = plots.codebook_usage(books)
-    return {name: _inline(plots.figure_to_svg(fig), name) for name, fig in figures.items()}
-
-
-def _inline(svg: str, name: str) -> str:
-    """SVG that can stand beside others in one page: ids of its own, and colours that follow the page's theme."""
-    import markupsafe
-
-    from gr.evaluation.plots import THEME
-
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{re.sub(r'[^a-z0-9]', '-', name)}-", svg)
-    for variable, colour in THEME.items():
-        svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return markupsafe.Markup(svg)
+    return {name: inline_svg(plots.figure_to_svg(fig), name) for name, fig in figures.items()}
 
 
 def _finite(value: object) -> bool:

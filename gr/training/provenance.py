@@ -21,6 +21,7 @@ def save_run_info(
     config: Mapping[str, Any],
     *,
     may_differ: Collection[str] = (),
+    only_check: bool = False,
 ) -> None:
     """Writes `config.json` and `versions.json` into the workdir; to be called at the start of a run.
 
@@ -29,6 +30,7 @@ def save_run_info(
         config: the resolved configuration, JSON values, nested or not.
         may_differ: dotted fields in which a resumed run may differ from the `config.json` already there, such as
             the number of steps; the file then gets the new values.
+        only_check: whether to write nothing.
 
     Raises:
         TrainingError: if the workdir belongs to a run with another configuration.
@@ -47,7 +49,7 @@ def save_run_info(
                 f"{path} is of another run: {'; '.join(differences)}. Use the same values to resume that run, or "
                 "another workdir"
             )
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not only_check:
         os.makedirs(workdir, exist_ok=True)
         _write_json(path, config)
         _write_json(os.path.join(workdir, "versions.json"), versions())

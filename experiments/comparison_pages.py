@@ -1,0 +1,195 @@
+"""A comparison as text, Markdown, JSON and one self-contained HTML page with figures."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from gr.data.files import write_atomically
+from gr.evaluation import Compared, format_table, render_comparison
+from gr.evaluation.comparison_plots import (
+    prefix_survival_plot,
+    prefix_weight_plot,
+    seeds_plot,
+    validation_plot,
+)
+from gr.evaluation.plots import figure_to_svg, metric_label
+
+SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")
+DIFFERENCES = ("ndcg@10", "hit@10", "prefix_recall/1")
+INTERVALS = (
+    "Intervals: 95 %, users resampled, of differences averaged over the seeds; they say nothing of other trainings, "
+    "of which the deviations over seeds (±) and the number of seeds in which a variant is ahead tell."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All that is shown; labels are those of the variants."""
+
+    title: str
+    reference: str
+    split: str
+    compared: Mapping[str, Mapping[str, Compared]]  # Rule -> label -> what was found.
+    missing: Sequence[str]  # Runs that are not done.
+    settings: Mapping[str, Mapping[str, object]]  # Field -> label -> value, where they differ.
+    training: Mapping[str, Mapping[str, Sequence[float]]]  # Label -> fact -> one value a run.
+    baselines: Mapping[str, object]  # Name -> metrics; and the "rule" that they obey.
+    curves: Mapping[
+        str, Mapping[int, Sequence[Mapping]]
+    ]  # Label -> seed -> lines of metrics.jsonl.
+    users: int
+    num_beams: int
+    versions: Mapping[str, object]
+    date: str
+
+
+def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """Titles and rows (header first) of all tables."""
+    result = []
+    for rule, compared in page.compared.items():
+        metrics = next(iter(compared.values())).by_seed
+        shown = [metric for metric in SHOWN if metric in metrics]
+        recalls = sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
+        header = ["", "seeds", *map(metric_label, shown)]
+        header += [f"prefix recall {metric.partition('/')[2]}" for metric in recalls]
+        rows = [header]
+        for label, variant in compared.items():
+            seeds = variant.by_seed["ndcg@10"]
+            rows.append(
+                [label, str(len(seeds)), *(_mean(variant, metric) for metric in shown + recalls)]
+            )
+        if page.baselines.get("rule") == rule:
+            for name, of_baseline in page.baselines.items():
+                if name != "rule":
+                    cells = [
+                        f"{of_baseline[m]:.4f}" if m in of_baseline else "" for m in shown + recalls
+                    ]
+                    rows.append([name, "", *cells])
+        result.append((f"{page.split} split, {rule}", rows))
+        rows = [[f"minus {page.reference}"]]
+        for metric in DIFFERENCES:
+            name = metric_label(metric).replace("Prefix recall/", "prefix recall ")
+            rows[0] += [name, "95 %", "relative", "seeds ahead"]
+        for label, variant in compared.items():
+            if not variant.differences:
+                continue
+            row = [label]
+            for metric in DIFFERENCES:
+                found = variant.differences[metric]
+                base = compared[page.reference].mean(metric)
+                row += [
+                    f"{found.mean:+.4f}",
+                    f"{found.low:+.4f} to {found.high:+.4f}",
+                    f"{100 * found.mean / base:+.1f} %" if base else "",
+                    f"{found.seeds_ahead} of {len(found.by_seed)}",
+                ]
+            rows.append(row)
+        if len(rows) > 1:
+            result.append((f"differences, {rule}", rows))
+    facts = [["training", "best step", "last step", "minutes"]]
+    for label, of in page.training.items():
+        numbers = [", ".join(f"{value:.0f}" for value in of[k]) for k in ("best step", "last step")]
+        facts.append([label, *numbers, ", ".join(f"{value:.1f}" for value in of["minutes"])])
+    result.append(("training, one number a seed", facts))
+    labels = list(page.training)
+    if page.settings and len(labels) > 1:
+        rows = [["settings that differ", *labels]]
+        rows += [[f, *(str(by.get(label)) for label in labels)] for f, by in page.settings.items()]
+        result.append(("settings", rows))
+    return result
+
+
+def _mean(variant: Compared, metric: str) -> str:
+    spread = variant.deviation(metric)
+    return f"{variant.mean(metric):.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def notes(page: Comparison) -> list[str]:
+    """What the reader has to know beside the tables."""
+    packages = page.versions.get("packages", {})
+    lines = [
+        INTERVALS,
+        f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID.",
+        f"{page.versions.get('device_kind')}, {page.versions.get('platform')}, JAX {packages.get('jax')}; "
+        f"revision {page.versions.get('git_revision')}; {page.date}.",
+    ]
+    if page.missing:
+        lines.append(f"Not done yet: {'; '.join(page.missing)}.")
+    return lines
+
+
+def as_text(page: Comparison) -> str:
+    """For a terminal."""
+    blocks = [f"{title}\n{format_table(rows)}" for title, rows in tables(page)]
+    return "\n\n".join([page.title, *blocks, "\n".join(notes(page))])
+
+
+def as_markdown(page: Comparison) -> str:
+    """For a document."""
+    blocks = [f"# {page.title}"]
+    for title, rows in tables(page):
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines.insert(1, "| --- " * len(rows[0]) + "|")
+        blocks.append(f"## {title}\n\n" + "\n".join(lines))
+    return "\n\n".join([*blocks, *notes(page)]) + "\n"
+
+
+def as_json(page: Comparison) -> dict:
+    """All numbers."""
+    values = dataclasses.asdict(page)
+    del values["curves"]
+    return values
+
+
+def figures(page: Comparison) -> dict:
+    """File stem -> figure."""
+    drawn = {}
+    for rule, compared in page.compared.items():
+        stem = rule.replace(" ", "_")
+        lines = {}
+        if page.baselines.get("rule") == rule:
+            lines = {n: m["ndcg@10"] for n, m in page.baselines.items() if n != "rule"}
+        drawn[f"ndcg10_{stem}"] = seeds_plot(compared, lines=lines)
+        drawn[f"prefix_recall_{stem}"] = prefix_survival_plot(
+            compared, beams=page.num_beams, reference=page.reference
+        )
+    drawn["validation"] = validation_plot(page.curves)
+    with_weights = {
+        label: next(iter(by_seed.values()))
+        for label, by_seed in page.curves.items()
+        if any("prefix_1/weight" in line["values"] for line in next(iter(by_seed.values())))
+    }
+    if with_weights:
+        drawn["prefix_weights"] = prefix_weight_plot(with_weights)
+    return drawn
+
+
+CAPTIONS = {
+    "ndcg10": "NDCG@10 of each run.",
+    "prefix": "Where the right item leaves the beam. Dots: seeds.",
+    "validation": "Validation metric while training; thin: seeds, thick: their mean.",
+}
+
+
+def write(workdir: str, page: Comparison) -> None:
+    """Writes `comparison.md`, `comparison.html` and `figures/*.png` into the workdir."""
+    folder = os.path.join(workdir, "figures")
+    os.makedirs(folder, exist_ok=True)
+    drawn = figures(page)
+    for stem, figure in drawn.items():
+        figure.savefig(os.path.join(folder, f"{stem}.png"), dpi=130)
+    markdown = as_markdown(page).encode("utf-8", errors="replace")
+    write_atomically(os.path.join(workdir, "comparison.md"), markdown)
+    captions = {
+        stem: CAPTIONS.get(stem.split("_")[0], "") + f" {stem.partition('_')[2].replace('_', ' ')}"
+        for stem in drawn
+    }
+    html = render_comparison(
+        title=page.title,
+        notes=notes(page),
+        tables=tables(page),
+        figures={captions[stem]: figure_to_svg(figure) for stem, figure in drawn.items()},
+    )
+    write_atomically(
+        os.path.join(workdir, "comparison.html"), html.encode("utf-8", errors="replace")
+    )

@@ -1,0 +1,143 @@
+"""Figures of a comparison: variants side by side, seeds as dots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gr.evaluation.comparison import Compared, survival
+from gr.evaluation.plots import (
+    GREY,
+    INK,
+    MUTED,
+    SERIES,
+    figure_of,
+    metric_label,
+    plain_text,
+    series,
+    style,
+    thinned,
+    top_legend,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def seeds_plot(
+    compared: Mapping[str, Compared],
+    metric: str = "ndcg@10",
+    *,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """One row a variant: its seeds as dots, their mean as a bar; `lines` are baselines, drawn across."""
+    figure, (axes,) = figure_of(1, 0.9 + 0.45 * len(compared))
+    for row, (name, variant) in enumerate(compared.items()):
+        values = list(variant.by_seed[metric].values())
+        colour = SERIES[row % len(SERIES)]
+        axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, lw=3)
+        axes.plot(values, [row] * len(values), "o", color=colour, ms=6, alpha=0.75, mec="none")
+        axes.annotate(
+            f"{np.mean(values):.4f}",
+            (np.mean(values), row - 0.3),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            color=INK,
+        )
+        del name
+    for index, (label, value) in enumerate((lines or {}).items()):
+        dash = ("--", ":", "-.")[index % 3]
+        axes.axvline(value, color=GREY, ls=dash, lw=1.4, label=plain_text(label))
+    axes.set_yticks(range(len(compared)), [plain_text(name) for name in compared])
+    axes.set_ylim(len(compared) - 0.4, -0.8)
+    style(axes, xlabel=f"{metric_label(metric)} (dots: seeds, bar: mean)", grid="x")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    top_legend(axes, columns=2)
+    return figure
+
+
+def prefix_survival_plot(
+    compared: Mapping[str, Compared], *, beams: int, reference: str | None = None
+) -> Figure:
+    """Where the right item leaves the beam: prefix recall after each code, and below what share survived that step.
+
+    With a `reference` a third panel shows the prefix recall relative to the reference's, in percent.
+    """
+    depth = sum(
+        metric.startswith("prefix_recall/") for metric in next(iter(compared.values())).by_seed
+    )
+    with_ratio = reference in compared and len(compared) > 1
+    figure, axes = figure_of(3 if with_ratio else 2, 2.3)
+    steps = np.arange(1, depth + 1)
+    means = {
+        name: [variant.mean(f"prefix_recall/{t}") for t in steps]
+        for name, variant in compared.items()
+    }
+    width = 0.8 / len(compared)
+    for index, (name, variant) in enumerate(compared.items()):
+        colour, place = SERIES[index % len(SERIES)], steps - 0.4 + (index + 0.5) * width
+        axes[0].bar(
+            place, 100 * np.array(means[name]), 0.92 * width, color=colour, label=plain_text(name)
+        )
+        for at, t in zip(place, steps, strict=True):
+            dots = [100 * value for value in variant.by_seed[f"prefix_recall/{t}"].values()]
+            axes[0].plot([at] * len(dots), dots, ".", color=INK, ms=3.5)
+        axes[1].bar(place, 100 * np.array(survival(means[name])), 0.92 * width, color=colour)
+        if with_ratio:
+            ratio = np.array(means[name]) / np.maximum(means[reference], 1e-12) - 1
+            axes[2].bar(place, 100 * ratio, 0.92 * width, color=colour)
+    for panel, label in zip(
+        axes,
+        (f"prefix in {beams} beams (%)", "of those, still in (%)", f"against {reference} (%)"),
+        strict=False,
+    ):
+        panel.set_xticks(steps)
+        style(panel, xlabel="codes decoded", ylabel=label)
+    if with_ratio:
+        axes[2].axhline(0, color=INK, lw=1)
+    top_legend(axes[0], columns=2)
+    return figure
+
+
+def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Prefix losses and adaptive weights over steps: a pair of panels for each run (name -> its metrics' lines)."""
+    figure, axes = figure_of(2 * len(curves), 1.9)
+    for index, (name, lines) in enumerate(curves.items()):
+        for panel, kind in zip(axes[2 * index : 2 * index + 2], ("loss", "weight"), strict=True):
+            depth = 1
+            while len(series(lines, "train", f"prefix_{depth}/{kind}")[0]):
+                steps, values = thinned(*series(lines, "train", f"prefix_{depth}/{kind}"))
+                colour = SERIES[(depth - 1) % len(SERIES)]
+                panel.plot(steps, values, color=colour, lw=1.5, label=f"prefix of {depth}")
+                depth += 1
+            panel.set_ylim(bottom=0)
+            style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
+        top_legend(axes[2 * index], columns=4)
+    return figure
+
+
+def validation_plot(
+    curves: Mapping[str, Mapping[int, Sequence[Mapping]]], metric: str = "ndcg@10"
+) -> Figure:
+    """The validation metric over steps: a thin line each seed, their mean thick where all have the step."""
+    figure, (axes,) = figure_of(1, 3.0)
+    for index, (name, by_seed) in enumerate(curves.items()):
+        colour = SERIES[index % len(SERIES)]
+        found = [series(lines, "validation", metric) for lines in by_seed.values()]
+        for steps, values in found:
+            axes.plot(steps, values, color=colour, lw=0.8, alpha=0.5)
+        shared = sorted(set.intersection(*(set(steps) for steps, _ in found))) if found else []
+        mean = [
+            np.mean([values[list(steps).index(at)] for steps, values in found]) for at in shared
+        ]
+        axes.plot(shared, mean, color=colour, lw=2, marker="o", ms=3, label=plain_text(name))
+    axes.set_ylim(bottom=0)
+    style(axes, xlabel="step", ylabel=f"{metric_label(metric)}, validation")
+    axes.tick_params(colors=MUTED)
+    top_legend(axes, columns=2)
+    return figure

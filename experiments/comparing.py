@@ -150,7 +150,8 @@ def compare(config: ConfigDict, workdir: str, all_jobs: Sequence[Job]) -> None:
     if not done:
         raise TrainingError(f"no run in {workdir} is done: there is nothing to compare")
     kept = {(job.variant, job.seed): job.ranks() for job in done}
-    labels = {name: config.labels.get(name, name) for name in config.variants}
+    others = [name for name in config.variants if name != config.reference]
+    labels = {name: config.labels.get(name, name) for name in (config.reference, *others)}
     compared = {}
     for rule in VARIANTS.values():
         runs = {label: {} for label in labels.values()}

@@ -34,7 +34,7 @@ def seeds_plot(
 ) -> Figure:
     """One row a variant: its seeds as dots, their mean as a bar; `lines` are baselines, drawn across."""
     figure, (axes,) = figure_of(1, 0.9 + 0.45 * len(compared))
-    for row, (name, variant) in enumerate(compared.items()):
+    for row, variant in enumerate(compared.values()):
         values = list(variant.by_seed[metric].values())
         colour = SERIES[row % len(SERIES)]
         axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, lw=3)
@@ -49,7 +49,6 @@ def seeds_plot(
             fontsize=9,
             color=INK,
         )
-        del name
     for index, (label, value) in enumerate((lines or {}).items()):
         dash = ("--", ":", "-.")[index % 3]
         axes.axvline(value, color=GREY, ls=dash, lw=1.4, label=plain_text(label))
@@ -117,7 +116,7 @@ def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
                 depth += 1
             panel.set_ylim(bottom=0)
             style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
-        top_legend(axes[2 * index], columns=4)
+        top_legend(axes[2 * index], columns=2)
     return figure
 
 

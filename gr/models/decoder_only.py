@@ -120,13 +120,8 @@ class DecoderOnly(nnx.Module):
             target: tokens `[B, L]`.
             key: for dropout; None for none.
         """
-        batch, _, length = history.shape
-        lengths = item_lengths(history)
-        items = jnp.pad(history, ((0, 0), (0, 1), (0, 0)))
-        items = items.at[jnp.arange(batch), lengths].set(target)
-        hidden, _ = self._run(items.reshape(batch, -1)[:, :-1], dropout_seed(key))
-        positions = lengths[:, None] * length - 1 + jnp.arange(length)
-        return self.logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
+        states, _ = self._target_states(history, target, dropout_seed(key))
+        return self.logits(states)
 
     def group_states(
         self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
@@ -148,6 +143,34 @@ class DecoderOnly(nnx.Module):
         last = (ends * length - 1)[:, None, None]
         root = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
         return root, self._continue(kept, ends, codes, group_seed)
+
+    def target_and_group_states(
+        self,
+        history: jax.Array,
+        target: jax.Array,
+        rows: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of one target per history, and of n candidates in the place of Q of them.
+
+        Args:
+            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            target: tokens `[B, L]`.
+            rows: histories that have candidates `[Q]`.
+            codes: the candidates' first S tokens `[Q, n, S]`.
+            key: for dropout; None for none.
+
+        Returns:
+            `[B, L, D]`, of which `logits` makes `target_logits`, and `[Q, n, S, D]` behind each code; the state that
+            predicts a candidate's first code is the target's own.
+        """
+        target_seed, group_seed = split_seed(dropout_seed(key), 2)
+        ends = item_lengths(history)
+        states, kept = self._target_states(history, target, target_seed)
+        kept = [tuple(x[rows] for x in keys) for keys in kept]
+        return states, self._continue(kept, ends[rows], codes, group_seed)
 
     def sequence_and_group_states(
         self,
@@ -234,6 +257,18 @@ class DecoderOnly(nnx.Module):
             x = layer.finish(x, mixed, finish_seed)
             kept.append((keys, values))
         return self.norm(x), kept
+
+    def _target_states(
+        self, history: jax.Array, target: jax.Array, seed: jax.Array | None
+    ) -> tuple[jax.Array, list[Keys]]:
+        """States `[B, L, D]` that predict one target per history, and what `_run` keeps."""
+        batch, _, length = history.shape
+        lengths = item_lengths(history)
+        items = jnp.pad(history, ((0, 0), (0, 1), (0, 0)))
+        items = items.at[jnp.arange(batch), lengths].set(target)
+        hidden, kept = self._run(items.reshape(batch, -1)[:, :-1], seed)
+        positions = lengths[:, None] * length - 1 + jnp.arange(length)
+        return jnp.take_along_axis(hidden, positions[..., None], axis=1), kept
 
     def _sequence_states(
         self, items: jax.Array, seed: jax.Array | None

@@ -104,6 +104,36 @@ class EncoderDecoder(nnx.Module):
         bias = self._history_bias(history, jnp.arange(1, codes.shape[2] + 1))
         return root[:, 0], self._continue(kept, codes, bias, group_seed)
 
+    def target_and_group_states(
+        self,
+        history: jax.Array,
+        target: jax.Array,
+        rows: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of one target per history, and of n candidates in the place of Q of them.
+
+        Args:
+            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+            target: tokens `[B, L]`.
+            rows: histories that have candidates `[Q]`.
+            codes: the candidates' first S tokens `[Q, n, S]`.
+            key: for dropout; None for none.
+
+        Returns:
+            `[B, L, D]`, of which `logits` makes `target_logits`, and `[Q, n, S, D]` behind each code; the state that
+            predicts a candidate's first code is the target's own.
+        """
+        encoder_seed, target_seed, group_seed = split_seed(dropout_seed(key), 3)
+        encoded = self._encode(history, encoder_seed)
+        bias = self._history_bias(history, jnp.arange(target.shape[1]))
+        states, kept = self._teacher_force(target, encoded, bias, target_seed)
+        kept = jax.tree.map(lambda x: x[rows], kept)
+        bias = self._history_bias(history[rows], jnp.arange(1, codes.shape[2] + 1))
+        return states, self._continue(kept, codes, bias, group_seed)
+
     def sequence_and_group_states(
         self,
         items: jax.Array,

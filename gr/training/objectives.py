@@ -51,7 +51,7 @@ class LossConfig:
     with_ce: bool = True  # False: the prefix losses alone.
     num_negatives: int = 100  # Pairwise: items drawn uniformly for each target, anew at each step.
     all_first_codes: bool = False  # Pairwise: at depth 1 every first code is a negative, exactly.
-    # Pairwise, user level: share of a batch's places that have negatives, drawn anew at each step.
+    # Pairwise: share of a batch's targets that have negatives, drawn anew at each step; 1: all, as published.
     pairwise_share: float = 0.125
 
     def __post_init__(self):
@@ -169,61 +169,61 @@ def _pairwise_levels(
     def draw(key: jax.Array, *shape: int) -> jax.Array:
         return table[jax.random.randint(key, (*shape, loss.num_negatives), 0, num_items)]
 
-    def prefixes_of(
-        target: jax.Array,
-        target_logp: jax.Array,
+    def combined(
+        targets: jax.Array,
+        logits: jax.Array,
         negatives: jax.Array,
-        negative_logp: jax.Array,
+        later: jax.Array,
         weight: jax.Array,
-    ) -> jax.Array:
-        return pairwise_prefix_losses(
-            target_logp,
+        places: tuple[jax.Array, ...],
+        place_weight: jax.Array,
+        loss_state: Any,
+    ):
+        """Cross-entropy of `targets [..., L]`, and the prefix losses at those `places [Q]` that have negatives."""
+        token_logp = token_log_probs(logits, targets)
+        negative_logp = group_token_log_probs(logits[..., 0, :][places], later, negatives)
+        losses = pairwise_prefix_losses(
+            token_logp[places],
             negative_logp,
-            walk(index, target),
+            walk(index, targets[places]),
             walk(index, negatives),
             index.node_counts[1:],
             tau=loss.tau,
-            weight=weight,
+            weight=place_weight,
             normaliser=targets_per_batch,
         )
-
-    def with_first(
-        losses: jax.Array, logits: jax.Array, target: jax.Array, weight: jax.Array
-    ) -> jax.Array:
-        """Puts the exact loss of depth 1 into `losses [L]`: that of the first code among all that there are."""
-        if not loss.all_first_codes:
-            return losses
-        exact = masked_token_log_probs(logits[..., None, :], target[..., :1], index, loss.tau)
-        return losses.at[0].set(pointwise_prefix_losses(exact, weight, targets_per_batch)[0])
+        if (
+            loss.all_first_codes
+        ):  # Exact, and at no cost at all places: every first code is a negative.
+            exact = masked_token_log_probs(logits[..., :1, :], targets[..., :1], index, loss.tau)
+            first = pointwise_prefix_losses(exact, weight, targets_per_batch)
+            losses = losses.at[0].set(first[0])
+        return total(token_logp, weight, losses, loss_state)
 
     def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
         target, weight = table[batch["target"]], batch["weight"]
-        dropout_key, draw_key = jax.random.split(key)
-        group = jnp.concatenate([target[:, None], draw(draw_key, len(target))], axis=1)
-        root, states = model.group_states(table[batch["history"]], group[..., :-1], key=dropout_key)
-        first = model.logits(root)
-        group_logp = group_token_log_probs(first, model.logits(states), group)
-        token_logp = group_logp[:, 0]
-        losses = prefixes_of(target, token_logp, group[:, 1:], group_logp[:, 1:], weight)
-        return total(token_logp, weight, with_first(losses, first, target, weight), loss_state)
+        dropout_key, draw_key, place_key = jax.random.split(key, 3)
+        rows, _, place_weight = draw_places(place_key, weight[:, None], loss.pairwise_share)
+        negatives = draw(draw_key, len(rows))
+        states, later = model.target_and_group_states(
+            table[batch["history"]], target, rows, negatives[..., :-1], key=dropout_key
+        )
+        logits, later = model.logits(states), model.logits(later)
+        return combined(target, logits, negatives, later, weight, (rows,), place_weight, loss_state)
 
     def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
         items, weight = table[batch["items"]], batch["weight"][:, 1:]
         dropout_key, draw_key, place_key = jax.random.split(key, 3)
-        rows, columns, place_weight = draw_places(place_key, weight, loss.pairwise_share)
+        *places, place_weight = draw_places(place_key, weight, loss.pairwise_share)
+        rows, columns = places
         negatives = draw(draw_key, len(rows))
         states, later = model.sequence_and_group_states(
             items, rows, columns + 1, negatives[..., :-1], key=dropout_key
         )
-        logits, targets = model.logits(states), items[:, 1:]
-        token_logp = token_log_probs(logits, targets)
-        here = rows, columns
-        negative_logp = group_token_log_probs(logits[:, :, 0][here], model.logits(later), negatives)
-        losses = prefixes_of(
-            targets[here], token_logp[here], negatives, negative_logp, place_weight
+        logits, later = model.logits(states), model.logits(later)
+        return combined(
+            items[:, 1:], logits, negatives, later, weight, tuple(places), place_weight, loss_state
         )
-        losses = with_first(losses, logits[:, :, 0], targets, weight)
-        return total(token_logp, weight, losses, loss_state)
 
     return {"target": target_level, "user": user_level}
 

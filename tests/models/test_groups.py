@@ -88,6 +88,26 @@ def test_candidates_at_places_of_a_sequence_are_items_that_stand_there(name):
     np.testing.assert_allclose(found, naive_logits(model, history, group), **tolerance(name))
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_candidates_in_place_of_targets_are_targets(name):
+    model, history = make_model(name), random_items(0, LENGTHS, 4)
+    target, rows = candidates(5, len(LENGTHS)), np.array([0, 2, 2])
+    group = candidates(6, len(rows), NUM)
+
+    @jax.jit
+    def shared(model, history, target, rows, group):
+        states, later = model.target_and_group_states(history, target, rows, group[..., :-1])
+        states = states.reshape(*target.shape, -1)
+        first = jnp.broadcast_to(states[rows, :1][:, None], (len(rows), NUM, 1, states.shape[-1]))
+        return model.logits(states), model.logits(jnp.concatenate([first, later], axis=2))
+
+    logits, found = shared(model, history, target, rows, group)
+    expected = model.target_logits(history, target)
+    np.testing.assert_allclose(logits, expected, **tolerance(name))
+    expected = naive_logits(model, history[rows], group)
+    np.testing.assert_allclose(found, expected, **tolerance(name))
+
+
 @pytest.mark.parametrize("name", FLOAT32)
 def test_the_state_behind_the_last_code_can_be_had_too(name):
     model, history = make_model(name), random_items(0, LENGTHS, 4)

@@ -90,12 +90,15 @@ def drawn_negatives(key, *shape):
 
 
 @pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
-def test_target_level_is_the_formula_for_the_drawn_negatives(name):
+def test_target_level_is_the_formula_for_the_drawn_targets_and_negatives(name):
     value, metrics, weights, _ = run(name, "target")
     batch = {column: x[:-FILLER_ROWS] for column, x in target_batch().items()}
-    negatives = drawn_negatives(jax.random.split(KEY)[1], NUM_TARGETS + FILLER_ROWS)
-    losses = expected_losses(name, batch["history"], batch["target"], negatives[:NUM_TARGETS])
-    losses = losses.sum(axis=0) / TARGETS_PER_BATCH
+    _, draw_key, place_key = jax.random.split(KEY, 3)
+    drawn = draw_places(place_key, target_batch()["weight"][:, None], CONFIG.pairwise_share)
+    rows, _, weight = map(np.asarray, drawn)
+    negatives = drawn_negatives(draw_key, len(rows))
+    losses = expected_losses(name, batch["history"][rows], batch["target"][rows], negatives)
+    losses = (losses * weight[:, None]).sum(axis=0) / TARGETS_PER_BATCH
     found = [metrics[f"prefix_{t}/loss"] for t in (1, 2, 3)]
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     shares = losses / losses.sum()

@@ -10,102 +10,184 @@ command resumes what was stopped, and tries again what failed. Prints the table 
 `.html` and `figures/` into DIR.
 """
 
+import contextlib
 import multiprocessing
 import os
+import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from experiments import comparing
 from experiments.comparing import Job
 from experiments.errors import one_line_errors
-from gr.training import TrainingError
+from gr.training import TrainingError, TrainingInterrupted
+
+LOG_TAIL = 4096  # Bytes in which a log's last line is looked for.
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
     """Trains what is missing, compares what is there."""
     del argv
-    config = study_from_flags()
-    if _SEEDS.value:
-        config.seeds = tuple(int(seed) for seed in _SEEDS.value)
-    names = _ONLY.value or list(config.variants)
-    unknown = sorted(set(names) - set(config.variants))
+    study = study_from_flags()
+    names = _ONLY.value or list(study.variants)
+    unknown = sorted(set(names) - set(study.variants))
     if unknown:
-        raise TrainingError(f"--only={unknown[0]}: use some of {', '.join(config.variants)}")
-    jobs = comparing.jobs(config, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
-    failed = run_all([job for job in jobs if job.variant in names], _JOBS.value)
-    comparing.compare(config, _WORKDIR.value, jobs)
+        raise TrainingError(f"--only={unknown[0]}: use some of {', '.join(study.variants)}")
+    jobs = comparing.jobs(study, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
+    failed = run_all(jobs, names, _JOBS.value)
+    if any(job.is_done for job in jobs):
+        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+        comparing.compare(study, _WORKDIR.value, jobs, command=command)
     if failed:
-        raise TrainingError("; ".join(f"{job.label} failed, see {job.log}" for job in failed))
+        reasons = "; ".join(f"{job.label} failed, see {job.log}" for job in failed)
+        raise TrainingError(f"{reasons}. The same command tries again")
 
 
 def study_from_flags() -> ConfigDict:
-    """The study of `--config`, or one made from `--configs`."""
+    """The study of `--config`, or one made from `--configs`; `--seeds` and `--reference` replace its own."""
     if bool(_CONFIG.value) == bool(_CONFIGS.value):
         raise TrainingError(
             "name a study by --config=FILE, or experiments by --configs=NAME=FILE,..."
         )
     if _CONFIG.value:
-        return _CONFIG.value
-    pairs = [text.partition("=") for text in _CONFIGS.value]
-    return comparing.study_of_files({name: path for name, _, path in pairs})
+        study = _CONFIG.value
+        comparing.check_study(study)
+    else:
+        pairs = [text.partition("=") for text in _CONFIGS.value]
+        study = comparing.study_of_files({name: path for name, _, path in pairs})
+    if _SEEDS.value:
+        if not all(text.isdecimal() for text in _SEEDS.value):
+            raise TrainingError(f"--seeds={','.join(_SEEDS.value)}: use numbers such as 0,1,2")
+        study.seeds = tuple(map(int, _SEEDS.value))
+    if _REFERENCE.value:
+        study.reference = _REFERENCE.value
+    return study
 
 
-def run_all(jobs: Sequence[Job], width: int) -> list[Job]:
-    """Does all jobs that are not done, `width` at once; the ones that failed are returned."""
-    waiting = []
+def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
+    """Does the jobs of the named variants that are not done, `width` at once; returns those that failed.
+
+    Raises:
+        TrainingError: before anything is run, if a job's folder holds a run of another configuration.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the runs have saved their state.
+    """
     for job in jobs:
         job.check()
+    chosen = [job for job in jobs if job.variant in names]
+    for job in chosen:
         if job.is_done:
             print(f"{job.label}: done before")
-        else:
-            waiting.append(job)
-    running: list[tuple[Job, multiprocessing.Process, float]] = []
-    failed, total = [], len(waiting)
-    spawn = multiprocessing.get_context("spawn")  # JAX must not be forked.
+    waiting = [job for job in chosen if not job.is_done]
+    failed = []
+    running: list[_Running] = []
+    bar = tqdm(total=len(waiting), unit="run", dynamic_ncols=True, disable=not waiting)
     try:
-        while waiting or running:
-            while waiting and len(running) < width:
-                job = waiting.pop(0)
-                place = total - len(waiting)
-                print(f"[{place}/{total}] {job.label}: started; log: {job.log}", flush=True)
-                process = spawn.Process(target=do, args=(job,))
-                process.start()
-                running.append((job, process, time.monotonic()))
-            time.sleep(0.2)
-            for entry in [entry for entry in running if not entry[1].is_alive()]:
-                running.remove(entry)
-                job, process, start = entry
-                outcome = "done" if process.exitcode == 0 else f"FAILED, see {job.log}"
-                minutes = (time.monotonic() - start) / 60
-                print(f"{job.label}: {outcome} after {minutes:.1f} min", flush=True)
-                if process.exitcode:
-                    failed.append(job)
-    finally:  # Also after Ctrl-C: a run saves its state when it is told to stop.
-        for _, process, _ in running:
-            process.terminate()
-        for _, process, _ in running:
-            process.join()
+        with _sigterm_as_interrupt(), bar:
+            while waiting or running:
+                while waiting and len(running) < width:
+                    running.append(_Running(waiting.pop(0)))
+                    bar.write(f"{running[-1].job.label}: started; log: {running[-1].job.log}")
+                time.sleep(0.2)
+                for ended in [one for one in running if not one.process.is_alive()]:
+                    running.remove(ended)
+                    bar.write(ended.outcome())
+                    bar.update(1)
+                    if not ended.succeeded:
+                        failed.append(ended.job)
+                status = "; ".join(one.status() for one in running)
+                bar.set_postfix_str(status, refresh=sys.stderr.isatty())
+    except KeyboardInterrupt:
+        stopped = ", ".join(one.job.label for one in running)
+        raise TrainingInterrupted(
+            f"stopped; {stopped} saved what was trained, and the same command resumes"
+        ) from None
+    finally:  # A run saves its state when it is told to stop.
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.join()
     return failed
 
 
+class _Running:
+    """A job in a process of its own, which keeps JAX's memory and compiled programs apart."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.start = time.monotonic()
+        # Not forked, which JAX's threads do not survive.
+        self.process = multiprocessing.get_context("spawn").Process(target=do, args=(job,))
+        self.process.start()
+
+    @property
+    def succeeded(self) -> bool:
+        return self.process.exitcode == 0
+
+    def status(self) -> str:
+        return f"{self.job.label}: {last_line(self.job.log)}"
+
+    def outcome(self) -> str:
+        minutes = (time.monotonic() - self.start) / 60
+        if self.succeeded:
+            return f"{self.job.label}: done after {minutes:.1f} min"
+        reason = last_line(self.job.log)
+        return f"{self.job.label}: FAILED after {minutes:.1f} min ({reason}), see {self.job.log}"
+
+
 def do(job: Job) -> None:
-    """One run, in a process of its own."""
+    """One run, in a process of its own, which does not outlive the one that started it."""
     os.makedirs(job.workdir, exist_ok=True)
     with open(job.log, "a", encoding="utf-8") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         job.run()
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+
+
+def last_line(path: str) -> str:
+    """The last line of a log, a progress bar's as it stands; "" if there is none yet."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - LOG_TAIL))
+            lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    except FileNotFoundError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _stop_with_parent() -> None:
+    """Asks this process to stop when its parent is gone, however that ended: the same command may start anew."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """While entered, SIGTERM does what Ctrl-C does, so that the runs are told to stop."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
@@ -114,6 +196,7 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs; resumes what it holds.")
     _SPLIT = flags.DEFINE_enum("split", "test", ("validation", "test"), "Which targets to rank.")
     _SEEDS = flags.DEFINE_list("seeds", [], "Seeds, instead of the study's.")
+    _REFERENCE = flags.DEFINE_string("reference", "", "The variant to compare the others with.")
     _ONLY = flags.DEFINE_list("only", [], "Variants to run; what is there is compared.")
     _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
     _DATA_DIR = flags.DEFINE_string("data_dir", "", "The data's folder, instead of the configs'.")

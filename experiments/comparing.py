@@ -12,12 +12,25 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import build, comparison_pages
-from experiments.evaluate import VARIANTS, evaluate
+from experiments.baselines import Baselines, kept_baselines
+from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth
 from experiments.train import MAY_DIFFER, train
-from experiments.workdir import load_run
+from experiments.workdir import SEMANTIC_IDS_FILE, load_run, load_semantic_ids
+from gr.data import Splits
 from gr.data.files import write_atomically
-from gr.evaluation import RunRanks, compare_runs, rankings_of_beams
-from gr.training import TrainingError, read_metrics, save_run_info
+from gr.evaluation import (
+    EvaluationError,
+    RunRanks,
+    compare_runs,
+    rankings_of_beams,
+    training_seconds,
+    user_metrics,
+)
+from gr.semantic_ids import SemanticIds
+from gr.training import TrainingError, load_config, read_metrics, save_run_info
+
+MIN_BEAMS = 10  # Variants are compared at 10.
+STUDY_FIELDS = ("name", "seeds", "reference", "labels", "variants")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +43,12 @@ class Job:
     config: dict  # Resolved, of the experiment.
     workdir: str
     split: str
-    with_report: bool  # Whether the whole evaluation is made too: baselines and the run's report.
+    with_report: bool  # Whether the run's own report is made too.
+
+    @property
+    def folder(self) -> str:
+        """The study's."""
+        return os.path.dirname(os.path.dirname(self.workdir))
 
     @property
     def log(self) -> str:
@@ -67,7 +85,9 @@ class Job:
             for rule in VARIANTS
         }
         if self.with_report:
-            evaluate(run, self.split, decoded)
+            exclude = run.config.decoding.exclude_seen
+            baselines = _baselines(self, run.splits, run.catalogue.semantic_ids, exclude)
+            evaluate(run, self.split, decoded, baselines=baselines)
         depth = run.config.decoding.num_beams
         arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
         for rule, name in VARIANTS.items():
@@ -102,6 +122,15 @@ class Job:
             ) from error
 
 
+def check_study(study: ConfigDict) -> None:
+    """Raises `TrainingError` for what is no study config."""
+    missing = [name for name in STUDY_FIELDS if name not in study]
+    if missing:
+        raise TrainingError(
+            f"--config: this is no study, it lacks {', '.join(missing)}; name experiments by --configs=NAME=FILE"
+        )
+
+
 def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
     """A study of experiment configs, name -> file; the first is the reference."""
     study = ConfigDict({"name": ", ".join(paths), "seeds": (0,), "labels": {}, "variants": {}})
@@ -112,6 +141,8 @@ def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
         spec = importlib.util.spec_from_file_location(f"_study_{name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise TrainingError(f"--configs: {path} is no config, it has no get_config()")
         study.variants[name] = module.get_config()
     return study
 
@@ -122,6 +153,8 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
         raise TrainingError(
             f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
         )
+    if not config.seeds:
+        raise TrainingError("seeds is empty: name at least one, such as --seeds=0")
     result = []
     for seed in config.seeds:
         for name, variant in config.variants.items():
@@ -129,6 +162,12 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
             experiment.seed = int(seed)
             if data_dir:
                 experiment.data_dir = data_dir
+            beams = experiment.decoding.num_beams
+            if beams < MIN_BEAMS:
+                raise TrainingError(
+                    f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "
+                    "many or more"
+                )
             result.append(
                 Job(
                     variant=name,
@@ -143,62 +182,114 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
     return result
 
 
-def compare(config: ConfigDict, workdir: str, all_jobs: Sequence[Job]) -> None:
-    """Compares the runs that are done, prints the table, writes the pages."""
+def compare(
+    config: ConfigDict, workdir: str, all_jobs: Sequence[Job], *, command: str = ""
+) -> None:
+    """Compares the runs that are done, prints the table, writes the pages.
+
+    Raises:
+        EvaluationError: if runs that are done have other items, semantic IDs or targets than the first.
+        TrainingError: if none is done.
+    """
     done = [job for job in all_jobs if job.is_done]
-    missing = [job.label for job in all_jobs if not job.is_done]
     if not done:
         raise TrainingError(f"no run in {workdir} is done: there is nothing to compare")
-    kept = {(job.variant, job.seed): job.ranks() for job in done}
+    # As they were run, which the study's present configs may say otherwise of, such as the learning rate.
+    done = [
+        dataclasses.replace(
+            job, config=load_config(job.workdir) | {"data_dir": job.config["data_dir"]}
+        )
+        for job in done
+    ]
+    check_same_items(done)
+    first = done[0]
+
+    # Variants, the reference first.
     others = [name for name in config.variants if name != config.reference]
     labels = {name: config.labels.get(name, name) for name in (config.reference, *others)}
-    compared = {}
-    for rule in VARIANTS.values():
-        runs = {label: {} for label in labels.values()}
-        for job in done:
-            runs[labels[job.variant]][job.seed] = kept[job.variant, job.seed][rule]
-        compared[rule] = compare_runs(runs, labels[config.reference])
-    first = done[0]
-    pages = comparison_pages.Comparison(
+    of_label = {
+        label: {job.seed: job for job in done if job.variant == name}
+        for name, label in labels.items()
+    }
+    of_label = {label: by_seed for label, by_seed in of_label.items() if by_seed}
+    kept = {label: {s: job.ranks() for s, job in by.items()} for label, by in of_label.items()}
+    compared = {
+        rule: compare_runs(
+            {label: {s: ranks[rule] for s, ranks in by.items()} for label, by in kept.items()},
+            labels[config.reference],
+        )
+        for rule in VARIANTS.values()
+    }
+
+    # What is shown with them.
+    curves = {
+        label: {
+            s: read_metrics(os.path.join(job.workdir, "metrics.jsonl")) for s, job in by.items()
+        }
+        for label, by in of_label.items()
+    }
+    page = comparison_pages.Comparison(
         title=config.name,
         reference=labels[config.reference],
         split=first.split,
         compared=compared,
-        missing=missing,
-        settings=settings([job for job in done if job.seed == first.seed], labels),
+        missing=[job.label for job in all_jobs if not job.is_done],
+        settings=settings(done, labels),
         training={
-            labels[name]: training(done, name)
-            for name in labels
-            if any(j.variant == name for j in done)
+            label: training(list(by.values()), list(curves[label].values()))
+            for label, by in of_label.items()
         },
-        baselines=_baselines(all_jobs),
-        curves={
-            labels[name]: {
-                j.seed: read_metrics(os.path.join(j.workdir, "metrics.jsonl"))
-                for j in done
-                if j.variant == name
-            }
-            for name in labels
-            if any(job.variant == name for job in done)
-        },
-        users=len(kept[first.variant, first.seed][next(iter(VARIANTS.values()))].targets),
+        baselines=baseline_metrics(first),
+        curves=curves,
+        users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
         num_beams=first.config["decoding"]["num_beams"],
-        versions=_versions(first.workdir),
+        versions=list({json.dumps(v, sort_keys=True): v for v in map(_versions, done)}.values()),
+        configs={label: next(iter(by.values())).config for label, by in of_label.items()},
+        command=command,
         date=datetime.date.today().isoformat(),
     )
-    comparison_pages.write(workdir, pages)
-    print(comparison_pages.as_text(pages))
+    comparison_pages.write(workdir, page)
+    print(comparison_pages.as_text(page))
     path = os.path.join(workdir, "comparison.json")
-    write_atomically(path, json.dumps(comparison_pages.as_json(pages), indent=2).encode())
+    write_atomically(path, json.dumps(comparison_pages.as_json(page), indent=2).encode())
     print(f"wrote {workdir}: comparison.md, comparison.json, comparison.html, figures/")
 
 
-def settings(first_runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """The fields in which variants differ: field -> label -> value."""
-    flat = {labels[job.variant]: flattened(job.config) for job in first_runs}
-    fields = sorted(set().union(*flat.values()) - {"seed", "data_dir"})
-    values = {f: {label: of.get(f) for label, of in flat.items()} for f in fields}
-    return {f: by for f, by in values.items() if len({json.dumps(v) for v in by.values()}) > 1}
+def check_same_items(done: Sequence[Job]) -> None:
+    """Raises `EvaluationError` unless all runs have the same items with the same semantic IDs."""
+    first = SemanticIds.load(os.path.join(done[0].workdir, SEMANTIC_IDS_FILE))
+    for job in done[1:]:
+        found = SemanticIds.load(os.path.join(job.workdir, SEMANTIC_IDS_FILE))
+        for what, one, other in (
+            ("items", found.item_ids, first.item_ids),
+            ("semantic IDs", found.codes, first.codes),
+        ):
+            if not np.array_equal(one, other):
+                raise EvaluationError(
+                    f"{job.label} ({job.workdir}) has other {what} than {done[0].label}: compare runs on the same "
+                    "data and semantic IDs, with the same semantic_ids.seed"
+                )
+
+
+def settings(runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """The fields in which variants differ: field -> label -> value, or values where seeds differ too."""
+    flat = [(labels[job.variant], flattened(job.config)) for job in runs]
+    fields = sorted(set().union(*(of for _, of in flat)) - {"seed", "data_dir", "name"})
+    differing = {}
+    for field in fields:
+        by_label: dict[str, list] = {}
+        for label, of in flat:
+            values = by_label.setdefault(label, [])
+            if of.get(field) not in values:
+                values.append(of.get(field))
+        if len({json.dumps(values) for values in by_label.values()}) > 1 or any(
+            len(values) > 1 for values in by_label.values()
+        ):
+            differing[field] = {
+                label: values[0] if len(values) == 1 else " / ".join(map(str, values))
+                for label, values in by_label.items()
+            }
+    return differing
 
 
 def flattened(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -212,30 +303,45 @@ def flattened(config: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def training(done: Sequence[Job], variant: str) -> dict[str, list[float]]:
-    """Of a variant's runs: best step, last step, and training seconds between first and last line."""
+def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[str, list[float]]:
+    """Of a variant's runs and their metrics' lines: best step, last step, minutes of training."""
     facts = {"best step": [], "last step": [], "minutes": []}
-    for job in done:
-        if job.variant == variant:
-            lines = read_metrics(os.path.join(job.workdir, "metrics.jsonl"))
-            with np.load(job.ranks_path) as kept:
-                facts["best step"].append(int(kept["step"]))
-            facts["last step"].append(lines[-1]["step"])
-            facts["minutes"].append((lines[-1]["wall_time"] - lines[0]["wall_time"]) / 60)
+    for job, lines in zip(runs, curves, strict=True):
+        with np.load(job.ranks_path) as kept:
+            facts["best step"].append(int(kept["step"]))
+        facts["last step"].append(lines[-1]["step"])
+        facts["minutes"].append(training_seconds(lines) / 60)
     return facts
 
 
-def _baselines(all_jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
-    """Baselines of the first run whose whole evaluation is there; they are the same for all."""
-    for job in all_jobs:
-        path = os.path.join(job.workdir, f"metrics_{job.split}.json")
-        if job.is_done and os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                metrics = json.load(file)
-            return {"rule": metrics["rule"], **metrics["baselines"]}
-    return {}
+def baseline_metrics(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+    """Rule -> baseline -> metric, the same for every run of a study and so ranked once for all."""
+    config = ConfigDict(job.config)
+    splits = build.load_data(config, job.workdir)
+    semantic_ids = load_semantic_ids(job.workdir, splits)
+    ks = [k for k in (*KS, 3) if k <= ranking_depth(config)]
+    return {
+        rule: {
+            name: {key: float(of.mean()) for key, of in user_metrics(rankings, ks).items()}
+            for name, rankings in _baselines(job, splits, semantic_ids, exclude).rankings.items()
+        }
+        for exclude, rule in VARIANTS.items()
+    }
 
 
-def _versions(workdir: str) -> dict:
-    with open(os.path.join(workdir, "versions.json"), encoding="utf-8") as file:
+def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
+    """The study's."""
+    rule = VARIANTS[exclude].replace(" ", "_")
+    return kept_baselines(
+        os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),
+        splits,
+        semantic_ids,
+        getattr(splits, job.split),
+        exclude=exclude,
+        depth=ranking_depth(ConfigDict(job.config)),
+    )
+
+
+def _versions(job: Job) -> dict:
+    with open(os.path.join(job.workdir, "versions.json"), encoding="utf-8") as file:
         return json.load(file)

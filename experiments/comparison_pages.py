@@ -1,6 +1,7 @@
 """A comparison as text, Markdown, JSON and one self-contained HTML page with figures."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -33,13 +34,15 @@ class Comparison:
     missing: Sequence[str]  # Runs that are not done.
     settings: Mapping[str, Mapping[str, object]]  # Field -> label -> value, where they differ.
     training: Mapping[str, Mapping[str, Sequence[float]]]  # Label -> fact -> one value a run.
-    baselines: Mapping[str, object]  # Name -> metrics; and the "rule" that they obey.
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]]  # Rule -> baseline -> metrics.
     curves: Mapping[
         str, Mapping[int, Sequence[Mapping]]
     ]  # Label -> seed -> lines of metrics.jsonl.
     users: int
     num_beams: int
-    versions: Mapping[str, object]
+    versions: Sequence[Mapping[str, object]]  # Those of the runs, each once.
+    configs: Mapping[str, Mapping]  # Label -> resolved configuration of its first run.
+    command: str  # That made this comparison.
     date: str
 
 
@@ -58,32 +61,31 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
             rows.append(
                 [label, str(len(seeds)), *(_mean(variant, metric) for metric in shown + recalls)]
             )
-        if page.baselines.get("rule") == rule:
-            for name, of_baseline in page.baselines.items():
-                if name != "rule":
-                    cells = [
-                        f"{of_baseline[m]:.4f}" if m in of_baseline else "" for m in shown + recalls
-                    ]
-                    rows.append([name, "", *cells])
+        for name, of_baseline in page.baselines.get(rule, {}).items():
+            cells = [f"{of_baseline[m]:.4f}" if m in of_baseline else "" for m in shown + recalls]
+            rows.append([name, "", *cells])
         result.append((f"{page.split} split, {rule}", rows))
         rows = [[f"minus {page.reference}"]]
         for metric in DIFFERENCES:
             name = metric_label(metric).replace("Prefix recall/", "prefix recall ")
             rows[0] += [name, "95 %", "relative", "seeds ahead"]
+        rows[0].append(f"{metric_label(DIFFERENCES[0])}, each seed")
         for label, variant in compared.items():
             if not variant.differences:
                 continue
             row = [label]
             for metric in DIFFERENCES:
                 found = variant.differences[metric]
-                base = compared[page.reference].mean(metric)
+                of_reference = compared[page.reference].by_seed[metric]
+                base = sum(of_reference[seed] for seed in found.by_seed) / len(found.by_seed)
                 row += [
                     f"{found.mean:+.4f}",
                     f"{found.low:+.4f} to {found.high:+.4f}",
                     f"{100 * found.mean / base:+.1f} %" if base else "",
                     f"{found.seeds_ahead} of {len(found.by_seed)}",
                 ]
-            rows.append(row)
+            by_seed = variant.differences[DIFFERENCES[0]].by_seed
+            rows.append([*row, ", ".join(f"{value:+.4f}" for value in by_seed.values())])
         if len(rows) > 1:
             result.append((f"differences, {rule}", rows))
     facts = [["training", "best step", "last step", "minutes"]]
@@ -106,16 +108,34 @@ def _mean(variant: Compared, metric: str) -> str:
 
 def notes(page: Comparison) -> list[str]:
     """What the reader has to know beside the tables."""
-    packages = page.versions.get("packages", {})
     lines = [
         INTERVALS,
-        f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID.",
-        f"{page.versions.get('device_kind')}, {page.versions.get('platform')}, JAX {packages.get('jax')}; "
-        f"revision {page.versions.get('git_revision')}; {page.date}.",
+        f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID. Minutes are those between "
+        "the first and the last line of a run's metrics, validation included, without the time that it was stopped.",
     ]
+    for versions in page.versions:
+        packages = versions.get("packages", {})
+        changed = ", with changes" if versions.get("git_modified") else ""
+        lines.append(
+            f"{versions.get('device_kind')}, {versions.get('platform')}, JAX {packages.get('jax')}; "
+            f"revision {versions.get('git_revision')}{changed}."
+        )
+    if len(page.versions) > 1:
+        lines.append(
+            f"The runs were made in {len(page.versions)} different surroundings, which are those above."
+        )
     if page.missing:
         lines.append(f"Not done yet: {'; '.join(page.missing)}.")
     return lines
+
+
+def commands(page: Comparison) -> list[str]:
+    """How this is made again, and how one run is looked at."""
+    workdir = "DIR/VARIANT/seed_S"
+    return [
+        page.command,
+        f"python -m experiments.evaluate --workdir={workdir} --split={page.split} --beside=DIR/OTHER/seed_S",
+    ]
 
 
 def as_text(page: Comparison) -> str:
@@ -131,7 +151,8 @@ def as_markdown(page: Comparison) -> str:
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines.insert(1, "| --- " * len(rows[0]) + "|")
         blocks.append(f"## {title}\n\n" + "\n".join(lines))
-    return "\n\n".join([*blocks, *notes(page)]) + "\n"
+    code = "```\n" + "\n".join(commands(page)) + "\n```"
+    return "\n\n".join([*blocks, *notes(page), page.date, code]) + "\n"
 
 
 def as_json(page: Comparison) -> dict:
@@ -146,9 +167,7 @@ def figures(page: Comparison) -> dict:
     drawn = {}
     for rule, compared in page.compared.items():
         stem = rule.replace(" ", "_")
-        lines = {}
-        if page.baselines.get("rule") == rule:
-            lines = {n: m["ndcg@10"] for n, m in page.baselines.items() if n != "rule"}
+        lines = {name: of["ndcg@10"] for name, of in page.baselines.get(rule, {}).items()}
         drawn[f"ndcg10_{stem}"] = seeds_plot(compared, lines=lines)
         drawn[f"prefix_recall_{stem}"] = prefix_survival_plot(
             compared, beams=page.num_beams, reference=page.reference
@@ -189,6 +208,12 @@ def write(workdir: str, page: Comparison) -> None:
         notes=notes(page),
         tables=tables(page),
         figures={captions[stem]: figure_to_svg(figure) for stem, figure in drawn.items()},
+        date=page.date,
+        commands=commands(page),
+        details={
+            f"Resolved configuration of {label}": json.dumps(config, indent=2, ensure_ascii=False)
+            for label, config in page.configs.items()
+        },
     )
     write_atomically(
         os.path.join(workdir, "comparison.html"), html.encode("utf-8", errors="replace")

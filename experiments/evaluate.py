@@ -3,7 +3,8 @@ r"""Evaluates a trained run beside its baselines and writes the report.
     python -m experiments.evaluate --workdir=DIR --split=test
 
 Prints the table, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
-`report_SPLIT.html` into the workdir. Baselines rank under the same rule as the model, with seen items removed if
+`report_SPLIT.html` into the workdir. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's in
+the report. Baselines rank under the same rule as the model, with seen items removed if
 `decoding.exclude_seen`: popularity, a first-order Markov chain, item-kNN as it is usually run (cosine, 100 neighbours,
 the whole history), and a far stronger one whose neighbours, shrinkage and reach into the history are tuned on
 validation.
@@ -13,27 +14,21 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from experiments import build, reporting
+from experiments.baselines import Baselines, rank_baselines
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
-from gr.data import Splits, Targets, histories
 from gr.data.files import write_atomically
 from gr.evaluation import (
     Decoded,
-    Rankings,
     evaluate_rankings,
     evaluate_with_baselines,
-    fit_item_knn,
-    fit_markov_chain,
-    fit_popularity,
     format_metrics,
-    rankings_of_baseline,
     rankings_of_beams,
     training_counts,
-    tune_item_knn,
 )
 
 SPLITS = ("validation", "test")
@@ -46,19 +41,35 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
-    evaluate(run, _SPLIT.value)
+    evaluate(run, _SPLIT.value, beside=_BESIDE.value)
 
 
-def evaluate(run: Run, split: str, decoded: Mapping[bool, Decoded] | None = None) -> dict:
+def evaluate(
+    run: Run,
+    split: str,
+    decoded: Mapping[bool, Decoded] | None = None,
+    *,
+    baselines: Baselines | None = None,
+    beside: str | None = None,
+) -> dict:
     """Decode, rank the baselines, compare, report; returns what it writes into `metrics_SPLIT.json`.
 
     Args:
         run: the trained run.
         split: "validation" or "test".
         decoded: what the model decoded, with seen items removed (True) and with all items allowed, if that is known.
+        baselines: under the main rule and to `ranking_depth`, if those are known.
+        beside: workdir of another evaluated run, whose prefix recall the report shows beside this one's.
+
+    Raises:
+        EvaluationError: if the other run was not evaluated on this split, or on other users or codes.
     """
     splits, targets = run.splits, getattr(run.splits, split)
     exclude = run.config.decoding.exclude_seen
+    other_run = None
+    if beside is not None:  # Read first, so that what is wrong with it is said before the decoding.
+        other_run = reporting.read_other_run(beside, split)
+        reporting.check_beside(other_run, len(targets), run.catalogue.semantic_ids.num_levels)
 
     # The model, under both rules.
     if decoded is None:
@@ -75,16 +86,19 @@ def evaluate(run: Run, split: str, decoded: Mapping[bool, Decoded] | None = None
             for rule in (exclude, not exclude)
         }
     wanted = splits.sequences.items[targets.positions]
-    depth = min(max(KS), run.config.decoding.num_beams)
+    depth = ranking_depth(run.config)
     ks = tuple(k for k in KS if k <= depth)
     rankings = {
         rule: rankings_of_beams(found.items, wanted, depth=depth) for rule, found in decoded.items()
     }
 
     # The baselines, under the main rule.
-    baselines, settings = _baselines(run, targets, wanted, exclude, depth)
+    if baselines is None:
+        baselines = rank_baselines(
+            splits, run.catalogue.semantic_ids, targets, exclude=exclude, depth=depth
+        )
     counts = training_counts(splits)
-    metrics = evaluate_with_baselines(rankings[exclude], baselines, counts, ks=ks)
+    metrics = evaluate_with_baselines(rankings[exclude], baselines.rankings, counts, ks=ks)
     other = evaluate_rankings(rankings[not exclude], counts, ks=ks)
     metrics |= {
         "split": split,
@@ -93,7 +107,7 @@ def evaluate(run: Run, split: str, decoded: Mapping[bool, Decoded] | None = None
         "variants": {VARIANTS[not exclude]: other},
         "prefix_recall": {VARIANTS[rule]: found.prefix_recall for rule, found in decoded.items()},
         "loss": decoded[exclude].loss,
-        "item_knn_tuned_settings": settings,
+        "item_knn_tuned_settings": baselines.settings,
     }
 
     # Results.
@@ -105,42 +119,16 @@ def evaluate(run: Run, split: str, decoded: Mapping[bool, Decoded] | None = None
     metrics_path = os.path.join(run.workdir, f"metrics_{split}.json")
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
     report_path = os.path.join(run.workdir, f"report_{split}.html")
-    reporting.write_run_report(report_path, run, targets, decoded[exclude], metrics)
+    reporting.write_run_report(
+        report_path, run, targets, decoded[exclude], metrics, other_run=other_run
+    )
     print(f"wrote {metrics_path}\nreport: {report_path}")
     return metrics
 
 
-def _baselines(
-    run: Run, targets: Targets, wanted: np.ndarray, exclude: bool, depth: int
-) -> tuple[dict[str, Rankings], dict]:
-    """Every baseline's ranking of the targets, and the tuned item-kNN's settings."""
-    splits = run.splits
-    validation = splits.validation
-    tuned, settings = tune_item_knn(
-        splits,
-        whole_histories(splits, validation),
-        splits.sequences.items[validation.positions],
-        exclude=exclude,
-    )
-    rankers = {
-        "popularity": fit_popularity(splits),
-        "markov": fit_markov_chain(splits),
-        "item_knn": fit_item_knn(splits),
-        "item_knn_tuned": tuned,
-    }
-    sid_of_item = reporting.sid_numbers(run.catalogue.semantic_ids)
-    past = whole_histories(splits, targets)
-    ranked = {
-        name: rankings_of_baseline(ranker, past, wanted, sid_of_item, depth=depth, exclude=exclude)
-        for name, ranker in rankers.items()
-    }
-    return ranked, settings
-
-
-def whole_histories(splits: Splits, targets: Targets) -> np.ndarray:
-    """Everything each user did before the target, `[n, T]`, -1-padded."""
-    lengths = targets.positions - splits.sequences.offsets[targets.users]
-    return histories(splits.sequences, targets, int(lengths.max(initial=1)))
+def ranking_depth(config: ConfigDict) -> int:
+    """The largest k at which a run is evaluated."""
+    return min(max(KS), config.decoding.num_beams)
 
 
 if __name__ == "__main__":
@@ -154,6 +142,9 @@ if __name__ == "__main__":
     )
     _DATA_DIR = flags.DEFINE_string(
         "data_dir", "", "The data's folder, if it has moved since training."
+    )
+    _BESIDE = flags.DEFINE_string(
+        "beside", None, "Workdir of another evaluated run, for the plot of prefix recall."
     )
     flags.mark_flag_as_required("workdir")
     app.run(main)

@@ -1,5 +1,6 @@
 """Fills the HTML report of a run from what evaluation found."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -10,9 +11,16 @@ import numpy as np
 from experiments import build
 from experiments.workdir import Run
 from gr.data import Targets
-from gr.evaluation import Candidate, Decoded, Example, ReportData, write_report
+from gr.evaluation import (
+    Candidate,
+    Decoded,
+    EvaluationError,
+    Example,
+    ReportData,
+    write_report,
+)
 from gr.semantic_ids import SemanticIds
-from gr.training import read_metrics
+from gr.training import load_config, read_metrics
 
 NUM_EXAMPLES = 12
 SHOWN_HISTORY = 8
@@ -20,8 +28,63 @@ SHOWN_CANDIDATES = 10
 CATEGORY_FIELDS = ("categories", "genres", "category")
 
 
+@dataclasses.dataclass(frozen=True)
+class OtherRun:
+    """What is shown of an evaluated run beside another one."""
+
+    workdir: str
+    loss: str  # Its name.
+    users: int
+    prefix_recall: Mapping[str, Sequence[float]]  # By rule.
+
+
+def read_other_run(workdir: str, split: str) -> OtherRun:
+    """Reads an evaluated run.
+
+    Raises:
+        EvaluationError: if it has not been evaluated on this split; `TrainingError` if there is no such run.
+    """
+    loss = load_config(workdir)["loss"]["name"]
+    path = os.path.join(workdir, f"metrics_{split}.json")
+    if not os.path.exists(path):
+        raise EvaluationError(
+            f"--beside: {path} does not exist; first run python -m experiments.evaluate --workdir={workdir} "
+            f"--split={split}"
+        )
+    metrics = _read_json(path)
+    return OtherRun(workdir, loss, metrics["users"], metrics["prefix_recall"])
+
+
+def check_beside(other: OtherRun, users: int, num_codes: int) -> None:
+    """Raises `EvaluationError` if a run of so many users and codes cannot stand beside the other one."""
+    codes = len(next(iter(other.prefix_recall.values())))
+    if (other.users, codes) != (users, num_codes):
+        raise EvaluationError(
+            f"--beside: {other.workdir} has {other.users:,} users and {codes} codes an item, this run {users:,} and "
+            f"{num_codes}; name a run on the same data and semantic IDs"
+        )
+
+
+def prefix_recall_beside(
+    of_run: Mapping[str, Sequence[float]], loss: str, other: OtherRun
+) -> dict[str, Sequence[float]]:
+    """Label -> prefix recall of both runs, by loss and rule; where both have one loss, the other by its folder too."""
+    name = other.loss
+    if name == loss:
+        name = f"{name} in {os.path.basename(os.path.normpath(other.workdir))}"
+    return {f"{loss}, {rule}": shares for rule, shares in of_run.items()} | {
+        f"{name}, {rule}": shares for rule, shares in other.prefix_recall.items()
+    }
+
+
 def write_run_report(
-    path: str, run: Run, targets: Targets, decoded: Decoded, metrics: Mapping
+    path: str,
+    run: Run,
+    targets: Targets,
+    decoded: Decoded,
+    metrics: Mapping,
+    *,
+    other_run: OtherRun | None = None,
 ) -> None:
     """Writes the report of one evaluated split.
 
@@ -31,11 +94,15 @@ def write_run_report(
         targets: what was predicted.
         decoded: what the model decoded for them, under the main rule.
         metrics: of `experiments.evaluate`.
+        other_run: whose prefix recall is shown beside this run's.
     """
     sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
     config = run.config
     main_row = f"{config.backbone} ({metrics['rule']})"
     variants = {f"{config.backbone} ({rule})": row for rule, row in metrics["variants"].items()}
+    prefix_recall = metrics["prefix_recall"]
+    if other_run is not None:
+        prefix_recall = prefix_recall_beside(prefix_recall, config.loss.name, other_run)
     versions = _read_json(os.path.join(run.workdir, "versions.json"))
     data = ReportData(
         title=config.name or os.path.basename(run.workdir),
@@ -58,7 +125,7 @@ def write_run_report(
         differences=metrics["differences"],
         curves=read_metrics(os.path.join(run.workdir, "metrics.jsonl")),
         best_step=run.step,
-        prefix_recall=metrics["prefix_recall"],
+        prefix_recall=prefix_recall,
         num_beams=config.decoding.num_beams,
         codebooks=[
             {"size": size, "counts": np.bincount(semantic_ids.codes[:, level], minlength=size)}

@@ -20,7 +20,14 @@ from gr.evaluation.bootstrap import (
     bootstrap_intervals,
     paired_bootstrap,
 )
-from gr.evaluation.comparison import Compared, Difference, RunRanks, compare_runs, survival
+from gr.evaluation.comparison import (
+    Compared,
+    Difference,
+    RunRanks,
+    compare_runs,
+    survival,
+    training_seconds,
+)
 from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
@@ -107,6 +114,7 @@ __all__ = [
     "survival",
     "top_items",
     "training_counts",
+    "training_seconds",
     "tune_item_knn",
     "user_metrics",
     "write_report",

@@ -15,6 +15,7 @@ from gr.evaluation.metrics import hit, ndcg
 from gr.evaluation.rankings import EvaluationError
 
 KS = (3, 5, 10, 20)
+STOP_FACTOR = 50  # Validation takes longer than an interval of steps, but not so much longer.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +155,16 @@ def survival(prefix_recall: Sequence[float]) -> list[float]:
     """Share of the users whose prefix was still there that still have it one code later, `[L]`."""
     before = [1.0, *prefix_recall[:-1]]
     return [now / past if past else 0.0 for now, past in zip(prefix_recall, before, strict=True)]
+
+
+def training_seconds(lines: Sequence[Mapping]) -> float:
+    """Seconds between the first and the last line of a run's metrics, without the time that it stood still.
+
+    A run that was stopped and resumed has a gap between two lines; every gap that is longer than a minute and than
+    `STOP_FACTOR` median gaps counts as one median gap. Validation during training is part of the time.
+    """
+    gaps = np.diff([line["wall_time"] for line in lines])
+    if not len(gaps):
+        return 0.0
+    usual = float(np.median(gaps))
+    return float(np.where(gaps > max(60.0, STOP_FACTOR * usual), usual, gaps).sum())

@@ -1,4 +1,4 @@
-"""Figures of a comparison: variants side by side, seeds as dots."""
+"""Figures of a comparison, variants side by side and seeds as dots; and of the prefixes while a run trains."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 
 from gr.evaluation.comparison import Compared, survival
 from gr.evaluation.plots import (
+    DASHES,
     GREY,
     INK,
+    MARKERS,
     MUTED,
     SERIES,
     figure_of,
@@ -83,9 +85,10 @@ def prefix_survival_plot(
         axes[0].bar(
             place, 100 * np.array(means[name]), 0.92 * width, color=colour, label=plain_text(name)
         )
-        for at, t in zip(place, steps, strict=True):
-            dots = [100 * value for value in variant.by_seed[f"prefix_recall/{t}"].values()]
-            axes[0].plot([at] * len(dots), dots, ".", color=INK, ms=3.5)
+        by_depth = [variant.by_seed[f"prefix_recall/{t}"].values() for t in steps]
+        for recalls in zip(*by_depth, strict=True):  # One for each seed.
+            axes[0].plot(place, 100 * np.array(recalls), ".", color=INK, ms=3.5)
+            axes[1].plot(place, 100 * np.array(survival(recalls)), ".", color=INK, ms=3.5)
         axes[1].bar(place, 100 * np.array(survival(means[name])), 0.92 * width, color=colour)
         if with_ratio:
             ratio = np.array(means[name]) / np.maximum(means[reference], 1e-12) - 1
@@ -105,17 +108,21 @@ def prefix_survival_plot(
 
 def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
     """Prefix losses and adaptive weights over steps: a pair of panels for each run (name -> its metrics' lines)."""
-    figure, axes = figure_of(2 * len(curves), 1.9)
+    figure, axes = figure_of(2 * len(curves), 2.0)
     for index, (name, lines) in enumerate(curves.items()):
         for panel, kind in zip(axes[2 * index : 2 * index + 2], ("loss", "weight"), strict=True):
-            depth = 1
-            while len(series(lines, "train", f"prefix_{depth}/{kind}")[0]):
-                steps, values = thinned(*series(lines, "train", f"prefix_{depth}/{kind}"))
-                colour = SERIES[(depth - 1) % len(SERIES)]
-                panel.plot(steps, values, color=colour, lw=1.5, label=f"prefix of {depth}")
-                depth += 1
-            panel.set_ylim(bottom=0)
+            found = _by_depth(lines, "train", "prefix_{}/" + kind)
+            for depth, (steps, values) in enumerate(found, start=1):
+                colour, dash = _look(depth)
+                label = f"prefix of {depth}"
+                panel.plot(*thinned(steps, values), color=colour, ls=dash, lw=1.5, label=label)
             style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
+        axes[2 * index].set_ylim(bottom=0)
+        # Weights start equal, and how far they move apart is what there is to see.
+        if found:
+            steps = found[0][0]
+            equal = 1 / len(found)
+            axes[2 * index + 1].hlines(equal, steps[0], steps[-1], color=INK, ls=":", lw=1)
         top_legend(axes[2 * index], columns=2)
     return figure
 
@@ -140,3 +147,40 @@ def validation_plot(
     axes.tick_params(colors=MUTED)
     top_legend(axes, columns=2)
     return figure
+
+
+def prefix_recall_curves(
+    lines: Sequence[Mapping], *, beams: int | None = None, best: float | None = None
+) -> Figure:
+    """Prefix recall on validation over steps, a line for each depth; `best` is the step whose weights were kept."""
+    figure, (axes,) = figure_of(1, 3.1)
+    found = _by_depth(lines, "validation", "prefix_recall/{}")
+    for depth, (steps, shares) in enumerate(found, start=1):
+        colour, dash = _look(depth)
+        marker = MARKERS[(depth - 1) % len(MARKERS)]
+        label = f"{depth} code" + "s" * (depth > 1)
+        axes.plot(
+            steps, 100 * shares, color=colour, ls=dash, marker=marker, ms=4, lw=1.6, label=label
+        )
+    if best is not None:
+        axes.axvline(best, color=INK, ls=":", lw=1.2, label=f"best step: {best:,.0f}")
+    axes.set_ylim(bottom=0)
+    beam = "beam" if beams is None else f"{beams} beams"
+    style(axes, xlabel="step", ylabel=plain_text(f"prefix in {beam} (% of users)"))
+    top_legend(axes, columns=3)
+    return figure
+
+
+def _by_depth(
+    lines: Sequence[Mapping], split: str, name: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of `name`, in which `{}` is the depth, for depths 1, 2, ... as far as there are any."""
+    found = []
+    while len((of_depth := series(lines, split, name.format(len(found) + 1)))[0]):
+        found.append(of_depth)
+    return found
+
+
+def _look(depth: int) -> tuple[str, str]:
+    """Colour and dash of a depth, the same in every figure."""
+    return SERIES[(depth - 1) % len(SERIES)], DASHES[(depth - 1) % len(DASHES)]

@@ -17,15 +17,36 @@ def render_comparison(
     notes: Sequence[str],
     tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
     figures: Mapping[str, str],
+    date: str = "",
+    commands: Sequence[str] = (),
+    details: Mapping[str, str] | None = None,
 ) -> str:
-    """A page of tables (title, rows with the header first) and figures (caption -> `<svg>`), as a string of HTML."""
+    """A page of a comparison, as a string of HTML.
+
+    Args:
+        title: of the page.
+        notes: sentences below the title.
+        tables: title and rows, the header first.
+        figures: caption -> `<svg>`.
+        date: of the comparison.
+        commands: that make it again.
+        details: heading -> long text, folded away.
+    """
     figures = {
         caption: inline_svg(svg, f"figure{i}") for i, (caption, svg) in enumerate(figures.items())
     }
     return (
         environment()
         .get_template("comparison.html.jinja")
-        .render(title=title, notes=notes, tables=tables, figures=figures)
+        .render(
+            title=title,
+            notes=notes,
+            tables=tables,
+            figures=figures,
+            date=date,
+            commands=commands,
+            details=details or {},
+        )
     )
 
 

@@ -32,8 +32,8 @@ THEME = {"ink": INK, "muted": MUTED, "grid": GRID, "blue": BLUE, "sky": SKY, "or
 THEME |= {"green": GREEN, "vermillion": VERMILLION, "purple": PURPLE, "grey": GREY}
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
 _OTHERS = (ORANGE, PURPLE, GREEN, VERMILLION, GREY)
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH = 5.0  # Inches; 480 pixels in a browser.
 _FONT = 11
 _MAX_POINTS = 400  # A longer curve is drawn as the means of this many stretches.
@@ -186,7 +186,7 @@ def learning_curves(
         marker = "o" if len(steps) <= 60 else None
         axes.plot(steps, values, color=BLUE, lw=1.8, marker=marker, ms=3.5, label="validation")
         for index, (label, value) in enumerate((references or {}).items()):
-            colour, dash = _OTHERS[index % len(_OTHERS)], _DASHES[1 + index % 3]
+            colour, dash = _OTHERS[index % len(_OTHERS)], DASHES[1 + index % 3]
             axes.axhline(float(value), color=colour, ls=dash, lw=1.6, label=plain_text(label))
         axes.set_ylim(bottom=0)
         style(axes, xlabel=x, ylabel=f"{metric_label(name)} (mean)")
@@ -222,8 +222,8 @@ def prefix_recall_plot(
             depths,
             100 * np.asarray(shares, dtype=float),
             color=SERIES[index % len(SERIES)],
-            ls=_DASHES[index % len(_DASHES)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            ls=DASHES[index % len(DASHES)],
+            marker=MARKERS[index % len(MARKERS)],
             lw=1.8,
             label=plain_text(label),
         )

@@ -294,7 +294,7 @@ def _largest_drop(label: str, shares: Sequence[float]) -> dict:
 
 def _figures(data: ReportData, best: float | None) -> dict:
     """Inline SVG by name, for the parts that are there."""
-    from gr.evaluation import plots
+    from gr.evaluation import comparison_plots, plots
 
     rows = {"main_row": data.main_row, "variants": data.variants}
     figures = {}
@@ -315,6 +315,12 @@ def _figures(data: ReportData, best: float | None) -> dict:
             figures["rates"] = plots.rate_curves(data.curves, names=_RATES)
     if data.prefix_recall:
         figures["prefix"] = plots.prefix_recall_plot(data.prefix_recall, beams=data.num_beams)
+    if len(plots.series(data.curves, "validation", "prefix_recall/1")[0]):
+        figures["prefix_curves"] = comparison_plots.prefix_recall_curves(
+            data.curves, beams=data.num_beams, best=best
+        )
+    if len(plots.series(data.curves, "train", "prefix_1/loss")[0]):
+        figures["prefix_losses"] = comparison_plots.prefix_weight_plot({"training": data.curves})
     books = [
         {"level": level, **codebook_facts(book), "counts": book["counts"]}
         for level, book in enumerate(data.codebooks, start=1)

@@ -49,7 +49,7 @@ def save_run_info(
                 f"{path} is of another run: {'; '.join(differences)}. Use the same values to resume that run, or "
                 "another workdir"
             )
-    if jax.process_index() == 0 and not only_check:
+    if not only_check and jax.process_index() == 0:  # Only a run itself may start a backend.
         os.makedirs(workdir, exist_ok=True)
         _write_json(path, config)
         _write_json(os.path.join(workdir, "versions.json"), versions())

@@ -1,0 +1,120 @@
+"""What any model is measured against: popularity, a Markov chain, item-kNN; ranked once and kept."""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+
+from experiments.reporting import sid_numbers
+from gr.data import Splits, Targets, histories
+from gr.data.files import write_atomically
+from gr.evaluation import (
+    Rankings,
+    fit_item_knn,
+    fit_markov_chain,
+    fit_popularity,
+    rankings_of_baseline,
+    tune_item_knn,
+)
+from gr.semantic_ids import SemanticIds
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """How the baselines rank the targets of one split under one rule."""
+
+    rankings: dict[str, Rankings]  # By name.
+    settings: dict[str, float | None]  # Of the tuned item-kNN.
+
+
+def rank_baselines(
+    splits: Splits, semantic_ids: SemanticIds, targets: Targets, *, exclude: bool, depth: int
+) -> Baselines:
+    """Fits every baseline and ranks the targets.
+
+    Args:
+        splits: the data.
+        semantic_ids: a hit is an item with the target's.
+        targets: what is predicted.
+        exclude: whether items of the user's history may not be recommended; the tuning obeys it too.
+        depth: the largest k at which the rankings can be evaluated.
+    """
+    validation = splits.validation
+    tuned, settings = tune_item_knn(
+        splits,
+        whole_histories(splits, validation),
+        splits.sequences.items[validation.positions],
+        exclude=exclude,
+    )
+    rankers = {
+        "popularity": fit_popularity(splits),
+        "markov": fit_markov_chain(splits),
+        "item_knn": fit_item_knn(splits),
+        "item_knn_tuned": tuned,
+    }
+    wanted = splits.sequences.items[targets.positions]
+    sid_of_item = sid_numbers(semantic_ids)
+    past = whole_histories(splits, targets)
+    ranked = {
+        name: rankings_of_baseline(ranker, past, wanted, sid_of_item, depth=depth, exclude=exclude)
+        for name, ranker in rankers.items()
+    }
+    return Baselines(ranked, settings)
+
+
+def kept_baselines(
+    path: str,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    targets: Targets,
+    *,
+    exclude: bool,
+    depth: int,
+) -> Baselines:
+    """`rank_baselines`, read from the `.npz` file at `path` if that was made of the same, else written there."""
+    made_of = {"exclude": exclude, "depth": depth, "items": splits.sequences.items}
+    made_of |= {"positions": targets.positions, "codes": semantic_ids.codes}
+    found = load_baselines(path)
+    if found is not None and all(
+        np.array_equal(found[1][name], of) for name, of in made_of.items()
+    ):
+        return found[0]
+    made = rank_baselines(splits, semantic_ids, targets, exclude=exclude, depth=depth)
+    arrays = {f"of/{name}": np.asarray(value) for name, value in made_of.items()}
+    arrays["settings"] = np.array(json.dumps(made.settings))
+    for name, rankings in made.rankings.items():
+        for field in dataclasses.fields(Rankings):
+            arrays[f"rankings/{name}/{field.name}"] = getattr(rankings, field.name)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+    return made
+
+
+def load_baselines(path: str) -> tuple[Baselines, dict[str, np.ndarray]] | None:
+    """What `kept_baselines` wrote, and what it was made of; None if there is no such file, or it is broken."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None  # It is made again.
+    names = dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("rankings/"))
+    rankings = {
+        name: Rankings(
+            **{f.name: arrays[f"rankings/{name}/{f.name}"] for f in dataclasses.fields(Rankings)}
+        )
+        for name in names
+    }
+    made_of = {name[3:]: value for name, value in arrays.items() if name.startswith("of/")}
+    return Baselines(rankings, json.loads(str(arrays["settings"]))), made_of
+
+
+def whole_histories(splits: Splits, targets: Targets) -> np.ndarray:
+    """Everything each user did before the target, `[n, T]`, -1-padded."""
+    lengths = targets.positions - splits.sequences.offsets[targets.users]
+    return histories(splits.sequences, targets, int(lengths.max(initial=1)))

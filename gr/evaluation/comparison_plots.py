@@ -27,6 +27,8 @@ from gr.evaluation.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LINE_DASHES = ("--", ":", "-.", "-")
+
 
 def seeds_plot(
     compared: Mapping[str, Compared],
@@ -34,16 +36,20 @@ def seeds_plot(
     *,
     lines: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One row a variant: its seeds as dots, their mean as a bar; `lines` are baselines, drawn across."""
-    figure, (axes,) = figure_of(1, 0.9 + 0.45 * len(compared))
+    """One row a variant: its seeds as dots, their mean as a bar.
+
+    `lines` are baselines, drawn across; one that is less than half of the variants' least value, or twice their
+    largest, is only told in the legend, so that the variants can be told apart.
+    """
+    figure, (axes,) = figure_of(1, 1.0 + 0.6 * len(compared))
     for row, variant in enumerate(compared.values()):
         values = list(variant.by_seed[metric].values())
         colour = SERIES[row % len(SERIES)]
-        axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=colour, lw=3)
+        axes.plot([np.mean(values)] * 2, [row - 0.22, row + 0.22], color=colour, lw=3)
         axes.plot(values, [row] * len(values), "o", color=colour, ms=6, alpha=0.75, mec="none")
         axes.annotate(
             f"{np.mean(values):.4f}",
-            (np.mean(values), row - 0.3),
+            (np.mean(values), row - 0.22),
             (0, 2),
             textcoords="offset points",
             ha="center",
@@ -51,13 +57,20 @@ def seeds_plot(
             fontsize=9,
             color=INK,
         )
+    found = [value for of in compared.values() for value in of.by_seed[metric].values()]
+    low, high = min(found), max(found)
     for index, (label, value) in enumerate((lines or {}).items()):
-        dash = ("--", ":", "-.")[index % 3]
-        axes.axvline(value, color=GREY, ls=dash, lw=1.4, label=plain_text(label))
+        if low / 2 <= value <= 2 * high:
+            dash = _LINE_DASHES[index % len(_LINE_DASHES)]
+            axes.axvline(value, color=GREY, ls=dash, lw=1.4, label=plain_text(label), zorder=0)
+        else:
+            axes.plot([], [], " ", label=plain_text(f"{label} ({value:.4f})"))
+    axes.margins(x=0.08)
     axes.set_yticks(range(len(compared)), [plain_text(name) for name in compared])
-    axes.set_ylim(len(compared) - 0.4, -0.8)
+    axes.set_ylim(len(compared) - 0.5, -0.7)
     style(axes, xlabel=f"{metric_label(metric)} (dots: seeds, bar: mean)", grid="x")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.locator_params(axis="x", nbins=6)
     top_legend(axes, columns=2)
     return figure
 
@@ -93,6 +106,8 @@ def prefix_survival_plot(
         if with_ratio:
             ratio = np.array(means[name]) / np.maximum(means[reference], 1e-12) - 1
             axes[2].bar(place, 100 * ratio, 0.92 * width, color=colour)
+            for ratios in _ratios_by_seed(variant, compared[reference], depth):
+                axes[2].plot(place, 100 * ratios, ".", color=INK, ms=3.5)
     for panel, label in zip(
         axes,
         (f"prefix in {beams} beams (%)", "of those, still in (%)", f"against {reference} (%)"),
@@ -104,6 +119,18 @@ def prefix_survival_plot(
         axes[2].axhline(0, color=INK, lw=1)
     top_legend(axes[0], columns=2)
     return figure
+
+
+def _ratios_by_seed(variant: Compared, reference: Compared, depth: int) -> list[np.ndarray]:
+    """Prefix recall over the reference's of the same seed, minus 1: `[L]` for each seed that both have."""
+    if variant is reference:
+        return []
+    recalls = [f"prefix_recall/{t + 1}" for t in range(depth)]
+    seeds = variant.by_seed[recalls[0]].keys() & reference.by_seed[recalls[0]].keys()
+    return [
+        np.array([variant.by_seed[m][s] / max(reference.by_seed[m][s], 1e-12) for m in recalls]) - 1
+        for s in sorted(seeds)
+    ]
 
 
 def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:

@@ -201,6 +201,7 @@ def compare(
         )
         for job in done
     ]
+    done.sort(key=lambda job: job.variant != config.reference)  # Stable: the reference first.
     check_same_items(done)
     first = done[0]
 

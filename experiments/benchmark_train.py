@@ -1,12 +1,15 @@
 r"""Measures how many examples a second training gets through, for each backbone and training level.
 
     python -m experiments.benchmark_train --config=configs/amazon_office.py --json=FILE \
-        [--backbones=encoder_decoder] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
+        [--backbones=encoder_decoder] [--losses=ce,apao_pairwise] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
 
 Real batches of the config's data from the training pipeline, and the complete step (dropout, backward pass, AdamW,
 state donated). Batches of one shape take the same time; so an epoch's batches are counted by shape, the step is
 timed on each shape, the shapes taking turns, and the epoch's time is the sum of count x median over the shapes, to
 which the pipeline's own time for the epoch is added in full.
+
+Every loss is timed beside cross-entropy, in turns on the same batches: `over ce` is the ratio of their times for an
+epoch. `apao_pairwise` has negatives for the config's share of the targets, `apao_pairwise_all` for all of them.
 
 `encoder_decoder/target` has a bidirectional encoder and no recency bias, as published; `padded_N` pads every history
 to N tokens, as others do. `user` trains on all positions of a user's sequence in one pass.
@@ -15,11 +18,12 @@ to N tokens, as others do. `user` trains on all positions of a user's sequence i
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -47,9 +51,18 @@ OTHERS = {
     _BUCKETED: "plain JAX 89",
     "encoder_decoder/user": "plain JAX 390",
 }
+LOSSES = {
+    "ce": {"loss.name": "ce"},
+    "msl": {"loss.name": "msl"},
+    "apao_pointwise": {"loss.name": "apao_pointwise"},
+    "apao_pairwise": {"loss.name": "apao_pairwise"},
+    "apao_pairwise_all": {"loss.name": "apao_pairwise", "loss.pairwise_share": 1.0},
+}
+OVER_CE = {"apao_pointwise": "<= 1.05", "apao_pairwise": "<= 6"}
 HEADER = (
     "examples/s of a training step",
     "examples/s",
+    "over ce",
     "target",
     "others",
     "tokens/s",
@@ -70,11 +83,14 @@ NOTES = (
 def main(argv: list[str]) -> None:
     """Settings, one after the other; table and file."""
     del argv
+    unknown = [loss for loss in FLAGS.losses if loss not in LOSSES]
+    if unknown:
+        raise TrainingError(f"--losses={unknown[0]}: use some of {', '.join(LOSSES)}")
     config, on = FLAGS.config, benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
     results = {}
     for setting in settings(config, semantic_ids.num_levels):
-        measured = measure(setting, splits, semantic_ids, FLAGS.seconds_per_row)
+        measured = measure(setting, splits, semantic_ids, FLAGS.losses, FLAGS.seconds_per_row)
         for name, result in measured.items():
             print(f"{name}: {result['examples_per_second']:,.1f} examples/s", flush=True)
         results |= measured
@@ -82,12 +98,15 @@ def main(argv: list[str]) -> None:
         (
             name,
             f"{result['examples_per_second']:,.1f}",
-            TARGETS.get(name, ""),
+            f"{result['over_ce']:.2f}" if result["over_ce"] else "",
+            TARGETS.get(name, OVER_CE.get(name.rpartition("/")[2], "")),
             OTHERS.get(name, ""),
             f"{result['tokens_per_second']:,.0f}",
-            f"{result['gflops_per_second']:,.1f}",
+            f"{result['gflops_per_second']:,.1f}" if result["gflops_per_second"] else "",
             f"{result['peak_gflops_per_second']:,.1f}",
-            f"{result['gflops_per_second'] / result['peak_gflops_per_second']:.0%}",
+            f"{result['gflops_per_second'] / result['peak_gflops_per_second']:.0%}"
+            if result["gflops_per_second"]
+            else "",
             f"{result['compile_seconds']:.1f}",
         )
         for name, result in results.items()
@@ -132,49 +151,72 @@ def settings(config: ConfigDict, code_length: int) -> list[Setting]:
 
 
 def measure(
-    setting: Setting, splits: Splits, semantic_ids: SemanticIds, seconds: float
+    setting: Setting,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    losses: Sequence[str],
+    seconds: float,
 ) -> dict[str, dict[str, Any]]:
-    """Times the train step of one setting on the shapes of all its rows; the results by row."""
+    """Times the train steps of one setting with each loss on the shapes of all its rows; the results by row.
+
+    The rows of cross-entropy have the setting's names; those of other losses the loss's name behind it.
+    """
     config, length = setting.config, semantic_ids.num_levels
     epochs = {name: Epoch.draw(config, splits, n) for name, n in setting.buckets.items()}
     strata = {shape: s for epoch in epochs.values() for shape, s in epoch.strata.items()}
-    model = build.make_model(config, semantic_ids)
-    calls = train_calls(
-        config, model, semantic_ids, build.make_train_batches(config, splits), strata
-    )
+    batches = build.make_train_batches(config, splits)
+    calls = {}
+    for loss in losses:
+        with_loss = config.copy_and_resolve_references()
+        with_loss.update_from_flattened_dict(LOSSES[loss])
+        model = build.make_model(config, semantic_ids)
+        steps = train_calls(with_loss, model, semantic_ids, batches, strata)
+        calls |= {(loss, shape): call for shape, call in steps.items()}
     product, product_gflop = benchmarking.peak_product(config[config.backbone].dtype)
     timings, compilations = benchmarking.time_in_turns(
-        {**calls, PEAK: product}, seconds * len(epochs)
+        {**calls, PEAK: product}, seconds * len(epochs) * len(losses)
     )
-    if int(calls[min(calls)]()) != NO_BAD_STEP:  # All calls go on with one state.
-        raise TrainingError(
-            "the loss was not finite, so what was timed is not training; lower training.learning_rate"
-        )
+    for (loss, shape), call in calls.items():
+        if shape == min(strata) and int(call()) != NO_BAD_STEP:  # A loss's calls share one state.
+            raise TrainingError(
+                f"loss {loss} was not finite, so what was timed is not training; lower training.learning_rate"
+            )
+    model = build.make_model(config, semantic_ids)
     gflop = {shape: step_gflop(model, s.batches[0], length) for shape, s in strata.items()}
     results = {}
     for name, epoch in epochs.items():
-        step_seconds = sum(s.count * timings[shape].seconds for shape, s in epoch.strata.items())
-        total_seconds = step_seconds + epoch.pipeline_seconds
-        total_gflop = sum(s.count * gflop[shape] for shape, s in epoch.strata.items())
-        results[name] = {
-            "examples_per_second": sum(s.examples for s in epoch.strata.values()) / total_seconds,
-            "tokens_per_second": epoch.real_items * length / total_seconds,
-            "gflops_per_second": total_gflop / step_seconds,
-            "peak_gflops_per_second": product_gflop / timings[PEAK].seconds,
-            "compile_seconds": sum(timings[shape].compile_seconds for shape in epoch.strata),
-            "pipeline_share": epoch.pipeline_seconds / total_seconds,
-            "compilations_while_timing": compilations,
-            "shapes": [
-                {
-                    "rows": shape[0],
-                    "items": shape[1],
-                    "batches_per_epoch": stratum.count,
-                    "seconds": timings[shape].seconds,
-                    "timed_steps": timings[shape].calls,
-                }
-                for shape, stratum in epoch.strata.items()
-            ],
+        step_seconds = {
+            loss: sum(s.count * timings[loss, shape].seconds for shape, s in epoch.strata.items())
+            for loss in losses
         }
+        epoch_gflop = sum(s.count * gflop[shape] for shape, s in epoch.strata.items())
+        for loss, of_steps in step_seconds.items():
+            total = of_steps + epoch.pipeline_seconds
+            counted = loss in (
+                "ce",
+                "msl",
+                "apao_pointwise",
+            )  # Others have tokens of negatives too.
+            results[name if loss == "ce" else f"{name}/{loss}"] = {
+                "examples_per_second": sum(s.examples for s in epoch.strata.values()) / total,
+                "over_ce": of_steps / step_seconds["ce"] if "ce" in step_seconds else None,
+                "tokens_per_second": epoch.real_items * length / total,
+                "gflops_per_second": epoch_gflop / of_steps if counted else None,
+                "peak_gflops_per_second": product_gflop / timings[PEAK].seconds,
+                "compile_seconds": sum(timings[loss, s].compile_seconds for s in epoch.strata),
+                "pipeline_share": epoch.pipeline_seconds / total,
+                "compilations_while_timing": compilations,
+                "shapes": [
+                    {
+                        "rows": shape[0],
+                        "items": shape[1],
+                        "batches_per_epoch": stratum.count,
+                        "seconds": timings[loss, shape].seconds,
+                        "timed_steps": timings[loss, shape].calls,
+                    }
+                    for shape, stratum in epoch.strata.items()
+                ],
+            }
     return results
 
 
@@ -266,4 +308,5 @@ def step_gflop(model: nnx.Module, batch: dict[str, np.ndarray], length: int) -> 
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("losses", list(LOSSES), f"Which losses to time: of {', '.join(LOSSES)}.")
     benchmarking.run(main)

@@ -45,7 +45,7 @@ def sharded_beam_search(
         axis: the axis over which the index is split.
         batch_axis: the axis over which users are split; None if they are not.
         constraint: `ExcludeItems`, `AttributeFilter`, or a mask made by `sharded_mask`, or several.
-        **options: temperature, length_penalty, num_groups, diversity, keep_beams; see `beam_search`.
+        **options: temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
 
     Returns:
         Candidates; `beams` holds names of nodes that differ from those of an unsharded index.

@@ -192,9 +192,8 @@ def _pairwise_levels(
             weight=place_weight,
             normaliser=targets_per_batch,
         )
-        if (
-            loss.all_first_codes
-        ):  # Exact, and at no cost at all places: every first code is a negative.
+        if loss.all_first_codes:
+            # The first prediction has them all, so this costs nothing and is taken at every target.
             exact = masked_token_log_probs(logits[..., :1, :], targets[..., :1], index, loss.tau)
             first = pointwise_prefix_losses(exact, weight, targets_per_batch)
             losses = losses.at[0].set(first[0])

@@ -69,6 +69,11 @@ for data, shards in ((1, 8), (2, 4)):
                 np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), err_msg=name)
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
             compared.append([name, num_beams, int(found.valid.sum())])
+over = {"normalise_over": "children", "temperature": 1.5}
+expected = beam_search(model, whole, history, 5, constraint=seen, **over)
+found = sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=seen, **over)
+np.testing.assert_array_equal(found.codes, expected.codes)
+np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
 messages = []
 try:
     sharded_beam_search(model, index, history, 5, mesh=make_mesh(data=1, model=8))

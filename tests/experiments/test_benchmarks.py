@@ -44,11 +44,12 @@ def get_config():
     c.decoding.batch_size = 16
     return c
 """
-TRAIN_ROWS = [
+CE_ROWS = [
     "encoder_decoder/target/padded_12",
     "encoder_decoder/target/bucketed",
     "encoder_decoder/user",
 ]
+TRAIN_ROWS = [name for row in CE_ROWS for name in (row, f"{row}/apao_pairwise")]
 DECODE_ROWS = [
     "8_tokens",
     "12_tokens",
@@ -77,6 +78,8 @@ def measured(tmp_path_factory):
         command = [sys.executable, "-m", f"experiments.benchmark_{name}"]
         command += [f"--config={folder}/tiny.py", f"--json={folder}/{name}.json"]
         command += [f"--backbones={backbone}", "--seconds_per_row=0.01"]
+        if name == "train":
+            command += ["--losses=ce,apao_pairwise"]
         processes[name] = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -96,8 +99,13 @@ def measured(tmp_path_factory):
 def test_train_benchmark_measures_every_row(measured):
     content, output = measured["train"]
     assert list(content["examples_per_second"]) == TRAIN_ROWS
-    for quantity in ("examples", "tokens", "gflops", "peak_gflops"):
+    for quantity in ("examples", "tokens", "peak_gflops"):
         _assert_positive(content[f"{quantity}_per_second"], TRAIN_ROWS)
+    _assert_positive(content["over_ce"], TRAIN_ROWS)
+    assert [content["over_ce"][row] for row in CE_ROWS] == [1, 1, 1]
+    gflops = content["gflops_per_second"]  # Not of losses with negatives.
+    _assert_positive({row: gflops[row] for row in CE_ROWS}, CE_ROWS)
+    assert [row for row in TRAIN_ROWS if gflops[row] is None] == TRAIN_ROWS[1::2]
     assert all(row in output for row in TRAIN_ROWS)
     assert "experiments.benchmark_train --config=" in content["command"]
 

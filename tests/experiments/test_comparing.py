@@ -173,10 +173,11 @@ def test_a_study_that_cannot_be_run_is_refused():
 def test_prefix_recall_of_another_run_stands_beside_in_the_report(study):
     run = load_run(study["b", 0].workdir)
     other = study["ce", 0].workdir
+    metrics = Path(other, "metrics_test.json")
+    metrics.unlink()
     with pytest.raises(EvaluationError, match="metrics_test.json does not exist; first run python"):
         evaluate.evaluate(run, "test", beside=other)
     shares = {rule: [0.5, 0.4, 0.125] for rule in RULES}
-    metrics = Path(other, "metrics_test.json")
     metrics.write_text(json.dumps({"users": 7, "prefix_recall": shares}))
     with pytest.raises(EvaluationError, match="has 7 users and 3 codes an item, this run 100 and"):
         evaluate.evaluate(run, "test", beside=other)

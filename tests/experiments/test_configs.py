@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.base import base_config
 from experiments import build
+from experiments.comparing import check_study, jobs
 from gr.data import load_sequences
 from gr.data.load import FORMATS
 from gr.models import ModelError
@@ -22,6 +23,8 @@ from gr.training.objectives import LossConfig, supervised_loss
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
 NAMES.remove("base")
+STUDIES = [name for name in NAMES if name.endswith("_study")]  # Of several experiments.
+NAMES = [name for name in NAMES if name not in STUDIES]
 BACKBONES = ("encoder_decoder", "decoder_only")
 
 
@@ -58,14 +61,27 @@ def fields(config, prefix=""):
 
 def test_the_configs_that_others_rely_on_are_there():
     assert {"amazon_beauty", "amazon_office", "ml100k", "synthetic"} <= set(NAMES)
+    assert {"beauty_apao_study", "office_apao_study"} <= set(STUDIES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + STUDIES)
 def test_a_config_says_what_it_is_and_how_it_is_run(name):
     docstring = ast.get_docstring(ast.parse((ROOT / f"configs/{name}.py").read_text()))
     assert docstring, f"configs/{name}.py needs a docstring with its command line"
     one_line = " ".join(docstring.replace("\\\n", " ").split())
-    assert f"python -m experiments.train --config=configs/{name}.py --workdir=" in one_line
+    main = "compare" if name in STUDIES else "train"
+    assert f"python -m experiments.{main} --config=configs/{name}.py --workdir=" in one_line
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_made_of_experiments_that_differ_in_what_they_minimise(name, load):
+    study = load(name, "--config.seeds=5,7")
+    check_study(study)
+    assert [job.seed for job in jobs(study, "runs", "test")][:: len(study.variants)] == [5, 7]
+    losses = {key: LossConfig(**variant.loss) for key, variant in study.variants.items()}
+    assert {key: loss.name for key, loss in losses.items()} == {key: key for key in study.labels}
+    for variant in study.variants.values():
+        assert fields(variant) == fields(base_config())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,6 +36,7 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH = 5.0  # Inches; 480 pixels in a browser.
 _FONT = 11
+_LEGEND_WIDTH = 44  # Letters beside each other.
 _MAX_POINTS = 400  # A longer curve is drawn as the means of this many stretches.
 
 
@@ -330,7 +331,7 @@ def top_legend(axes: Axes, columns: int) -> None:
             labels,
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=min(columns, len(labels)),
+            ncols=_columns_that_fit(labels, columns),
             frameon=False,
             fontsize=_FONT - 0.5,
             labelcolor=INK,
@@ -338,6 +339,16 @@ def top_legend(axes: Axes, columns: int) -> None:
             columnspacing=1.2,
             handlelength=1.8,
         )
+
+
+def _columns_that_fit(labels: Sequence[str], columns: int) -> int:
+    """At most so many columns of a legend, which a wide one would squeeze the axes for."""
+    for count in range(min(columns, len(labels)), 1, -1):
+        rows = math.ceil(len(labels) / count)
+        starts = range(0, len(labels), rows)
+        if sum(max(map(len, labels[at : at + rows])) for at in starts) <= _LEGEND_WIDTH:
+            return count
+    return 1
 
 
 def _mark_best(axes: Axes, best: float | None, x: str) -> None:

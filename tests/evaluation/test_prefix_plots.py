@@ -10,6 +10,7 @@ from gr.evaluation.comparison_plots import (
     prefix_weight_plot,
     seeds_plot,
 )
+from gr.evaluation.plots import prefix_recall_plot
 from gr.evaluation.report import ReportData, render_report
 
 
@@ -78,6 +79,22 @@ def test_a_baseline_far_away_does_not_squeeze_the_variants():
     ]
     low, high = axes.get_xlim()
     assert 0.025 < low < 0.03 and 0.06 < high < 0.07
+
+
+def test_long_names_do_not_squeeze_the_axes():
+    names = [
+        f"{loss}, {rule}"
+        for loss in ("apao_pointwise", "ce")
+        for rule in ("seen items removed", "all items allowed")
+    ]
+    widths = []
+    for labels, columns in ((["a", "b", "c", "d"], 2), (names, 1)):
+        figure = prefix_recall_plot({label: [0.5, 0.25] for label in labels}, beams=20)
+        figure.canvas.draw()  # Which lays it out.
+        (axes,) = figure.axes
+        assert axes.get_legend()._ncols == columns
+        widths.append(axes.get_position().width)
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
 
 
 CURVES = [

@@ -4,7 +4,8 @@ r"""Runs several experiments with several seeds, or resumes them, and compares t
     python -m experiments.compare --configs=ce=configs/a.py,other=configs/b.py --seeds=0,1 --workdir=DIR
 
 A study config has `variants` (name -> experiment config), `seeds`, the `reference` variant that the others are
-compared with, and `labels`; `--configs` makes one from experiment configs. Every run is a process of its own, with
+compared with, and `labels`; `--configs` makes one from experiment configs, whose first is the reference unless
+`--reference` names another. Every run is a process of its own, with
 its workdir in DIR/VARIANT/seed_S and its output in `log.txt` there. Runs that are done are not done again; the same
 command resumes what was stopped, and tries again what failed. Prints the table and writes `comparison.md`, `.json`,
 `.html` and `figures/` into DIR.

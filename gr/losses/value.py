@@ -21,8 +21,8 @@ _TINY = 1e-6  # A mean of unit vectors of this length has no direction.
 def depth_weights(length: int) -> jax.Array:
     """`omega_t`: how much a prefix of t codes is worth, `[L]` float32, rising from 0.3 to 1.
 
-    Published is (0.3, 0.5, 1) for L = 3. Of more codes the paper says (0.3, 0.5, .., 1), which we read as steps of
-    0.2, or as even ones where so many would pass 1: (0.3, 0.5, 0.7, 1) for L = 4.
+    Published is (0.3, 0.5, .., 1), which is (0.3, 0.5, 1) for L = 3, as in public code. For more codes we read it as
+    steps of 0.2 before the last code, or even ones where so many would pass 1: (0.3, 0.5, 0.7, 1) for L = 4.
     """
     step = min(_STEP, (1.0 - _FIRST_WEIGHT) / max(length - 1, 1))
     return jnp.array([_FIRST_WEIGHT + step * t for t in range(length - 1)] + [1.0], jnp.float32)

@@ -3,7 +3,8 @@
 A list becomes `Rankings` (where each target stands): `rankings_of_beams` for a model's beams,
 `rankings_of_baseline` for a fitted `Ranker`. `evaluate_with_baselines` turns those into one dictionary
 of JSON values, `format_metrics` that dictionary into a table. A hit is the target's Semantic ID; the
-stricter item-level figures are the keys that begin with `item_`.
+stricter item-level figures are the keys that begin with `item_`. `value_calibration` asks whether a value head ranks
+prefixes by what is below them.
 """
 
 from gr.evaluation.baselines import (
@@ -20,6 +21,8 @@ from gr.evaluation.bootstrap import (
     bootstrap_intervals,
     paired_bootstrap,
 )
+from gr.evaluation.calibration import ValueCalibration, rank_correlation, value_calibration
+from gr.evaluation.calibration_plots import calibration_plot
 from gr.evaluation.comparison import (
     Compared,
     Difference,
@@ -80,8 +83,10 @@ __all__ = [
     "Rankings",
     "ReportData",
     "RunRanks",
+    "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "calibration_plot",
     "compare_runs",
     "coverage",
     "decode_targets",
@@ -103,6 +108,7 @@ __all__ = [
     "popularity_order",
     "popularity_slices",
     "prefix_hits",
+    "rank_correlation",
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
@@ -117,5 +123,6 @@ __all__ = [
     "training_seconds",
     "tune_item_knn",
     "user_metrics",
+    "value_calibration",
     "write_report",
 ]

@@ -1,7 +1,8 @@
 """Losses as pure functions of arrays: each returns what is minimised, most of them with metrics.
 
 `cross_entropy` of tokens, over the vocabulary or (MSL) among what the trie allows; prefix losses and weights of APAO;
-rewards, advantages and policy losses of reinforcement learning (GRPO, Sibling-GRPO, TEMPO, CPPO).
+rewards, advantages and policy losses of reinforcement learning (GRPO, Sibling-GRPO, TEMPO, CPPO); dense rewards,
+targets and loss of the value head (V-STAR).
 """
 
 from gr.losses.advantages import (
@@ -42,31 +43,51 @@ from gr.losses.token import (
     masked_token_log_probs,
     token_log_probs,
 )
+from gr.losses.value import (
+    GAMMA,
+    depth_weights,
+    distinct_prefixes,
+    group_prefix_vectors,
+    monte_carlo_returns,
+    prefix_means,
+    semantic_rewards,
+    td_loss,
+    td_targets,
+)
 
 __all__ = [
+    "GAMMA",
     "LossError",
     "Outcome",
     "PolicyConfig",
     "Reward",
     "cppo_mask",
     "cross_entropy",
+    "depth_weights",
     "distinct_candidates",
+    "distinct_prefixes",
     "exact_match",
+    "group_prefix_vectors",
     "group_token_log_probs",
     "grpo_advantages",
     "init_prefix_weights",
     "masked_token_log_probs",
+    "monte_carlo_returns",
     "pairwise_prefix_losses",
     "pointwise_prefix_losses",
     "policy_loss",
     "policy_objective",
     "prefix_depth",
+    "prefix_means",
     "rank_aware",
     "semantic",
+    "semantic_rewards",
     "sibling_advantages",
     "sibling_loss",
     "sibling_weights",
     "stateless_prefix_weights",
+    "td_loss",
+    "td_targets",
     "tempo_advantages",
     "token_log_probs",
     "uniform_prefix_weights",

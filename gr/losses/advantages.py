@@ -51,13 +51,13 @@ def sibling_advantages(
         `[B, G, L]` float32: at each candidate's code of depth t its advantage over the other children of the
         candidate's prefix of t - 1 codes; 0 where there are none.
     """
-    shared = _shared_prefixes(codes, valid)
+    shared = shared_prefixes(codes, valid)
     scores = _prefix_values(shared, rewards)[..., 1:]
     parents, once, children = _siblings(shared)
     # Sums over a parent's children are sums over its candidates, those of one child having weights of sum 1.
-    mean = _sum_over_group(parents, once * scores) / jnp.maximum(children, 1.0)
+    mean = sum_over_group(parents, once * scores) / jnp.maximum(children, 1.0)
     deviation = scores - mean
-    variance = _sum_over_group(parents, once * jnp.square(deviation)) / jnp.maximum(children, 1.0)
+    variance = sum_over_group(parents, once * jnp.square(deviation)) / jnp.maximum(children, 1.0)
     advantages = deviation / (jnp.sqrt(variance) + EPSILON)
     return jax.lax.stop_gradient(jnp.where(children > 1, advantages, 0.0))
 
@@ -75,7 +75,7 @@ def sibling_weights(codes: jax.Array, valid: jax.Array | None = None) -> jax.Arr
     Returns:
         `[B, G, L]` float32; of a user's weights the sum is the number of the tree's nodes that have siblings.
     """
-    _, once, children = _siblings(_shared_prefixes(codes, valid))
+    _, once, children = _siblings(shared_prefixes(codes, valid))
     return jnp.where(children > 1, once, 0.0)
 
 
@@ -96,18 +96,18 @@ def tempo_advantages(
     Returns:
         `[B, G, L]` float32; 0 for invalid candidates.
     """
-    values = _prefix_values(_shared_prefixes(codes, valid), rewards)
+    values = _prefix_values(shared_prefixes(codes, valid), rewards)
     differences = jax.lax.stop_gradient(values[..., 1:] - values[..., :-1])
     return grpo_advantages(rewards, valid)[..., None] + differences
 
 
 def distinct_candidates(codes: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     """The number of distinct valid candidates of each user: `[B, G, L]` to `[B]` float32."""
-    sharing = _shared_prefixes(codes, valid)[..., -1].sum(axis=2)
+    sharing = shared_prefixes(codes, valid)[..., -1].sum(axis=2)
     return jnp.where(sharing > 0, 1.0 / jnp.maximum(sharing, 1.0), 0.0).sum(axis=1)
 
 
-def _shared_prefixes(codes: jax.Array, valid: jax.Array | None) -> jax.Array:
+def shared_prefixes(codes: jax.Array, valid: jax.Array | None) -> jax.Array:
     """Which candidates have which prefix in common, `[B, G, G, L + 1]` float32 of 0 and 1, for prefixes of 0..L codes.
 
     By comparison of all pairs: G is some dozens, and sorting would cost more.
@@ -122,7 +122,7 @@ def _prefix_values(shared: jax.Array, rewards: jax.Array) -> jax.Array:
     """Mean reward of the candidates below each prefix, above the group's lowest, `[B, G, L + 1]`; 0 if invalid."""
     valid = jnp.diagonal(shared[..., 0], axis1=1, axis2=2) > 0
     rewards = _above_lowest(rewards, valid)
-    return _sum_over_group(shared, rewards[..., None]) / jnp.maximum(shared.sum(axis=2), 1.0)
+    return sum_over_group(shared, rewards[..., None]) / jnp.maximum(shared.sum(axis=2), 1.0)
 
 
 def _siblings(shared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -133,10 +133,10 @@ def _siblings(shared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     parents, counts = shared[..., :-1], shared[..., 1:].sum(axis=2)
     once = jnp.where(counts > 0, 1.0 / jnp.maximum(counts, 1.0), 0.0)
-    return parents, once, jnp.round(_sum_over_group(parents, once))
+    return parents, once, jnp.round(sum_over_group(parents, once))
 
 
-def _sum_over_group(shared: jax.Array, values: jax.Array) -> jax.Array:
+def sum_over_group(shared: jax.Array, values: jax.Array) -> jax.Array:
     """For each candidate the sum over those that share its prefix, `[B, G, L]`; not a matmul, which may round."""
     return (shared * values[:, None]).sum(axis=2)
 

@@ -2,13 +2,15 @@
 
 `EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer `prefill / step / reorder` to decoders,
 and `target_logits` (one target per history) and `sequence_logits` (all positions in one pass) to losses, with
-`group_states` and `sequence_and_group_states` for many candidates behind one history.
+`group_states` and `sequence_and_group_states` for many candidates behind one history. `ValueHead` reads off their
+`path_states` what a prefix promises.
 """
 
 from gr.models.backbone import Backbone, Cache, ModelError
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig
+from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
 
 __all__ = [
     "Backbone",
@@ -18,4 +20,7 @@ __all__ = [
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "ModelError",
+    "ValueHead",
+    "ValueHeadConfig",
+    "path_states",
 ]

@@ -2,7 +2,7 @@
 
 `make_semantic_ids` does the whole room's work from the data of a `Splits`; its parts:
 vectors (`item_texts`, `text_vectors`, `sentence_vectors`, `training_interactions`,
-`interaction_vectors`, `load_vectors`, `concatenate_vectors`), residual k-means
+`interaction_vectors`, `load_vectors`, `concatenate_vectors`, `catalogue_vectors` for rewards), residual k-means
 (`fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`), collisions
 (`append_extra_code`, `resolve_collisions`) files that others
 made (`read_index_json`, ...) and text for a terminal (`report_table`, `example_table`).
@@ -11,6 +11,7 @@ made (`read_index_json`, ...) and text for a terminal (`report_table`, `example_
 from gr.semantic_ids.build import build_semantic_ids, make_semantic_ids
 from gr.semantic_ids.collisions import append_extra_code, resolve_collisions
 from gr.semantic_ids.item_vectors import (
+    catalogue_vectors,
     concatenate_vectors,
     interaction_vectors,
     item_texts,
@@ -53,6 +54,7 @@ __all__ = [
     "append_extra_code",
     "assign_balanced",
     "build_semantic_ids",
+    "catalogue_vectors",
     "check_codebooks",
     "codebook_report",
     "concatenate_vectors",

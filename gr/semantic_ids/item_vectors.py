@@ -32,11 +32,7 @@ def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> lis
         raise SemanticIdError(
             f"no item field {unknown[0]!r}; known are {sorted(sequences.item_fields)}."
         )
-    columns = [sequences.item_fields[name] for name in names]
-    texts = [
-        " ".join(html.unescape(" ".join(str(part) for part in parts)).split())
-        for parts in zip(*columns, strict=True)
-    ]
+    texts = _joined_texts(sequences, names)
     if not any(texts):
         raise SemanticIdError(
             "the items have no text; use vectors='interactions' or the path of a .npy file."
@@ -157,6 +153,35 @@ def interaction_vectors(
     return vectors
 
 
+def catalogue_vectors(
+    splits: Splits, *, dim: int = 64, text_model: str = "tfidf", seed: int = 0
+) -> np.ndarray:
+    """Vectors that say which items are alike, for semantic rewards: float32 `[N, E]`.
+
+    From text where at least half of the items have any, else from training interactions. The two kinds are never
+    mixed in one catalogue: a cosine across them would mean nothing.
+
+    Args:
+      splits: The data; of the interactions only the training part is looked at.
+      dim: Width E; a sentence-transformers model has its own.
+      text_model: "tfidf", or the name of a sentence-transformers model.
+      seed: Same seed, same vectors.
+
+    Returns rows of length 1, or 0 for items about which nothing is known, whose cosine with any other is to be
+    taken as 0.
+    Raises `SemanticIdError` where there is neither text nor a pair of interactions near each other.
+    """
+    sequences = splits.sequences
+    texts = _joined_texts(sequences, list(sequences.item_fields))
+    has_text = np.array([bool(text) for text in texts])
+    if 2 * has_text.sum() < sequences.num_items or not texts:
+        return interaction_vectors(sequences, training_interactions(splits), dim, seed)
+    if text_model == "tfidf":
+        return text_vectors(texts, dim, seed)
+    # A sentence model has a vector for the empty text too.
+    return sentence_vectors(texts, text_model) * has_text[:, None]
+
+
 def load_vectors(path: str | os.PathLike, num_items: int) -> np.ndarray:
     """Float32 vectors `[N, D]` from a `.npy` file whose row `i` belongs to item row `i`."""
     path = os.fspath(path)
@@ -203,6 +228,15 @@ def concatenate_vectors(
             raise SemanticIdError("all items have the same vector in one block; leave it out.")
         scaled.append((block * (weight / np.sqrt(variance))).astype(np.float32))
     return np.concatenate(scaled, axis=1)
+
+
+def _joined_texts(sequences: Sequences, names: Sequence[str]) -> list[str]:
+    """The named fields of each item, one after another; no texts at all without a field."""
+    columns = [sequences.item_fields[name] for name in names]
+    return [
+        " ".join(html.unescape(" ".join(str(part) for part in parts)).split())
+        for parts in zip(*columns, strict=True)
+    ]
 
 
 def _truncated_svd(matrix: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
 `MetricWriter` on its workdir, which `save_run_info` marks; afterwards `restore_model(workdir, model, "best")`.
+`value_loss` is what a value head minimises, alone by `value_objective` or beside a policy.
 """
 
 from gr.training.checkpoints import (
@@ -33,6 +34,7 @@ from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_sc
 from gr.training.provenance import git_revision, load_config, save_run_info, versions
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import LossFn, TrainStep, make_train_step
+from gr.training.value_objective import ValueConfig, value_loss, value_objective
 
 __all__ = [
     "ALL_STEPS",
@@ -49,6 +51,7 @@ __all__ = [
     "TrainStep",
     "TrainingError",
     "TrainingInterrupted",
+    "ValueConfig",
     "checkpoint_step",
     "checkpoints_directory",
     "decay_mask",
@@ -69,5 +72,7 @@ __all__ = [
     "supervised_loss",
     "LossConfig",
     "init_loss_state",
+    "value_loss",
+    "value_objective",
     "versions",
 ]

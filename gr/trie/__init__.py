@@ -3,7 +3,7 @@
 `TrieIndex.build(tokens, vocab_size)` on the host, `save` and `load` to and from a file; `walk`, `children`, `descend`,
 `items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
 without a rebuild. `EditableIndex` adds and removes items, `SwappableIndex` replaces an index that is in use,
-`ShardedIndex` is one that is split over devices.
+`ShardedIndex` is one that is split over devices. `NodeVectors` holds the mean item vector below each node.
 """
 
 from gr.trie.constraints import (
@@ -16,6 +16,7 @@ from gr.trie.constraints import (
 from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
 from gr.trie.layout import Layout, TrieError
+from gr.trie.node_vectors import NodeVectors
 from gr.trie.overlay import EditableIndex, OverlaidIndex
 from gr.trie.sharding import ShardedIndex
 from gr.trie.swap import SwappableIndex
@@ -43,6 +44,7 @@ __all__ = [
     "Filter",
     "ItemMask",
     "Layout",
+    "NodeVectors",
     "Nodes",
     "OverlaidIndex",
     "ShardedIndex",

@@ -8,6 +8,7 @@ import pytest
 from gr.data.sequences import Sequences, Splits, Targets
 from gr.semantic_ids import (
     SemanticIdError,
+    catalogue_vectors,
     concatenate_vectors,
     interaction_vectors,
     item_texts,
@@ -166,3 +167,45 @@ def test_vectors_from_a_file(tmp_path):
         load_vectors(path, 2)
     with pytest.raises(SemanticIdError, match=r"none\.npy: cannot be read"):
         load_vectors(tmp_path / "none.npy", 2)
+
+
+def all_but_the_last_two(histories, num_items, **fields):
+    """Splits of which each user's last two items are held out."""
+    data = sequences_of(histories, num_items, **fields)
+    ends = data.offsets[1:]
+    places = [list(enumerate(ends - back)) for back in (3, 2, 1)]
+    return Splits(data, *(targets(*pairs) for pairs in places))
+
+
+HISTORIES = [[0, 1, 2, 3], [2, 1, 0, 3], [1, 0, 3, 2]]
+
+
+def test_catalogue_vectors_are_of_text_where_most_items_have_any():
+    titles = ["red shoe", "red boot", "green tea", ""]
+    splits = all_but_the_last_two(HISTORIES, 4, title=titles)
+    vectors = catalogue_vectors(splits, dim=3)
+    np.testing.assert_array_equal(vectors, text_vectors(titles, 3, 0))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 0], atol=1e-6)
+    assert vectors[0] @ vectors[1] > 0.2 > abs(vectors[0] @ vectors[2])
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"title": [""] * 4}, {"title": ["red shoe", "", "", ""]}], ids=str
+)
+def test_catalogue_vectors_are_of_interactions_otherwise(fields):
+    splits = all_but_the_last_two(HISTORIES, 4, **fields)
+    expected = interaction_vectors(splits.sequences, training_interactions(splits), 2, 0)
+    vectors = catalogue_vectors(splits, dim=2)
+    np.testing.assert_array_equal(vectors, expected)
+    # Item 3 is nobody's neighbour in training.
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 0], atol=1e-6)
+
+
+def test_catalogue_vectors_of_a_sentence_model_leave_items_without_text_at_zero(monkeypatch):
+    monkeypatch.setattr(
+        "gr.semantic_ids.item_vectors.sentence_vectors",
+        lambda texts, model: np.ones((len(texts), 1), np.float32),
+    )
+    splits = all_but_the_last_two(HISTORIES, 4, title=["a", "b", "", "d"])
+    vectors = catalogue_vectors(splits, text_model="some model")
+    np.testing.assert_array_equal(vectors[:, 0], [1, 1, 0, 1])

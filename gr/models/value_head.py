@@ -1,0 +1,129 @@
+"""The value head: what a prefix of a semantic ID promises, read off a backbone's hidden states (V-STAR)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gr.models.backbone import ModelError, check_sizes
+from gr.models.layers import (
+    MASKED,
+    Linear,
+    RMSNorm,
+    attend,
+    dropout,
+    dropout_seed,
+    split_seed,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueHeadConfig:
+    """Sizes of the value head.
+
+    Raises `ModelError` for sizes that cannot work.
+    """
+
+    d_model: int  # D, the width of the backbone's hidden states.
+    code_length: int  # L, codes of a semantic ID; there are L + 1 depths.
+    num_heads: int = 4
+    d_ff: int = 512
+    dropout: float = 0.1
+    dtype: str = "float32"  # Of activations; parameters, norms, softmax and values stay float32.
+
+    def __post_init__(self):
+        check_sizes(self)
+        if self.d_model % self.num_heads:
+            raise ModelError(
+                f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads}"
+            )
+
+
+class ValueHead(nnx.Module):
+    """`V(s_t)` of prefix states: one causal transformer block over the prefix, then an MLP (V-STAR, arXiv 2602.10699).
+
+    Depth t = 0..L counts the codes of a prefix: state 0 is the root's, which predicts the first code, state t the one
+    behind code t. The last layer is zero at first: an untrained head has no opinion, V = 0 everywhere.
+    """
+
+    def __init__(self, config: ValueHeadConfig, *, rngs: nnx.Rngs):
+        d, f = config.d_model, config.d_ff
+        dtype = jnp.dtype(config.dtype)
+        self.config = config
+        self.depth_embedding = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (config.code_length + 1, d))
+        )
+        # The head cannot know at which scale the backbone's states come.
+        self.state_norm = RMSNorm(d, dtype=dtype)
+        self.attention_norm = RMSNorm(d, dtype=dtype)
+        self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
+        self.out = Linear(d, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
+        self.ffn_norm = RMSNorm(d, dtype=dtype)
+        self.gate_up = Linear(d, 2 * f, rngs=rngs, dtype=dtype)
+        self.down = Linear(f, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
+        self.value_norm = RMSNorm(d, dtype=dtype)
+        self.hidden = Linear(d, d, rngs=rngs, dtype=dtype)
+        self.value = Linear(d, 1, rngs=rngs, dtype=jnp.float32, scale=0.0)
+        # Rewards of a depth have a mean of their own, which need not be learnt by the layers above.
+        self.depth_mean = nnx.Param(jnp.zeros(config.code_length + 1))
+
+    def __call__(self, states: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Values of a path's prefixes.
+
+        Entry t depends on states 0..t alone: whatever finite numbers stand beyond a node's own depth, its value, at
+        that depth, is the same.
+
+        Args:
+            states: hidden states `[..., S, D]` of depths 0..S-1, S <= L + 1.
+            key: for dropout; None for none.
+
+        Returns:
+            `[..., S]` float32.
+
+        Raises:
+            ModelError: if the states' width or number does not fit.
+        """
+        *batch, length, width = states.shape
+        if width != self.config.d_model or length > self.config.code_length + 1:
+            raise ModelError(
+                f"states of shape [.., {length}, {width}] do not fit d_model={self.config.d_model}, "
+                f"code_length={self.config.code_length}: give [.., at most L + 1, d_model]"
+            )
+        rate = self.config.dropout
+        weight_seed, out_seed, inner_seed, ffn_seed, hidden_seed = split_seed(dropout_seed(key), 5)
+        depth = self.depth_embedding[...][:length].astype(self.config.dtype)
+        x = self.state_norm(states.reshape(-1, length, width)) + depth
+
+        heads = (*x.shape[:-1], 3, self.config.num_heads, -1)
+        qkv = self.qkv(self.attention_norm(x)).reshape(heads)
+        bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
+        mixed = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, rate=rate, seed=weight_seed)
+        x = x + dropout(self.out(mixed.reshape(x.shape)), rate, out_seed)
+        gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
+        inner = dropout(jax.nn.silu(gate) * up, rate, inner_seed)
+        x = x + dropout(self.down(inner), rate, ffn_seed)
+
+        hidden = dropout(jax.nn.silu(self.hidden(self.value_norm(x))), rate, hidden_seed)
+        values = self.value(hidden)[..., 0] + self.depth_mean[...][:length]
+        return values.reshape(*batch, length)
+
+
+def path_states(
+    backbone: Any, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
+) -> jax.Array:
+    """Hidden states of all prefixes of candidates, as the value head takes them, by teacher forcing.
+
+    Args:
+        backbone: offers `group_states`.
+        history: tokens `[B, T, L]`, oldest first, right-padded with 0.
+        codes: the candidates' tokens `[B, G, L]`.
+        key: for dropout; None for none.
+
+    Returns:
+        `[B, G, L + 1, D]`: the root's state, the same for all candidates of a user, and the one behind each code.
+    """
+    root, states = backbone.group_states(history, codes, key=key)
+    first = jnp.broadcast_to(root[:, None, None], (*states.shape[:2], 1, states.shape[-1]))
+    return jnp.concatenate([first, states], axis=2)

@@ -1,0 +1,110 @@
+"""What the value head minimises: from states and rewards of candidates to a loss (V-STAR, arXiv 2602.10699).
+
+To train a head on a frozen backbone, make its states by `path_states` and hand `value_objective()` to
+`make_train_step`, with the head as the model and an optimiser of its own. A loop that trains both calls `value_loss`
+among its other losses.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr.losses import GAMMA, distinct_prefixes, prefix_means, td_loss, td_targets
+from gr.losses.token import Metrics
+from gr.training.errors import TrainingError
+from gr.training.step import LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueConfig:
+    """How values are learnt.
+
+    Raises `TrainingError` for numbers that cannot work.
+    """
+
+    gamma: float = GAMMA
+    lam: float = 0.0  # Of TD(lambda): 0 looks one code ahead, as published; 1 to the end.
+    with_root: bool = (
+        True  # Whether the state before the first code, which has no reward, learns too.
+    )
+    stop_gradient: bool = True  # Whether the backbone's states are left as they are.
+
+    def __post_init__(self):
+        for field in ("gamma", "lam"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise TrainingError(f"value.{field}={getattr(self, field)} must lie in [0, 1]")
+
+
+def value_loss(
+    head: Any,
+    states: jax.Array,
+    rewards: jax.Array,
+    weight: jax.Array,
+    config: ValueConfig | None = None,
+    *,
+    codes: jax.Array | None = None,
+    normaliser: float | jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """The TD loss of a value head on groups of candidates.
+
+    Args:
+        head: a `ValueHead`.
+        states: hidden states of all prefixes of the candidates `[B, G, L + 1, D]`, as `path_states` gives them; finite
+            numbers also where the weight is 0.
+        rewards: of the prefixes of 1..L codes `[B, G, L]`, as `semantic_rewards` gives them.
+        weight: `[B, G]`, 1 for candidates, 0 for what is invalid or padding, which has no influence.
+        config: how; None for the published way.
+        codes: the candidates' codes `[B, G, L]`: each distinct prefix of a group then counts once, and its target is
+            the mean over the candidates below it. None: each candidate counts for itself.
+        normaliser: what the sum over prefixes is divided by; None: by their number.
+        key: for dropout; None for none.
+
+    Returns:
+        The loss `[]` and metrics; see `td_loss`.
+    """
+    config = config or ValueConfig()
+    if config.stop_gradient:
+        states = jax.lax.stop_gradient(states)
+    values = head(states, key=key)
+    if config.with_root:
+        rewards = jnp.pad(rewards, ((0, 0), (0, 0), (1, 0)))
+    else:
+        values = values[..., 1:]
+    targets = td_targets(rewards, values, config.gamma, config.lam)
+    weight = jnp.broadcast_to(weight[..., None], values.shape)
+    if codes is not None:
+        valid = weight[..., 0] > 0
+        targets = prefix_means(codes, targets, valid)
+        weight = weight * distinct_prefixes(codes, valid)[..., -values.shape[-1] :]
+    return td_loss(
+        values,
+        targets,
+        weight,
+        normaliser=normaliser,
+        first_depth=0 if config.with_root else 1,
+    )
+
+
+def value_objective(config: ValueConfig | None = None) -> LossFn:
+    """The loss of a value head alone, for `make_train_step`.
+
+    Batches are dictionaries of `states`, `rewards`, `weight` and, if each distinct prefix is to count once, `codes`;
+    see `value_loss`.
+    """
+
+    def of_batch(head: Any, batch: Any, key: jax.Array, loss_state: Any):
+        loss, metrics = value_loss(
+            head,
+            batch["states"],
+            batch["rewards"],
+            batch["weight"],
+            config,
+            codes=batch.get("codes"),
+            key=key,
+        )
+        return loss, (metrics, loss_state)
+
+    return of_batch

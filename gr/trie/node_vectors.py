@@ -1,0 +1,82 @@
+"""`NodeVectors`: the mean item vector below any node of the trie, in two gathers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.trie.index import TrieIndex
+from gr.trie.layout import TrieError
+from gr.trie.transitions import Nodes, descend, root, slots_of
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NodeVectors:
+    """Running sums of item vectors over the slots of an index, which give the sum over any node's slots.
+
+    The items below a node have consecutive slots, so their sum is a difference of two running sums. In float32 that
+    difference would be lost at scale: behind 10 million slots a running sum of unit vectors is known to about 1, no
+    better than one item's whole vector. So each running sum is computed in float64 and held as two float32 numbers,
+    `high + low`: the smaller a node's sum, the more exact is the difference of the high parts, and the low parts are
+    small. What is left is float32's rounding of the result.
+    """
+
+    high: jax.Array  # [max_items + 1, E] float32.
+    low: jax.Array  # [max_items + 1, E] float32: what `high` lacks.
+
+    @staticmethod
+    def build(index: TrieIndex, vectors: np.ndarray) -> "NodeVectors":
+        """Sums item vectors in the order of the slots, on the host.
+
+        Args:
+            index: the trie.
+            vectors: `[N, E]`, row i for item i of the index; for `mean` to be a mean of directions, rows of length 1.
+
+        Raises:
+            TrieError: if an item has no row, or there are numbers that are not finite.
+        """
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise TrieError(f"vectors must be finite numbers [N, E], got shape {vectors.shape}")
+        items = np.asarray(index.item_of_slot[jnp.arange(index.num_items)])
+        if items.max() >= len(vectors):
+            raise TrieError(
+                f"vectors has {len(vectors)} rows, but the index holds item {items.max()}: "
+                "give one row an item"
+            )
+        high = np.zeros((index.layout.max_items + 1, vectors.shape[1]), np.float32)
+        low = np.zeros_like(high)
+        for column in range(vectors.shape[1]):  # One at a time: float64 takes room.
+            sums = np.cumsum(vectors[items, column], dtype=np.float64)
+            high[1 : len(items) + 1, column] = sums
+            low[1 : len(items) + 1, column] = sums - high[1 : len(items) + 1, column]
+        return jax.device_put(NodeVectors(high, low))
+
+    def mean(self, index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
+        """Mean vectors `[..., E]` float32 of the items below nodes `[...]` of `depth` 0..L; 0 where there is no node.
+
+        Each item counts once, also those that share a semantic ID.
+        """
+        begin, end = slots_of(index, depth, nodes)
+        begin, end = (jnp.where(nodes.exist, slots, 0) for slots in (begin, end))
+        total = (self.high[end] - self.high[begin]) + (self.low[end] - self.low[begin])
+        return total / jnp.maximum(end - begin, 1)[..., None]
+
+    def of_prefixes(self, index: TrieIndex, tokens: jax.Array) -> jax.Array:
+        """Mean vectors of the items below every prefix of semantic IDs.
+
+        Args:
+            index: the trie.
+            tokens: `[..., t]` with t <= L.
+
+        Returns:
+            `[..., t, E]` float32 for prefixes of 1..t tokens, 0 where the trie has no such prefix.
+        """
+        nodes = root(index, tokens.shape[:-1])
+        means = []
+        for depth in range(tokens.shape[-1]):
+            nodes = descend(index, depth, nodes, tokens[..., depth])
+            means.append(self.mean(index, depth + 1, nodes))
+        return jnp.stack(means, axis=-2)

@@ -5,9 +5,6 @@ WORKDIR ?= runs/ml100k
 CONFIG ?= configs/ml100k.py
 BIN := $(VENV)/bin
 
-# Large temporaries in huge pages (see experiments/huge_pages.py); the mains see to it themselves.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed

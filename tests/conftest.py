@@ -17,3 +17,10 @@ def compile_in_haste():
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_compiled_programs():
+    """Each compiled program holds mappings of memory, of which a process may have 65,530: all tests have more."""
+    yield
+    jax.clear_caches()

@@ -3,9 +3,9 @@ r"""A study on Amazon Office: cross-entropy, MSL and APAO, pointwise and pairwis
     python -m experiments.compare --config=configs/office_apao_study.py --workdir=runs/office_study \
         --data_dir=FOLDER
 
-All variants have the size, the 40 epochs and the schedule of `configs/amazon_office_small.py`. Beta and eta of APAO
-are the published choice for Office and T5 (arXiv 2603.02730); MSL's temperature is the better of 1 and 2 on
-validation. Results are in docs/results.md.
+All variants have the size, the 40 epochs and the schedule of `configs/amazon_office_small.py`. Beta and eta of APAO and
+MSL's temperature are the published choices for Office and T5 (arXiv 2603.02730); negatives are drawn for one target in
+sixteen, and at depth 1 every first code is one. Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

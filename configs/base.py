@@ -72,7 +72,7 @@ def base_config() -> ConfigDict:
     c.loss.with_ce = True
     c.loss.num_negatives = 100
     c.loss.all_first_codes = False
-    c.loss.pairwise_share = 0.125
+    c.loss.pairwise_share = 0.0625
     c.training = ConfigDict()
     c.training.level = (
         "user"  # All positions of a sequence in one pass; or "target": one target an example.

@@ -52,7 +52,7 @@ class LossConfig:
     num_negatives: int = 100  # Pairwise: items drawn uniformly for each target, anew at each step.
     all_first_codes: bool = False  # Pairwise: at depth 1 every first code is a negative, exactly.
     # Pairwise: share of a batch's targets that have negatives, drawn anew at each step; 1: all, as published.
-    pairwise_share: float = 0.125
+    pairwise_share: float = 0.0625
 
     def __post_init__(self):
         if self.name not in LOSSES:

@@ -192,11 +192,7 @@ def measure(
         epoch_gflop = sum(s.count * gflop[shape] for shape, s in epoch.strata.items())
         for loss, of_steps in step_seconds.items():
             total = of_steps + epoch.pipeline_seconds
-            counted = loss in (
-                "ce",
-                "msl",
-                "apao_pointwise",
-            )  # Others have tokens of negatives too.
+            counted = not loss.startswith("apao_pairwise")  # Whose negatives are tokens too.
             results[name if loss == "ce" else f"{name}/{loss}"] = {
                 "examples_per_second": sum(s.examples for s in epoch.strata.values()) / total,
                 "over_ce": of_steps / step_seconds["ce"] if "ce" in step_seconds else None,

@@ -21,6 +21,6 @@ def compile_in_haste():
 
 @pytest.fixture(autouse=True, scope="module")
 def drop_compiled_programs():
-    """Each compiled program holds mappings of memory, of which a process may have 65,530: all tests have more."""
+    """Compiled programs hold mappings of memory, of which Linux grants a process 65,530; thousands of them add up."""
     yield
     jax.clear_caches()

@@ -6,7 +6,7 @@ and `target_logits` (one target per history) and `sequence_logits` (all position
 `path_states` what a prefix promises.
 """
 
-from gr.models.backbone import Backbone, Cache, ModelError
+from gr.models.backbone import Backbone, Cache, ModelError, Trainable
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig
@@ -20,6 +20,7 @@ __all__ = [
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "ModelError",
+    "Trainable",
     "ValueHead",
     "ValueHeadConfig",
     "path_states",

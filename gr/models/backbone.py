@@ -47,6 +47,84 @@ class Backbone(Protocol):
         ...
 
 
+class Trainable(Protocol):
+    """What losses know of a backbone. `key` is for dropout, None for none; `logits` makes logits of states.
+
+    Histories are tokens `[B, T, L]`, oldest first, right-padded with 0. In a *group* n candidates continue one
+    history, which is encoded once (Prefix Grouper, arXiv 2506.05433). Of a candidate the first S tokens are given,
+    S = L - 1 being enough to score all L, and the states behind each of them are returned; the state that predicts
+    the first code is the same for the whole group.
+    """
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., V]` float32 of hidden states `[..., D]`."""
+        ...
+
+    def target_logits(
+        self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Teacher-forced logits `[B, L, V]` of one target `[B, L]` per history (interaction-level training)."""
+        ...
+
+    def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Teacher-forced logits `[B, T - 1, L, V]` of items 1..T-1 of each `[B, T, L]` (user-level training)."""
+        ...
+
+    def group_states(
+        self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """A group `codes [B, n, S]` for each history: its first state `[B, D]`, the others `[B, n, S, D]`."""
+        ...
+
+    def target_and_group_states(
+        self,
+        history: jax.Array,
+        target: jax.Array,
+        rows: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of one target per history, and of candidates in the place of Q of them.
+
+        Args:
+            history: see the class.
+            target: tokens `[B, L]`.
+            rows: histories that have candidates `[Q]`.
+            codes: the candidates `[Q, n, S]`.
+            key: see the class.
+
+        Returns:
+            `[B, L, D]`, of which `logits` makes `target_logits`, and `[Q, n, S, D]`; the group's first state is the
+            target's own.
+        """
+        ...
+
+    def sequence_and_group_states(
+        self,
+        items: jax.Array,
+        rows: jax.Array,
+        places: jax.Array,
+        codes: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of the items of each sequence, and of candidates that might have stood at Q places of the batch.
+
+        Args:
+            items: sequences `[B, T, L]`, padded as histories are.
+            rows: sequences of the places `[Q]`, 0..B-1.
+            places: their indices `[Q]` into these sequences, 1..T-1.
+            codes: the candidates `[Q, n, S]`.
+            key: see the class.
+
+        Returns:
+            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[Q, n, S, D]`; the group's first state
+            is that of the item at its place.
+        """
+        ...
+
+
 Keys = tuple[jax.Array, jax.Array]  # Keys and values of one layer.
 
 

@@ -101,41 +101,21 @@ class DecoderOnly(nnx.Module):
     # Training.
 
     def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced logits `[B, T - 1, L, V]` of items 1..T-1 of each sequence (user-level training).
-
-        Args:
-            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            key: for dropout; None for none.
-        """
+        """See `Trainable.sequence_logits`."""
         states, _ = self._sequence_states(items, dropout_seed(key))
         return self.logits(states)
 
     def target_logits(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """Teacher-forced logits `[B, L, V]` of one target per history (interaction-level training).
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            target: tokens `[B, L]`.
-            key: for dropout; None for none.
-        """
+        """See `Trainable.target_logits`."""
         states, _ = self._target_states(history, target, dropout_seed(key))
         return self.logits(states)
 
     def group_states(
         self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """States of a group of n candidates for each history, which is encoded once (Prefix Grouper, arXiv 2506.05433).
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            codes: the candidates' first S tokens `[B, n, S]`; S = L - 1 is enough to score all L.
-            key: for dropout; None for none.
-
-        Returns:
-            The state `[B, D]` that predicts the first code, and those behind each code `[B, n, S, D]`.
-        """
+        """See `Trainable.group_states`."""
         history_seed, group_seed = split_seed(dropout_seed(key), 2)
         batch, _, length = history.shape
         ends = item_lengths(history)
@@ -153,19 +133,7 @@ class DecoderOnly(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of one target per history, and of n candidates in the place of Q of them.
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            target: tokens `[B, L]`.
-            rows: histories that have candidates `[Q]`.
-            codes: the candidates' first S tokens `[Q, n, S]`.
-            key: for dropout; None for none.
-
-        Returns:
-            `[B, L, D]`, of which `logits` makes `target_logits`, and `[Q, n, S, D]` behind each code; the state that
-            predicts a candidate's first code is the target's own.
-        """
+        """See `Trainable.target_and_group_states`."""
         target_seed, group_seed = split_seed(dropout_seed(key), 2)
         ends = item_lengths(history)
         states, kept = self._target_states(history, target, target_seed)
@@ -181,19 +149,7 @@ class DecoderOnly(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of the items of each sequence, and of n candidates that might have stood at Q places of the batch.
-
-        Args:
-            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            rows: sequences of the places `[Q]`, 0..B-1.
-            places: their indices `[Q]` into these sequences, 1..T-1.
-            codes: the candidates' first S tokens `[Q, n, S]`.
-            key: for dropout; None for none.
-
-        Returns:
-            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[Q, n, S, D]` behind each code; the
-            state that predicts a candidate's first code is the item's own.
-        """
+        """See `Trainable.sequence_and_group_states`."""
         sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
         states, kept = self._sequence_states(items, sequence_seed)
         kept = [tuple(x[rows] for x in keys) for keys in kept]
@@ -304,6 +260,6 @@ class DecoderOnly(nnx.Module):
         return dropout(x, self.config.dropout, seed)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits `[..., V]` float32 of hidden states `[..., D]`."""
+        """See `Trainable.logits`."""
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

@@ -52,13 +52,7 @@ class EncoderDecoder(nnx.Module):
     # Training.
 
     def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced logits `[B, T - 1, L, V]` of items 1..T-1 of each sequence (user-level training).
-
-        One causal encoder pass; the decoder of item t attends to the items before t.
-
-        Args:
-            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            key: for dropout; None for none.
+        """See `Trainable.sequence_logits`: one causal encoder pass; item t attends to the items before it.
 
         Raises:
             ModelError: if the encoder is not causal, which would show it the targets.
@@ -69,13 +63,7 @@ class EncoderDecoder(nnx.Module):
     def target_logits(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """Teacher-forced logits `[B, L, V]` of one target per history (interaction-level training).
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            target: tokens `[B, L]`.
-            key: for dropout; None for none.
-        """
+        """See `Trainable.target_logits`."""
         encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
         encoded = self._encode(history, encoder_seed)
         length = target.shape[1]
@@ -86,16 +74,7 @@ class EncoderDecoder(nnx.Module):
     def group_states(
         self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """States of a group of n candidates for each history, which is encoded once (Prefix Grouper, arXiv 2506.05433).
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            codes: the candidates' first S tokens `[B, n, S]`; S = L - 1 is enough to score all L.
-            key: for dropout; None for none.
-
-        Returns:
-            The state `[B, D]` that predicts the first code, and those behind each code `[B, n, S, D]`.
-        """
+        """See `Trainable.group_states`."""
         encoder_seed, start_seed, group_seed = split_seed(dropout_seed(key), 3)
         encoded = self._encode(history, encoder_seed)
         nothing = jnp.zeros((history.shape[0], 1), codes.dtype)
@@ -113,19 +92,7 @@ class EncoderDecoder(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of one target per history, and of n candidates in the place of Q of them.
-
-        Args:
-            history: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            target: tokens `[B, L]`.
-            rows: histories that have candidates `[Q]`.
-            codes: the candidates' first S tokens `[Q, n, S]`.
-            key: for dropout; None for none.
-
-        Returns:
-            `[B, L, D]`, of which `logits` makes `target_logits`, and `[Q, n, S, D]` behind each code; the state that
-            predicts a candidate's first code is the target's own.
-        """
+        """See `Trainable.target_and_group_states`."""
         encoder_seed, target_seed, group_seed = split_seed(dropout_seed(key), 3)
         encoded = self._encode(history, encoder_seed)
         bias = self._history_bias(history, jnp.arange(target.shape[1]))
@@ -143,19 +110,7 @@ class EncoderDecoder(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of the items of each sequence, and of n candidates that might have stood at Q places of the batch.
-
-        Args:
-            items: tokens `[B, T, L]`, oldest first, right-padded with 0.
-            rows: sequences of the places `[Q]`, 0..B-1.
-            places: their indices `[Q]` into these sequences, 1..T-1.
-            codes: the candidates' first S tokens `[Q, n, S]`.
-            key: for dropout; None for none.
-
-        Returns:
-            `[B, T - 1, L, D]`, of which `logits` makes `sequence_logits`, and `[Q, n, S, D]` behind each code; the
-            state that predicts a candidate's first code is the item's own.
-        """
+        """See `Trainable.sequence_and_group_states`."""
         sequence_seed, group_seed = split_seed(dropout_seed(key), 2)
         states, kept = self._sequence_states(items, sequence_seed)
         num_items, length = items.shape[1:]
@@ -330,6 +285,6 @@ class EncoderDecoder(nnx.Module):
         return dropout(x, self.config.dropout, seed)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits `[..., V]` float32 of hidden states `[..., D]`."""
+        """See `Trainable.logits`."""
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

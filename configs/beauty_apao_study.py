@@ -3,7 +3,7 @@ r"""A study on Amazon Beauty: cross-entropy, MSL and APAO, one seed each.
     python -m experiments.compare --config=configs/beauty_apao_study.py --workdir=runs/beauty_study \
         --data_dir=FOLDER
 
-The model's size is that of `configs/amazon_office_small.py`, for 8 epochs of Beauty's 3.4 times as many targets. Beta
+The model's size is that of `configs/amazon_office_small.py`, for 24 epochs of Beauty's 3.4 times as many targets. Beta
 and eta are the published choice for Beauty and T5 (arXiv 2603.02730). Results are in docs/results.md.
 """
 
@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     """Four losses, one seed."""
     base = shrink(beauty())
     base.name = "Amazon Beauty, small"
-    base.training.num_epochs = 8
-    base.training.eval_every_epochs = 1.0
+    base.training.num_epochs = 24
+    base.training.eval_every_epochs = 3.0
     c = study("Amazon Beauty, small: losses", base, seeds=(0,))
     pointwise, pairwise = c.variants.apao_pointwise.loss, c.variants.apao_pairwise.loss
     pointwise.beta, pointwise.eta = 0.1, 1e-5

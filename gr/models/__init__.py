@@ -1,10 +1,11 @@
 """Flax NNX backbones that spell out semantic IDs, behind one interface (`Backbone`).
 
-`EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer `prefill / step / reorder` to decoders,
+`EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer `prefill / step / reorder` to decoders, with
+`latest / assemble` to those that search a tree (`TreeBackbone`),
 and `target_logits` (one target per history) and `sequence_logits` (all positions in one pass) to losses.
 """
 
-from gr.models.backbone import Backbone, Cache, ModelError
+from gr.models.backbone import Backbone, Cache, ModelError, TreeBackbone
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 
@@ -16,4 +17,5 @@ __all__ = [
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "ModelError",
+    "TreeBackbone",
 ]

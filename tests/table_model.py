@@ -26,6 +26,12 @@ class TableModel:
     def reorder(self, cache, parents):
         return cache
 
+    def latest(self, cache):
+        return ()
+
+    def assemble(self, cache, stored, paths, depths):
+        return depths, cache[1]
+
     def log_prob(self, user, temperature=1.0):
         table = np.asarray(self.table[user]) / temperature
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
+import oracles
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gr.trie import Layout
+from gr.trie import AttributeFilter, ExcludeItems, ItemMask, Layout
 from gr.trie.layout import DENSE, SCAN, SPARSE, Level
 
 # Small tries are scanned throughout unless they are told otherwise: each mix stands for a path through the code.
@@ -70,3 +72,23 @@ def token_sets(max_items=MAX_ITEMS):
 def random_tokens(rng, num_items):
     """The same, from a generator of random numbers."""
     return TOKENS[np.arange(3), rng.integers(0, 4, (num_items, 3))]
+
+
+def random_constraint(kind, rng, index, attributes, num_users):
+    """A constraint, what the oracle demands of each user's items instead, and the level behind which it is exact."""
+    n = len(attributes)
+    if kind == "exclude":
+        items = rng.integers(-1, n, (num_users, 6))
+        demands = [oracles.excluding(set(row.tolist())) for row in items]
+        return ExcludeItems(jnp.asarray(items)), demands, 0
+    if kind == "mask":
+        allowed = rng.random((num_users, n)) < 0.5
+        return ItemMask.build(index, jnp.asarray(allowed)), [[r.__getitem__] for r in allowed], 0
+    wanted = rng.integers(0, attributes.shape[1], (num_users, 2))
+    all_of = np.zeros((num_users, attributes.shape[1]), bool)
+    np.put_along_axis(all_of, wanted, True, axis=1)
+    demands = [
+        [lambda i, a=a: attributes[i, a] for a in np.flatnonzero(all_of[user])]
+        for user in range(num_users)
+    ]
+    return AttributeFilter(all_of=jnp.asarray(all_of)), demands, index.layout.handover

@@ -1,17 +1,25 @@
 """Decoders: from a backbone, a trie and histories to `Candidates`.
 
 `beam_search(backbone, index, history, num_beams=M)` is exact and compiles into one program; `sharded_beam_search` is
-the same over an index that is split over the devices of a mesh.
+the same over an index that is split over the devices of a mesh. `sample_without_replacement` draws different semantic
+IDs, `sample` independent ones, and `ved_search` searches a tree with a value head and a budget.
 """
 
 from gr.decoding.beam import beam_search
-from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.candidates import Candidates, DecodingError, Draws, SearchTree
+from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
+from gr.decoding.ved import ved_search
 
 __all__ = [
     "Candidates",
     "DecodingError",
+    "Draws",
+    "SearchTree",
     "beam_search",
+    "sample",
+    "sample_without_replacement",
     "sharded_beam_search",
     "sharded_mask",
+    "ved_search",
 ]

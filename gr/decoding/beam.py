@@ -117,7 +117,7 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
             if parents[-1] is not None:
                 cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
-        logits, normaliser = _scaled(logits, options.temperature)
+        logits, normaliser = scaled(logits, options.temperature)
         if options.normalise_over == CHILDREN:
             normaliser = source.log_sum_exp(depth, beams.states, logits)
 
@@ -135,18 +135,14 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
         if options.keep_beams:
             names.append(source.names(beams.states))
 
-    # Best first. A semantic ID none of whose items is allowed may have been let through where no level was scanned.
-    items = source.items(beams.states)
-    scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
-    scores, order = top_k(scores, scores.shape[1])
-    items = jnp.take_along_axis(items, order[..., None], axis=1)
-    codes = _backtrack(tokens, parents, order)
+    found, _ = ranked(source, beams, tokens, parents, options.num_beams)
+    scores = found.scores
     if options.length_penalty:
         scores = scores / source.length**options.length_penalty
-    return _finish(codes, items, scores, tuple(names), options.num_beams)
+    return dataclasses.replace(found, scores=scores, beams=tuple(names))
 
 
-def _scaled(logits: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
+def scaled(logits: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
     """Logits `[B, M, V]` at a temperature, and their log-sum-exps `[B, M]`; the softmax is never written out."""
     logits = logits.astype(jnp.float32)
     if temperature != 1.0:
@@ -169,6 +165,46 @@ def _follow(
     return Beams(beams.states, scores, scores, tokens, None)
 
 
+def ranked(
+    source: Source,
+    beams: Beams,
+    tokens: list[jax.Array],
+    parents: list[jax.Array | None],
+    count: int,
+) -> tuple[Candidates, jax.Array]:
+    """The best `count` of complete beams by log-probability, what is not valid left blank.
+
+    Args:
+        source: what was searched.
+        beams: the last ones `[B, M]`.
+        tokens: of each step, `[B, M_t]`.
+        parents: of each step, `[B, M_t]`, or None where beams stood still.
+        count: candidates of a user, of which some may be missing.
+
+    Returns:
+        The candidates, and the beam `[B, <= count]` that each of them was.
+    """
+    # A semantic ID none of whose items is allowed may have been let through where no level was scanned.
+    items = source.items(beams.states)
+    scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
+    scores, order = top_k(scores, min(count, scores.shape[1]))
+    valid = scores > -jnp.inf
+    items = jnp.take_along_axis(items, order[..., None], axis=1)
+    codes = _backtrack(tokens, parents, order)
+    missing = ((0, 0), (0, count - scores.shape[1]))
+    candidates = Candidates(
+        codes=jnp.pad(
+            jnp.where(valid[..., None], codes, -1), (*missing, (0, 0)), constant_values=-1
+        ),
+        items=jnp.pad(
+            jnp.where(valid[..., None], items, -1), (*missing, (0, 0)), constant_values=-1
+        ),
+        scores=jnp.pad(scores, missing, constant_values=-jnp.inf),
+        valid=jnp.pad(valid, missing),
+    )
+    return candidates, order
+
+
 def _backtrack(
     tokens: list[jax.Array], parents: list[jax.Array | None], order: jax.Array
 ) -> jax.Array:
@@ -180,23 +216,3 @@ def _backtrack(
         if parent is not None:  # Else beams stood still.
             beam = take_along(parent, beam)
     return jnp.stack(codes[::-1], axis=-1)
-
-
-def _finish(
-    codes: jax.Array,
-    items: jax.Array,
-    scores: jax.Array,
-    beams: tuple[jax.Array, ...],
-    num_beams: int,
-) -> Candidates:
-    """Pads to M beams and blanks whatever is not valid."""
-    valid = scores > -jnp.inf
-    missing = num_beams - scores.shape[1]
-    pad = functools.partial(jnp.pad, constant_values=-1)
-    return Candidates(
-        codes=pad(jnp.where(valid[..., None], codes, -1), ((0, 0), (0, missing), (0, 0))),
-        items=pad(jnp.where(valid[..., None], items, -1), ((0, 0), (0, missing), (0, 0))),
-        scores=jnp.pad(scores, ((0, 0), (0, missing)), constant_values=-jnp.inf),
-        valid=jnp.pad(valid, ((0, 0), (0, missing))),
-        beams=beams,
-    )

@@ -11,6 +11,38 @@ class DecodingError(ValueError):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Draws:
+    """How likely candidates drawn without replacement were to be drawn (arXiv 1903.06059, section 4).
+
+    With p the probability of a candidate and q that of being among the candidates, given the threshold, the sum of
+    p / q * f over a user's candidates is an unbiased estimate of the mean of f over all semantic IDs.
+    """
+
+    threshold: jax.Array  # [B] float32: kappa; -inf where all semantic IDs are candidates.
+    perturbed: jax.Array  # [B, M] float32: Gumbel-perturbed log-probabilities, above the threshold.
+    log_inclusion: jax.Array  # [B, M] float32: log q.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SearchTree:
+    """The prefixes that a tree search evaluated, in the order in which it did; number 0 is the empty one.
+
+    Letters: B users, C the most prefixes of a user.
+    """
+
+    exist: jax.Array  # [B, C] bool.
+    parents: jax.Array  # [B, C] int32: number of the prefix without the last token; 0 for the root.
+    tokens: jax.Array  # [B, C] int32: last token; 0 for the root.
+    depths: jax.Array  # [B, C] int32.
+    log_probs: jax.Array  # [B, C] float32, of the whole prefix.
+    values: jax.Array  # [B, C] float32: V; 0 at depth L - 1, where nothing is decided by it.
+    entropies: jax.Array  # [B, C] float32: H, in nats.
+    visits: jax.Array  # [B, C] int32: N, prefixes evaluated below.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Candidates:
     """The semantic IDs decoded for each user, best first, all distinct and all in the trie.
 
@@ -26,3 +58,6 @@ class Candidates:
     valid: jax.Array  # [B, M] bool.
     # beams[t] [B, M_t] int32, if asked for: names of the trie nodes of depth t + 1 alive after step t, -1-padded.
     beams: tuple[jax.Array, ...] = ()
+    draws: Draws | None = None  # If drawn without replacement.
+    evaluations: jax.Array | None = None  # [B] int32: tokens that a budgeted search gave the model.
+    tree: SearchTree | None = None  # If asked for.

@@ -10,11 +10,12 @@ import numpy as np
 
 from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
-from gr.trie.bit_rows import PLANES, octets_of, rank
+from gr.trie.bit_rows import PLANES, expand, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
 from gr.trie.packed import take
 from gr.trie.transitions import (
     child_numbers,
+    child_tokens,
     enter,
     listed_tokens,
     scanned_slots,
@@ -71,6 +72,36 @@ def best_children(
     if kind == SPARSE:
         return _best_of_list(index, depth, nodes, offset, logits, width, only)
     return _best_of_slots(index, depth, nodes, offset, logits, width, only)
+
+
+def allowed_tokens(
+    index: TrieIndex, depth: int, nodes: Nodes, only: Filter | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """All tokens that may follow the nodes of each user, and which of them do; `child_tokens` under a filter.
+
+    Args:
+        index: the trie.
+        depth: depth of `nodes`; static.
+        nodes: `[B, M]`; a user's nodes are different ones, as a filter may count on.
+        only: what is allowed, if not everything.
+
+    Returns:
+        Tokens `[B, M, K]` int32, in token order, and which exist `[B, M, K]`: each allowed token once.
+    """
+    tokens, exist = child_tokens(index, depth, nodes)
+    if only is None:
+        return tokens, exist
+    kind = index.layout.levels[depth].kind
+    if kind == DENSE:
+        rows = only.rows(index, depth, nodes, take(index.children[depth], nodes.begin))
+        return tokens, exist & expand(rows)
+    if kind == SPARSE:
+        numbers, _ = child_numbers(index, depth, nodes)
+        return tokens, only.children(index, depth, nodes, numbers, exist)
+    slots, inside = scanned_slots(index, depth, nodes)
+    allowed = inside & only.slots(index, slots)
+    same = tokens[..., :, None] == tokens[..., None, :]
+    return tokens, exist & (same & allowed[..., None, :]).any(-1)
 
 
 # DENSE levels: all logits of a beam lie under its row of bits.

@@ -1,4 +1,4 @@
-"""What a beam search searches: one trie, one with recent changes, or one shard of many, behind three functions."""
+"""What is searched: one trie, one with recent changes, or one shard of many, behind a few functions."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.expand import Step, best_children
+from gr.decoding.expand import Step, allowed_tokens, best_children
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import child_log_sum_exp, descend, item_slots
@@ -52,6 +52,22 @@ class Source(Protocol):
         ...
 
 
+class Listing(Source, Protocol):
+    """A source that also lists all continuations, for searches that draw among them."""
+
+    def fan_out(self, depth: int) -> int:
+        """K, how many places `continuations` has."""
+        ...
+
+    def continuations(self, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:
+        """Tokens `[B, M, K]` that may follow a user's states, all different ones, and which exist, each token once."""
+        ...
+
+    def descend(self, depth: int, states: Any, tokens: jax.Array) -> Any:
+        """The states `[B, M]` behind `tokens [B, M]`, each of them a continuation of its state."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class OneTrie:
     """A trie as it is, under a constraint or none."""
@@ -79,9 +95,23 @@ class OneTrie:
         """See `Source.best`."""
         return best_children(self.index, depth, states, offset, logits, width, self.only)
 
+    def fan_out(self, depth: int) -> int:
+        """See `Listing.fan_out`."""
+        return self.index.layout.levels[depth].fan_out
+
+    def continuations(self, depth: int, states: Nodes) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.continuations`."""
+        return allowed_tokens(self.index, depth, states, self.only)
+
+    def descend(self, depth: int, states: Nodes, tokens: jax.Array) -> Nodes:
+        """See `Listing.descend`."""
+        return descend(self.index, depth, states, tokens)
+
     def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:
         """See `Source.settle`."""
         layout = self.index.layout
+        if layout.settled == layout.length:
+            return states, []
         slots = jnp.minimum(states.begin, layout.max_items - 1)
         levels = range(layout.settled, layout.length)
         tokens = self.index.table.parts(
@@ -92,7 +122,7 @@ class OneTrie:
         tokens = [token + layout.levels[d].base for token, d in zip(tokens, levels, strict=True)]
         if self.only is not None and layout.settled == layout.handover:
             # Nodes above the slots may have been let through in vain; a scanned level decides exactly.
-            states = _emptied(states, self.only.slots(self.index, slots))
+            states = emptied(states, self.only.slots(self.index, slots))
         return states, tokens
 
     def exist(self, states: Nodes) -> jax.Array:
@@ -124,9 +154,9 @@ def _allowed_first(items: jax.Array) -> jax.Array:
     return jnp.take_along_axis(items, order, axis=-1)
 
 
-def _emptied(nodes: Nodes, keep: jax.Array) -> Nodes:
-    """The nodes where `keep`, none elsewhere."""
-    return jax.tree.map(lambda bound: jnp.where(keep, bound, 0), nodes)
+def emptied(states: Any, keep: jax.Array) -> Any:
+    """The states where `keep`, none elsewhere."""
+    return jax.tree.map(lambda bound: jnp.where(keep, bound, 0), states)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +212,28 @@ class TwoTries:
         in_base = jax.tree.map(lambda bound: pick(bound, nothing), base.nodes)
         above = jax.tree.map(lambda bound: take_along(bound, parents), states[1])
         in_added = descend(self.added.index, depth, above, tokens)
-        return Step(scores, parents, tokens, (_emptied(in_base, exist), _emptied(in_added, exist)))
+        return Step(scores, parents, tokens, (emptied(in_base, exist), emptied(in_added, exist)))
+
+    def fan_out(self, depth: int) -> int:
+        """See `Listing.fan_out`."""
+        return self.base.fan_out(depth) + self.added.fan_out(depth)
+
+    def continuations(self, depth: int, states: tuple[Nodes, Nodes]) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.continuations`. What both tries know is the large one's."""
+        base, in_base = self.base.continuations(depth, states[0])
+        added, in_added = self.added.continuations(depth, states[1])
+        known = (base[..., None, :] == added[..., :, None]) & in_base[..., None, :]
+        tokens = jnp.concatenate([base, added], axis=-1)
+        return tokens, jnp.concatenate([in_base, in_added & ~known.any(-1)], axis=-1)
+
+    def descend(
+        self, depth: int, states: tuple[Nodes, Nodes], tokens: jax.Array
+    ) -> tuple[Nodes, Nodes]:
+        """See `Listing.descend`."""
+        return (
+            self.base.descend(depth, states[0], tokens),
+            self.added.descend(depth, states[1], tokens),
+        )
 
     def settle(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], list[jax.Array]]:
         """See `Source.settle`."""
@@ -265,7 +316,7 @@ class OneShard:
         is_mine = (chosen // each == jax.lax.axis_index(self.axis)) & (best > -jnp.inf)
         nodes = jax.tree.map(lambda bound: take_along(bound, chosen % each), mine.nodes)
         return Step(
-            best, take_along(parents, chosen), take_along(tokens, chosen), _emptied(nodes, is_mine)
+            best, take_along(parents, chosen), take_along(tokens, chosen), emptied(nodes, is_mine)
         )
 
     def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:

@@ -47,6 +47,30 @@ class Backbone(Protocol):
         ...
 
 
+class TreeBackbone(Backbone, Protocol):
+    """A backbone that can also continue prefixes of different depths at once, as a tree search does.
+
+    The search keeps what each step has added (`latest`) for every prefix of its tree, and has a cache assembled from
+    that for the prefixes it wants to continue, whatever their depths. C prefixes of a user in the tree, W continued.
+    """
+
+    def latest(self, cache: Any) -> Any:
+        """What the last step, or `prefill`, has added for each beam: a pytree of arrays `[B, M, ...]`."""
+        ...
+
+    def assemble(self, cache: Any, stored: Any, paths: jax.Array, depths: jax.Array) -> Any:
+        """The cache of W beams a user whose prefixes have different depths, for one `step`.
+
+        Args:
+            cache: any cache of these users, such as that of `prefill`; only what belongs to the user is taken.
+            stored: what `latest` returned, `[B, C, ...]`.
+            paths: `[B, W, S]` int32: `paths[..., t]` is the place in `stored` of the prefix of t codes; anything in
+                range for t > depth.
+            depths: `[B, W]` int32: codes of each prefix, 0..S-1.
+        """
+        ...
+
+
 class Trainable(Protocol):
     """What losses know of a backbone. `key` is for dropout, None for none; `logits` makes logits of states.
 
@@ -142,6 +166,27 @@ class Cache:
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
     lengths: jax.Array  # [B] int32: history items.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.
+    # [B, M] int32, where beams differ: how many own positions a beam has, the last ones of S. None: all have S.
+    decoded: jax.Array | None = None
+
+    @property
+    def num_decoded(self) -> jax.Array:
+        """Own positions of each beam, int32 `[B, M]`, or `[1, 1]` where all beams have as many."""
+        size = self.own[0][0].shape[2]
+        return jnp.full((1, 1), size, jnp.int32) if self.decoded is None else self.decoded
+
+    def grown(self, own: list[Keys]) -> "Cache":
+        """The cache one own position later."""
+        decoded = None if self.decoded is None else self.decoded + 1
+        return dataclasses.replace(self, own=tuple(own), decoded=decoded)
+
+    def own_mask(self, masked: float) -> jax.Array | None:
+        """What to add to attention over a beam's own positions and the next, `[B, M, S + 1]`; None for nothing."""
+        if self.decoded is None:
+            return None
+        size = self.own[0][0].shape[2]
+        there = jnp.arange(size + 1) >= size - self.decoded[..., None]
+        return jnp.where(there, 0.0, masked)
 
 
 def extend(own: Keys, key: jax.Array, value: jax.Array) -> Keys:
@@ -157,3 +202,29 @@ def reorder_cache(cache: Cache, parents: jax.Array) -> Cache:
     index = parents[:, :, None, None, None]
     own = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), cache.own)
     return dataclasses.replace(cache, own=own)
+
+
+def latest_keys(cache: Cache) -> tuple[Keys, ...]:
+    """Each layer's own keys and values of the last position `[B, M, H, D]`; zeros where there is none yet."""
+    return jax.tree.map(
+        lambda x: (
+            x[:, :, -1] if x.shape[2] else jnp.zeros_like(x, shape=(*x.shape[:2], *x.shape[3:]))
+        ),
+        cache.own,
+    )
+
+
+def assemble_cache(
+    cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array, at_root: int
+) -> Cache:
+    """See `TreeBackbone.assemble`; own positions are moved to the right end, so that distances to the next are right.
+
+    `at_root`: own positions of the empty prefix, 0 or 1.
+    """
+    size = paths.shape[-1]
+    shift = size - 1 - depths[..., None]
+    order = jnp.maximum(jnp.arange(size) - shift, 0)
+    places = jnp.take_along_axis(paths, order, axis=-1)
+    user = jnp.arange(len(paths))[:, None, None]
+    own = jax.tree.map(lambda x: x[user, places], stored)
+    return dataclasses.replace(cache, own=own, decoded=depths + at_root)

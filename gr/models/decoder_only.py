@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Cache, Keys, ModelError, check_sizes, extend, reorder_cache
+from gr.models.backbone import (
+    Cache,
+    Keys,
+    ModelError,
+    assemble_cache,
+    check_sizes,
+    extend,
+    latest_keys,
+    reorder_cache,
+)
 from gr.models.layers import (
     MASKED,
     Linear,
@@ -175,22 +184,33 @@ class DecoderOnly(nnx.Module):
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
         """See `Backbone.step`."""
-        decoded = cache.own[0][0].shape[2]
-        positions = (cache.lengths * self.config.code_length + decoded)[:, None]  # [B, 1].
+        positions = cache.lengths[:, None] * self.config.code_length + cache.num_decoded
+        mask = cache.own_mask(MASKED)
+        own_bias = None if mask is None else mask[:, None]
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         x = self._embed(tokens, None)
         own = []
         for layer, shared, mine in zip(self.layers, cache.shared, cache.own, strict=True):
             query, key, value = layer.project(x, positions)
             mine = extend(mine, key, value)
-            x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine), None)
+            x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine, own_bias), None)
             own.append(mine)
         hidden = self.norm(x)
-        return self.logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
+        return self.logits(hidden), hidden, cache.grown(own)
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
         return reorder_cache(cache, parents)
+
+    def latest(self, cache: Cache) -> tuple[Keys, ...]:
+        """See `TreeBackbone.latest`."""
+        return latest_keys(cache)
+
+    def assemble(
+        self, cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array
+    ) -> Cache:
+        """See `TreeBackbone.assemble`; the empty prefix lies in the history."""
+        return assemble_cache(cache, stored, paths, depths, at_root=0)
 
     # Parts.
 

@@ -1,12 +1,18 @@
 """The encoder-decoder backbone: TIGER's T5, with relative position bias and RMS norm (methods, section 3)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Cache, Keys, ModelError, extend, reorder_cache
+from gr.models.backbone import (
+    Cache,
+    Keys,
+    ModelError,
+    assemble_cache,
+    extend,
+    latest_keys,
+    reorder_cache,
+)
 from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
 from gr.models.layers import (
     MASKED,
@@ -144,13 +150,15 @@ class EncoderDecoder(nnx.Module):
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
         """See `Backbone.step`."""
-        decoded = cache.own[0][0].shape[2]
-        own_bias = self.decoder_bias(jnp.array([decoded]), jnp.arange(decoded + 1))[:, 0]
+        size = cache.own[0][0].shape[2]
+        own_bias = self.decoder_bias(jnp.array([size]), jnp.arange(size + 1))[:, 0]
+        mask = cache.own_mask(MASKED)
+        if mask is not None:
+            own_bias = own_bias + mask[:, :, None, :]
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
-            position = cache.lengths * self.config.code_length + decoded
-            keys = jnp.arange(cache.shared_mask.shape[1])
-            bias = bias + self.cross_bias(position[:, None], keys)
+            positions = cache.lengths[:, None] * self.config.code_length + cache.num_decoded
+            bias = bias + self.cross_bias(positions, jnp.arange(cache.shared_mask.shape[1]))
         x = self._embed(tokens, None)
         own = []
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
@@ -159,11 +167,21 @@ class EncoderDecoder(nnx.Module):
             x = layer.finish(x, attend_own(query, mine, own_bias), shared, bias, None)
             own.append(mine)
         hidden = self.decoder_norm(x)
-        return self.logits(hidden), hidden, dataclasses.replace(cache, own=tuple(own))
+        return self.logits(hidden), hidden, cache.grown(own)
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
         return reorder_cache(cache, parents)
+
+    def latest(self, cache: Cache) -> tuple[Keys, ...]:
+        """See `TreeBackbone.latest`."""
+        return latest_keys(cache)
+
+    def assemble(
+        self, cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array
+    ) -> Cache:
+        """See `TreeBackbone.assemble`; the empty prefix has BOS."""
+        return assemble_cache(cache, stored, paths, depths, at_root=1)
 
     # Parts.
 

@@ -200,7 +200,7 @@ def attend_shared_and_own(
         shared: keys and values `[B, P, H, D]`, the same for all beams of a user.
         shared_bias: `[B, H or 1, 1, P]`, `MASKED` where there is no key.
         own: keys and values `[B, M, S, H, D]`.
-        own_bias: `[H, S]`, or None.
+        own_bias: `[B or 1, H or 1, M or 1, S]`, or None.
 
     Returns:
         `[B, M, H, D]`.
@@ -211,7 +211,7 @@ def attend_shared_and_own(
     far = far * scale + shared_bias
     near = jnp.einsum("bmhd,bmshd->bhms", query, own[0], preferred_element_type=f32) * scale
     if own_bias is not None:
-        near = near + own_bias[None, :, None, :]
+        near = near + own_bias
     top = jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(-1) + near.sum(-1)  # [B, H, M].
@@ -286,7 +286,10 @@ def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def attend_own(query: jax.Array, own: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
-    """Attention of each beam `[B, M, H, D]` over its own keys and values `[B, M, S, H, D]`, bias `[H, S]`."""
+    """Attention of each beam `[B, M, H, D]` over its own keys and values `[B, M, S, H, D]`.
+
+    The bias is `[H, S]`, or `[B, M, H, S]` where beams differ.
+    """
     logits = jnp.einsum("bmhd,bmshd->bmhs", query, own[0], preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5 + bias, axis=-1)
     return jnp.einsum("bmhs,bmshd->bmhd", weights.astype(query.dtype), own[1])

@@ -37,6 +37,11 @@ class Level:
     max_nodes: int  # No more nodes of depth t + 1.
 
     @property
+    def fan_out(self) -> int:
+        """K, how many places there are for the children of a node where all are listed."""
+        return {DENSE: self.span, SPARSE: self.max_children, SCAN: self.max_slots}[self.kind]
+
+    @property
     def words(self) -> int:
         """Words of a node's bits, if DENSE."""
         return self.span // _WORD

@@ -192,7 +192,7 @@ def test_attention_over_shared_and_own_keys_is_attention_over_both(beams):
         shared,
         jnp.asarray(shared_bias, jnp.float32),
         own,
-        jnp.asarray(own_bias, jnp.float32),
+        jnp.asarray(own_bias, jnp.float32)[None, :, None],
     )
     for beam in range(3):
         both = [np.concatenate([s, o[:, beam]], axis=1) for s, o in zip(shared, own, strict=True)]

@@ -1,0 +1,176 @@
+"""One step of a value-guided search: what is to be known of prefixes that the model has just evaluated."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.beam import scaled
+from gr.decoding.candidates import DecodingError
+from gr.decoding.choose import Options as BeamOptions
+from gr.decoding.expand import LOWEST
+from gr.decoding.sampling import conditionals, logits_of
+from gr.decoding.sources import Listing, emptied
+from gr.decoding.tree import Prefixes, Tree, rows
+from gr.models import TreeBackbone
+
+# `value_head(states [..., S, D]) -> [..., S]`: the value of each prefix from the hidden states of its positions
+# 0..t, of which 0 is the one that predicts the first code; causal along S; a pytree.
+ValueHead = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `ved_search` may be asked for; static under `jit`."""
+
+    budget: int
+    num_candidates: int
+    beams: BeamOptions
+    entropy_weight: float
+    exploration: float
+    width: int
+    keep_tree: bool
+
+    def __post_init__(self):
+        for name in ("num_candidates", "width"):
+            if getattr(self, name) < 1:
+                raise DecodingError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def limit(self) -> int:
+        """Most prefixes in a tree, the empty one included."""
+        return self.budget + 1
+
+    def check_budget(self, length: int) -> None:
+        """Raises DecodingError unless the beam search can be paid for."""
+        least = self.beams.num_beams * (length - 1)
+        if self.budget < least:
+            raise DecodingError(
+                f"budget={self.budget} must be at least {least}, what a beam search with "
+                f"{self.beams.num_beams} beams over {length} codes takes: raise it or lower initial_beams"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What stays the same throughout."""
+
+    backbone: TreeBackbone
+    value_head: ValueHead | None
+    source: Listing
+    first: tuple  # What `prefill` returned.
+    key: jax.Array
+    options: Options
+
+    @property
+    def longest(self) -> int:
+        """S = L - 1, codes of the longest prefixes that are evaluated."""
+        return self.source.length - 1
+
+    @property
+    def fan_out(self) -> int:
+        """K, the most codes that may follow a prefix."""
+        return max(self.source.fan_out(depth) for depth in range(self.source.length))
+
+
+def evaluated(
+    search: Search,
+    levels: range,
+    tree: Tree | None,
+    *,
+    depths: jax.Array,
+    parents: jax.Array,
+    paths: jax.Array,
+    codes: jax.Array,
+    states: Any,
+    log_probs: jax.Array,
+    outputs: tuple,
+) -> Prefixes:
+    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree.
+
+    Args:
+        search: the search.
+        levels: the depths there may be among them; static.
+        tree: the tree before; None if there is none.
+        depths: of the prefixes; like `parents`, `log_probs` `[B, n]`.
+        parents: see `Prefixes`.
+        paths: `[B, n, S]`.
+        codes: `[B, n, S]`.
+        states: the source's.
+        log_probs: see `Prefixes`.
+        outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
+    """
+    logits, hidden, stored = outputs
+    logits, normaliser = scaled(logits, search.options.beams.temperature)
+    ways, exist = _continuations(search, levels, states, depths)
+    logits = logits_of(logits, ways)
+    chances = conditionals(logits, exist)
+    grows = exist & (depths < search.longest)[..., None]
+    noise = _noise(search.key, depths.shape, tree, search.fan_out)
+    return Prefixes(
+        depths=depths,
+        parents=parents,
+        paths=paths,
+        codes=codes,
+        log_probs=log_probs,
+        values=_values(search, tree, depths, paths, hidden),
+        entropies=-jnp.where(exist, jnp.exp(chances) * chances, 0.0).sum(-1),
+        visits=jnp.zeros_like(depths),
+        unexpanded=grows.sum(-1, dtype=jnp.int32),
+        ways=ways,
+        gains=jnp.where(exist, logits - normaliser[..., None], -jnp.inf),
+        turns=jnp.where(grows, jnp.maximum(chances, LOWEST) + noise, -jnp.inf),
+        states=states,
+        hidden=hidden,
+        stored=stored,
+    )
+
+
+def _continuations(
+    search: Search, levels: range, states: Any, depths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens `[B, n, K]` that may follow prefixes of several depths, and which of them do."""
+    shape = (*depths.shape, search.fan_out)
+    ways, exist = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+    for depth in levels:
+        here = depths == depth
+        found = search.source.continuations(depth, emptied(states, here))
+        pad = ((0, 0), (0, 0), (0, shape[-1] - found[0].shape[-1]))
+        tokens, there = (jnp.pad(array, pad) for array in found)
+        ways = jnp.where(here[..., None], tokens, ways)
+        exist |= there & here[..., None]
+    return ways, exist
+
+
+def _noise(key: jax.Array, shape: tuple[int, int], tree: Tree | None, fan_out: int) -> jax.Array:
+    """Gumbel variables `[B, n, K]` of the next prefixes; see `prefix_noise`."""
+    batch, count = shape
+    first = jnp.zeros(batch, jnp.int32) if tree is None else tree.size
+    number = first[:, None] + jnp.arange(count, dtype=jnp.int32)
+    user = jnp.broadcast_to(jnp.arange(batch)[:, None], number.shape)
+    return jnp.vectorize(lambda u, n: prefix_noise(key, u, n, fan_out), signature="(),()->(k)")(
+        user, number
+    )
+
+
+def prefix_noise(key: jax.Array, user: jax.Array, number: jax.Array, fan_out: int) -> jax.Array:
+    """The Gumbel variables `[K]` of one prefix's codes, by its user's place in the batch and its number."""
+    key = jax.random.fold_in(jax.random.fold_in(key, user), number)
+    return jax.random.gumbel(key, (fan_out,))
+
+
+def _values(
+    search: Search, tree: Tree | None, depths: jax.Array, paths: jax.Array, hidden: jax.Array
+) -> jax.Array:
+    """V `[B, n]` of prefixes with these last hidden states; 0 where they do not grow."""
+    if search.value_head is None or search.longest == 0:
+        return jnp.zeros(depths.shape)
+    place = jnp.arange(search.longest)
+    last = place == depths[..., None]
+    along = hidden[:, :, None, :]
+    if tree is not None:
+        along = jnp.where(last[..., None], along, rows(tree.prefixes.hidden, paths))
+    values = search.value_head(jnp.broadcast_to(along, (*last.shape, hidden.shape[-1])))
+    return jnp.where(last, values.astype(jnp.float32), 0.0).sum(-1)

@@ -1,0 +1,248 @@
+"""Semantic IDs drawn from the model: with replacement, or without by stochastic beam search (arXiv 1903.06059).
+
+Both draw from the model *on the trie*: behind each prefix the probabilities are normalised over the codes that are
+allowed there. So the probabilities of all semantic IDs add up to 1, and differ from the scores of a beam search,
+which are normalised over the whole vocabulary. A code that is the only one costs nothing and is not evaluated.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.beam import check_request, ranked, scaled
+from gr.decoding.candidates import Candidates, DecodingError, Draws
+from gr.decoding.choose import Beams
+from gr.decoding.expand import LOWEST
+from gr.decoding.sources import Listing, source_of
+from gr.decoding.top_k import split, take_along, top_k
+from gr.models import Backbone
+from gr.trie import Constraint, OverlaidIndex, TrieIndex
+
+
+def sample_without_replacement(
+    backbone: Backbone,
+    index: TrieIndex | OverlaidIndex,
+    history: Any,
+    num_candidates: int,
+    *,
+    key: jax.Array,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    temperature: float = 1.0,
+) -> Candidates:
+    """`num_candidates` different semantic IDs of each user, drawn one after another without replacement.
+
+    Stochastic beam search (Kool et al. 2019, arXiv 1903.06059, algorithm 1): a beam search for the largest
+    Gumbel-perturbed log-probabilities, where those of a prefix's continuations are drawn so that the largest is the
+    prefix's own. The root's is drawn too, so that the perturbed values are independent and the threshold can be used.
+
+    Args:
+        backbone: see `beam_search`.
+        index: see `beam_search`.
+        history: see `beam_search`.
+        num_candidates: G. One beam more is searched, which gives the threshold.
+        key: of the random numbers; the same key gives the same candidates.
+        constraint: see `beam_search`; probabilities are those among what it allows. An `AttributeFilter` may let
+            through prefixes that come to nothing (see `Filter`); they take their share of probability and their
+            places, so that a user may get fewer candidates than there are. An `ItemMask` never does.
+        temperature: logits are divided by it.
+
+    Returns:
+        Candidates with G beams. `scores` are log-probabilities, best first; `draws` tells how likely each was to be
+        among them. A user with fewer than G semantic IDs gets all of them; the rest is not valid.
+
+    Raises:
+        DecodingError: see `beam_search`.
+    """
+    _check(num_candidates, temperature)
+    return _sample_without_replacement(
+        backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
+    )
+
+
+def sample(
+    backbone: Backbone,
+    index: TrieIndex | OverlaidIndex,
+    history: Any,
+    num_candidates: int,
+    *,
+    key: jax.Array,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    temperature: float = 1.0,
+) -> Candidates:
+    """`num_candidates` semantic IDs of each user, drawn independently: unlike other decoders', they may repeat.
+
+    Args:
+        backbone: see `beam_search`.
+        index: see `beam_search`.
+        history: see `beam_search`.
+        num_candidates: G.
+        key: of the random numbers.
+        constraint: see `sample_without_replacement`; a draw that comes to nothing is not valid.
+        temperature: logits are divided by it.
+
+    Returns:
+        Candidates with G beams. `scores` are log-probabilities, best first.
+
+    Raises:
+        DecodingError: see `beam_search`.
+    """
+    _check(num_candidates, temperature)
+    return _sample(
+        backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
+    )
+
+
+def _check(num_candidates: int, temperature: float) -> None:
+    if num_candidates < 1:
+        raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
+    if not temperature > 0:
+        raise DecodingError(f"temperature must be above 0, got {temperature}")
+
+
+def gumbel(key: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
+    """The noise of a step: 0 perturbs the roots, t the codes at place t."""
+    return jax.random.gumbel(jax.random.fold_in(key, step), shape)
+
+
+def logits_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The logits `[B, M, K]` of `tokens [B, M, K]` among `[B, M, V]`, none of them infinitely low."""
+    # A level's range may reach beyond the vocabulary, but not what exists there.
+    return jnp.maximum(jnp.take_along_axis(logits, tokens, axis=-1, mode="clip"), LOWEST)
+
+
+def conditionals(logits: jax.Array, exist: jax.Array) -> jax.Array:
+    """Log-probabilities `[..., K]` among the codes that `exist`, by their logits; -inf for others."""
+    logits = jnp.where(exist, logits, -jnp.inf)
+    largest = logits.max(axis=-1, keepdims=True)
+    logits = logits - jnp.where(largest == -jnp.inf, 0.0, largest)
+    total = jnp.exp(logits).sum(axis=-1, keepdims=True)
+    return logits - jnp.log(jnp.where(total == 0.0, 1.0, total))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "temperature"))
+def _sample_without_replacement(
+    backbone: Backbone,
+    index: TrieIndex | OverlaidIndex,
+    history: Any,
+    constraint: Any,
+    key: jax.Array,
+    *,
+    count: int,
+    temperature: float,
+) -> Candidates:
+    logits, _, cache = backbone.prefill(history)
+    check_request(index.vocab_size, logits, constraint)
+    source = source_of(index, constraint)
+    batch, logits = len(logits), logits[:, None]
+    states, log_probs = source.root(batch), jnp.zeros((batch, 1))
+    perturbed = gumbel(key, 0, (batch, 1))
+    threshold = jnp.full(batch, -jnp.inf)
+    tokens, parents = [], []
+    for depth in range(source.settled):
+        if depth > 0:
+            logits, _, cache = backbone.step(tokens[-1], backbone.reorder(cache, parents[-1]))
+        ways, exist = source.continuations(depth, states)
+        gains = conditionals(logits_of(scaled(logits, temperature)[0], ways), exist)
+        longer = log_probs[..., None] + gains
+        noisy = longer + gumbel(key, depth + 1, longer.shape)
+        noisy = _with_maximum(noisy, perturbed).reshape(batch, -1)
+        perturbed, places = top_k(noisy, min(count + 1, noisy.shape[1]))
+        parent, _ = split(places, ways.shape[-1])
+        token = take_along(ways.reshape(batch, -1), places)
+        log_probs = take_along(longer.reshape(batch, -1), places)
+        above = jax.tree.map(lambda array, p=parent: take_along(array, p), states)
+        states = source.descend(depth, above, jnp.where(perturbed > -jnp.inf, token, -1))
+        if perturbed.shape[1] > count:
+            # Where a prefix came to nothing, an earlier threshold is the higher one.
+            threshold = jnp.maximum(threshold, perturbed[:, count])
+        tokens.append(token)
+        parents.append(parent)
+
+    states, rest = source.settle(states)
+    drawn = (perturbed > threshold[:, None]) & source.exist(states)
+    beams = Beams(states, perturbed, jnp.where(drawn, log_probs, -jnp.inf), None, None)
+    found, order = ranked(source, beams, tokens + rest, parents + [None] * len(rest), count)
+    missing = ((0, 0), (0, count - order.shape[1]))
+    perturbed = jnp.pad(take_along(perturbed, order), missing)
+    log_inclusion = _log1mexp(-jnp.exp(found.scores - threshold[:, None]))
+    draws = Draws(
+        threshold,
+        perturbed=jnp.where(found.valid, perturbed, -jnp.inf),
+        log_inclusion=jnp.where(found.valid, log_inclusion, -jnp.inf),
+    )
+    return dataclasses.replace(found, draws=draws)
+
+
+def _with_maximum(noisy: jax.Array, maximum: jax.Array) -> jax.Array:
+    """Gumbel variables `[B, M, K]`, conditioned on their maximum being `maximum [B, M]`; -inf stays.
+
+    The numerically stable form of the paper's appendix B.3.
+    """
+    maximum = maximum[..., None]
+    largest = noisy.max(axis=-1, keepdims=True)
+    exist = noisy > -jnp.inf
+    below = jnp.where(exist, noisy - largest, 0.0)
+    v = maximum - jnp.where(exist, noisy, 0.0) + _log1mexp(below)
+    moved = maximum - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
+    return jnp.where(exist, moved, -jnp.inf)
+
+
+def _log1mexp(x: jax.Array) -> jax.Array:
+    """log(1 - exp(x)) for x <= 0."""
+    return jnp.where(x > -0.693, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "temperature"))
+def _sample(
+    backbone: Backbone,
+    index: TrieIndex | OverlaidIndex,
+    history: Any,
+    constraint: Any,
+    key: jax.Array,
+    *,
+    count: int,
+    temperature: float,
+) -> Candidates:
+    logits, _, cache = backbone.prefill(history)
+    check_request(index.vocab_size, logits, constraint)
+    source = source_of(index, constraint)
+    batch, logits = len(logits), logits[:, None]
+    states, log_probs, tokens = source.root(batch), jnp.zeros((batch, 1)), []
+    spread = functools.partial(jnp.broadcast_to, shape=(batch, count))
+    for depth in range(source.settled):
+        if depth > 0:
+            if depth == 1:
+                cache = backbone.reorder(cache, jnp.zeros((batch, count), jnp.int32))
+            logits, _, cache = backbone.step(tokens[-1], cache)
+        ways, exist = _each_alone(source, depth, states)
+        gains = conditionals(logits_of(scaled(logits, temperature)[0], ways), exist)
+        noise = gumbel(key, depth + 1, (batch, count, gains.shape[-1]))
+        place = jnp.argmax(gains + noise, axis=-1)[..., None]
+        # At the root all draws are made from the one distribution.
+        ways, gains = (jnp.broadcast_to(array, noise.shape) for array in (ways, gains))
+        token = jnp.take_along_axis(ways, place, axis=-1)[..., 0]
+        log_probs = log_probs + jnp.take_along_axis(gains, place, axis=-1)[..., 0]
+        states = jax.tree.map(spread, states)
+        states = source.descend(depth, states, jnp.where(log_probs > -jnp.inf, token, -1))
+        tokens.append(token)
+
+    states, rest = source.settle(states)
+    log_probs = jnp.where(source.exist(states), log_probs, -jnp.inf)
+    log_probs, *rest = map(spread, (log_probs, *rest))
+    states = jax.tree.map(spread, states)
+    beams = Beams(states, log_probs, log_probs, None, None)
+    tokens += rest
+    return ranked(source, beams, tokens, [None] * len(tokens), count)[0]
+
+
+def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:
+    """`source.continuations` of states among which some are the same, which a filter does not expect."""
+    alone = jax.tree.map(lambda array: array[:, :, None], states)
+    ways, exist = jax.vmap(
+        lambda states: source.continuations(depth, states), in_axes=1, out_axes=1
+    )(alone)
+    return ways[:, :, 0], exist[:, :, 0]

@@ -1,0 +1,218 @@
+"""Slow, obviously right versions of the searches that draw: dictionaries and loops, given the same random numbers."""
+
+import itertools
+
+import numpy as np
+import oracles
+
+from gr.trie.layout import DENSE, SPARSE
+
+
+def places(tokens, layout):
+    """Prefix -> {token: where it stands among the continuations that the index lists}; noise is drawn by place."""
+    rows = sorted(tuple(int(t) for t in row) for row in tokens)
+    found = {}
+    for prefix in {row[:depth] for row in rows for depth in range(layout.length)}:
+        level = layout.levels[len(prefix)]
+        following = [row[len(prefix)] for row in rows if row[: len(prefix)] == prefix]
+        if level.kind == DENSE:
+            found[prefix] = {token: token - level.base for token in following}
+        elif level.kind == SPARSE:
+            found[prefix] = {token: i for i, token in enumerate(sorted(set(following)))}
+        else:
+            found[prefix] = {token: following.index(token) for token in following}
+    return found
+
+
+def conditionals(log_probs, allowed):
+    """Token -> log-probability among those allowed."""
+    kept = oracles.log_softmax([log_probs[token] for token in allowed]) if allowed else []
+    return dict(zip(allowed, kept, strict=True))
+
+
+def all_probabilities(tokens, log_prob, demands=(), handover=0):
+    """Semantic ID -> probability on the trie; prefixes that come to nothing have what is missing to 1."""
+    children = oracles.live_children(tokens, demands, handover)
+    found = {}
+    for sid, items in oracles.items_by_sid(tokens).items():
+        total = 0.0
+        for depth in range(len(sid)):
+            prefix = sid[:depth]
+            allowed = children.get(prefix, [])
+            if sid[depth] not in allowed:
+                break
+            total += conditionals(log_prob(prefix), allowed)[sid[depth]]
+        else:
+            if oracles.allowed_items(items, demands):
+                found[sid] = np.exp(total)
+    return found
+
+
+def inclusion_probabilities(probabilities, count):
+    """Key -> probability to be among `count` drawn one after another without replacement, by enumeration."""
+    found = dict.fromkeys(probabilities, 0.0)
+    for order in itertools.permutations(probabilities, min(count, len(probabilities))):
+        chance, left = 1.0, 1.0
+        for key in order:
+            chance *= probabilities[key] / left
+            left -= probabilities[key]
+        for key in order:
+            found[key] += chance
+    return found
+
+
+def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), handover=0):
+    """`(log-probability, semantic ID, perturbed value)` of those drawn, best first, and the threshold.
+
+    `noise(step)` gives the Gumbel variables `[M, K]` of one user at each step; step 0 is the root's.
+    """
+    children = oracles.live_children(tokens, demands, handover)
+    place = places(tokens, layout)
+    beams = [(float(noise(0)[0, 0]), 0.0, ())]  # (perturbed value, log-probability, prefix).
+    threshold = -np.inf
+    for depth in range(layout.length):
+        # Where one way is left nothing is drawn: the only code's value is that of its prefix.
+        drawn = noise(depth + 1) if depth < layout.settled else None
+        grown = []
+        for number, (maximum, total, prefix) in enumerate(beams):
+            gains = conditionals(log_prob(prefix), children.get(prefix, []))
+            if drawn is None:
+                grown += [(maximum, total, (*prefix, token)) for token in gains]
+                continue
+            raw = {t: total + gain + drawn[number, place[prefix][t]] for t, gain in gains.items()}
+            for token, value in raw.items():
+                inside = np.exp(-maximum) - np.exp(-max(raw.values())) + np.exp(-value)
+                grown.append((-np.log(inside), total + gains[token], (*prefix, token)))
+        grown.sort(key=lambda beam: -beam[0])
+        beams = grown[: count + 1]
+        if len(beams) > count and drawn is not None:
+            threshold = max(threshold, beams[count][0])
+    by_sid = oracles.items_by_sid(tokens)
+    found = [
+        (total, sid, value)
+        for value, total, sid in beams
+        if value > threshold and oracles.allowed_items(by_sid[sid], demands)
+    ]
+    return sorted(found, key=lambda entry: -entry[0]), threshold
+
+
+class Prefix:
+    """A prefix of the oracle's tree."""
+
+    def __init__(self, codes, parent, score, chances, noise, value):
+        self.codes, self.parent, self.score, self.value = codes, parent, score, value
+        self.entropy = -sum(np.exp(c) * c for c in chances.values())
+        self.turns = {token: chance + noise[token] for token, chance in chances.items()}
+        self.visits = 0
+
+    def up(self):
+        """The prefix and those it continues, up to the root."""
+        yield self
+        if self.parent is not None:
+            yield from self.parent.up()
+
+
+def ved(
+    tokens,
+    log_prob,
+    value,
+    noise,
+    layout,
+    *,
+    budget,
+    count,
+    beams,
+    width,
+    entropy_weight=0.1,
+    exploration=1.0,
+    demands=(),
+    handover=0,
+):
+    """Value-guided search: `(score, semantic ID)`, best first, and the prefixes in the order of evaluation.
+
+    `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so.
+    """
+    children = oracles.live_children(tokens, demands, handover)
+    place = places(tokens, layout)
+    longest = layout.length - 1
+    tree = []
+
+    def evaluate(codes, parent, score):
+        drawn = noise(len(tree))
+        allowed = children.get(codes, [])
+        node = Prefix(
+            codes,
+            parent,
+            score,
+            conditionals(log_prob(codes), allowed),
+            {token: drawn[place[codes][token]] for token in allowed},
+            value(codes) if len(codes) < longest else 0.0,
+        )
+        if len(codes) == longest:
+            node.turns = {}
+        tree.append(node)
+        return node
+
+    def take(node, token):
+        """The code is not tried again, and every prefix that it is below is visited."""
+        del node.turns[token]
+        for above in node.up():
+            above.visits += 1
+
+    alive = [evaluate((), None, 0.0)]
+    for _ in range(longest):
+        grown = [
+            (node.score + log_prob(node.codes)[token], node, token)
+            for node in alive
+            for token in children.get(node.codes, [])
+        ]
+        alive = []
+        for score, node, token in sorted(grown, key=lambda entry: -entry[0])[:beams]:
+            take(node, token)
+            alive.append(evaluate((*node.codes, token), node, score))
+
+    def merit(node):
+        return node.value + entropy_weight * node.entropy
+
+    while len(tree) <= budget and any(node.turns for node in tree):
+        means = {
+            depth: np.mean([merit(node) for node in tree if len(node.codes) == depth])
+            for depth in {len(node.codes) for node in tree}
+        }
+        chosen = []
+        while (
+            len(chosen) < width
+            and len(tree) + len(chosen) <= budget
+            and any(node.turns for node in tree)
+        ):
+            open_ = [node for node in tree if node.turns]
+            fit = [node for node in open_ if merit(node) >= means[len(node.codes)] - 1e-6] or open_
+            below = {above for node in fit for above in node.up()}
+            root = tree[0]
+
+            def priority(node, root=root):
+                spread = np.sqrt(np.log(root.visits + 1) / (node.visits + 1))
+                return merit(node) + exploration * spread
+
+            node = root
+            while True:
+                onward = [child for child in below if child.parent is node]
+                best = max(onward, key=priority, default=None)
+                if best is None or (node in fit and priority(node) >= priority(best)):
+                    break
+                node = best
+            token = max(node.turns, key=node.turns.get)
+            take(node, token)
+            chosen.append((node, token))
+        for node, token in chosen:
+            evaluate((*node.codes, token), node, node.score + log_prob(node.codes)[token])
+
+    by_sid = oracles.items_by_sid(tokens)
+    complete = [
+        (node.score + log_prob(node.codes)[token], (*node.codes, token))
+        for node in tree
+        if len(node.codes) == longest
+        for token in children.get(node.codes, [])
+    ]
+    best = sorted(complete, key=lambda entry: -entry[0])[:count]
+    return [e for e in best if oracles.allowed_items(by_sid[e[1]], demands)], tree

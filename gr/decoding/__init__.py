@@ -2,11 +2,13 @@
 
 `beam_search(backbone, index, history, num_beams=M)` is exact and compiles into one program; `sharded_beam_search` is
 the same over an index that is split over the devices of a mesh. `sample_without_replacement` draws different semantic
-IDs, `sample` independent ones, and `ved_search` searches a tree with a value head and a budget.
+IDs, `sample` independent ones, and `ved_search` searches a tree with a value head and a budget; `search` is whichever
+of them a `SearchConfig` names.
 """
 
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates, DecodingError, Draws, SearchTree
+from gr.decoding.configured import SearchConfig, search
 from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
 from gr.decoding.ved import ved_search
@@ -15,10 +17,12 @@ __all__ = [
     "Candidates",
     "DecodingError",
     "Draws",
+    "SearchConfig",
     "SearchTree",
     "beam_search",
     "sample",
     "sample_without_replacement",
+    "search",
     "sharded_beam_search",
     "sharded_mask",
     "ved_search",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import scaled
 from gr.decoding.candidates import DecodingError
+from gr.decoding.choose import CHILDREN
 from gr.decoding.choose import Options as BeamOptions
 from gr.decoding.expand import LOWEST
 from gr.decoding.sampling import conditionals, logits_of
@@ -104,6 +105,8 @@ def evaluated(
     """
     logits, hidden, stored = outputs
     logits, normaliser = scaled(logits, search.options.beams.temperature)
+    if search.options.beams.normalise_over == CHILDREN:
+        normaliser = _over_children(search, levels, states, depths, logits)
     ways, exist = _continuations(search, levels, states, depths)
     logits = logits_of(logits, ways)
     chances = conditionals(logits, exist)
@@ -142,6 +145,18 @@ def _continuations(
         ways = jnp.where(here[..., None], tokens, ways)
         exist |= there & here[..., None]
     return ways, exist
+
+
+def _over_children(
+    search: Search, levels: range, states: Any, depths: jax.Array, logits: jax.Array
+) -> jax.Array:
+    """Log-sum-exp `[B, n]` over what the trie has behind prefixes of several depths."""
+    found = jnp.zeros(depths.shape)
+    for depth in levels:
+        here = depths == depth
+        total = search.source.log_sum_exp(depth, emptied(states, here), logits)
+        found = jnp.where(here, total, found)
+    return found
 
 
 def _noise(key: jax.Array, shape: tuple[int, int], tree: Tree | None, fan_out: int) -> jax.Array:

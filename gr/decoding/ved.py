@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import check_request, ranked, scaled
 from gr.decoding.candidates import Candidates
-from gr.decoding.choose import Beams, choose, start
+from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, choose, start
 from gr.decoding.choose import Options as BeamOptions
 from gr.decoding.evaluate import Options, Search, ValueHead, evaluated
 from gr.decoding.expand import LOWEST
@@ -67,6 +67,7 @@ def ved_search(
     width: int = 8,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float = 1.0,
+    normalise_over: str = VOCABULARY,
     keep_tree: bool = False,
 ) -> Candidates:
     """The best semantic IDs found by a value-guided tree search of each user with a budget.
@@ -89,6 +90,8 @@ def ved_search(
         width: W; 1 is the sequential algorithm, more make better use of the device.
         constraint: see `beam_search`.
         temperature: logits are divided by it, for scores, entropies and sampling.
+        normalise_over: what scores are normalised over; see `beam_search`. Entropies and sampling are always among
+            the allowed children.
         keep_tree: whether to return the tree.
 
     Returns:
@@ -101,7 +104,7 @@ def ved_search(
     options = Options(
         budget=budget,
         num_candidates=num_candidates,
-        beams=BeamOptions(initial_beams, temperature),
+        beams=BeamOptions(initial_beams, temperature, normalise_over=normalise_over),
         entropy_weight=entropy_weight,
         exploration=exploration,
         width=width,
@@ -170,6 +173,8 @@ def _build(search: Search) -> Tree:
 
         # The beam search's next step.
         logits, normaliser = scaled(logits, options.beams.temperature)
+        if options.beams.normalise_over == CHILDREN:
+            normaliser = source.log_sum_exp(depth, beams.states, logits)
         beams = choose(source, depth, beams, logits, normaliser, options.beams)
         block = _without(block, beams)
         place = take_along(numbers(tree, exist.shape[1]), beams.parents)

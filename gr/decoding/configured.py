@@ -1,0 +1,113 @@
+"""One call for all decoders that may propose candidates, chosen by a config: beam search, sampling, VED."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.beam import beam_search
+from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.choose import VOCABULARY
+from gr.decoding.evaluate import ValueHead
+from gr.decoding.sampling import sample_without_replacement
+from gr.decoding.ved import ved_search
+from gr.models import TreeBackbone
+from gr.trie import Constraint, TrieIndex
+
+SEARCHES = ("beam", "sample", "ved")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """Which candidates are proposed, and at what cost; static under `jit`.
+
+    Raises `DecodingError` for a name that is unknown or a number that cannot work.
+    """
+
+    name: str = "ved"  # "beam"; "sample": stochastic beam search; "ved": value-guided search.
+    num_candidates: int = 16  # G, also the width of "beam" and "sample".
+    # The rest is for "ved"; see `ved_search`.
+    budget: int = 64
+    initial_beams: int = 8
+    entropy_weight: float = 0.1
+    exploration: float = 1.0
+    width: int = 8
+
+    def __post_init__(self):
+        if self.name not in SEARCHES:
+            raise DecodingError(
+                f"search.name={self.name!r} is unknown: use one of {', '.join(SEARCHES)}"
+            )
+        for field in ("num_candidates", "initial_beams", "width"):
+            if getattr(self, field) < 1:
+                raise DecodingError(f"search.{field}={getattr(self, field)} must be at least 1")
+        for field in ("budget", "entropy_weight", "exploration"):
+            if getattr(self, field) < 0:
+                raise DecodingError(f"search.{field}={getattr(self, field)} must not be negative")
+
+
+def search(
+    config: SearchConfig,
+    backbone: TreeBackbone,
+    value_head: ValueHead | None,
+    index: TrieIndex,
+    history: Any,
+    *,
+    key: jax.Array,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    temperature: float = 1.0,
+    normalise_over: str = VOCABULARY,
+    keep_tree: bool = False,
+) -> Candidates:
+    """The candidates of each user by the configured search, with `evaluations` filled in whichever it is.
+
+    Args:
+        config: which search.
+        backbone: see `beam_search`; for VED see `ved_search`.
+        value_head: guides VED; None: V = 0. Other searches do not look at it.
+        index: the trie.
+        history: see `beam_search`.
+        key: of the random numbers; a beam search has none.
+        constraint: see `beam_search`.
+        temperature: see `beam_search`.
+        normalise_over: what scores are normalised over; see `beam_search`. Sampling is always among the children.
+        keep_tree: whether VED returns its tree.
+
+    Raises:
+        DecodingError: see the searches.
+    """
+    shared = {"constraint": constraint, "temperature": temperature}
+    if config.name == "ved":
+        return ved_search(
+            backbone,
+            value_head,
+            index,
+            history,
+            key=key,
+            budget=config.budget,
+            num_candidates=config.num_candidates,
+            initial_beams=config.initial_beams,
+            entropy_weight=config.entropy_weight,
+            exploration=config.exploration,
+            width=config.width,
+            normalise_over=normalise_over,
+            keep_tree=keep_tree,
+            **shared,
+        )
+    count, width = config.num_candidates, config.num_candidates
+    if config.name == "beam":
+        found = beam_search(
+            backbone, index, history, count, normalise_over=normalise_over, **shared
+        )
+    else:
+        found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
+        width += 1  # For the threshold.
+    return dataclasses.replace(found, evaluations=_beam_evaluations(index, width, len(found.codes)))
+
+
+def _beam_evaluations(index: TrieIndex, width: int, num_users: int) -> jax.Array:
+    """Tokens `[B]` that so many beams give the model where no constraint empties them."""
+    beams = jnp.minimum(width, index.node_counts[1 : index.layout.settled])
+    return jnp.full(num_users, beams.sum(), jnp.int32)

@@ -104,7 +104,7 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
             log_every=training.log_every,
             eval_every=max(1, round(training.eval_every_epochs * steps_per_epoch)),
             checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps_per_epoch)),
-            evaluate=_validation(config, catalogue, splits),
+            evaluate=validation(config, catalogue, splits, training.eval_users),
             monitor=training.monitor,
             mode="min" if training.monitor == "loss" else "max",
             patience=training.patience or None,
@@ -127,14 +127,11 @@ def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticI
     return semantic_ids
 
 
-def _validation(
-    config: ConfigDict, catalogue: build.Catalogue, splits: Splits
+def validation(
+    config: ConfigDict, catalogue: build.Catalogue, splits: Splits, num_users: int
 ) -> Callable[[nnx.Module], dict[str, float]]:
-    """Ranking metrics and loss on evenly spaced validation users."""
-    targets = splits.validation
-    count = min(config.training.eval_users or len(targets), len(targets))
-    chosen = np.linspace(0, len(targets) - 1, count).round().astype(int)
-    targets = Targets(users=targets.users[chosen], positions=targets.positions[chosen])
+    """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all."""
+    targets = spread_targets(splits.validation, num_users)
     wanted = splits.sequences.items[targets.positions]
 
     def evaluate(model: nnx.Module) -> dict[str, float]:
@@ -150,6 +147,13 @@ def _validation(
         return values
 
     return evaluate
+
+
+def spread_targets(targets: Targets, count: int) -> Targets:
+    """`count` evenly spaced targets; 0: all."""
+    count = min(count or len(targets), len(targets))
+    chosen = np.linspace(0, len(targets) - 1, count).round().astype(int)
+    return Targets(users=targets.users[chosen], positions=targets.positions[chosen])
 
 
 if __name__ == "__main__":

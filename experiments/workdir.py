@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import build
+from configs.base import base_config
+from experiments import build, build_rl
 from gr.data import Splits
+from gr.models import ValueHead
 from gr.semantic_ids import SemanticIds
 from gr.training import checkpoint_step, load_config, restore_model
 
@@ -24,10 +27,11 @@ class Run:
     catalogue: build.Catalogue
     model: nnx.Module
     step: int  # Of the checkpoint that the model is from.
+    value_head: ValueHead | None = None  # Of a run of reinforcement learning.
 
 
 def load_run(workdir: str, *, data_dir: str = "", which: str = "best") -> Run:
-    """Reads a workdir that `experiments.train` wrote.
+    """Reads a workdir that `experiments.train` or `experiments.rl` wrote.
 
     Args:
         workdir: of the run.
@@ -37,19 +41,46 @@ def load_run(workdir: str, *, data_dir: str = "", which: str = "best") -> Run:
     Raises:
         TrainingError: if there is no such run or checkpoint; `DataError` if its data is not found.
     """
-    config = ConfigDict(load_config(workdir))
+    config = saved_config(workdir)
     if data_dir:
         config.data_dir = data_dir
     splits = build.load_data(config, workdir)
-    semantic_ids = load_semantic_ids(workdir, splits)
+    catalogue = build.make_catalogue(load_semantic_ids(workdir, splits))
+    model, value_head = build.make_model(config, catalogue.semantic_ids), None
+    if build_rl.is_rl(config):
+        model = build_rl.make_model(config, catalogue)
+    model = restore_model(workdir, model, which)
+    if build_rl.is_rl(config):
+        model, value_head = model.backbone, model.value_head
     return Run(
         workdir=workdir,
         config=config,
         splits=splits,
-        catalogue=build.make_catalogue(semantic_ids),
-        model=restore_model(workdir, build.make_model(config, semantic_ids), which),
+        catalogue=catalogue,
+        model=model,
         step=checkpoint_step(workdir, which),
+        value_head=value_head,
     )
+
+
+def saved_config(workdir: str) -> ConfigDict:
+    """A run's config; a field that is newer than the run has its default.
+
+    Raises:
+        TrainingError: if there is none.
+    """
+    return ConfigDict(_filled(base_config().to_dict(), load_config(workdir)))
+
+
+def _filled(defaults: Mapping, saved: Mapping) -> dict:
+    """`saved` and, at every level, what it lacks."""
+    both = {
+        name: _filled(defaults[name], value)
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+        else value
+        for name, value in saved.items()
+    }
+    return dict(defaults) | both
 
 
 def load_semantic_ids(workdir: str, splits: Splits) -> SemanticIds:

@@ -3,8 +3,12 @@
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
 `MetricWriter` on its workdir, which `save_run_info` marks; afterwards `restore_model(workdir, model, "best")`.
 `value_loss` is what a value head minimises, alone by `value_objective` or beside a policy.
+
+Reinforcement learning is the same run with `make_policy_step`: its model is an `ActorCritic`, its `loss_state` the
+reference policy.
 """
 
+from gr.training.actor_critic import ActorCritic, actor_critic_optimizer
 from gr.training.checkpoints import (
     Checkpointer,
     Restored,
@@ -31,7 +35,9 @@ from gr.training.objectives import (
     supervised_loss,
 )
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
+from gr.training.policy_step import LearningConfig, make_policy_step
 from gr.training.provenance import git_revision, load_config, save_run_info, versions
+from gr.training.rollouts import Environment, RolloutConfig, Rollouts, roll_out, scored_candidates
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import LossFn, TrainStep, make_train_step
 from gr.training.value_objective import ValueConfig, value_loss, value_objective
@@ -41,37 +47,46 @@ __all__ = [
     "NO_BAD_STEP",
     "NO_MORE_BATCHES",
     "OUT_OF_PATIENCE",
+    "ActorCritic",
     "Checkpointer",
+    "Environment",
     "FitResult",
+    "LearningConfig",
+    "LossConfig",
     "LossFn",
     "MetricWriter",
     "Restored",
+    "RolloutConfig",
+    "Rollouts",
     "Schedule",
     "TrainState",
     "TrainStep",
     "TrainingError",
     "TrainingInterrupted",
     "ValueConfig",
+    "actor_critic_optimizer",
     "checkpoint_step",
     "checkpoints_directory",
     "decay_mask",
     "fit",
     "git_revision",
+    "init_loss_state",
     "item_token_table",
     "load_config",
     "make_mesh",
     "make_optimizer",
+    "make_policy_step",
     "make_schedule",
     "make_train_step",
     "read_metrics",
     "replicate",
     "restore_model",
+    "roll_out",
     "rows_in_batch",
     "save_run_info",
+    "scored_candidates",
     "shard_batch",
     "supervised_loss",
-    "LossConfig",
-    "init_loss_state",
     "value_loss",
     "value_objective",
     "versions",

@@ -42,28 +42,9 @@ def make_train_step(
 
         # The update, and the state if it is good.
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        proposed = (optax.apply_updates(state.model, updates), opt_state, loss_state)
+        model = optax.apply_updates(state.model, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        fine_so_far = state.bad_step == NO_BAD_STEP
-        good = finite & fine_so_far
-        model, opt_state, loss_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            proposed,
-            (state.model, state.opt_state, state.loss_state),
-        )
-        new_state = TrainState(
-            step=state.step + good.astype(jnp.int32),
-            model=model,
-            opt_state=opt_state,
-            key=state.key,
-            loss_state=loss_state,
-            bad_step=jnp.where(fine_so_far & ~finite, state.step, state.bad_step),
-        )
-        if mesh is not None:
-            # Pinned, lest the compiler choose another layout and the next call compile again.
-            new_state = jax.lax.with_sharding_constraint(
-                new_state, NamedSharding(mesh, PartitionSpec())
-            )
+        new_state = advance(state, model, opt_state, loss_state, finite, mesh)
 
         # Metrics.
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
@@ -72,3 +53,36 @@ def make_train_step(
         return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def advance(
+    state: TrainState,
+    model: Any,
+    opt_state: Any,
+    loss_state: Any,
+    finite: jax.Array,
+    mesh: Mesh | None,
+) -> TrainState:
+    """The state after a step that proposes these; the same, but for `bad_step`, if something was not finite.
+
+    With a `mesh` the new state is held whole on every device.
+    """
+    fine_so_far = state.bad_step == NO_BAD_STEP
+    good = finite & fine_so_far
+    model, opt_state, loss_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (model, opt_state, loss_state),
+        (state.model, state.opt_state, state.loss_state),
+    )
+    new_state = TrainState(
+        step=state.step + good.astype(jnp.int32),
+        model=model,
+        opt_state=opt_state,
+        key=state.key,
+        loss_state=loss_state,
+        bad_step=jnp.where(fine_so_far & ~finite, state.step, state.bad_step),
+    )
+    if mesh is None:
+        return new_state
+    # Pinned, lest the compiler choose another layout and the next call compile again.
+    return jax.lax.with_sharding_constraint(new_state, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,78 @@
+"""The fields of every reinforcement learning experiment; all else is that of the supervised run it starts from."""
+
+from ml_collections import ConfigDict
+
+
+def base_rl_config() -> ConfigDict:
+    """V-STAR: value-guided search, Sibling-GRPO."""
+    c = ConfigDict()
+    c.name = ""
+    c.seed = 0
+    c.data_dir = ""  # As in `configs/base.py`; "": that of the supervised run.
+    c.init_from = ""  # Workdir of the supervised run; "{seed}" in it stands for this run's seed.
+
+    # Rollouts. See `gr.decoding.SearchConfig`.
+    c.search = ConfigDict()
+    c.search.name = "ved"  # Or "beam", "sample" (stochastic beam search).
+    c.search.num_candidates = 16
+    c.search.budget = 48  # Token evaluations a user, of VED; beams give num_candidates * (L - 1).
+    c.search.initial_beams = 8
+    c.search.entropy_weight = 0.1
+    c.search.exploration = 1.0
+    c.search.width = 8
+
+    # Rewards of candidates, summed with these weights: names of `gr.losses`, or "module:function" for one's own
+    # `Outcome -> [B, G]`.
+    c.reward = ConfigDict()
+    c.reward.names = ("exact_match", "rank_aware")
+    c.reward.weights = (1.0, 1.0)
+
+    # The policy's loss. See `gr.losses.PolicyConfig`.
+    c.policy = ConfigDict()
+    c.policy.name = "sibling_grpo"  # Or "grpo", "tempo".
+    c.policy.clip_low = 0.2
+    c.policy.clip_high = 0.2
+    c.policy.kl_weight = 1e-3
+    c.policy.sibling_weight = 1.0
+    c.policy.aggregation = "group"  # Or "token".
+    c.policy.cppo = False
+    c.policy.cppo_threshold = 0.15
+    c.policy.cppo_budget = 0.015
+    c.policy.cppo_floor = 0.8
+    c.policy.importance = False  # With search.name = "sample": weigh by p / inclusion probability.
+
+    # The value head, and how it learns. See `gr.training.ValueConfig`.
+    c.value = ConfigDict()
+    c.value.learn = True  # False: no value head is trained, and VED is guided by entropy alone.
+    c.value.num_heads = 4
+    c.value.d_ff = 128
+    c.value.dropout = 0.1
+    c.value.gamma = 0.99
+    c.value.lam = 0.0
+    c.value.with_root = True
+    c.value.stop_gradient = True  # False: its loss moves the backbone too.
+    c.value.prefix_vectors = "node"  # Or "group".
+    c.value.learning_rate = 1e-3
+    c.value.pretrain_steps = 100  # Before the policy moves, on the frozen backbone.
+
+    # The loop. A step is one batch of users: search, rewards, `num_epochs` passes of updates.
+    c.rl = ConfigDict()
+    c.rl.batch_size = 64  # Users.
+    c.rl.num_steps = 300
+    c.rl.recent_targets = 0  # Only so many of each user's latest training targets; 0: all.
+    c.rl.num_epochs = 2
+    c.rl.num_minibatches = 1
+    c.rl.sync_every = 0  # Steps after which the policy becomes the reference of KL; 0: never.
+    c.rl.learning_rate = 1e-4
+    c.rl.schedule = "constant"
+    c.rl.warmup_share = 0.05
+    c.rl.weight_decay = 0.0
+    c.rl.clip_norm = 1.0
+    c.rl.b2 = 0.999
+    c.rl.log_every = 5  # Steps.
+    c.rl.eval_every = 25
+    c.rl.eval_users = 1024  # Validation users decoded at each evaluation; 0 means all.
+    c.rl.checkpoint_every = 25
+    c.rl.monitor = "ndcg@10"  # Or "loss", of validation.
+    c.rl.patience = 8  # Evaluations without improvement.
+    return c

@@ -1,0 +1,214 @@
+r"""Reinforcement learning of a trained recommender: search, reward, policy and value head (V-STAR and relatives).
+
+    python -m experiments.rl --config=configs/amazon_office_rl.py --workdir=DIR \
+        --config.init_from=WORKDIR_OF_SUPERVISED [--config.search.name=ved|beam|sample] \
+        [--config.policy.name=grpo|sibling_grpo|tempo] [--config.FIELD=VALUE ...]
+
+Starts from the supervised run's best model, which is the reference policy too, and takes data, semantic IDs, backbone
+and decoding from its config. First the value head learns alone (`value.pretrain_steps`), in `DIR/value_head`; then
+policy and value head together. The same command resumes a run that was stopped. Writes what `experiments.train`
+writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import build, build_rl
+from experiments.errors import one_line_errors
+from experiments.train import validation
+from experiments.value_evaluation import ValueEvaluation
+from experiments.workdir import SEMANTIC_IDS_FILE, load_run, saved_config
+from gr.data import Splits, TrainBatches
+from gr.semantic_ids import SemanticIds
+from gr.training import (
+    ActorCritic,
+    Checkpointer,
+    Environment,
+    FitResult,
+    MetricWriter,
+    TrainingError,
+    TrainState,
+    fit,
+    make_mesh,
+    restore_model,
+    save_run_info,
+)
+
+VALUE_FOLDER = "value_head"
+
+# What may change when a run is resumed: see `experiments.train`.
+MAY_DIFFER = (
+    "data_dir",
+    "init_from",  # Its model is in this run's own checkpoints.
+    "rl.checkpoint_every",
+    "rl.clip_norm",
+    "rl.eval_every",
+    "rl.eval_users",
+    "rl.learning_rate",
+    "rl.log_every",
+    "rl.patience",
+)
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> None:
+    """Trains as the flags say."""
+    del argv
+    workdir = _WORKDIR.value
+    config = resolved(_CONFIG.value)
+    result = reinforce(config, workdir)
+    print(
+        f"{result.reason}; best {config.rl.monitor} {result.best_value:.4f} on validation at step "
+        f"{result.best_step:,}\n"
+        f"wrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
+    )
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """The whole config of a run: the supervised run's, with this experiment's fields.
+
+    Raises:
+        TrainingError: if there is no supervised run, or the config is of no reinforcement learning.
+    """
+    if not build_rl.is_rl(config):
+        raise TrainingError(
+            "--config: this is no experiment of reinforcement learning, it lacks init_from; start one from "
+            "configs/base_rl.py"
+        )
+    init_from = config.init_from.format(seed=config.seed)
+    if not init_from:
+        raise TrainingError(
+            "init_from is empty: name the workdir of a supervised run, --config.init_from=WORKDIR"
+        )
+    merged = saved_config(init_from)
+    if build_rl.is_rl(merged):
+        raise TrainingError(f"init_from={init_from} is a run of reinforcement learning itself")
+    for name in build_rl.FIELDS:
+        merged[name] = config[name]
+    merged.init_from = init_from
+    merged.data_dir = config.data_dir or merged.data_dir
+    return merged
+
+
+def reinforce(config: ConfigDict, workdir: str) -> FitResult:
+    """Value head, then policy and value head: trains into the workdir, or goes on with the run that it holds.
+
+    Raises:
+        TrainingError: if the workdir holds a run of another config, or training fails.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    save_run_info(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+    start = load_run(config.init_from, data_dir=config.data_dir)
+    path = os.path.join(workdir, SEMANTIC_IDS_FILE)
+    if not os.path.exists(path):
+        SemanticIds.load(os.path.join(config.init_from, SEMANTIC_IDS_FILE)).save(path)
+    environment = build_rl.make_environment(start.catalogue, start.splits)
+    batches = build_rl.make_batches(config, start.splits)
+    head = build_rl.make_value_head(config, start.catalogue.semantic_ids.num_levels)
+    model = ActorCritic(start.model, head)
+    print(
+        f"{config.policy.name} with search {config.search.name}: {build.num_parameters(start.model):,} parameters of "
+        f"the policy, {build.num_parameters(head):,} of the value head; {config.rl.num_steps:,} steps of "
+        f"{batches.targets_per_batch:.0f} users"
+    )
+    if config.value.learn and config.value.pretrain_steps:
+        model = _pretrain_value(config, workdir, environment, start.splits, batches, model)
+    return _fit(
+        config,
+        workdir,
+        environment,
+        batches,
+        model,
+        num_steps=config.rl.num_steps,
+        learn_policy=True,
+        evaluate=_of_policy(
+            validation(config, start.catalogue, start.splits, config.rl.eval_users)
+        ),
+        monitor=config.rl.monitor,
+        mode="min" if config.rl.monitor == "loss" else "max",
+        patience=config.rl.patience or None,
+    )
+
+
+def _pretrain_value(
+    config: ConfigDict,
+    workdir: str,
+    environment: Environment,
+    splits: Splits,
+    batches: TrainBatches,
+    model: ActorCritic,
+) -> ActorCritic:
+    """The model with a value head that has learnt on the frozen backbone."""
+    folder = os.path.join(workdir, VALUE_FOLDER)
+    steps = config.value.pretrain_steps
+    evaluation = ValueEvaluation.of(config, environment, splits, config.rl.eval_users)
+    result = _fit(
+        config,
+        folder,
+        environment,
+        batches,
+        model,
+        num_steps=steps,
+        learn_policy=False,
+        evaluate=evaluation.metrics,
+        monitor="value/loss",
+        mode="min",
+        patience=None,
+    )
+    print(f"value head: {result.reason}, mean squared error {result.best_value:.4f} on validation")
+    return restore_model(folder, model, "best")
+
+
+def _fit(
+    config: ConfigDict,
+    workdir: str,
+    environment: Environment,
+    batches: TrainBatches,
+    model: ActorCritic,
+    *,
+    num_steps: int,
+    learn_policy: bool,
+    **options,
+) -> FitResult:
+    """The loop of either phase."""
+    rl = config.rl
+    mesh = make_mesh(**config.mesh)
+    optimizer, step = build_rl.make_optimisation(
+        config, environment, num_steps, mesh, learn_policy=learn_policy
+    )
+    # The second phase has other batches and searches than the first.
+    key = jax.random.fold_in(build.make_key(config), int(learn_policy))
+    state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
+    with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
+        return fit(
+            state,
+            step,
+            batches,
+            total_steps=num_steps,
+            log_every=rl.log_every,
+            eval_every=rl.eval_every,
+            checkpoint_every=rl.checkpoint_every,
+            examples_in_batch=lambda batch: int(batch["weight"].sum()),
+            checkpointer=checkpointer,
+            writer=writer,
+            mesh=mesh,
+            **options,
+        )
+
+
+def _of_policy(evaluate: Callable) -> Callable[[ActorCritic], dict[str, float]]:
+    """An evaluation of a backbone as one of the model that it is part of."""
+    return lambda model: evaluate(model.backbone)
+
+
+if __name__ == "__main__":
+    # Here rather than above, so that a notebook may import several mains, whose flags share names.
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

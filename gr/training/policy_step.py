@@ -1,0 +1,193 @@
+"""One step of reinforcement learning, compiled: search with the present policy and value head, reward, learn (V-STAR).
+
+A step is a batch of users: candidates are searched with V frozen, rewarded, and then policy and value head learn from
+them in several epochs of minibatches. All of it is one program, so that the loop of supervised training runs it too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gr.losses import PolicyConfig, Reward, policy_objective
+from gr.models import path_states
+from gr.training.actor_critic import ActorCritic
+from gr.training.errors import TrainingError
+from gr.training.optimizers import Schedule
+from gr.training.rollouts import (
+    Environment,
+    RolloutConfig,
+    Rollouts,
+    log_probs_of_states,
+    roll_out,
+)
+from gr.training.state import TrainState
+from gr.training.step import Metrics, TrainStep, advance
+from gr.training.value_objective import ValueConfig, value_loss
+from gr.trie import TrieIndex
+
+LossOfRollouts = Callable[
+    [ActorCritic, Rollouts, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningConfig:
+    """How often is learnt from each batch of rollouts.
+
+    Raises `TrainingError` for numbers that cannot work.
+    """
+
+    num_epochs: int = 2  # Passes over a batch of rollouts.
+    num_minibatches: int = 1  # Of users, in each pass.
+    sync_every: int = 0  # Steps after which the policy becomes the reference; 0: never.
+    learn_policy: bool = True  # False: the value head alone learns, on a frozen backbone.
+    learn_value: bool = True
+
+    def __post_init__(self):
+        for field in ("num_epochs", "num_minibatches"):
+            if getattr(self, field) < 1:
+                raise TrainingError(f"rl.{field}={getattr(self, field)} must be at least 1")
+        if self.sync_every < 0:
+            raise TrainingError(f"rl.sync_every={self.sync_every} must not be negative")
+        if not (self.learn_policy or self.learn_value):
+            raise TrainingError("rl: neither policy nor value head is to learn; switch one on")
+
+
+def make_policy_step(
+    rollout: RolloutConfig,
+    policy: PolicyConfig,
+    value: ValueConfig,
+    learning: LearningConfig,
+    environment: Environment,
+    reward: Reward,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state, compiles once per shape.
+
+    The state's model is an `ActorCritic`, its `loss_state` the reference policy: a backbone. Batches are those of
+    `train_batches_by_target`, with as many rows as `num_minibatches` divides. As in supervised training nothing is
+    applied if a loss or gradient of the step is not finite.
+
+    Args:
+        rollout: how candidates are found and scored.
+        policy: the policy's loss.
+        value: the value head's.
+        learning: how often is learnt from them.
+        environment: the items.
+        reward: of candidates.
+        optimizer: of `actor_critic_optimizer`.
+        schedule: learning rate of the policy by updates, to be logged.
+        mesh: see `make_train_step`.
+
+    Returns:
+        The step. Metrics are those of `roll_out`, means over the step's updates of those of `policy_objective` and
+        `value_loss` (`value/loss` in all), of `loss`, their sum, and of `grad_norm`; `learning_rate`.
+    """
+    updates = learning.num_epochs * learning.num_minibatches
+
+    def step(state: TrainState, batch: Any, environment: Environment) -> tuple[TrainState, Metrics]:
+        search_key, order_key, learn_key = jax.random.split(
+            jax.random.fold_in(state.key, state.step), 3
+        )
+        rollouts, metrics = roll_out(
+            rollout, environment, reward, state.model, state.loss_state, batch, search_key
+        )
+        loss_fn = _loss_of_rollouts(rollout, policy, value, learning, environment.index)
+        parts = _minibatches(order_key, len(batch["weight"]), learning)
+
+        def update(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, jax.Array]]:
+            model, opt_state = carry
+            part, key = xs
+            chosen = jax.tree.map(lambda x: x[part], rollouts)
+            (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(model, chosen, key)
+            changes, opt_state = optimizer.update(grads, opt_state, model)
+            found |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+            return (optax.apply_updates(model, changes), opt_state), found
+
+        carry = (state.model, state.opt_state)
+        keys = jax.random.split(learn_key, updates)
+        (model, opt_state), found = jax.lax.scan(update, carry, (parts, keys))
+        finite = jnp.isfinite(found["loss"]).all() & jnp.isfinite(found["grad_norm"]).all()
+        metrics |= {name: values.mean() for name, values in found.items()}
+        if schedule is not None:
+            metrics["learning_rate"] = schedule(state.step * updates)
+        reference = _reference(learning, state, model.backbone)
+        new_state = advance(state, model, opt_state, reference, finite, mesh)
+        return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+    compiled = jax.jit(step, donate_argnums=0)
+    # The environment is handed over rather than closed over, which would make its arrays constants of the program.
+    return lambda state, batch: compiled(state, batch, environment)
+
+
+def _loss_of_rollouts(
+    rollout: RolloutConfig,
+    policy: PolicyConfig,
+    value: ValueConfig,
+    learning: LearningConfig,
+    index: TrieIndex,
+) -> LossOfRollouts:
+    """The sum of both losses; each part of the model has its own unless the value's gradient is let through."""
+
+    def loss_fn(model: ActorCritic, rollouts: Rollouts, key: jax.Array):
+        loss, metrics = jnp.zeros(()), {}
+        # The last code's state is of no use to the policy.
+        codes = rollouts.codes if learning.learn_value else rollouts.codes[..., :-1]
+        states = path_states(model.backbone, rollouts.history, codes)
+        if learning.learn_policy:
+            before = states[:, :, : rollouts.codes.shape[-1]]
+            logp = log_probs_of_states(rollout, index, model.backbone, before, rollouts.codes)
+            loss, metrics = policy_objective(
+                policy,
+                logp,
+                rollouts.logp,
+                rollouts.reference_logp,
+                rollouts.codes,
+                rollouts.rewards,
+                rollouts.valid,
+                importance=rollouts.importance if rollout.importance else None,
+                entropy=rollouts.entropy,
+            )
+        if learning.learn_value:
+            of_value, found = value_loss(
+                model.value_head,
+                states,
+                rollouts.value_rewards,
+                rollouts.valid.astype(jnp.float32),
+                value,
+                codes=rollouts.codes,
+                key=key,
+            )
+            loss, metrics = loss + of_value, metrics | found | {"value/loss": of_value}
+        return loss, metrics
+
+    return loss_fn
+
+
+def _minibatches(key: jax.Array, num_users: int, learning: LearningConfig) -> jax.Array:
+    """Users of each update `[epochs * minibatches, B / minibatches]`, every epoch in an order of its own."""
+    if num_users % learning.num_minibatches:
+        raise TrainingError(
+            f"rl.num_minibatches={learning.num_minibatches} does not divide rl.batch_size={num_users}"
+        )
+    if learning.num_minibatches == 1:
+        return jnp.tile(jnp.arange(num_users), (learning.num_epochs, 1))
+    keys = jax.random.split(key, learning.num_epochs)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, num_users))(keys)
+    return orders.reshape(learning.num_epochs * learning.num_minibatches, -1)
+
+
+def _reference(learning: LearningConfig, state: TrainState, backbone: Any) -> Any:
+    """The reference policy of the next step."""
+    if learning.sync_every == 0:
+        return state.loss_state
+    due = (state.step + 1) % learning.sync_every == 0
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), backbone, state.loss_state)

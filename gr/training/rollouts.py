@@ -1,0 +1,223 @@
+"""Rollouts: candidates that the present policy finds for a batch of users, with rewards and log-probabilities."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.decoding import Candidates, SearchConfig, search
+from gr.losses import (
+    Outcome,
+    Reward,
+    group_prefix_vectors,
+    group_token_log_probs,
+    masked_token_log_probs,
+    semantic_rewards,
+)
+from gr.models import path_states
+from gr.training.actor_critic import ActorCritic
+from gr.training.errors import TrainingError
+from gr.training.objectives import item_token_table
+from gr.trie import ExcludeItems, NodeVectors, TrieIndex, child_log_sum_exp, descend, root
+
+PREFIX_VECTORS = ("node", "group")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What a policy acts in, and what never changes in training."""
+
+    index: TrieIndex
+    tokens: jax.Array  # [N + 1, L] int32, of `item_token_table`.
+    item_vectors: jax.Array  # [N, E] float32, of length 1 or 0: what items are about.
+    node_vectors: NodeVectors
+
+    @staticmethod
+    def build(index: TrieIndex, tokens: np.ndarray, item_vectors: np.ndarray) -> "Environment":
+        """An environment of items with these tokens `[N, L]` and vectors `[N, E]` of length 1 or 0."""
+        return Environment(
+            index=index,
+            tokens=item_token_table(tokens),
+            item_vectors=jnp.asarray(item_vectors, jnp.float32),
+            node_vectors=NodeVectors.build(index, item_vectors),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How rollouts are made.
+
+    Raises `TrainingError` for a name that is unknown.
+    """
+
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    exclude_seen: bool = True  # Items of the history are not proposed.
+    temperature: float = 1.0  # Of the policy; this and the next as in `beam_search`.
+    normalise_over: str = "vocabulary"
+    # Whether candidates drawn without replacement are weighted by probability / inclusion probability.
+    importance: bool = False
+    # Of what a prefix's vector is the mean, in rewards of the value head: of all items below its "node" of the trie,
+    # or of the "group" of candidates that share it.
+    prefix_vectors: str = "node"
+
+    def __post_init__(self):
+        if self.prefix_vectors not in PREFIX_VECTORS:
+            raise TrainingError(
+                f"value.prefix_vectors={self.prefix_vectors!r} is unknown: use one of {', '.join(PREFIX_VECTORS)}"
+            )
+        if self.importance and self.search.name != "sample":
+            raise TrainingError(
+                f"rollouts by search.name={self.search.name!r} were not drawn and have no importance: use 'sample', "
+                "or policy.importance=False"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """A batch of users with G candidates each; nothing in it carries a gradient."""
+
+    history: jax.Array  # [B, T, L] int32 tokens.
+    codes: jax.Array  # [B, G, L] int32 tokens; 0 where not valid.
+    valid: jax.Array  # [B, G] bool; False for filler rows too.
+    rewards: jax.Array  # [B, G] float32, what the policy is to raise.
+    value_rewards: jax.Array  # [B, G, L] float32, of the value head alone.
+    logp: (
+        jax.Array
+    )  # [B, G, L] float32: log-probability of each code under the policy that found them.
+    reference_logp: jax.Array  # [B, G, L]: under the reference policy.
+    entropy: jax.Array  # [B, G, L] float32: of the policy's distribution of each code, in nats.
+    importance: jax.Array  # [B, G] float32; all 1 unless asked for.
+
+
+def roll_out(
+    config: RolloutConfig,
+    environment: Environment,
+    reward: Reward,
+    model: ActorCritic,
+    reference: Any,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[Rollouts, dict[str, jax.Array]]:
+    """Searches candidates for each user of a batch, rewards them, and scores them under policy and reference.
+
+    Args:
+        config: how.
+        environment: the items.
+        reward: of the candidates.
+        model: the policy and the value head that guides its search.
+        reference: a backbone, what the policy is kept near.
+        batch: `history [B, T]`, `target [B]` and `weight [B]`, as `train_batches_by_target` makes them.
+        key: of the search.
+
+    Returns:
+        The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
+        `candidates/target_share` (users whose target is among their candidates).
+    """
+    history, target = environment.tokens[batch["history"]], environment.tokens[batch["target"]]
+    found = search(
+        config.search,
+        model.backbone,
+        model.value_head,
+        environment.index,
+        history,
+        key=key,
+        constraint=ExcludeItems(batch["history"]) if config.exclude_seen else None,
+        temperature=config.temperature,
+        normalise_over=config.normalise_over,
+    )
+    real = batch["weight"] > 0
+    valid = found.valid & real[:, None]
+    codes = jnp.where(valid[..., None], found.codes, 0)
+    items = jnp.where(valid, found.items[..., 0], -1)
+    outcome = Outcome(codes, valid, target, items, batch["target"])
+    logp, entropy = scored_candidates(config, environment, model.backbone, history, codes)
+    reference_logp, _ = scored_candidates(config, environment, reference, history, codes)
+    rollouts = Rollouts(
+        history=history,
+        codes=codes,
+        valid=valid,
+        rewards=jnp.where(valid, reward(outcome), 0.0),
+        value_rewards=_value_rewards(config, environment, outcome),
+        logp=logp,
+        reference_logp=reference_logp,
+        entropy=entropy,
+        importance=_importance(found) if config.importance else jnp.ones(valid.shape),
+    )
+    hit = ((codes == target[:, None]).all(-1) & valid).any(-1)
+    per_user = {
+        "search/tokens": found.evaluations,
+        "candidates/valid": valid.sum(-1),
+        "candidates/target_share": hit,
+    }
+    users = jnp.maximum(real.sum(), 1)
+    metrics = {name: (value * real).sum() / users for name, value in per_user.items()}
+    return jax.lax.stop_gradient(rollouts), metrics
+
+
+def scored_candidates(
+    config: RolloutConfig,
+    environment: Environment,
+    backbone: Any,
+    history: jax.Array,
+    codes: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each code of candidates `[B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
+    states = path_states(backbone, history, codes[..., :-1])
+    logp = log_probs_of_states(config, environment.index, backbone, states, codes)
+    return logp, _entropies(config, environment.index, backbone.logits(states), codes)
+
+
+def log_probs_of_states(
+    config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, codes: jax.Array
+) -> jax.Array:
+    """Log-probability of each code `[B, G, L]` from the states before it `[B, G, L, D]`, as the policy is decoded."""
+    if config.normalise_over == "children":
+        return masked_token_log_probs(backbone.logits(states), codes, index, config.temperature)
+    # The state before the first code is the same for the whole group.
+    first, later = backbone.logits(states[:, 0, 0]), backbone.logits(states[:, :, 1:])
+    return group_token_log_probs(first / config.temperature, later / config.temperature, codes)
+
+
+def _entropies(
+    config: RolloutConfig, index: TrieIndex, logits: jax.Array, codes: jax.Array
+) -> jax.Array:
+    """Entropy of the distribution that each code was chosen from, by `H = lse(z) - d lse(s z) / ds` at s = 1."""
+    logits = logits / config.temperature
+
+    def normalisers(logits: jax.Array) -> jax.Array:
+        if config.normalise_over != "children":
+            return jax.nn.logsumexp(logits, axis=-1)
+        nodes, found = root(index, codes.shape[:-1]), []
+        for depth in range(codes.shape[-1]):
+            found.append(child_log_sum_exp(index, depth, nodes, logits[..., depth, :]))
+            nodes = descend(index, depth, nodes, codes[..., depth])
+        return jnp.stack(found, axis=-1)
+
+    normaliser, mean = jax.jvp(normalisers, (logits,), (logits,))
+    return normaliser - mean
+
+
+def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Outcome) -> jax.Array:
+    """The dense semantic rewards of the value head `[B, G, L]`."""
+    if config.prefix_vectors == "node":
+        vectors = environment.node_vectors.of_prefixes(environment.index, outcome.codes)
+    else:
+        of_items = environment.item_vectors[outcome.items]
+        vectors = group_prefix_vectors(outcome.codes, of_items, outcome.valid)
+    return semantic_rewards(
+        outcome.codes,
+        outcome.target,
+        vectors,
+        environment.item_vectors[outcome.target_items],
+        valid=outcome.valid,
+    )
+
+
+def _importance(found: Candidates) -> jax.Array:
+    """Probability over inclusion probability `[B, G]` (arXiv 1903.06059, section 4); 0 where not valid."""
+    weight = jnp.exp(found.scores - found.draws.log_inclusion)
+    return jnp.where(found.valid, weight, 0.0)

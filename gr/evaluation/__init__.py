@@ -61,6 +61,8 @@ from gr.evaluation.report import (
     render_report,
     write_report,
 )
+from gr.evaluation.search_tree_plots import search_tree_plot
+from gr.evaluation.search_trees import TreeCandidate, TreeOfUser, tree_of_user
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
@@ -83,6 +85,8 @@ __all__ = [
     "Rankings",
     "ReportData",
     "RunRanks",
+    "TreeCandidate",
+    "TreeOfUser",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
@@ -114,6 +118,7 @@ __all__ = [
     "rankings_of_lists",
     "render_comparison",
     "render_report",
+    "search_tree_plot",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
@@ -121,6 +126,7 @@ __all__ = [
     "top_items",
     "training_counts",
     "training_seconds",
+    "tree_of_user",
     "tune_item_knn",
     "user_metrics",
     "value_calibration",

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import build
 from gr.data import Splits
+from gr.models import ValueHead
 from gr.semantic_ids import SemanticIds
 from gr.training import checkpoint_step, load_config, restore_model
 
@@ -24,6 +25,7 @@ class Run:
     catalogue: build.Catalogue
     model: nnx.Module
     step: int  # Of the checkpoint that the model is from.
+    value_head: ValueHead | None = None  # Of a run that trained one.
 
 
 def load_run(workdir: str, *, data_dir: str = "", which: str = "best") -> Run:

@@ -61,8 +61,15 @@ from gr.evaluation.report import (
     render_report,
     write_report,
 )
+from gr.evaluation.search_comparison import (
+    compare_searches,
+    format_searches,
+    search_metrics,
+    searches_plot,
+)
 from gr.evaluation.search_tree_plots import search_tree_plot
 from gr.evaluation.search_trees import TreeCandidate, TreeOfUser, tree_of_user
+from gr.evaluation.searches import Searched, equal_budget, search_targets
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
@@ -85,6 +92,7 @@ __all__ = [
     "Rankings",
     "ReportData",
     "RunRanks",
+    "Searched",
     "TreeCandidate",
     "TreeOfUser",
     "ValueCalibration",
@@ -92,14 +100,17 @@ __all__ = [
     "bootstrap_intervals",
     "calibration_plot",
     "compare_runs",
+    "compare_searches",
     "coverage",
     "decode_targets",
+    "equal_budget",
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_popularity",
     "format_metrics",
+    "format_searches",
     "format_table",
     "gini",
     "hit",
@@ -118,7 +129,10 @@ __all__ = [
     "rankings_of_lists",
     "render_comparison",
     "render_report",
+    "search_metrics",
+    "search_targets",
     "search_tree_plot",
+    "searches_plot",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",

@@ -34,6 +34,7 @@ from gr.evaluation.comparison import (
 from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
+from gr.evaluation.policy_plots import training_curves_of_policy
 from gr.evaluation.popularity import (
     SLICE_NAMES,
     popularity_order,
@@ -139,6 +140,7 @@ __all__ = [
     "survival",
     "top_items",
     "training_counts",
+    "training_curves_of_policy",
     "training_seconds",
     "tree_of_user",
     "tune_item_knn",

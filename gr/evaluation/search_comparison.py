@@ -10,7 +10,16 @@ import numpy as np
 from gr.decoding import SEARCHES, SearchConfig
 from gr.evaluation.bootstrap import bootstrap_intervals
 from gr.evaluation.metrics import coverage, hit, ndcg
-from gr.evaluation.plots import DASHES, MARKERS, SERIES, figure_of, metric_label, style, top_legend
+from gr.evaluation.plots import (
+    DASHES,
+    INK,
+    MARKERS,
+    SERIES,
+    figure_of,
+    metric_label,
+    style,
+    top_legend,
+)
 from gr.evaluation.rankings import sid_ranks, top_items
 from gr.evaluation.searches import Searched, equal_budget
 from gr.evaluation.tables import format_table
@@ -126,11 +135,11 @@ def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
     metrics = {
         f"hit@{k}": metric_label(f"hit@{k}"),
         f"ndcg@{k}": metric_label(f"ndcg@{k}"),
-        "recall": "target among candidates",
-        f"coverage@{k}": f"coverage@{k} (of items)",
-        f"diversity@{k}": f"codes that differ, top {k}",
+        "recall": "target in candidates",
+        f"coverage@{k}": f"coverage@{k}",
+        f"diversity@{k}": f"differing codes@{k}",
     }
-    figure, panels = figure_of(len(metrics), 2.2)
+    figure, panels = figure_of(len(metrics), 1.95)
     decoders = list(dict.fromkeys(row["decoder"] for row in rows))
     for axes, (name, label) in zip(panels, metrics.items(), strict=True):
         for index, decoder in enumerate(decoders):
@@ -154,7 +163,9 @@ def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
                 capsize=2.5,
                 label=NAMES.get(decoder, decoder),
             )
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
-        style(axes, xlabel="token evaluations a user (mean)", ylabel=label)
+        style(axes, ylabel=label)
+    panels[-1].set_xlabel("token evaluations a user (mean)", fontsize=11, color=INK)
     top_legend(panels[0], columns=2)
     return figure

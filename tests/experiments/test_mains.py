@@ -104,13 +104,11 @@ def test_evaluate_with_another_decoder_overwrites_nothing(workdir):
 
 
 def test_compare_searches_prints_the_table_and_writes_numbers_and_figure(workdir):
-    done = run("compare_searches", f"--workdir={workdir}", "--budgets=8,24", "--users=64")
+    done = run("compare_searches", f"--workdir={workdir}", "--budgets=24", "--users=64")
     result = json.loads((workdir / "searches_validation.json").read_text())
     assert (result["users"], result["value_head"]) == (64, False)
     rows = result["searches"]
-    assert [(row["decoder"], row["budget"]) for row in rows] == [
-        (name, budget) for name in ("beam", "sample", "ved") for budget in (8, 24)
-    ]
+    assert [row["decoder"] for row in rows] == ["beam", "sample", "ved"]
     assert all(0 < row["evaluations"] <= row["budget"] for row in rows)
     assert "NDCG@10" in done.stdout and "entropy alone" in done.stdout
     assert (workdir / "searches_validation.png").read_bytes().startswith(b"\x89PNG")

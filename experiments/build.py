@@ -22,13 +22,15 @@ from gr.data import (
     train_batches_by_target,
     train_batches_by_user,
 )
-from gr.evaluation import Decoded, decode_targets
+from gr.decoding import SearchConfig
+from gr.evaluation import Decoded, Searched, decode_targets, search_targets
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
     ModelError,
+    ValueHead,
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import (
@@ -230,6 +232,38 @@ def decode(
         splits.sequences,
         targets,
         num_beams=num_beams or decoding.num_beams,
+        max_history=config.data.max_history,
+        buckets=config.data.num_buckets,
+        batch_size=decoding.batch_size,
+        exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
+        progress=progress,
+        **distribution(config),
+    )
+
+
+def search(
+    config: ConfigDict,
+    catalogue: Catalogue,
+    model: nnx.Module,
+    value_head: ValueHead | None,
+    splits: Splits,
+    targets: Targets,
+    search_config: SearchConfig,
+    *,
+    exclude_seen: bool | None = None,
+    progress: bool = False,
+) -> Searched:
+    """Candidates of targets by any search, else as `decode` does; the same random numbers at every call."""
+    decoding = config.decoding
+    return search_targets(
+        search_config,
+        model,
+        value_head,
+        catalogue.index,
+        catalogue.tokens,
+        splits.sequences,
+        targets,
+        key=jax.random.fold_in(make_key(config), 1),
         max_history=config.data.max_history,
         buckets=config.data.num_buckets,
         batch_size=decoding.batch_size,

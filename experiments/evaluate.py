@@ -4,7 +4,14 @@ r"""Evaluates a trained run beside its baselines and writes the report.
 
 Prints the table, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
 `report_SPLIT.html` into the workdir. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's in
-the report. Baselines rank under the same rule as the model, with seen items removed if
+the report.
+
+    python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
+
+ranks what another decoder finds, "sample" (without replacement) or "ved" (guided by the run's value head, if it has
+one), with so many token evaluations a user; writes `metrics_SPLIT_DECODER.json` and no report.
+
+Baselines rank under the same rule as the model, with seen items removed if
 `decoding.exclude_seen`: popularity, a first-order Markov chain, item-kNN as it is usually run (cosine, 100 neighbours,
 the whole history), and a far stronger one whose neighbours, shrinkage and reach into the history are tuned on
 validation.
@@ -14,6 +21,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -21,9 +29,13 @@ from experiments import build, reporting
 from experiments.baselines import Baselines, rank_baselines
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
+from gr.data import Targets
 from gr.data.files import write_atomically
+from gr.decoding import SEARCHES
 from gr.evaluation import (
     Decoded,
+    EvaluationError,
+    equal_budget,
     evaluate_rankings,
     evaluate_with_baselines,
     format_metrics,
@@ -40,8 +52,21 @@ KS = (1, 5, 10, 20)
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    by_beams = _DECODER.value == "beam"
+    if by_beams and _BUDGET.value is not None:
+        raise EvaluationError(
+            "--budget is for --decoder=sample or ved: beam search has decoding.num_beams beams; to compare them at "
+            "equal budgets run experiments.compare_searches"
+        )
+    if not by_beams and (_BUDGET.value is None or _BESIDE.value is not None):
+        raise EvaluationError(
+            f"--decoder={_DECODER.value} needs --budget=TOKENS and takes no --beside"
+        )
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
-    evaluate(run, _SPLIT.value, beside=_BESIDE.value)
+    if by_beams:
+        evaluate(run, _SPLIT.value, beside=_BESIDE.value)
+    else:
+        evaluate_search(run, _SPLIT.value, _DECODER.value, _BUDGET.value)
 
 
 def evaluate(
@@ -85,37 +110,19 @@ def evaluate(
             )
             for rule in (exclude, not exclude)
         }
-    wanted = splits.sequences.items[targets.positions]
-    depth = ranking_depth(run.config)
-    ks = tuple(k for k in KS if k <= depth)
-    rankings = {
-        rule: rankings_of_beams(found.items, wanted, depth=depth) for rule, found in decoded.items()
-    }
-
-    # The baselines, under the main rule.
-    if baselines is None:
-        baselines = rank_baselines(
-            splits, run.catalogue.semantic_ids, targets, exclude=exclude, depth=depth
-        )
-    counts = training_counts(splits)
-    metrics = evaluate_with_baselines(rankings[exclude], baselines.rankings, counts, ks=ks)
-    other = evaluate_rankings(rankings[not exclude], counts, ks=ks)
+    metrics = _beside_baselines(
+        run,
+        targets,
+        {rule: found.items for rule, found in decoded.items()},
+        depth=ranking_depth(run.config),
+        baselines=baselines,
+    )
     metrics |= {
         "split": split,
-        "checkpoint_step": run.step,
-        "rule": VARIANTS[exclude],
-        "variants": {VARIANTS[not exclude]: other},
         "prefix_recall": {VARIANTS[rule]: found.prefix_recall for rule, found in decoded.items()},
         "loss": decoded[exclude].loss,
-        "item_knn_tuned_settings": baselines.settings,
     }
-
-    # Results.
-    print(format_metrics(metrics, model_name=run.config.backbone))
-    print(
-        f"{VARIANTS[exclude]}, of model and baselines; with {VARIANTS[not exclude]} the model has "
-        f"Hit@10 {other['hit@10']:.4f}, NDCG@10 {other['ndcg@10']:.4f}"
-    )
+    _print(run, metrics)
     metrics_path = os.path.join(run.workdir, f"metrics_{split}.json")
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
     report_path = os.path.join(run.workdir, f"report_{split}.html")
@@ -124,6 +131,87 @@ def evaluate(
     )
     print(f"wrote {metrics_path}\nreport: {report_path}")
     return metrics
+
+
+def evaluate_search(run: Run, split: str, decoder: str, budget: int) -> dict:
+    """As `evaluate`, with the candidates that another decoder finds; returns what it writes."""
+    splits, targets = run.splits, getattr(run.splits, split)
+    config = equal_budget(decoder, budget, run.catalogue.semantic_ids.num_levels)
+    found = {
+        rule: build.search(
+            run.config,
+            run.catalogue,
+            run.model,
+            run.value_head,
+            splits,
+            targets,
+            config,
+            exclude_seen=rule,
+            progress=True,
+        )
+        for rule in (True, False)
+    }
+    metrics = _beside_baselines(
+        run,
+        targets,
+        {rule: searched.items for rule, searched in found.items()},
+        depth=min(max(KS), config.num_candidates),
+    )
+    main = found[run.config.decoding.exclude_seen]
+    metrics |= {
+        "split": split,
+        "decoder": decoder,
+        "budget": budget,
+        "evaluations": float(main.evaluations.mean()),
+        "value_head": run.value_head is not None,
+    }
+    _print(run, metrics)
+    print(f"{decoder}: {metrics['evaluations']:.1f} token evaluations a user, budget {budget}")
+    path = os.path.join(run.workdir, f"metrics_{split}_{decoder}.json")
+    write_atomically(path, json.dumps(metrics, indent=2).encode())
+    print(f"wrote {path}")
+    return metrics
+
+
+def _beside_baselines(
+    run: Run,
+    targets: Targets,
+    items: Mapping[bool, np.ndarray],
+    *,
+    depth: int,
+    baselines: Baselines | None = None,
+) -> dict:
+    """The metrics of ranked items `[n, M, C]` under both rules, and of the baselines under the main one."""
+    splits, exclude = run.splits, run.config.decoding.exclude_seen
+    wanted = splits.sequences.items[targets.positions]
+    ks = tuple(k for k in KS if k <= depth)
+    rankings = {
+        rule: rankings_of_beams(found, wanted, depth=depth) for rule, found in items.items()
+    }
+    if baselines is None:
+        baselines = rank_baselines(
+            splits, run.catalogue.semantic_ids, targets, exclude=exclude, depth=depth
+        )
+    counts = training_counts(splits)
+    metrics = evaluate_with_baselines(rankings[exclude], baselines.rankings, counts, ks=ks)
+    other = evaluate_rankings(rankings[not exclude], counts, ks=ks)
+    return metrics | {
+        "checkpoint_step": run.step,
+        "rule": VARIANTS[exclude],
+        "variants": {VARIANTS[not exclude]: other},
+        "item_knn_tuned_settings": baselines.settings,
+    }
+
+
+def _print(run: Run, metrics: Mapping) -> None:
+    """The table, at the largest k up to 10 there is, and the model under the other rule."""
+    k = max(k for k in KS if k <= 10 and f"ndcg@{k}" in metrics)
+    print(format_metrics(metrics, model_name=run.config.backbone, k=k))
+    ((rule, other),) = metrics["variants"].items()
+    print(
+        f"{metrics['rule']}, of model and baselines; with {rule} the model has "
+        f"Hit@{k} {other[f'hit@{k}']:.4f}, NDCG@{k} {other[f'ndcg@{k}']:.4f}"
+    )
 
 
 def ranking_depth(config: ConfigDict) -> int:
@@ -145,6 +233,10 @@ if __name__ == "__main__":
     )
     _BESIDE = flags.DEFINE_string(
         "beside", None, "Workdir of another evaluated run, for the plot of prefix recall."
+    )
+    _DECODER = flags.DEFINE_enum("decoder", "beam", SEARCHES, "Which search ranks the items.")
+    _BUDGET = flags.DEFINE_integer(
+        "budget", None, "Token evaluations a user, for --decoder=sample or ved."
     )
     flags.mark_flag_as_required("workdir")
     app.run(main)

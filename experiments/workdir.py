@@ -27,7 +27,7 @@ class Run:
     catalogue: build.Catalogue
     model: nnx.Module
     step: int  # Of the checkpoint that the model is from.
-    value_head: ValueHead | None = None  # Of a run of reinforcement learning.
+    value_head: ValueHead | None = None  # Of a run that trained one.
 
 
 def load_run(workdir: str, *, data_dir: str = "", which: str = "best") -> Run:

@@ -34,6 +34,7 @@ from gr.evaluation.comparison import (
 from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
+from gr.evaluation.policy_plots import training_curves_of_policy
 from gr.evaluation.popularity import (
     SLICE_NAMES,
     popularity_order,
@@ -61,6 +62,15 @@ from gr.evaluation.report import (
     render_report,
     write_report,
 )
+from gr.evaluation.search_comparison import (
+    compare_searches,
+    format_searches,
+    search_metrics,
+    searches_plot,
+)
+from gr.evaluation.search_tree_plots import search_tree_plot
+from gr.evaluation.search_trees import TreeCandidate, TreeOfUser, tree_of_user
+from gr.evaluation.searches import Searched, equal_budget, search_targets
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
@@ -83,19 +93,25 @@ __all__ = [
     "Rankings",
     "ReportData",
     "RunRanks",
+    "Searched",
+    "TreeCandidate",
+    "TreeOfUser",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
     "calibration_plot",
     "compare_runs",
+    "compare_searches",
     "coverage",
     "decode_targets",
+    "equal_budget",
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_popularity",
     "format_metrics",
+    "format_searches",
     "format_table",
     "gini",
     "hit",
@@ -114,13 +130,19 @@ __all__ = [
     "rankings_of_lists",
     "render_comparison",
     "render_report",
+    "search_metrics",
+    "search_targets",
+    "search_tree_plot",
+    "searches_plot",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
     "survival",
     "top_items",
     "training_counts",
+    "training_curves_of_policy",
     "training_seconds",
+    "tree_of_user",
     "tune_item_knn",
     "user_metrics",
     "value_calibration",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,50 @@ def decode_targets(
         normalise_over: "vocabulary" or "children"; see `beam_search`.
         progress: whether to show a progress bar.
     """
+
+    def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
+        return _decode(
+            model,
+            index,
+            tokens,
+            batch["history"],
+            batch["target"],
+            excluded,
+            num_beams=num_beams,
+            temperature=temperature,
+            normalise_over=normalise_over,
+        )
+
+    return Decoded(
+        *decoded_by_target(
+            decode,
+            sequences,
+            targets,
+            max_history=max_history,
+            buckets=buckets,
+            batch_size=batch_size,
+            exclude_seen=exclude_seen,
+            progress=progress,
+        )
+    )
+
+
+def decoded_by_target(
+    decode: Callable[[Mapping[str, np.ndarray], ExcludeItems | None], tuple],
+    sequences: Sequences,
+    targets: Targets,
+    *,
+    max_history: int,
+    buckets: int | Sequence[int],
+    batch_size: int,
+    exclude_seen: bool,
+    progress: bool,
+) -> list[np.ndarray]:
+    """What `decode(batch, excluded)` returns for batches of targets, each array in the targets' order.
+
+    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; the rest is as in
+    `decode_targets`.
+    """
     batches = evaluation_batches(
         sequences, targets, batch_size=batch_size, max_history=max_history, buckets=buckets
     )
@@ -77,24 +121,12 @@ def decode_targets(
     parts, rows = [], []
     for batch in _bar(batches, len(targets), progress):
         excluded = None if seen is None else ExcludeItems(seen[np.maximum(batch["rows"], 0)])
-        parts.append(
-            _decode(
-                model,
-                index,
-                tokens,
-                batch["history"],
-                batch["target"],
-                excluded,
-                num_beams=num_beams,
-                temperature=temperature,
-                normalise_over=normalise_over,
-            )
-        )
+        parts.append(decode(batch, excluded))
         rows.append(batch["rows"])
     parts = jax.device_get(parts)  # The only wait: until here batches were queued on the device.
     order = np.concatenate(rows)
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Decoded(*(_in_target_order(column, order, len(targets)) for column in columns))
+    return [_in_target_order(column, order, len(targets)) for column in columns]
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "temperature", "normalise_over"))

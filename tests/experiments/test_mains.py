@@ -89,6 +89,33 @@ def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
     assert "Prefix recall" in report and "<svg" in report
 
 
+def test_evaluate_with_another_decoder_overwrites_nothing(workdir):
+    before = {path.name for path in workdir.iterdir()}
+    run("evaluate", f"--workdir={workdir}", "--split=validation", "--decoder=ved", "--budget=24")
+    new = {path.name for path in workdir.iterdir()} - before
+    assert new == {"metrics_validation_ved.json"}
+    metrics = json.loads((workdir / "metrics_validation_ved.json").read_text())
+    assert (metrics["decoder"], metrics["budget"], metrics["value_head"]) == ("ved", 24, False)
+    assert 0 < metrics["evaluations"] <= 24
+    assert 0 <= metrics["ndcg@10"] <= metrics["hit@10"] <= 1
+    for arguments in (["--decoder=sample"], ["--budget=24"]):
+        wrong = run("evaluate", f"--workdir={workdir}", *arguments, check=False)
+        assert wrong.returncode == 1 and "--budget" in wrong.stderr
+
+
+def test_compare_searches_prints_the_table_and_writes_numbers_and_figure(workdir):
+    done = run("compare_searches", f"--workdir={workdir}", "--budgets=24", "--users=64")
+    result = json.loads((workdir / "searches_validation.json").read_text())
+    assert (result["users"], result["value_head"]) == (64, False)
+    rows = result["searches"]
+    assert [row["decoder"] for row in rows] == ["beam", "sample", "ved"]
+    assert all(0 < row["evaluations"] <= row["budget"] for row in rows)
+    assert "NDCG@10" in done.stdout and "entropy alone" in done.stdout
+    assert (workdir / "searches_validation.png").read_bytes().startswith(b"\x89PNG")
+    wrong = run("compare_searches", f"--workdir={workdir}", "--budgets=2", check=False)
+    assert wrong.returncode == 1 and "two beams" in wrong.stderr
+
+
 def test_recommend_to_a_user_and_to_a_history(workdir):
     from gr.data import load_sequences
 

@@ -1,0 +1,171 @@
+"""Beam search, sampling and VED compared at equal budgets of token evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gr.decoding import SEARCHES, SearchConfig
+from gr.evaluation.bootstrap import bootstrap_intervals
+from gr.evaluation.metrics import coverage, hit, ndcg
+from gr.evaluation.plots import (
+    DASHES,
+    INK,
+    MARKERS,
+    SERIES,
+    figure_of,
+    metric_label,
+    style,
+    top_legend,
+)
+from gr.evaluation.rankings import sid_ranks, top_items
+from gr.evaluation.searches import Searched, equal_budget
+from gr.evaluation.tables import format_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = {"beam": "beam search", "sample": "sampling without replacement", "ved": "VED"}
+
+
+def compare_searches(
+    run: Callable[[SearchConfig], Searched],
+    budgets: Sequence[int],
+    *,
+    code_length: int,
+    targets: np.ndarray,
+    num_items: int,
+    k: int = 10,
+    decoders: Sequence[str] = SEARCHES,
+    ved: SearchConfig | None = None,
+) -> list[dict]:
+    """The metrics of every decoder at every budget.
+
+    Args:
+        run: searches the same users as configured; see `search_targets`.
+        budgets: in tokens a user.
+        code_length: L.
+        targets: the users' item rows `[n]`.
+        num_items: N.
+        k: cut-off.
+        decoders: which to compare.
+        ved: see `equal_budget`.
+
+    Returns:
+        A dictionary of JSON values for each decoder and budget: `decoder`, `budget`, `candidates`, the most of a user,
+        and those of `search_metrics`.
+
+    Raises:
+        EvaluationError: see `equal_budget`; before anything is searched.
+    """
+    configs = [
+        equal_budget(name, budget, code_length, ved=ved) for name in decoders for budget in budgets
+    ]
+    return [
+        {"decoder": config.name, "budget": config.budget, "candidates": config.num_candidates}
+        | search_metrics(run(config), targets, num_items, k=k)
+        for config in configs
+    ]
+
+
+def search_metrics(
+    found: Searched, targets: np.ndarray, num_items: int, *, k: int = 10, seed: int = 0
+) -> dict:
+    """How good, how broad and how dear the candidates are that a search ranks by score.
+
+    A hit is the target's semantic ID. A search with fewer than k candidates is scored by those that it has.
+
+    Returns:
+        `users`; `hit@k`, `ndcg@k` and `recall` (Hit among all candidates), means over users, with their 95%
+        `intervals`; `coverage@k`, share of the N items in any top k; `diversity@k`, see `pairwise_difference`; and
+        `evaluations`, mean tokens a user.
+    """
+    ranks = sid_ranks(found.items, targets)
+    per_user = {
+        f"hit@{k}": hit(ranks, k),
+        f"ndcg@{k}": ndcg(ranks, k),
+        "recall": hit(ranks, found.items.shape[1]),
+    }
+    low, high = bootstrap_intervals(np.stack(list(per_user.values()), axis=1), seed=seed)
+    return {
+        "users": len(targets),
+        **{name: float(values.mean()) for name, values in per_user.items()},
+        f"coverage@{k}": coverage(top_items(found.items, k), num_items),
+        f"diversity@{k}": pairwise_difference(found.codes[:, :k], found.scores[:, :k] > -np.inf),
+        "evaluations": float(found.evaluations.mean()),
+        "intervals": dict(zip(per_user, np.stack([low, high], axis=1).tolist(), strict=True)),
+    }
+
+
+def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
+    """Share of codes in which two candidates of a user differ: mean over pairs, then over users.
+
+    Unlike the number of distinct codes it does not grow with the number of candidates. Codes `[n, G, L]`, valid
+    `[n, G]`; users with fewer than two candidates do not count, and if there are no others it is None.
+    """
+    differ = (codes[:, :, None] != codes[:, None, :]).mean(axis=-1)
+    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(codes.shape[1], dtype=bool)
+    counts = pairs.sum(axis=(1, 2))
+    known = counts > 0
+    if not known.any():
+        return None
+    sums = np.where(pairs, differ, 0.0).sum(axis=(1, 2))
+    return float((sums[known] / counts[known]).mean())
+
+
+def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
+    """A table of what `compare_searches` returned, budget by budget."""
+    names = [f"hit@{k}", f"ndcg@{k}", "recall", f"coverage@{k}", f"diversity@{k}"]
+    header = ["decoder", "budget", "tokens", "candidates", f"Hit@{k}", f"NDCG@{k}"]
+    header += ["95% interval", "recall", f"coverage@{k}", f"diversity@{k}"]
+    table = [header]
+    for row in sorted(rows, key=lambda row: row["budget"]):
+        low, high = row["intervals"][f"ndcg@{k}"]
+        cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in names]
+        cells.insert(2, f"[{low:.4f}, {high:.4f}]")
+        counts = [str(row["budget"]), f"{row['evaluations']:.1f}", str(row["candidates"])]
+        table.append([row["decoder"], *counts, *cells])
+    return format_table(table)
+
+
+def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
+    """One panel a metric over token evaluations, one line a decoder; bars are 95% intervals over users."""
+    metrics = {
+        f"hit@{k}": metric_label(f"hit@{k}"),
+        f"ndcg@{k}": metric_label(f"ndcg@{k}"),
+        "recall": "target in candidates",
+        f"coverage@{k}": f"coverage@{k}",
+        f"diversity@{k}": f"differing codes@{k}",
+    }
+    figure, panels = figure_of(len(metrics), 1.95)
+    decoders = list(dict.fromkeys(row["decoder"] for row in rows))
+    for axes, (name, label) in zip(panels, metrics.items(), strict=True):
+        for index, decoder in enumerate(decoders):
+            mine = [row for row in rows if row["decoder"] == decoder and row[name] is not None]
+            mine.sort(key=lambda row: row["evaluations"])
+            values = np.array([row[name] for row in mine])
+            bounds = np.array([row["intervals"].get(name, (row[name],) * 2) for row in mine])
+            errors = (
+                np.abs(bounds.reshape(-1, 2).T - values) if name in rows[0]["intervals"] else None
+            )
+            axes.errorbar(
+                [row["evaluations"] for row in mine],
+                values,
+                errors,
+                color=SERIES[index],
+                ls=DASHES[index],
+                marker=MARKERS[index],
+                lw=1.8,
+                ms=5,
+                elinewidth=0.9,
+                capsize=2.5,
+                label=NAMES.get(decoder, decoder),
+            )
+        axes.margins(y=0.1)
+        axes.set_ylim(bottom=0)
+        style(axes, ylabel=label)
+    panels[-1].set_xlabel("token evaluations a user (mean)", fontsize=11, color=INK)
+    top_legend(panels[0], columns=2)
+    return figure

@@ -1,0 +1,151 @@
+"""Searches at equal budgets: the budgets, the numbers recomputed slowly, and the batches."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+import test_evaluators as small
+
+from gr.decoding import SearchConfig
+from gr.evaluation import (
+    EvaluationError,
+    Searched,
+    compare_searches,
+    equal_budget,
+    format_searches,
+    search_metrics,
+    search_targets,
+    searches_plot,
+)
+from gr.training import item_token_table
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+
+def test_all_searches_of_a_budget_pay_for_as_many_beams():
+    beam, sample, ved = (equal_budget(name, 25, 4) for name in ("beam", "sample", "ved"))
+    assert (beam.num_candidates, sample.num_candidates, ved.num_candidates) == (8, 7, 8)
+    assert (ved.budget, ved.initial_beams) == (25, 8)
+    guided = equal_budget("ved", 12, 3, ved=SearchConfig(exploration=0.5, width=2))
+    assert (guided.exploration, guided.width, guided.initial_beams) == (0.5, 2, 6)
+
+
+@pytest.mark.parametrize(("budget", "length"), [(5, 4), (10, 1)])
+def test_too_little_to_spend_is_refused(budget, length):
+    with pytest.raises(EvaluationError, match="two beams"):
+        equal_budget("beam", budget, length)
+
+
+def random_found(seed, users=6, count=5, length=3, shared=2, num_items=30):
+    """Candidates without meaning, of which some are missing and some hold two items."""
+    rng = np.random.default_rng(seed)
+    items = np.stack([rng.permutation(num_items)[: count * shared] for _ in range(users)])
+    items = items.reshape(users, count, shared)
+    items[..., 1] = np.where(rng.random((users, count)) < 0.5, items[..., 1], -1)
+    left = rng.integers(0, count + 1, users)
+    left[:2] = 0, 1  # Users with no pair.
+    missing = np.arange(count) >= left[:, None]
+    items[missing] = -1
+    scores = np.sort(rng.normal(size=(users, count)))[:, ::-1]
+    found = Searched(
+        items=items,
+        codes=rng.integers(0, 3, (users, count, length)),
+        scores=np.where(missing, -np.inf, scores),
+        evaluations=rng.integers(5, 9, users),
+    )
+    targets = np.array([rng.choice(row[row >= 0]) if (row >= 0).any() else 0 for row in items])
+    targets[-1] = next(item for item in range(num_items) if item not in items[-1])
+    return found, targets
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k", [2, 10])
+def test_metrics_are_those_of_a_slow_recomputation(seed, k):
+    found, targets = random_found(seed)
+    hits, gains, recalls, listed, differences = [], [], [], set(), []
+    for items, codes, scores, target in zip(
+        found.items, found.codes, found.scores, targets, strict=True
+    ):
+        beams = [set(row[row >= 0].tolist()) for row in items]
+        ranks = [rank for rank, beam in enumerate(beams) if target in beam]
+        recalls.append(len(ranks))
+        hits.append(sum(rank < k for rank in ranks))
+        gains.append(sum(1 / math.log2(rank + 2) for rank in ranks if rank < k))
+        listed |= set([item for row in items.tolist() for item in row if item >= 0][:k])
+        top = codes[:k][np.isfinite(scores[:k])].tolist()
+        pairs = [
+            sum(a != b for a, b in zip(one, other, strict=True)) / len(one)
+            for one, other in itertools.combinations(top, 2)
+        ]
+        if pairs:
+            differences.append(sum(pairs) / len(pairs))
+    metrics = search_metrics(found, targets, 30, k=k)
+    expected = {
+        f"hit@{k}": np.mean(hits),
+        f"ndcg@{k}": np.mean(gains),
+        "recall": np.mean(recalls),
+        f"coverage@{k}": len(listed) / 30,
+        f"diversity@{k}": np.mean(differences) if differences else None,
+        "evaluations": np.mean(found.evaluations),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value), name
+    for name, (low, high) in metrics["intervals"].items():
+        assert low <= metrics[name] <= high
+
+
+def test_no_two_candidates_have_no_diversity():
+    found, targets = random_found(0)
+    assert search_metrics(found, targets, 30, k=1)["diversity@1"] is None
+
+
+def searched(config, buckets=(small.MAX_HISTORY,)):
+    return search_targets(
+        config,
+        small.make_model(),
+        None,
+        small.make_index(),
+        item_token_table(small.make_tokens()),
+        small.make_sequences(),
+        small.last_items(),
+        key=jax.random.key(0),
+        max_history=small.MAX_HISTORY,
+        buckets=buckets,
+        batch_size=small.BATCH_SIZE,
+    )
+
+
+def test_beam_search_finds_what_the_evaluator_of_beams_finds():
+    found = searched(SearchConfig("beam", num_candidates=small.BEAMS), small.BUCKETS)
+    expected = small.decode_all()
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+
+
+def test_decoders_are_compared_within_their_budgets():
+    targets = small.make_sequences().items[small.last_items().positions]
+    rows = compare_searches(
+        searched, [4, 6], code_length=small.LENGTH, targets=targets, num_items=small.ITEMS, k=5
+    )
+    assert [(row["decoder"], row["budget"]) for row in rows] == [
+        (name, budget) for name in ("beam", "sample", "ved") for budget in (4, 6)
+    ]
+    for row in rows:
+        assert 0 < row["evaluations"] <= row["budget"]
+        assert 0 <= row["ndcg@5"] <= row["hit@5"] <= row["recall"] <= 1
+    # With all roots paid for VED has seen all that a beam search of this width has.
+    by = {(row["decoder"], row["budget"]): row for row in rows}
+    assert by["ved", 6]["hit@5"] == by["beam", 6]["hit@5"]
+
+    table = format_searches(rows, k=5).splitlines()
+    assert [line.split()[:2] for line in table[2:]] == [
+        [name, str(budget)] for budget in (4, 6) for name in ("beam", "sample", "ved")
+    ]
+    figure = searches_plot(rows, k=5)
+    assert len(figure.axes) == 5
+    for axes in figure.axes:
+        assert [len(c.lines[0].get_xdata()) for c in axes.containers] == [2, 2, 2]
+    line = figure.axes[1].containers[2].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), [by["ved", b]["ndcg@5"] for b in (4, 6)])

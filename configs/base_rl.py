@@ -58,6 +58,7 @@ def base_rl_config() -> ConfigDict:
     # The loop. A step is one batch of users: search, rewards, `num_epochs` passes of updates.
     c.rl = ConfigDict()
     c.rl.batch_size = 64  # Users.
+    c.rl.num_buckets = 1  # Padded lengths of histories; the whole step compiles once for each.
     c.rl.num_steps = 300
     c.rl.recent_targets = 0  # Only so many of each user's latest training targets; 0: all.
     c.rl.num_epochs = 2

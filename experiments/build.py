@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -271,3 +272,10 @@ def search(
         progress=progress,
         **distribution(config),
     )
+
+
+def spread_targets(targets: Targets, count: int) -> Targets:
+    """At most `count` evenly spaced targets, the same ones at every call; 0: all."""
+    count = min(count or len(targets), len(targets))
+    chosen = np.linspace(0, len(targets) - 1, count).round().astype(int)
+    return Targets(users=targets.users[chosen], positions=targets.positions[chosen])

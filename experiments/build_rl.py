@@ -126,7 +126,7 @@ def make_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
         latest_targets(splits.train, config.rl.recent_targets),
         batch_size=config.rl.batch_size,
         max_history=config.data.max_history,
-        buckets=config.data.num_buckets,
+        buckets=config.rl.num_buckets,
         seed=config.seed,
         time_jitter=config.data.time_jitter,
         process_index=jax.process_index(),

@@ -13,13 +13,11 @@ import json
 import os
 from collections.abc import Sequence
 
-import numpy as np
 from absl import app, flags
 
 from experiments import build
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
-from gr.data import Targets
 from gr.data.files import write_atomically
 from gr.decoding import SearchConfig
 from gr.evaluation import EvaluationError, compare_searches, format_searches, searches_plot
@@ -54,14 +52,14 @@ def compare(
         run: the trained run.
         split: "validation" or "test".
         budgets: in tokens a user.
-        num_users: evenly spaced users of the split; more than there are: all.
+        num_users: evenly spaced users of the split; 0: all.
         ved: has what VED is told besides the budget.
 
     Raises:
         EvaluationError: for a budget that does not pay for two beams.
     """
     sequences = run.splits.sequences
-    targets = evenly_spaced(getattr(run.splits, split), num_users)
+    targets = build.spread_targets(getattr(run.splits, split), num_users)
     rows = compare_searches(
         functools.partial(
             build.search,
@@ -103,12 +101,6 @@ def compare(
     return result
 
 
-def evenly_spaced(targets: Targets, count: int) -> Targets:
-    """At most `count` targets, the same ones at every call."""
-    chosen = np.unique(np.linspace(0, len(targets) - 1, count).round().astype(int))
-    return Targets(users=targets.users[chosen], positions=targets.positions[chosen])
-
-
 if __name__ == "__main__":
     # Here rather than above, so that a notebook may import several mains, whose flags share names.
     _WORKDIR = flags.DEFINE_string(
@@ -118,7 +110,7 @@ if __name__ == "__main__":
         "split", "validation", ("validation", "test"), "Which targets to search for."
     )
     _BUDGETS = flags.DEFINE_list("budgets", "24,36,60,96", "Token evaluations a user.")
-    _USERS = flags.DEFINE_integer("users", 1024, "How many users at most.", lower_bound=1)
+    _USERS = flags.DEFINE_integer("users", 1024, "How many users at most; 0: all.", lower_bound=0)
     _ENTROPY_WEIGHT = flags.DEFINE_float(
         "entropy_weight", SearchConfig.entropy_weight, "Lambda of VED.", lower_bound=0.0
     )

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from absl import app, flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import build
 from experiments.errors import one_line_errors
 from experiments.workdir import SEMANTIC_IDS_FILE, load_semantic_ids
-from gr.data import Splits, Targets
+from gr.data import Splits
 from gr.data.files import write_atomically
 from gr.evaluation import hit, ndcg, sid_ranks
 from gr.semantic_ids import SemanticIds, report_table
@@ -131,7 +130,7 @@ def validation(
     config: ConfigDict, catalogue: build.Catalogue, splits: Splits, num_users: int
 ) -> Callable[[nnx.Module], dict[str, float]]:
     """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all."""
-    targets = spread_targets(splits.validation, num_users)
+    targets = build.spread_targets(splits.validation, num_users)
     wanted = splits.sequences.items[targets.positions]
 
     def evaluate(model: nnx.Module) -> dict[str, float]:
@@ -147,13 +146,6 @@ def validation(
         return values
 
     return evaluate
-
-
-def spread_targets(targets: Targets, count: int) -> Targets:
-    """`count` evenly spaced targets; 0: all."""
-    count = min(count or len(targets), len(targets))
-    chosen = np.linspace(0, len(targets) - 1, count).round().astype(int)
-    return Targets(users=targets.users[chosen], positions=targets.positions[chosen])
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build_rl
-from experiments.train import spread_targets
+from experiments import build, build_rl
 from gr.data import Splits
 from gr.data.pipeline import evaluation_batches
 from gr.evaluation import ValueCalibration, value_calibration
@@ -32,10 +31,10 @@ class ValueEvaluation:
         """Of `num_users` users; 0: all."""
         batches = evaluation_batches(
             splits.sequences,
-            spread_targets(splits.validation, num_users),
+            build.spread_targets(splits.validation, num_users),
             batch_size=config.rl.batch_size,
             max_history=config.data.max_history,
-            buckets=config.data.num_buckets,
+            buckets=config.rl.num_buckets,
         )
         return ValueEvaluation(config, environment, list(batches))
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import build, build_rl
 from experiments.errors import one_line_errors
+from experiments.rl_report import write_rl_report
 from experiments.train import validation
 from experiments.value_evaluation import ValueEvaluation
 from experiments.workdir import SEMANTIC_IDS_FILE, load_run, saved_config
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = _WORKDIR.value
     config = resolved(_CONFIG.value)
     result = reinforce(config, workdir)
+    print(f"report: {report(config, workdir)}")
     print(
         f"{result.reason}; best {config.rl.monitor} {result.best_value:.4f} on validation at step "
         f"{result.best_step:,}\n"
@@ -133,6 +135,15 @@ def reinforce(config: ConfigDict, workdir: str) -> FitResult:
         mode="min" if config.rl.monitor == "loss" else "max",
         patience=config.rl.patience or None,
     )
+
+
+def report(config: ConfigDict, workdir: str) -> str:
+    """Writes the report of a run that has ended and returns its path."""
+    run = load_run(workdir, data_dir=config.data_dir)
+    start = load_run(config.init_from, data_dir=config.data_dir)
+    evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
+    environment = build_rl.make_environment(run.catalogue, run.splits)
+    return write_rl_report(run, environment, evaluate(start.model), evaluate(run.model))
 
 
 def _pretrain_value(

@@ -16,6 +16,7 @@ from gr.data.pipeline import histories
 from gr.decoding import Candidates, beam_search, search
 from gr.evaluation import (
     TreeCandidate,
+    ValueCalibration,
     calibration_plot,
     figure_to_svg,
     render_comparison,
@@ -88,7 +89,7 @@ def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> list[list[
     return rows
 
 
-def _ranks(calibration) -> list[list[str]]:
+def _ranks(calibration: ValueCalibration) -> list[list[str]]:
     """Rank correlations of values and returns by depth."""
     rows = [["prefixes of", "number", "rank correlation", "within users"]]
     for place, count in enumerate(calibration.counts):

@@ -18,12 +18,12 @@ from gr.evaluation import (
     TreeCandidate,
     ValueCalibration,
     calibration_plot,
-    figure_to_svg,
     render_comparison,
     search_tree_plot,
     training_curves_of_policy,
     tree_of_user,
 )
+from gr.evaluation.plots import figure_to_svg
 from gr.training import ActorCritic, Environment, read_metrics
 from gr.trie import ExcludeItems, walk
 

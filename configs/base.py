@@ -77,6 +77,8 @@ def base_config() -> ConfigDict:
     c.training.level = (
         "user"  # All positions of a sequence in one pass; or "target": one target an example.
     )
+    # Workdir of a run whose best model and semantic IDs this one starts from; "": a fresh model.
+    c.training.init_from = ""
     c.training.batch_size = 128  # Examples in a batch, for level "target".
     c.training.items_per_batch = 512  # Item positions in a batch, for level "user".
     c.training.num_epochs = 30

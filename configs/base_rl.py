@@ -9,7 +9,7 @@ def base_rl_config() -> ConfigDict:
     c.name = ""
     c.seed = 0
     c.data_dir = ""  # As in `configs/base.py`; "": that of the supervised run.
-    c.init_from = ""  # Workdir of the supervised run; "{seed}" in it stands for this run's seed.
+    c.init_from = ""  # Workdir of the supervised run.
 
     # Rollouts. See `gr.decoding.SearchConfig`.
     c.search = ConfigDict()

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build, comparison_pages
+from experiments import build, build_rl, comparison_pages, rl, train
 from experiments.baselines import Baselines, kept_baselines
 from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth
-from experiments.train import MAY_DIFFER, train
 from experiments.workdir import SEMANTIC_IDS_FILE, load_run, load_semantic_ids
 from gr.data import Splits
 from gr.data.files import write_atomically
@@ -68,12 +67,20 @@ class Job:
     def check(self) -> None:
         """Raises `TrainingError` if its folder holds a run with another configuration."""
         if os.path.exists(os.path.join(self.workdir, "config.json")):
-            save_run_info(self.workdir, self.config, may_differ=MAY_DIFFER, only_check=True)
+            config, may_differ = self.config, train.MAY_DIFFER
+            if build_rl.is_rl(config):
+                config = rl.resolved(ConfigDict(config)).to_dict()
+                may_differ = rl.MAY_DIFFER
+            save_run_info(self.workdir, config, may_differ=may_differ, only_check=True)
 
     def run(self) -> None:
         """Trains, or goes on, and evaluates."""
         config = ConfigDict(self.config)
-        result = train(config, self.workdir)
+        if build_rl.is_rl(config):
+            config = rl.resolved(config)
+            result = rl.reinforce(config, self.workdir)
+        else:
+            result = train.train(config, self.workdir)
         print(f"{result.reason}; best step {result.best_step}", flush=True)
         run = load_run(self.workdir, data_dir=config.data_dir)
         targets = getattr(run.splits, self.split)
@@ -85,6 +92,8 @@ class Job:
             for rule in VARIANTS
         }
         if self.with_report:
+            if build_rl.is_rl(config):
+                rl.report(config, self.workdir)
             exclude = run.config.decoding.exclude_seen
             baselines = _baselines(self, run.splits, run.catalogue.semantic_ids, exclude)
             evaluate(run, self.split, decoded, baselines=baselines)
@@ -162,7 +171,10 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
             experiment.seed = int(seed)
             if data_dir:
                 experiment.data_dir = data_dir
-            beams = experiment.decoding.num_beams
+            # Where a run starts from another one of the study.
+            start = experiment if build_rl.is_rl(experiment) else experiment.training
+            start.init_from = start.init_from.format(study=workdir, seed=seed)
+            beams = MIN_BEAMS if start is experiment else experiment.decoding.num_beams
             if beams < MIN_BEAMS:
                 raise TrainingError(
                     f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "

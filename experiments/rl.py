@@ -81,7 +81,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
             "--config: this is no experiment of reinforcement learning, it lacks init_from; start one from "
             "configs/base_rl.py"
         )
-    init_from = config.init_from.format(seed=config.seed)
+    init_from = config.init_from
     if not init_from:
         raise TrainingError(
             "init_from is empty: name the workdir of a supervised run, --config.init_from=WORKDIR"

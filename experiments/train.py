@@ -27,6 +27,7 @@ from gr.training import (
     MetricWriter,
     fit,
     make_mesh,
+    restore_model,
     save_run_info,
 )
 
@@ -86,6 +87,8 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
     steps_per_epoch = batches.batches_per_epoch
     total_steps = steps_per_epoch * training.num_epochs
     model = build.make_model(config, semantic_ids)
+    if training.init_from:
+        model = restore_model(training.init_from, model)
     mesh = make_mesh(**config.mesh)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
@@ -119,6 +122,10 @@ def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticI
     path = os.path.join(workdir, SEMANTIC_IDS_FILE)
     if os.path.exists(path):
         return load_semantic_ids(workdir, splits)
+    if config.training.init_from:
+        semantic_ids = load_semantic_ids(config.training.init_from, splits)
+        semantic_ids.save(path)
+        return semantic_ids
     semantic_ids, report = build.load_semantic_ids(config, splits)
     print(report_table(report))
     write_atomically(os.path.join(workdir, REPORT_FILE), json.dumps(report, indent=2).encode())

@@ -63,6 +63,7 @@ def base_rl_config() -> ConfigDict:
     c.rl.recent_targets = 0  # Only so many of each user's latest training targets; 0: all.
     c.rl.num_epochs = 2
     c.rl.num_minibatches = 1
+    c.rl.supervised_weight = 0.0  # Of the targets' cross-entropy beside the policy's loss.
     c.rl.sync_every = 0  # Steps after which the policy becomes the reference of KL; 0: never.
     c.rl.learning_rate = 1e-4
     c.rl.schedule = "constant"

@@ -167,6 +167,7 @@ def make_optimisation(
         num_epochs=rl.num_epochs,
         num_minibatches=rl.num_minibatches,
         sync_every=rl.sync_every,
+        supervised_weight=rl.supervised_weight,
         learn_policy=learn_policy,
         learn_value=config.value.learn,
     )

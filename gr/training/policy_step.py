@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from gr.losses import PolicyConfig, Reward, policy_objective
+from gr.losses import (
+    PolicyConfig,
+    Reward,
+    cross_entropy,
+    masked_token_log_probs,
+    policy_objective,
+    token_log_probs,
+)
 from gr.models import path_states
 from gr.training.actor_critic import ActorCritic
 from gr.training.errors import TrainingError
@@ -47,13 +54,17 @@ class LearningConfig:
     sync_every: int = 0  # Steps after which the policy becomes the reference; 0: never.
     learn_policy: bool = True  # False: the value head alone learns, on a frozen backbone.
     learn_value: bool = True
+    # Of the targets' cross-entropy beside the policy's loss, for demonstrations where exploration found nothing
+    # (methods such as Prefix-RFT blend the two); 0: none, as published for V-STAR.
+    supervised_weight: float = 0.0
 
     def __post_init__(self):
         for field in ("num_epochs", "num_minibatches"):
             if getattr(self, field) < 1:
                 raise TrainingError(f"rl.{field}={getattr(self, field)} must be at least 1")
-        if self.sync_every < 0:
-            raise TrainingError(f"rl.sync_every={self.sync_every} must not be negative")
+        for field in ("sync_every", "supervised_weight"):
+            if getattr(self, field) < 0:
+                raise TrainingError(f"rl.{field}={getattr(self, field)} must not be negative")
         if not (self.learn_policy or self.learn_value):
             raise TrainingError("rl: neither policy nor value head is to learn; switch one on")
 
@@ -139,6 +150,7 @@ def _loss_of_rollouts(
 
     def loss_fn(model: ActorCritic, rollouts: Rollouts, key: jax.Array):
         loss, metrics = jnp.zeros(()), {}
+        value_key, supervised_key = jax.random.split(key)
         # The last code's state is of no use to the policy.
         codes = rollouts.codes if learning.learn_value else rollouts.codes[..., :-1]
         states = path_states(model.backbone, rollouts.history, codes)
@@ -156,6 +168,10 @@ def _loss_of_rollouts(
                 importance=rollouts.importance if rollout.importance else None,
                 entropy=rollouts.entropy,
             )
+        if learning.learn_policy and learning.supervised_weight:
+            of_targets = _supervised_loss(rollout, index, model.backbone, rollouts, supervised_key)
+            loss += learning.supervised_weight * of_targets
+            metrics["policy/supervised_loss"] = of_targets
         if learning.learn_value:
             of_value, found = value_loss(
                 model.value_head,
@@ -164,12 +180,25 @@ def _loss_of_rollouts(
                 rollouts.valid.astype(jnp.float32),
                 value,
                 codes=rollouts.codes,
-                key=key,
+                key=value_key,
             )
             loss, metrics = loss + of_value, metrics | found | {"value/loss": of_value}
         return loss, metrics
 
     return loss_fn
+
+
+def _supervised_loss(
+    rollout: RolloutConfig, index: TrieIndex, backbone: Any, rollouts: Rollouts, key: jax.Array
+) -> jax.Array:
+    """Cross-entropy of the targets, with dropout, as the policy's distribution is."""
+    logits = backbone.target_logits(rollouts.history, rollouts.target, key=key)
+    if rollout.normalise_over == "children":
+        logp = masked_token_log_probs(logits, rollouts.target, index, rollout.temperature)
+    else:
+        logp = token_log_probs(logits / rollout.temperature, rollouts.target)
+    normaliser = jnp.maximum(rollouts.weight.sum(), 1.0)
+    return cross_entropy(logp, rollouts.weight, normaliser)[0]
 
 
 def _minibatches(key: jax.Array, num_users: int, learning: LearningConfig) -> jax.Array:

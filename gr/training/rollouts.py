@@ -81,6 +81,8 @@ class Rollouts:
     """A batch of users with G candidates each; nothing in it carries a gradient."""
 
     history: jax.Array  # [B, T, L] int32 tokens.
+    target: jax.Array  # [B, L] int32 tokens.
+    weight: jax.Array  # [B] float32: 0 for filler rows.
     codes: jax.Array  # [B, G, L] int32 tokens; 0 where not valid.
     valid: jax.Array  # [B, G] bool; False for filler rows too.
     rewards: jax.Array  # [B, G] float32, what the policy is to raise.
@@ -138,6 +140,8 @@ def roll_out(
     reference_logp, _ = scored_candidates(config, environment, reference, history, codes)
     rollouts = Rollouts(
         history=history,
+        target=target,
+        weight=batch["weight"],
         codes=codes,
         valid=valid,
         rewards=jnp.where(valid, reward(outcome), 0.0),

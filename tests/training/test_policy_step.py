@@ -12,7 +12,7 @@ from flax import nnx
 from toy_run import compilations
 
 from gr.decoding import SearchConfig
-from gr.losses import PolicyConfig, exact_match, policy_objective
+from gr.losses import PolicyConfig, exact_match, policy_objective, token_log_probs
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -207,6 +207,9 @@ def test_a_step_is_a_plain_loop_of_updates():
     rollouts, _ = rolled_out(rollout, model, batch, search_key)
 
     def loss_fn(model, key):
+        value_key, supervised_key = jax.random.split(key)
+        logits = model.backbone.target_logits(rollouts.history, rollouts.target, key=supervised_key)
+        supervised = token_log_probs(logits, rollouts.target)[:-1].mean()  # The last is filler.
         logp, _ = scored_candidates(
             rollout, environment(), model.backbone, rollouts.history, rollouts.codes
         )
@@ -226,16 +229,18 @@ def test_a_step_is_a_plain_loop_of_updates():
             rollouts.value_rewards,
             rollouts.valid.astype(jnp.float32),
             codes=rollouts.codes,
-            key=key,
+            key=value_key,
         )
-        return loss + of_value
+        return loss + of_value - 0.5 * supervised
 
     expected, opt_state, grad = model, chosen.init(model), jax.jit(jax.grad(loss_fn))
     for key in jax.random.split(learn_key, 2):
         grads = grad(expected, key)
         changes, opt_state = chosen.update(grads, opt_state, expected)
         expected = optax.apply_updates(expected, changes)
-    step = make_step(rollout, policy, LearningConfig(num_epochs=2), chosen=chosen)
+    step = make_step(
+        rollout, policy, LearningConfig(num_epochs=2, supervised_weight=0.5), chosen=chosen
+    )
     state, metrics = step(make_state(model, chosen), batch)
     for mine, other in zip(jax.tree.leaves(state.model), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)

@@ -242,7 +242,7 @@ def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, palette: Colormap) 
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
     bar.ax.locator_params(nbins=4)
-    bar.set_label("V (white: not used at this depth)", fontsize=8.5, color=MUTED)
+    bar.set_label("V (white: unused)", fontsize=8.5, color=MUTED)
 
 
 def _note(

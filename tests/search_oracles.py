@@ -24,6 +24,18 @@ def places(tokens, layout):
     return found
 
 
+def overlaid_places(base, base_layout, added, added_layout, demands):
+    """The same of a trie with recent changes: the small trie's places lie behind all of the large one's."""
+    live = oracles.live_children(base, demands, handover=0)
+    in_base, found = places(base, base_layout), {}
+    for prefix, of_token in places(added, added_layout).items():
+        behind = base_layout.levels[len(prefix)].fan_out
+        found[prefix] = {token: behind + place for token, place in of_token.items()}
+    for prefix, tokens in live.items():
+        found.setdefault(prefix, {}).update({token: in_base[prefix][token] for token in tokens})
+    return found
+
+
 def conditionals(log_probs, allowed):
     """Token -> log-probability among those allowed."""
     kept = oracles.log_softmax([log_probs[token] for token in allowed]) if allowed else []
@@ -117,7 +129,7 @@ def ved(
     log_prob,
     value,
     noise,
-    layout,
+    place,
     *,
     budget,
     count,
@@ -130,11 +142,11 @@ def ved(
 ):
     """Value-guided search: `(score, semantic ID)`, best first, and the prefixes in the order of evaluation.
 
-    `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so.
+    `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so;
+    `place` is what `places` returns.
     """
     children = oracles.live_children(tokens, demands, handover)
-    place = places(tokens, layout)
-    longest = layout.length - 1
+    longest = len(tokens[0]) - 1
     tree = []
 
     def evaluate(codes, parent, score):

@@ -96,18 +96,21 @@ def search(
             keep_tree=keep_tree,
             **shared,
         )
-    count, width = config.num_candidates, config.num_candidates
+    count = config.num_candidates
     if config.name == "beam":
         found = beam_search(
             backbone, index, history, count, normalise_over=normalise_over, **shared
         )
+        evaluations = _beam_evaluations(index, count, index.length)
     else:
         found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
-        width += 1  # For the threshold.
-    return dataclasses.replace(found, evaluations=_beam_evaluations(index, width, len(found.codes)))
+        # One beam more for the threshold; codes that are the only ones are not evaluated.
+        evaluations = _beam_evaluations(index, count + 1, index.layout.settled)
+    return dataclasses.replace(
+        found, evaluations=jnp.full(len(found.codes), evaluations, jnp.int32)
+    )
 
 
-def _beam_evaluations(index: TrieIndex, width: int, num_users: int) -> jax.Array:
-    """Tokens `[B]` that so many beams give the model where no constraint empties them."""
-    beams = jnp.minimum(width, index.node_counts[1 : index.layout.settled])
-    return jnp.full(num_users, beams.sum(), jnp.int32)
+def _beam_evaluations(index: TrieIndex, width: int, length: int) -> jax.Array:
+    """Tokens that so many beams give the model for `length` codes, where no constraint empties them."""
+    return jnp.minimum(width, index.node_counts[1:length]).sum()

@@ -118,7 +118,7 @@ def evaluated(
         paths=paths,
         codes=codes,
         log_probs=log_probs,
-        values=_values(search, tree, depths, paths, hidden),
+        values=_values(search, levels, tree, depths, paths, hidden),
         entropies=-jnp.where(exist, jnp.exp(chances) * chances, 0.0).sum(-1),
         visits=jnp.zeros_like(depths),
         unexpanded=grows.sum(-1, dtype=jnp.int32),
@@ -177,15 +177,22 @@ def prefix_noise(key: jax.Array, user: jax.Array, number: jax.Array, fan_out: in
 
 
 def _values(
-    search: Search, tree: Tree | None, depths: jax.Array, paths: jax.Array, hidden: jax.Array
+    search: Search,
+    levels: range,
+    tree: Tree | None,
+    depths: jax.Array,
+    paths: jax.Array,
+    hidden: jax.Array,
 ) -> jax.Array:
     """V `[B, n]` of prefixes with these last hidden states; 0 where they do not grow."""
-    if search.value_head is None or search.longest == 0:
+    if search.value_head is None or levels.start >= search.longest:
         return jnp.zeros(depths.shape)
-    place = jnp.arange(search.longest)
+    # Positions behind all of these prefixes need no states: values are causal.
+    place = jnp.arange(min(levels.stop, search.longest))
     last = place == depths[..., None]
     along = hidden[:, :, None, :]
     if tree is not None:
-        along = jnp.where(last[..., None], along, rows(tree.prefixes.hidden, paths))
+        before = rows(tree.prefixes.hidden, paths[..., : len(place)])
+        along = jnp.where(last[..., None], along, before)
     values = search.value_head(jnp.broadcast_to(along, (*last.shape, hidden.shape[-1])))
     return jnp.where(last, values.astype(jnp.float32), 0.0).sum(-1)

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.beam import check_request, ranked, scaled
-from gr.decoding.candidates import Candidates
+from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, choose, start
 from gr.decoding.choose import Options as BeamOptions
 from gr.decoding.evaluate import Options, Search, ValueHead, evaluated
@@ -99,8 +99,10 @@ def ved_search(
         `beam_search`; `evaluations`, at most the budget; the `tree` if asked for.
 
     Raises:
-        DecodingError: see `beam_search`; also if the budget is too small for the beam search.
+        DecodingError: see `beam_search`; also if a number is too small, such as the budget for the beam search.
     """
+    if initial_beams < 1:
+        raise DecodingError(f"initial_beams must be at least 1, got {initial_beams}")
     options = Options(
         budget=budget,
         num_candidates=num_candidates,

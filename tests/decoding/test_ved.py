@@ -1,6 +1,7 @@
-"""Value-guided search against dictionaries given the same noise, its invariants, and with both real backbones."""
+"""Value-guided search: against dictionaries given the same noise, and its invariants."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_model import TableModel, assert_same_ranking, rows
 
-from gr.decoding import ved_search
+from gr.decoding import DecodingError, beam_search, ved_search
+from gr.decoding import ved as ved_module
 from gr.decoding.evaluate import prefix_noise
-from gr.trie import TrieIndex
+from gr.trie import EditableIndex, ItemMask, TrieIndex
+from tests.decoding.test_normalisation import TEMPERATURE, over_children
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -72,10 +75,26 @@ def random_case(seed, length=3, vocab_size=tries.VOCAB, num_users=USERS):
     return model, SumHead(jnp.asarray(rng.normal(size=WIDTH) * 0.3, jnp.float32))
 
 
-def check(tokens, index, model, head, seed, *, demands=((),) * USERS, handover=0, **options):
+def check(
+    tokens,
+    index,
+    model,
+    head,
+    seed,
+    *,
+    demands=((),) * USERS,
+    handover=0,
+    log_prob=None,
+    place=None,
+    fan_out=None,
+    **options,
+):
+    """`log_prob`, `place` and `fan_out`: where they are not those of the model, and of the index as it is."""
     key = jax.random.key(seed)
     found = ved_search(model, head, index, HISTORY, key=key, keep_tree=True, **options)
-    fan_out = max(level.fan_out for level in index.layout.levels)
+    log_prob = log_prob or model.log_prob
+    place = place or search_oracles.places(tokens, index.layout)
+    fan_out = fan_out or max(level.fan_out for level in index.layout.levels)
     by_sid = oracles.items_by_sid(tokens)
     for user in range(USERS):
 
@@ -84,10 +103,10 @@ def check(tokens, index, model, head, seed, *, demands=((),) * USERS, handover=0
 
         expected, tree = search_oracles.ved(
             tokens,
-            model.log_prob(user),
+            log_prob(user),
             model.value(user, head) if head else lambda prefix: 0.0,
             noise,
-            index.layout,
+            place,
             budget=options["budget"],
             count=options["num_candidates"],
             beams=options.get("initial_beams", 8),
@@ -182,3 +201,166 @@ def test_under_constraints(kind, kinds, tokens, seed):
         initial_beams=3,
         width=4,
     )
+
+
+@pytest.mark.parametrize("kinds", [tries.MIXES[2], tries.MIXES[3]], ids="-".join)
+@settings(max_examples=6, deadline=None)
+@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
+def test_scores_over_children_and_no_value_head(kinds, tokens, seed):
+    model, _ = random_case(seed)
+    check(
+        tokens,
+        TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds)),
+        model,
+        None,
+        seed,
+        log_prob=lambda user: over_children(model, user, tokens),
+        temperature=TEMPERATURE,
+        normalise_over="children",
+        budget=12,
+        num_candidates=10,
+        initial_beams=3,
+        width=4,
+    )
+
+
+def test_an_index_with_changes_is_searched_as_one_trie():
+    rng = np.random.default_rng(8)
+    base, added = tries.random_tokens(rng, 14), tries.random_tokens(rng, 8)
+    removed = [0, 3, 5, 15]
+    editable, _ = EditableIndex.build(base, tries.VOCAB).add(added)
+    index = editable.remove(np.array(removed)).index
+    layouts = index.base.layout, index.added.layout
+    levels = zip(*(layout.levels for layout in layouts), strict=True)
+    demands = oracles.excluding(set(removed))
+    model, head = random_case(8)
+    check(
+        np.concatenate([base, added]),
+        index,
+        model,
+        head,
+        8,
+        demands=[demands] * USERS,
+        place=search_oracles.overlaid_places(base, layouts[0], added, layouts[1], demands),
+        fan_out=max(sum(level.fan_out for level in pair) for pair in levels),
+        budget=14,
+        num_candidates=12,
+        initial_beams=3,
+        width=4,
+    )
+
+
+# Invariants.
+
+OPTIONS = {
+    "budget": 12,
+    "num_candidates": tries.MAX_ITEMS,
+    "initial_beams": 3,
+    "width": 4,
+    "keep_tree": True,
+}
+
+
+def case(seed, num_items=20):
+    tokens = tries.random_tokens(np.random.default_rng(seed), num_items)
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[3]))
+    return tokens, index, *random_case(seed)
+
+
+def test_a_budget_for_the_first_beams_alone_gives_a_beam_search():
+    _, index, model, head = case(0)
+    options = {**OPTIONS, "budget": 3 * 2, "num_candidates": 3}
+    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **options)
+    assert found.evaluations.tolist() == [6] * USERS
+    plain = beam_search(model, index, HISTORY, 3)
+    np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
+    for field in ("codes", "items", "valid"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0, -100.0])
+def test_what_the_first_beams_find_is_found_whatever_the_values(scale):
+    _, index, model, head = case(1)
+    head = SumHead(head.weights * scale)
+    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
+    plain = beam_search(model, index, HISTORY, 3)
+    for user in range(USERS):
+        mine = {sid: score for score, sid, _ in rows(found, user)}
+        assert len(mine) == int(found.valid[user].sum()) > 3  # All distinct.
+        for score, sid, _ in rows(plain, user):
+            np.testing.assert_allclose(mine[sid], score, rtol=1e-5)
+
+
+def test_a_small_trie_is_exhausted_before_the_budget():
+    tokens, index, model, head = case(2, 4)
+    prefixes = {tuple(row[:depth]) for row in tokens.tolist() for depth in (1, 2)}
+    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
+    assert found.evaluations.tolist() == [len(prefixes)] * USERS
+    assert len(prefixes) < OPTIONS["budget"]
+    assert (found.tree.visits[:, 0] == len(prefixes)).all()
+    for user in range(USERS):
+        ranking = oracles.brute_force_ranking(tokens, model.log_prob(user))
+        assert_same_ranking(rows(found, user), ranking)
+
+
+def test_a_key_decides_and_another_one_does_not_compile_again():
+    _, index, model, head = case(3)
+    search = functools.partial(ved_search, model, head, index, **OPTIONS)
+    first = search(HISTORY, key=jax.random.key(0))
+    compiled = ved_module._ved_search._cache_size()
+    again = search(HISTORY + 1, key=jax.random.key(0))
+    other = search(HISTORY, key=jax.random.key(1))
+    assert ved_module._ved_search._cache_size() == compiled
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.tree.tokens != other.tree.tokens).any()
+
+
+def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
+    _, index, model, head = case(4)
+    nothing = jnp.ones((USERS, index.num_items), bool).at[1].set(False)
+    found = ved_search(
+        model,
+        head,
+        index,
+        HISTORY,
+        key=jax.random.key(0),
+        constraint=ItemMask.build(index, nothing),
+        **OPTIONS,
+    )
+    assert found.valid.any(axis=1).tolist() == [True, False, True]
+    assert found.evaluations.tolist() == [12, 0, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"budget": 5},
+            "budget=5 must be at least 6, what a beam search with 3 beams over 3 codes",
+        ),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"initial_beams": 0}, "initial_beams must be at least 1, got 0"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"normalise_over": "items"}, "normalise_over='items' is unknown"),
+    ],
+)
+def test_bad_requests_get_one_clear_error(options, message):
+    _, index, model, head = case(5)
+    with pytest.raises(DecodingError, match=message):
+        ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS | options)
+
+
+def test_scores_over_children_of_an_index_with_changes_are_refused():
+    tokens, _, model, head = case(6)
+    index = EditableIndex.build(tokens, tries.VOCAB).add(tokens[:1])[0].index
+    with pytest.raises(DecodingError, match="compact it first"):
+        ved_search(
+            model,
+            head,
+            index,
+            HISTORY,
+            key=jax.random.key(0),
+            normalise_over="children",
+            **OPTIONS,
+        )

@@ -1,4 +1,4 @@
-"""Both benchmarks on tiny models and synthetic data, as subprocesses; the timing and the counting by themselves."""
+"""The model benchmarks on tiny models and synthetic data, as subprocesses; timing and counting by themselves."""
 
 import json
 import math
@@ -61,11 +61,12 @@ DECODE_ROWS = [
     "test_histories",
     "test_histories/unseen_only",
 ]
+SEARCH_ROWS = ["beam", "sample", "ved/1/2", "python_walk"]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """The files and the standard outputs of both mains, run side by side."""
+    """The files and the standard outputs of the mains, run side by side."""
     folder = tmp_path_factory.mktemp("benchmarks")
     (folder / "tiny.py").write_text(CONFIG)
     environment = {
@@ -74,12 +75,18 @@ def measured(tmp_path_factory):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # What is compiled is hardly run.
     }
     processes = {}
-    for name, backbone in (("train", "encoder_decoder"), ("decode", "decoder_only")):
+    for name, backbone in (
+        ("train", "encoder_decoder"),
+        ("decode", "decoder_only"),
+        ("search", "encoder_decoder"),
+    ):
         command = [sys.executable, "-m", f"experiments.benchmark_{name}"]
         command += [f"--config={folder}/tiny.py", f"--json={folder}/{name}.json"]
         command += [f"--backbones={backbone}", "--seconds_per_row=0.01"]
         if name == "train":
             command += ["--losses=ce,apao_pairwise"]
+        if name == "search":
+            command += ["--times=1", "--widths=2"]
         processes[name] = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -129,8 +136,20 @@ def test_decode_benchmark_measures_every_row(measured):
     assert all(row in output for row in rows)
 
 
+def test_search_benchmark_measures_every_row(measured):
+    content, output = measured["search"]
+    rows = [f"encoder_decoder/{row}" for row in SEARCH_ROWS]
+    assert list(content["users_per_second"]) == rows
+    for quantity in ("users_per_second", "tokens_per_second", "tokens_per_user"):
+        _assert_positive(content[quantity], rows)
+    # The tiny trie has fewer prefixes than the budget allows: every search gives the model all of them.
+    assert len(set(content["tokens_per_user"].values())) == 1
+    assert all(row in output for row in rows)
+
+
 def test_nothing_compiles_while_timing(measured):
     train, decode = measured["train"][0], measured["decode"][0]
+    assert measured["search"][0]["compilations_while_timing"] == {"encoder_decoder": 0}
     assert train["compilations_while_timing"] == dict.fromkeys(TRAIN_ROWS, 0)
     assert decode["compilations_while_timing"] == {"decoder_only": 0}
 

@@ -1,0 +1,159 @@
+r"""Measures searches that propose candidates at an equal budget: beam search, sampling, value-guided search.
+
+    python -m experiments.benchmark_search --config=configs/amazon_office_small.py --json=FILE \
+        [--backbones=encoder_decoder] [--times=1,2] [--widths=1,4,8] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
+
+Untrained weights and an untrained value head, but the config's real semantic IDs and trie. A row searches
+`decoding.batch_size` users with random histories of `data.max_history` items, one program a batch:
+
+* `beam`: as many beams as candidates; the tokens it gives the model are the budget of the others;
+* `sample`: as many candidates without replacement;
+* `ved/TIMES/W`: value-guided search with so many times that budget, W prefixes at a time;
+* `python_walk`: that search once more with W = 1, one node of one user at a time (`search_baselines`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+
+from experiments import benchmarking, build
+from experiments.benchmarking import FLAGS
+from experiments.errors import one_line_errors
+from experiments.search_baselines import PythonWalk
+from gr.decoding import Candidates, SearchConfig, search
+from gr.models import ValueHead, ValueHeadConfig
+from gr.trie import TrieIndex
+
+NUM_CANDIDATES, INITIAL_BEAMS = 16, 8
+WALK = "python_walk"
+WALKED_USERS = 4
+
+HEADER = (
+    "searches",
+    "users/s",
+    "tokens a user",
+    "tokens/s",
+    "of beam search",
+    "times the walk",
+    "ms a batch",
+    "compile s",
+)
+NOTES = (
+    "rows of one backbone are timed in turns. tokens: what the model is given besides the history. of beam search,",
+    "times the walk: by tokens/s; aimed at for value-guided search: >= 70%, >= 50.",
+)
+
+
+@one_line_errors
+def main(argv: list[str]) -> None:
+    """One backbone after the other; table and file."""
+    del argv
+    config, on = FLAGS.config, benchmarking.machine()
+    splits, semantic_ids = benchmarking.load(config)
+    catalogue = build.make_catalogue(semantic_ids)
+    shape = (config.decoding.batch_size, config.data.max_history)
+    rng = np.random.default_rng(config.seed)
+    history = catalogue.tokens[rng.integers(splits.sequences.num_items, size=shape)]
+    results, compilations = {}, {}
+    for backbone in benchmarking.backbones():
+        chosen = config.copy_and_resolve_references()
+        chosen.backbone = backbone
+        model = build.make_model(chosen, semantic_ids)
+        measured, compilations[backbone] = measure(chosen, model, catalogue, history)
+        results |= {f"{backbone}/{name}": result for name, result in measured.items()}
+    fields = next(iter(results.values()))
+    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities["compilations_while_timing"] = compilations
+    table = [_row(name, results) for name in results]
+    benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)
+
+
+def _row(name: str, results: dict[str, dict[str, float]]) -> tuple[str, ...]:
+    result, backbone = results[name], name.split("/")[0]
+    speed = result["tokens_per_second"]
+    return (
+        name,
+        f"{result['users_per_second']:,.1f}",
+        f"{result['tokens_per_user']:.1f}",
+        f"{speed:,.0f}",
+        f"{speed / results[f'{backbone}/beam']['tokens_per_second']:.0%}",
+        f"{speed / results[f'{backbone}/{WALK}']['tokens_per_second']:,.0f}",
+        f"{1e3 * result['seconds_per_batch']:,.1f}",
+        f"{result['compile_seconds']:.1f}",
+    )
+
+
+def make_searches(length: int) -> dict[str, SearchConfig]:
+    """The searches by row name; `length` codes, of which a beam search evaluates all but the last."""
+    budget = NUM_CANDIDATES * (length - 1)
+    ved = functools.partial(
+        SearchConfig, "ved", num_candidates=NUM_CANDIDATES, initial_beams=INITIAL_BEAMS
+    )
+    return {
+        "beam": SearchConfig("beam", num_candidates=NUM_CANDIDATES),
+        "sample": SearchConfig("sample", num_candidates=NUM_CANDIDATES),
+        **{
+            f"ved/{times}/{width}": ved(budget=times * budget, width=width)
+            for times in map(int, FLAGS.times)
+            for width in map(int, FLAGS.widths)
+        },
+        WALK: ved(budget=budget, width=1),
+    }
+
+
+def measure(
+    config: ConfigDict, model: Any, catalogue: build.Catalogue, history: jax.Array
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Times all searches of `history [B, T, L]` in turns: results by row, compilations while timing."""
+    length = catalogue.index.length
+    head = ValueHead(
+        ValueHeadConfig(config[config.backbone].d_model, length), rngs=nnx.Rngs(config.seed)
+    )
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, chosen in make_searches(length).items():
+        if name == WALK:
+            walk = PythonWalk(model, head, catalogue.semantic_ids.tokens, chosen)
+            calls[name] = benchmarking.in_order(walk, list(history[:WALKED_USERS, None]))
+            continue
+        key = jax.random.key(config.seed)
+        calls[name] = functools.partial(
+            _search, model, head, catalogue.index, history, key, config=chosen
+        )
+    timings, compilations = benchmarking.time_in_turns(calls, FLAGS.seconds_per_row * len(calls))
+    results = {}
+    for name, timing in timings.items():
+        found = calls[name]()
+        users, tokens = (1, found[1]) if name == WALK else (len(history), found.evaluations.mean())
+        results[name] = {
+            "users_per_second": users / timing.seconds,
+            "tokens_per_user": float(tokens),
+            "tokens_per_second": float(tokens) * users / timing.seconds,
+            "seconds_per_batch": timing.seconds,
+            "compile_seconds": timing.compile_seconds,
+        }
+    return results, compilations
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _search(
+    model: Any,
+    head: ValueHead,
+    index: TrieIndex,
+    history: jax.Array,
+    key: jax.Array,
+    *,
+    config: SearchConfig,
+) -> Candidates:
+    return search(config, model, head, index, history, key=key)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("times", ["1", "2"], "Budgets of value-guided search, times beam search's.")
+    flags.DEFINE_list("widths", ["1", "4", "8"], "How many prefixes it evaluates at a time.")
+    benchmarking.run(main)

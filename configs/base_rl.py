@@ -39,7 +39,9 @@ def base_rl_config() -> ConfigDict:
     c.policy.cppo_threshold = 0.15
     c.policy.cppo_budget = 0.015
     c.policy.cppo_floor = 0.8
-    c.policy.importance = False  # With search.name = "sample": weigh by p / inclusion probability.
+    c.policy.importance = (
+        False  # Weigh candidates, which are no independent draws, by their chance.
+    )
 
     # The value head, and how it learns. See `gr.training.ValueConfig`.
     c.value = ConfigDict()

@@ -57,7 +57,8 @@ class RolloutConfig:
     exclude_seen: bool = True  # Items of the history are not proposed.
     temperature: float = 1.0  # Of the policy; this and the next as in `beam_search`.
     normalise_over: str = "vocabulary"
-    # Whether candidates drawn without replacement are weighted by probability / inclusion probability.
+    # Whether candidates are weighted in the policy's loss, for they are not independent draws: those drawn without
+    # replacement by probability / inclusion probability, those searched for by their probability among each other.
     importance: bool = False
     # Of what a prefix's vector is the mean, in rewards of the value head: of all items below its "node" of the trie,
     # or of the "group" of candidates that share it.
@@ -67,11 +68,6 @@ class RolloutConfig:
         if self.prefix_vectors not in PREFIX_VECTORS:
             raise TrainingError(
                 f"value.prefix_vectors={self.prefix_vectors!r} is unknown: use one of {', '.join(PREFIX_VECTORS)}"
-            )
-        if self.importance and self.search.name != "sample":
-            raise TrainingError(
-                f"rollouts by search.name={self.search.name!r} were not drawn and have no importance: use 'sample', "
-                "or policy.importance=False"
             )
 
 
@@ -149,7 +145,7 @@ def roll_out(
         logp=logp,
         reference_logp=reference_logp,
         entropy=entropy,
-        importance=_importance(found) if config.importance else jnp.ones(valid.shape),
+        importance=_importance(found, logp, valid) if config.importance else jnp.ones(valid.shape),
     )
     hit = ((codes == target[:, None]).all(-1) & valid).any(-1)
     per_user = {
@@ -221,7 +217,16 @@ def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Out
     )
 
 
-def _importance(found: Candidates) -> jax.Array:
-    """Probability over inclusion probability `[B, G]` (arXiv 1903.06059, section 4); 0 where not valid."""
-    weight = jnp.exp(found.scores - found.draws.log_inclusion)
-    return jnp.where(found.valid, weight, 0.0)
+def _importance(found: Candidates, logp: jax.Array, valid: jax.Array) -> jax.Array:
+    """Weights of candidates `[B, G]`, 0 where not valid.
+
+    Of those drawn without replacement, probability over inclusion probability: an unbiased estimate of a mean over
+    independent draws (arXiv 1903.06059, section 4). Of those that a search found, the probability among them: the mean
+    over the policy's draws, if it drew among them only. Without weights an unlikely candidate counts as much as a
+    likely one, and what a search found improbable is pushed down for ever.
+    """
+    log_weight = jnp.where(valid, logp.sum(-1), -jnp.inf)
+    if found.draws is not None:
+        log_weight = found.scores - found.draws.log_inclusion
+    largest = jnp.where(valid, log_weight, -jnp.inf).max(axis=1, keepdims=True, initial=-1e30)
+    return jnp.where(valid, jnp.exp(log_weight - largest), 0.0)

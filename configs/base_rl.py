@@ -62,7 +62,10 @@ def base_rl_config() -> ConfigDict:
     c.rl.batch_size = 64  # Users.
     c.rl.num_buckets = 1  # Padded lengths of histories; the whole step compiles once for each.
     c.rl.num_steps = 300
-    c.rl.recent_targets = 0  # Only so many of each user's latest training targets; 0: all.
+    # What the policy is rewarded for: "train" targets, which it has been trained on, or "validation" targets of the
+    # users that are not among the `eval_users`.
+    c.rl.targets = "train"
+    c.rl.recent_targets = 0  # Of train targets, only so many of each user's latest; 0: all.
     c.rl.num_epochs = 2
     c.rl.num_minibatches = 1
     c.rl.supervised_weight = 0.0  # Of the targets' cross-entropy beside the policy's loss.

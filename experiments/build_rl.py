@@ -123,7 +123,7 @@ def make_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
     """The endless pipeline of users whose candidates are searched."""
     return train_batches_by_target(
         splits.sequences,
-        latest_targets(splits.train, config.rl.recent_targets),
+        rewarded_targets(config, splits),
         batch_size=config.rl.batch_size,
         max_history=config.data.max_history,
         buckets=config.rl.num_buckets,
@@ -132,6 +132,27 @@ def make_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def rewarded_targets(config: ConfigDict, splits: Splits) -> Targets:
+    """The targets that candidates are rewarded for.
+
+    Raises:
+        TrainingError: for an unknown kind, or if evaluations leave no validation targets to learn from.
+    """
+    rl = config.rl
+    if rl.targets == "train":
+        return latest_targets(splits.train, rl.recent_targets)
+    if rl.targets != "validation":
+        raise TrainingError(f"rl.targets={rl.targets!r} is unknown: use train or validation")
+    targets = splits.validation
+    kept = ~np.isin(targets.users, build.spread_targets(targets, rl.eval_users).users)
+    if not kept.any():
+        raise TrainingError(
+            f"rl.targets='validation' with rl.eval_users={rl.eval_users}: evaluations take all {len(targets):,} users; "
+            "lower eval_users"
+        )
+    return Targets(users=targets.users[kept], positions=targets.positions[kept])
 
 
 def latest_targets(targets: Targets, count: int) -> Targets:

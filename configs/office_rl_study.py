@@ -3,10 +3,10 @@ r"""A study on Amazon Office: what reinforcement learning adds to supervised tra
     python -m experiments.compare --config=configs/office_rl_study.py --workdir=runs/office_rl_study \
         --data_dir=FOLDER
 
-Trains the supervised model (pointwise APAO, as in `configs/office_apao_study.py`), and goes on from each seed's: with the
-same validation targets of the same 3,881 users, batches, number of updates and 48 token evaluations a user. The other
-1,024 users choose the best step. Every variant but the last keeps the targets' cross-entropy beside the policy's loss,
-and the first has nothing else, so that what rewards add is told from what new targets add. Results are in
+Trains the supervised model (pointwise APAO, as in `configs/office_apao_study.py`), and goes on from each seed's: with
+the same validation targets of the same 3,881 users, batches, number of updates and 48 token evaluations a user. The
+other 1,024 users choose the best step. Every variant but the last keeps the targets' cross-entropy beside the policy's
+loss, and one has nothing else, so that what rewards add is told from what new targets add. Results are in
 docs/results.md.
 """
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/ml100k
 CONFIG ?= configs/ml100k.py
+# Test files at once; compiling, which takes most of the time, uses one core.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
@@ -12,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR) --split=test
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

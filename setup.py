@@ -6,6 +6,7 @@ NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
+    "pytest-xdist>=3.6",
     "ruff>=0.6",
     *NOTEBOOKS,
 ]

@@ -1,6 +1,7 @@
 """One step of a value-guided search: what is to be known of prefixes that the model has just evaluated."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,10 +71,21 @@ class Search:
         """S = L - 1, codes of the longest prefixes that are evaluated."""
         return self.source.length - 1
 
+    def fan_out(self, levels: range) -> int:
+        """The most codes that may follow a prefix of these depths."""
+        return max(self.source.fan_out(depth) for depth in levels)
+
     @property
-    def fan_out(self) -> int:
-        """K, the most codes that may follow a prefix."""
-        return max(self.source.fan_out(depth) for depth in range(self.source.length))
+    def places(self) -> int:
+        """K, places that the tree has for the codes that may follow a prefix.
+
+        Many codes may follow the root, of which no more can be tried than the budget allows; what may follow a longest
+        prefix is a candidate, and all of it has a place.
+        """
+        first = self.source.fan_out(0)
+        if self.longest == 0:
+            return first
+        return max(min(first, self.options.budget), self.fan_out(range(1, self.source.length)))
 
 
 def evaluated(
@@ -89,7 +101,7 @@ def evaluated(
     log_probs: jax.Array,
     outputs: tuple,
 ) -> Prefixes:
-    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree.
+    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree when they are `fitted`.
 
     Args:
         search: the search.
@@ -111,7 +123,7 @@ def evaluated(
     logits = logits_of(logits, ways)
     chances = conditionals(logits, exist)
     grows = exist & (depths < search.longest)[..., None]
-    noise = _noise(search.key, depths.shape, tree, search.fan_out)
+    noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
     return Prefixes(
         depths=depths,
         parents=parents,
@@ -131,11 +143,32 @@ def evaluated(
     )
 
 
+def fitted(block: Prefixes, places: int) -> Prefixes:
+    """The prefixes with `places` for codes that may follow; if they have more, with those whose turn comes first."""
+    missing = places - block.ways.shape[-1]
+    if missing < 0:
+        turns, order = jax.lax.top_k(block.turns, places)
+        ways, gains = (
+            jnp.take_along_axis(array, order, axis=-1) for array in (block.ways, block.gains)
+        )
+        unexpanded = (turns > -jnp.inf).sum(-1, dtype=jnp.int32)
+        return dataclasses.replace(
+            block, ways=ways, gains=gains, turns=turns, unexpanded=unexpanded
+        )
+    pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, missing)))
+    return dataclasses.replace(
+        block,
+        ways=pad(block.ways),
+        gains=pad(block.gains, constant_values=-jnp.inf),
+        turns=pad(block.turns, constant_values=-jnp.inf),
+    )
+
+
 def _continuations(
     search: Search, levels: range, states: Any, depths: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens `[B, n, K]` that may follow prefixes of several depths, and which of them do."""
-    shape = (*depths.shape, search.fan_out)
+    shape = (*depths.shape, search.fan_out(levels))
     ways, exist = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
     for depth in levels:
         here = depths == depth

@@ -32,7 +32,7 @@ from gr.decoding.beam import check_request, ranked, scaled
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, choose, start
 from gr.decoding.choose import Options as BeamOptions
-from gr.decoding.evaluate import Options, Search, ValueHead, evaluated
+from gr.decoding.evaluate import Options, Search, ValueHead, evaluated, fitted
 from gr.decoding.expand import LOWEST
 from gr.decoding.sources import emptied, source_of
 from gr.decoding.top_k import split, take_along, top_k
@@ -168,17 +168,18 @@ def _build(search: Search) -> Tree:
             outputs=(logits, hidden, backbone.latest(cache)),
         )
         if tree is None:
-            tree = empty(block, options.limit + max(options.width, options.beams.num_beams))
+            capacity = options.limit + max(options.width, options.beams.num_beams)
+            tree = empty(fitted(block, search.places), capacity)
         exist = beams.log_probs > -jnp.inf
         if depth == search.longest:
-            return counted(append(tree, block, exist))
+            return counted(append(tree, fitted(block, search.places), exist))
 
         # The beam search's next step.
         logits, normaliser = scaled(logits, options.beams.temperature)
         if options.beams.normalise_over == CHILDREN:
             normaliser = source.log_sum_exp(depth, beams.states, logits)
         beams = choose(source, depth, beams, logits, normaliser, options.beams)
-        block = _without(block, beams)
+        block = fitted(_without(block, beams), search.places)
         place = take_along(numbers(tree, exist.shape[1]), beams.parents)
         tree = append(tree, block, exist)
         parents = place
@@ -247,7 +248,7 @@ def _grow(search: Search, tree: Tree) -> Tree:
         log_probs=log_probs,
         outputs=(logits, hidden, backbone.latest(cache)),
     )
-    return append(tree, block, exist)
+    return append(tree, fitted(block, search.places), exist)
 
 
 def _complete(search: Search, tree: Tree) -> Candidates:
@@ -258,7 +259,7 @@ def _complete(search: Search, tree: Tree) -> Candidates:
     scores = jnp.where(longest[..., None] & (prefixes.gains > -jnp.inf), scores, -jnp.inf)
     scores = scores.reshape(len(scores), -1)
     scores, order = top_k(scores, min(count, scores.shape[1]))
-    node, place = split(order, search.fan_out)
+    node, place = split(order, search.places)
     user = jnp.arange(len(node))[:, None]
     tokens = prefixes.ways[user, node, place]
     states = jax.tree.map(lambda array: array[user, node], prefixes.states)

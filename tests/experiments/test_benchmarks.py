@@ -79,6 +79,7 @@ def measured(tmp_path_factory):
         ("train", "encoder_decoder"),
         ("decode", "decoder_only"),
         ("search", "encoder_decoder"),
+        ("groups", "encoder_decoder"),
     ):
         command = [sys.executable, "-m", f"experiments.benchmark_{name}"]
         command += [f"--config={folder}/tiny.py", f"--json={folder}/{name}.json"]
@@ -87,6 +88,8 @@ def measured(tmp_path_factory):
             command += ["--losses=ce,apao_pairwise"]
         if name == "search":
             command += ["--times=1", "--widths=2"]
+        if name == "groups":
+            command += ["--groups=2", "--users=2"]
         processes[name] = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -134,6 +137,14 @@ def test_decode_benchmark_measures_every_row(measured):
     for quantity in ("users_per_second", "seconds_per_batch", "compile_seconds"):
         _assert_positive(content[quantity], rows, or_zero=quantity == "compile_seconds")
     assert all(row in output for row in rows)
+
+
+def test_groups_benchmark_measures_both_ways(measured):
+    content, output = measured["groups"]
+    rows = ["encoder_decoder/2/once", "encoder_decoder/2/each"]
+    assert list(content["users_per_second"]) == rows and all(row in output for row in rows)
+    _assert_positive(content["users_per_second"], rows)
+    assert content["compilations_while_timing"] == {"encoder_decoder": 0}
 
 
 def test_search_benchmark_measures_every_row(measured):

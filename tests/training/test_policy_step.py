@@ -284,9 +284,10 @@ def test_reward_rises_and_the_second_call_does_not_compile(policy, search):
 def test_the_value_head_learns_alone_on_a_frozen_backbone():
     model, batch = make_model(), make_batch()
     chosen = actor_critic_optimizer(None, optax.adam(1e-2))
-    step = make_step(learning=LearningConfig(learn_policy=False), chosen=chosen)
+    learning = LearningConfig(num_epochs=1, learn_policy=False)
+    step = make_step(rollout_config("beam"), learning=learning, chosen=chosen)
     state, before = step(make_state(model, chosen), batch)
-    for _ in range(20):
+    for _ in range(40):
         state, metrics = step(state, batch)
     assert same(state.model.backbone, make_model().backbone)
     assert float(metrics["value/loss"]) < 0.5 * float(before["value/loss"])
@@ -306,7 +307,8 @@ def test_the_policy_learns_without_a_value_head():
 
 
 def test_the_reference_follows_when_it_is_due():
-    step = make_step(learning=LearningConfig(sync_every=2))
+    learning = LearningConfig(num_epochs=1, sync_every=2, learn_value=False)
+    step = make_step(rollout_config("beam"), learning=learning)
     state, _ = step(make_state(make_model()), make_batch())
     assert same(state.loss_state, make_model().backbone)
     state, _ = step(state, make_batch())
@@ -317,7 +319,9 @@ def test_what_is_not_finite_is_not_applied():
     def broken(outcome):
         return jnp.where(outcome.valid, jnp.nan, 0.0)
 
-    state, _ = make_step(reward=broken)(make_state(make_model()), make_batch())
+    learning = LearningConfig(num_epochs=1, learn_value=False)
+    step = make_step(rollout_config("beam"), learning=learning, reward=broken)
+    state, _ = step(make_state(make_model()), make_batch())
     assert int(state.bad_step) == 0 != NO_BAD_STEP and int(state.step) == 0
     assert same(state.model, make_model())
 
@@ -327,7 +331,7 @@ def test_filler_rows_have_no_influence():
     batch = make_batch()
     other = {**batch, "history": batch["history"].copy(), "target": batch["target"].copy()}
     other["history"][-1], other["target"][-1] = other["history"][0], other["target"][0]
-    step = make_step()
+    step = make_step(rollout_config("beam"), learning=LearningConfig(num_epochs=1))
     one, _ = step(make_state(make_model()), batch)
     two, _ = step(make_state(make_model()), other)
     for mine, its in zip(jax.tree.leaves(one.model), jax.tree.leaves(two.model), strict=True):

@@ -11,7 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import base_config
-from experiments import build
+from configs.base_rl import base_rl_config
+from experiments import build, build_rl
 from experiments.comparing import check_study, jobs
 from gr.data import load_sequences
 from gr.data.load import FORMATS
@@ -23,8 +24,11 @@ from gr.training.objectives import LossConfig, supervised_loss
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
 NAMES.remove("base")
+NAMES.remove("base_rl")
 STUDIES = [name for name in NAMES if name.endswith("_study")]  # Of several experiments.
-NAMES = [name for name in NAMES if name not in STUDIES]
+RL_STUDIES = [name for name in STUDIES if name.endswith("_rl_study")]
+RL = [name for name in NAMES if name.endswith("_rl")]
+NAMES = [name for name in NAMES if name not in STUDIES + RL]
 BACKBONES = ("encoder_decoder", "decoder_only")
 
 
@@ -64,16 +68,40 @@ def test_the_configs_that_others_rely_on_are_there():
     assert {"beauty_apao_study", "office_apao_study"} <= set(STUDIES)
 
 
-@pytest.mark.parametrize("name", NAMES + STUDIES)
+@pytest.mark.parametrize("name", NAMES + STUDIES + RL)
 def test_a_config_says_what_it_is_and_how_it_is_run(name):
     docstring = ast.get_docstring(ast.parse((ROOT / f"configs/{name}.py").read_text()))
     assert docstring, f"configs/{name}.py needs a docstring with its command line"
     one_line = " ".join(docstring.replace("\\\n", " ").split())
-    main = "compare" if name in STUDIES else "train"
+    main = "compare" if name in STUDIES else "rl" if name in RL else "train"
     assert f"python -m experiments.{main} --config=configs/{name}.py --workdir=" in one_line
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", RL)
+def test_an_experiment_of_reinforcement_learning_is_accepted(name, load):
+    config = load(name)
+    assert config.name and fields(config) == fields(base_rl_config())
+    assert {*build_rl.FIELDS, "data_dir"} == set(config)
+    whole = ConfigDict({**base_config().to_dict(), **config.to_dict()})
+    assert build_rl.rollout_config(whole).search.name == config.search.name
+    assert build_rl.policy_config(whole).name == config.policy.name
+    assert build_rl.value_config(whole).gamma == config.value.gamma
+
+
+@pytest.mark.parametrize("name", RL_STUDIES)
+def test_a_study_of_reinforcement_learning_starts_from_its_own_runs(name, load):
+    study = load(name)
+    check_study(study)
+    made = jobs(study, "runs", "test")
+    by_folder = {job.workdir: job for job in made}
+    for place, job in enumerate(made):
+        if build_rl.is_rl(job.config):
+            start = by_folder[job.config["init_from"]]
+            assert start.seed == job.seed and start in made[:place]
+            assert fields(study.variants[job.variant]) == fields(base_rl_config())
+
+
+@pytest.mark.parametrize("name", sorted(set(STUDIES) - set(RL_STUDIES)))
 def test_a_study_is_made_of_experiments_that_differ_in_what_they_minimise(name, load):
     study = load(name, "--config.seeds=5,7")
     check_study(study)

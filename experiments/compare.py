@@ -95,8 +95,9 @@ def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
     try:
         with _sigterm_as_interrupt(), bar:
             while waiting or running:
-                while waiting and len(running) < width:
-                    running.append(_Running(waiting.pop(0)))
+                while len(running) < width and (job := ready(waiting, running)):
+                    waiting.remove(job)
+                    running.append(_Running(job))
                     bar.write(f"{running[-1].job.label}: started; log: {running[-1].job.log}")
                 time.sleep(0.2)
                 for ended in [one for one in running if not one.process.is_alive()]:
@@ -118,6 +119,12 @@ def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
         for one in running:
             one.process.join()
     return failed
+
+
+def ready(waiting: Sequence[Job], running: Sequence["_Running"]) -> Job | None:
+    """The first of those that wait that does not start from one that waits or runs; None if there is none."""
+    unfinished = {job.workdir for job in waiting} | {one.job.workdir for one in running}
+    return next((job for job in waiting if job.starts_from not in unfinished), None)
 
 
 class _Running:

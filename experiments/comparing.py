@@ -50,6 +50,11 @@ class Job:
         return os.path.dirname(os.path.dirname(self.workdir))
 
     @property
+    def starts_from(self) -> str:
+        """Folder of the run whose model it starts from; "" for none."""
+        return _holder_of_start(self.config)["init_from"]
+
+    @property
     def log(self) -> str:
         """Where its output goes."""
         return os.path.join(self.workdir, "log.txt")
@@ -95,7 +100,8 @@ class Job:
             if build_rl.is_rl(config):
                 rl.report(config, self.workdir)
             exclude = run.config.decoding.exclude_seen
-            baselines = _baselines(self, run.splits, run.catalogue.semantic_ids, exclude)
+            as_run = dataclasses.replace(self, config=config.to_dict())
+            baselines = _baselines(as_run, run.splits, run.catalogue.semantic_ids, exclude)
             evaluate(run, self.split, decoded, baselines=baselines)
         depth = run.config.decoding.num_beams
         arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
@@ -171,10 +177,9 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
             experiment.seed = int(seed)
             if data_dir:
                 experiment.data_dir = data_dir
-            # Where a run starts from another one of the study.
-            start = experiment if build_rl.is_rl(experiment) else experiment.training
-            start.init_from = start.init_from.format(study=workdir, seed=seed)
-            beams = MIN_BEAMS if start is experiment else experiment.decoding.num_beams
+            holder = _holder_of_start(experiment)  # It may be another run of the study.
+            holder["init_from"] = holder["init_from"].format(study=workdir, seed=seed)
+            beams = MIN_BEAMS if build_rl.is_rl(experiment) else experiment.decoding.num_beams
             if beams < MIN_BEAMS:
                 raise TrainingError(
                     f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "
@@ -192,6 +197,11 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
                 )
             )
     return result
+
+
+def _holder_of_start(config: Mapping) -> Mapping:
+    """The part of an experiment that says which run it starts from, by `init_from`."""
+    return config if build_rl.is_rl(config) else config["training"]
 
 
 def compare(

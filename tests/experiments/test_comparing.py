@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import baselines, comparing, evaluate, reporting
-from experiments.compare import last_line, run_all
+from experiments.compare import last_line, ready, run_all
 from experiments.comparing import Job
 from experiments.workdir import load_run
 from gr.evaluation import Decoded, EvaluationError
@@ -52,6 +52,23 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     comparing.jobs(tiny_study(), str(folder), "test")[0].run()
     return folder
+
+
+def test_what_starts_from_another_run_waits_for_it():
+    study = tiny_study()
+    study.variants.a = study.variants.ce.copy_and_resolve_references()
+    study.variants.a.training.init_from = "{study}/ce/seed_{seed}"
+    jobs = comparing.jobs(study, "runs", "test")
+    first, _, start, *_ = jobs
+    assert (first.variant, first.starts_from) == ("a", "runs/ce/seed_0") == ("a", start.workdir)
+    waiting, order = list(jobs), []
+    while job := ready(waiting, []):
+        waiting.remove(job)
+        order.append((job.variant, job.seed))
+    assert sorted(order) == sorted((job.variant, job.seed) for job in jobs)
+    assert all(order.index(("ce", seed)) < order.index(("a", seed)) for seed in (0, 1))
+    running = dataclasses.make_dataclass("Running", ["job"])(start)
+    assert ready([first], [running]) is None and ready([first], []) is first
 
 
 @pytest.fixture

@@ -94,10 +94,10 @@ def test_a_study_of_reinforcement_learning_starts_from_its_own_runs(name, load):
     check_study(study)
     made = jobs(study, "runs", "test")
     by_folder = {job.workdir: job for job in made}
-    for place, job in enumerate(made):
+    for job in made:
         if build_rl.is_rl(job.config):
-            start = by_folder[job.config["init_from"]]
-            assert start.seed == job.seed and start in made[:place]
+            start = by_folder[job.starts_from]
+            assert start.seed == job.seed and start.variant == "supervised"
             assert fields(study.variants[job.variant]) == fields(base_rl_config())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import build
+from experiments import build, build_rl
 from experiments.workdir import Run
 from gr.data import Targets
 from gr.evaluation import (
@@ -208,8 +208,9 @@ def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
 
 
 def _commands(run: Run, split: str) -> list[str]:
+    main = "rl" if build_rl.is_rl(run.config) else "train"
     return [
-        f"python -m experiments.train --config=CONFIG --workdir={run.workdir}",
+        f"python -m experiments.{main} --config=CONFIG --workdir={run.workdir}",
         f"python -m experiments.evaluate --workdir={run.workdir} --split={split}",
         f"python -m experiments.recommend --workdir={run.workdir} --user="
         f"{run.splits.sequences.user_ids[0]} --top_k=10",

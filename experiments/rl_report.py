@@ -142,7 +142,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
     found = search(
         rollout.search,
         run.model,
-        run.value_head if config.value.learn else None,
+        run.value_head,
         catalogue.index,
         history,
         key=jax.random.key(config.seed),

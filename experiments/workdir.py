@@ -51,7 +51,8 @@ def load_run(workdir: str, *, data_dir: str = "", which: str = "best") -> Run:
         model = build_rl.make_model(config, catalogue)
     model = restore_model(workdir, model, which)
     if build_rl.is_rl(config):
-        model, value_head = model.backbone, model.value_head
+        value_head = model.value_head if config.value.learn else None
+        model = model.backbone
     return Run(
         workdir=workdir,
         config=config,

@@ -3,8 +3,9 @@ r"""Measures searches that propose candidates at an equal budget: beam search, s
     python -m experiments.benchmark_search --config=configs/amazon_office_small.py --json=FILE \
         [--backbones=encoder_decoder] [--times=1,2] [--widths=1,4,8] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
 
-Untrained weights and an untrained value head, but the config's real semantic IDs and trie. A row searches
-`decoding.batch_size` users with random histories of `data.max_history` items, one program a batch:
+Untrained weights and an untrained value head of the size in `configs/base_rl.py`, but the config's real semantic IDs
+and trie. A row searches `decoding.batch_size` users with random histories of `data.max_history` items, one program a
+batch:
 
 * `beam`: as many beams as candidates; the tokens it gives the model are the budget of the others;
 * `sample`: as many candidates without replacement;
@@ -22,6 +23,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
+from configs.base_rl import base_rl_config
 from experiments import benchmarking, build
 from experiments.benchmarking import FLAGS
 from experiments.errors import one_line_errors
@@ -112,8 +114,12 @@ def measure(
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Times all searches of `history [B, T, L]` in turns: results by row, compilations while timing."""
     length = catalogue.index.length
+    value = base_rl_config().value
     head = ValueHead(
-        ValueHeadConfig(config[config.backbone].d_model, length), rngs=nnx.Rngs(config.seed)
+        ValueHeadConfig(
+            config[config.backbone].d_model, length, num_heads=value.num_heads, d_ff=value.d_ff
+        ),
+        rngs=nnx.Rngs(config.seed),
     )
     calls: dict[str, Callable[[], Any]] = {}
     for name, chosen in make_searches(length).items():

@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +92,7 @@ def optimizer():
     return actor_critic_optimizer(optax.adam(3e-3), optax.adam(3e-3))
 
 
-def make_step(rollout=None, policy=None, learning=None, reward=exact_match, chosen=None):
+def make_step(rollout=None, policy=None, learning=None, reward=exact_match, chosen=None, mesh=None):
     return make_policy_step(
         rollout or rollout_config(),
         policy or PolicyConfig("sibling_grpo"),
@@ -97,6 +101,7 @@ def make_step(rollout=None, policy=None, learning=None, reward=exact_match, chos
         environment(),
         reward,
         chosen or optimizer(),
+        mesh=mesh,
     )
 
 
@@ -336,6 +341,37 @@ def test_filler_rows_have_no_influence():
     two, _ = step(make_state(make_model()), other)
     for mine, its in zip(jax.tree.leaves(one.model), jax.tree.leaves(two.model), strict=True):
         np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
+
+
+ON_TWO_DEVICES = """
+import json, jax, numpy as np
+from test_policy_step import *
+from gr.training import make_mesh, replicate, shard_batch
+
+def trained(mesh):
+    step = make_step(rollout_config("beam"), learning=LearningConfig(num_epochs=1), mesh=mesh)
+    state = replicate(make_state(make_model()), mesh)
+    for _ in range(2):
+        state, metrics = step(state, shard_batch(make_batch(), mesh))
+    return [float(metrics["loss"]), *(float(abs(x).sum()) for x in jax.tree.leaves(state.model))]
+
+print(json.dumps([trained(make_mesh()), trained(make_mesh(data=2))]))
+"""
+
+
+def test_data_parallel_equals_one_device():
+    folder = os.path.dirname(__file__)
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([folder, os.path.dirname(folder)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads(done.stdout)
+    np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

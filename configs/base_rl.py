@@ -18,6 +18,7 @@ def base_rl_config() -> ConfigDict:
     c.search.budget = 48  # Token evaluations a user, of VED; beams give num_candidates * (L - 1).
     c.search.initial_beams = 8
     c.search.entropy_weight = 0.1
+    c.search.prior_weight = 0.0
     c.search.exploration = 1.0
     c.search.width = 8
 

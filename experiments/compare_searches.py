@@ -34,7 +34,11 @@ def main(argv: Sequence[str]) -> None:
             f"--budgets={','.join(_BUDGETS.value)}: give whole numbers, with commas"
         ) from error
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
-    ved = SearchConfig(entropy_weight=_ENTROPY_WEIGHT.value, exploration=_EXPLORATION.value)
+    ved = SearchConfig(
+        entropy_weight=_ENTROPY_WEIGHT.value,
+        prior_weight=_PRIOR_WEIGHT.value,
+        exploration=_EXPLORATION.value,
+    )
     compare(run, _SPLIT.value, budgets, num_users=_USERS.value, ved=ved)
 
 
@@ -89,6 +93,7 @@ def compare(
         "exclude_seen": run.config.decoding.exclude_seen,
         "value_head": run.value_head is not None,
         "entropy_weight": ved.entropy_weight,
+        "prior_weight": ved.prior_weight,
         "exploration": ved.exploration,
         "searches": rows,
     }
@@ -113,6 +118,12 @@ if __name__ == "__main__":
     _USERS = flags.DEFINE_integer("users", 1024, "How many users at most; 0: all.", lower_bound=0)
     _ENTROPY_WEIGHT = flags.DEFINE_float(
         "entropy_weight", SearchConfig.entropy_weight, "Lambda of VED.", lower_bound=0.0
+    )
+    _PRIOR_WEIGHT = flags.DEFINE_float(
+        "prior_weight",
+        SearchConfig.prior_weight,
+        "Of a prefix's log-probability in VED's priority.",
+        lower_bound=0.0,
     )
     _EXPLORATION = flags.DEFINE_float(
         "exploration", SearchConfig.exploration, "Beta of VED.", lower_bound=0.0

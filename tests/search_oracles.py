@@ -136,6 +136,7 @@ def ved(
     beams,
     width,
     entropy_weight=0.1,
+    prior_weight=0.0,
     exploration=1.0,
     demands=(),
     handover=0,
@@ -184,7 +185,7 @@ def ved(
             alive.append(evaluate((*node.codes, token), node, score))
 
     def merit(node):
-        return node.value + entropy_weight * node.entropy
+        return node.value + entropy_weight * node.entropy + prior_weight * node.score
 
     while len(tree) <= budget and any(node.turns for node in tree):
         means = {

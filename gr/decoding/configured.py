@@ -32,6 +32,7 @@ class SearchConfig:
     budget: int = 64
     initial_beams: int = 8
     entropy_weight: float = 0.1
+    prior_weight: float = 0.0
     exploration: float = 1.0
     width: int = 8
 
@@ -43,7 +44,7 @@ class SearchConfig:
         for field in ("num_candidates", "initial_beams", "width"):
             if getattr(self, field) < 1:
                 raise DecodingError(f"search.{field}={getattr(self, field)} must be at least 1")
-        for field in ("budget", "entropy_weight", "exploration"):
+        for field in ("budget", "entropy_weight", "prior_weight", "exploration"):
             if getattr(self, field) < 0:
                 raise DecodingError(f"search.{field}={getattr(self, field)} must not be negative")
 
@@ -90,6 +91,7 @@ def search(
             num_candidates=config.num_candidates,
             initial_beams=config.initial_beams,
             entropy_weight=config.entropy_weight,
+            prior_weight=config.prior_weight,
             exploration=config.exploration,
             width=config.width,
             normalise_over=normalise_over,

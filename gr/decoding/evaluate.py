@@ -31,6 +31,7 @@ class Options:
     num_candidates: int
     beams: BeamOptions
     entropy_weight: float
+    prior_weight: float
     exploration: float
     width: int
     keep_tree: bool

@@ -107,7 +107,13 @@ def can_grow(tree: Tree, limit: int) -> jax.Array:
 
 
 def select(
-    tree: Tree, limit: int, width: int, entropy_weight: float, exploration: float
+    tree: Tree,
+    limit: int,
+    width: int,
+    *,
+    entropy_weight: float,
+    prior_weight: float,
+    exploration: float,
 ) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
     """Chooses which prefixes grow by which codes.
 
@@ -118,6 +124,7 @@ def select(
         limit: most prefixes in a tree, those to come included.
         width: W.
         entropy_weight: lambda.
+        prior_weight: of a prefix's log-probability.
         exploration: beta.
 
     Returns:
@@ -126,6 +133,7 @@ def select(
     """
     prefixes = tree.prefixes
     merit = prefixes.values + entropy_weight * prefixes.entropies
+    merit = merit + prior_weight * prefixes.log_probs
     gate = merit >= _means(tree, merit) - _SLACK
     user = jnp.arange(len(merit))
     levels = prefixes.paths.shape[-1]

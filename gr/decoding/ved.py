@@ -63,6 +63,7 @@ def ved_search(
     num_candidates: int,
     initial_beams: int = 8,
     entropy_weight: float = 0.1,
+    prior_weight: float = 0.0,
     exploration: float = 1.0,
     width: int = 8,
     constraint: Constraint | Sequence[Constraint] | None = None,
@@ -86,6 +87,7 @@ def ved_search(
         num_candidates: G.
         initial_beams: beams of the search that builds the tree.
         entropy_weight: lambda, of H in nats.
+        prior_weight: of a prefix's log-probability, which the paper does not have in G: as in a best-first search.
         exploration: beta.
         width: W; 1 is the sequential algorithm, more make better use of the device.
         constraint: see `beam_search`.
@@ -108,6 +110,7 @@ def ved_search(
         num_candidates=num_candidates,
         beams=BeamOptions(initial_beams, temperature, normalise_over=normalise_over),
         entropy_weight=entropy_weight,
+        prior_weight=prior_weight,
         exploration=exploration,
         width=width,
         keep_tree=keep_tree,
@@ -217,7 +220,12 @@ def _grow(search: Search, tree: Tree) -> Tree:
     """One more evaluation of up to W prefixes a user."""
     backbone, source, options = search.backbone, search.source, search.options
     tree, parents, place, exist = select(
-        tree, options.limit, options.width, options.entropy_weight, options.exploration
+        tree,
+        options.limit,
+        options.width,
+        entropy_weight=options.entropy_weight,
+        prior_weight=options.prior_weight,
+        exploration=options.exploration,
     )
     prefixes = tree.prefixes
     user = jnp.arange(len(parents))[:, None]

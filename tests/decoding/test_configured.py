@@ -68,6 +68,7 @@ def test_value_guided_search():
         "num_candidates": 7,
         "initial_beams": 2,
         "entropy_weight": 0.7,
+        "prior_weight": 0.2,
         "exploration": 0.3,
         "width": 2,
     }

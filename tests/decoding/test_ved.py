@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 USERS = 3
 HISTORY = jnp.zeros((USERS, 1))
 WIDTH = 4  # Of hidden states.
+WEIGHTS = {"entropy_weight", "prior_weight", "exploration"}
 
 
 @jax.tree_util.register_dataclass
@@ -111,6 +112,7 @@ def check(
             count=options["num_candidates"],
             beams=options.get("initial_beams", 8),
             width=options.get("width", 8),
+            **{name: options[name] for name in WEIGHTS & set(options)},
             demands=demands[user],
             handover=handover,
         )
@@ -173,6 +175,25 @@ def test_all_lengths(length, budget):
             num_candidates=12,
             initial_beams=3,
             width=width,
+        )
+
+
+def test_weights_of_what_guides_it():
+    tokens = np.random.default_rng(7).integers(0, 7, (40, 3))
+    model, head = random_case(7, 3, 7)
+    index = TrieIndex.build(tokens, 7)
+    for weights in ({"prior_weight": 0.5, "exploration": 0.2}, {"entropy_weight": 0.8}):
+        check(
+            tokens,
+            index,
+            model,
+            head,
+            7,
+            budget=16,
+            num_candidates=12,
+            initial_beams=2,
+            width=3,
+            **weights,
         )
 
 

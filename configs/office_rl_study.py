@@ -52,15 +52,6 @@ def from_supervised() -> ConfigDict:
     """V-STAR from the study's own supervised run."""
     c = office_rl()
     c.init_from = START
-    c.policy.importance = True
-    c.value.pretrain_steps = 150
-    c.rl.targets = "validation"
-    c.rl.batch_size = 128
-    c.rl.num_steps = 75
-    c.rl.supervised_weight = 1.0
-    c.rl.eval_every = 15
-    c.rl.monitor = "loss"  # Far less noisy than NDCG on 1,024 users.
-    c.rl.checkpoint_every = 25
     return c
 
 

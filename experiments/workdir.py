@@ -8,6 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.base import base_config
+from configs.base_rl import base_rl_config
 from experiments import build, build_rl
 from gr.data import Splits
 from gr.models import ValueHead
@@ -70,7 +71,10 @@ def saved_config(workdir: str) -> ConfigDict:
     Raises:
         TrainingError: if there is none.
     """
-    return ConfigDict(_filled(base_config().to_dict(), load_config(workdir)))
+    saved, defaults = load_config(workdir), base_config().to_dict()
+    if build_rl.is_rl(saved):
+        defaults |= base_rl_config().to_dict()
+    return ConfigDict(_filled(defaults, saved))
 
 
 def _filled(defaults: Mapping, saved: Mapping) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from gr.evaluation.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LABEL_WIDTH = 18  # Characters, after which a variant's name goes on in a new line.
 _LINE_DASHES = ("--", ":", "-.", "-")
 
 
@@ -66,12 +68,15 @@ def seeds_plot(
         else:
             axes.plot([], [], " ", label=plain_text(f"{label} ({value:.4f})"))
     axes.margins(x=0.08)
-    axes.set_yticks(range(len(compared)), [plain_text(name) for name in compared])
+    names = [textwrap.fill(plain_text(name), _LABEL_WIDTH) for name in compared]
+    axes.set_yticks(range(len(compared)), names)
     axes.set_ylim(len(compared) - 0.5, -0.7)
     style(axes, xlabel=f"{metric_label(metric)} (dots: seeds, bar: mean)", grid="x")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.locator_params(axis="x", nbins=6)
-    top_legend(axes, columns=2)
+    axes.locator_params(axis="x", nbins=5)
+    # Beside wide labels a legend of two columns would not fit above what is left for the data.
+    wide = max(map(len, compared)) >= _LABEL_WIDTH
+    top_legend(axes, columns=1 if wide else 2)
     return figure
 
 

@@ -52,7 +52,7 @@ class Job:
     @property
     def starts_from(self) -> str:
         """Folder of the run whose model it starts from; "" for none."""
-        return _holder_of_start(self.config)["init_from"]
+        return _holder_of_start(self.config).get("init_from", "")
 
     @property
     def log(self) -> str:
@@ -201,7 +201,7 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
 
 def _holder_of_start(config: Mapping) -> Mapping:
     """The part of an experiment that says which run it starts from, by `init_from`."""
-    return config if build_rl.is_rl(config) else config["training"]
+    return config if build_rl.is_rl(config) else config.get("training", {})
 
 
 def compare(

@@ -8,6 +8,7 @@ from absl import logging
 from gr.data import DataError
 from gr.decoding import DecodingError
 from gr.evaluation import EvaluationError
+from gr.losses import LossError
 from gr.models import ModelError
 from gr.semantic_ids import SemanticIdError
 from gr.training import TrainingError, TrainingInterrupted
@@ -17,6 +18,7 @@ _MENDABLE = (
     DataError,
     DecodingError,
     EvaluationError,
+    LossError,
     ModelError,
     SemanticIdError,
     TrainingError,

@@ -317,7 +317,12 @@ def test_the_reference_follows_when_it_is_due():
     state, _ = step(make_state(make_model()), make_batch())
     assert same(state.loss_state, make_model().backbone)
     state, _ = step(state, make_batch())
-    assert same(state.loss_state, state.model.backbone)
+    assert not same(state.loss_state, make_model().backbone)
+    pairs = zip(
+        jax.tree.leaves(state.loss_state), jax.tree.leaves(state.model.backbone), strict=True
+    )
+    for mine, its in pairs:  # The compiler may compute the update twice, and round differently.
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_finite_is_not_applied():

@@ -41,14 +41,13 @@ from gr.training import (
 
 VALUE_FOLDER = "value_head"
 
-# What may change when a run is resumed: see `experiments.train`.
+# What may change when a run is resumed: see `experiments.train`. Not `rl.eval_users`, who may not be learnt from.
 MAY_DIFFER = (
     "data_dir",
     "init_from",  # Its model is in this run's own checkpoints.
     "rl.checkpoint_every",
     "rl.clip_norm",
     "rl.eval_every",
-    "rl.eval_users",
     "rl.learning_rate",
     "rl.log_every",
     "rl.patience",
@@ -192,7 +191,7 @@ def _fit(
     optimizer, step = build_rl.make_optimisation(
         config, environment, num_steps, mesh, learn_policy=learn_policy
     )
-    # The second phase has other batches and searches than the first.
+    # The second phase begins with the same batches, but searches them with other random numbers.
     key = jax.random.fold_in(build.make_key(config), int(learn_policy))
     state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:

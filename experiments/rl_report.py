@@ -100,8 +100,9 @@ def _ranks(calibration: ValueCalibration) -> list[list[str]]:
 
 
 def _trees(run: Run) -> dict[str, str]:
-    """Caption -> figure of the search trees of a few evenly spaced validation users."""
-    targets = build.spread_targets(run.splits.validation, NUM_TREES)
+    """Caption -> figure of the search trees of a few of the evaluated users, who were not learnt from."""
+    evaluated = build.spread_targets(run.splits.validation, run.config.rl.eval_users)
+    targets = build.spread_targets(evaluated, NUM_TREES)
     found, beams = search_trees(run, targets)
     sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
     titles = sequences.titles()

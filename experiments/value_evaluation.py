@@ -1,6 +1,7 @@
 """How well a value head ranks prefixes on held-out users: its calibration against what is found below them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from experiments import build, build_rl
 from gr.data import Splits
 from gr.data.pipeline import evaluation_batches
 from gr.evaluation import ValueCalibration, value_calibration
-from gr.losses import distinct_prefixes, monte_carlo_returns, prefix_means
+from gr.losses import distinct_prefixes, exact_match, monte_carlo_returns, prefix_means
 from gr.models import path_states
-from gr.training import ActorCritic, Environment, roll_out
+from gr.training import ActorCritic, Environment, RolloutConfig, roll_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +41,15 @@ class ValueEvaluation:
 
     def calibration(self, model: ActorCritic) -> tuple[ValueCalibration, float]:
         """The calibration, and the mean squared error over all prefixes."""
-        gamma, key = self.config.value.gamma, jax.random.key(self.config.seed)
-        rollout = build_rl.rollout_config(self.config)
-        reward = build_rl.make_reward(self.config, self.environment)
-
-        @jax.jit
-        def of_batch(model: ActorCritic, environment: Environment, batch: dict, key: jax.Array):
-            rollouts, _ = roll_out(rollout, environment, reward, model, model.backbone, batch, key)
-            values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.codes))
-            rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))
-            returns = monte_carlo_returns(rewards, gamma)
-            returns = prefix_means(rollouts.codes, returns, rollouts.valid)
-            return values, returns, distinct_prefixes(rollouts.codes, rollouts.valid)
-
+        rollout, key = build_rl.rollout_config(self.config), jax.random.key(self.config.seed)
         parts = [
-            of_batch(
+            _values_and_returns(
                 model,
                 self.environment,
                 {name: batch[name] for name in ("history", "target", "weight")},
                 jax.random.fold_in(key, number),
+                rollout=rollout,
+                gamma=self.config.value.gamma,
             )
             for number, batch in enumerate(self.batches)
         ]
@@ -73,3 +64,23 @@ class ValueEvaluation:
         calibration, error = self.calibration(model)
         found = {f"value/{name}": value for name, value in calibration.to_dict().items()}
         return {"value/loss": error} | {k: v for k, v in found.items() if v is not None}
+
+
+# Here rather than in the method, that a later evaluation may not compile again.
+@functools.partial(jax.jit, static_argnames=("rollout", "gamma"))
+def _values_and_returns(
+    model: ActorCritic,
+    environment: Environment,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    rollout: RolloutConfig,
+    gamma: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the prefixes of a batch's candidates: values, returns and which count, `[B, G, L + 1]` each."""
+    # The policy's reward has no part in V's returns.
+    rollouts, _ = roll_out(rollout, environment, exact_match, model, model.backbone, batch, key)
+    values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.codes))
+    rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))
+    returns = prefix_means(rollouts.codes, monte_carlo_returns(rewards, gamma), rollouts.valid)
+    return values, returns, distinct_prefixes(rollouts.codes, rollouts.valid)

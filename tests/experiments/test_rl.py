@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from gr.data import load_sequences
 from tests.experiments.test_mains import ROOT, TINY, run
 
 SMALL = [
@@ -77,8 +78,10 @@ def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
     assert 0 <= json.loads((folder / "metrics_validation.json").read_text())["ndcg@10"] <= 1
     done = run("compare_searches", f"--workdir={folder}", "--budgets=12", "--users=32")
     assert "a trained value head" in done.stdout
-    user = run("recommend", f"--workdir={folder}", "--history=no such thing", check=False)
-    assert "is no item id and no title" in user.stderr
+    config = json.loads((folder / "config.json").read_text())
+    user = load_sequences("synthetic", **config["data"]["options"]).user_ids[3]
+    done = run("recommend", f"--workdir={folder}", f"--user={user}", "--top_k=5")
+    assert len(done.stdout.split("recommended:")[1].strip().splitlines()) == 1 + 5
 
 
 def test_killed_and_resumed_equals_never_killed(supervised, trained, tmp_path):

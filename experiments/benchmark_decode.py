@@ -75,10 +75,7 @@ def main(argv: list[str]) -> None:
     catalogue = build.make_catalogue(semantic_ids)
     requests = make_requests(config, splits, catalogue)
     results, peaks, compilations = {}, {}, {}
-    for backbone in benchmarking.backbones():
-        chosen = config.copy_and_resolve_references()
-        chosen.backbone = backbone
-        model = build.make_model(chosen, semantic_ids)
+    for backbone, _, model in benchmarking.models(config, semantic_ids):
         workloads = make_workloads(config, model, catalogue, requests)
         measured, peaks[backbone], compilations[backbone] = measure(
             workloads, config[backbone].dtype, FLAGS.seconds_per_row
@@ -97,8 +94,7 @@ def main(argv: list[str]) -> None:
         for name, result in results.items()
     ]
     # {"users_per_second": {row: value}, ...}: one dictionary a quantity.
-    fields = next(iter(results.values()))
-    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities = benchmarking.by_quantity(results)
     quantities |= {"peak_gflops_per_second": peaks, "compilations_while_timing": compilations}
     benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)
 

@@ -38,10 +38,7 @@ def main(argv: list[str]) -> None:
     items = splits.sequences.num_items
     history = tokens[rng.integers(items, size=(FLAGS.users, config.data.max_history))]
     results, compilations = {}, {}
-    for backbone in benchmarking.backbones():
-        chosen = config.copy_and_resolve_references()
-        chosen.backbone = backbone
-        model = build.make_model(chosen, semantic_ids)
+    for backbone, _, model in benchmarking.models(config, semantic_ids):
         calls: dict[str, Callable[[], Any]] = {}
         for size in map(int, FLAGS.groups):
             codes = tokens[rng.integers(items, size=(FLAGS.users, size))]
@@ -56,8 +53,7 @@ def main(argv: list[str]) -> None:
                 "seconds_per_batch": timing.seconds,
                 "compile_seconds": timing.compile_seconds,
             }
-    fields = next(iter(results.values()))
-    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities = benchmarking.by_quantity(results)
     quantities["compilations_while_timing"] = compilations
     table = [_row(name, results) for name in results]
     benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)

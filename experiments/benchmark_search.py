@@ -63,14 +63,10 @@ def main(argv: list[str]) -> None:
     rng = np.random.default_rng(config.seed)
     history = catalogue.tokens[rng.integers(splits.sequences.num_items, size=shape)]
     results, compilations = {}, {}
-    for backbone in benchmarking.backbones():
-        chosen = config.copy_and_resolve_references()
-        chosen.backbone = backbone
-        model = build.make_model(chosen, semantic_ids)
+    for backbone, chosen, model in benchmarking.models(config, semantic_ids):
         measured, compilations[backbone] = measure(chosen, model, catalogue, history)
         results |= {f"{backbone}/{name}": result for name, result in measured.items()}
-    fields = next(iter(results.values()))
-    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities = benchmarking.by_quantity(results)
     quantities["compilations_while_timing"] = compilations
     table = [_row(name, results) for name in results]
     benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)

@@ -112,8 +112,7 @@ def main(argv: list[str]) -> None:
         for name, result in results.items()
     ]
     # {"examples_per_second": {row: value}, ...}: one dictionary a quantity.
-    fields = next(iter(results.values()))
-    quantities = {field: {name: results[name][field] for name in results} for field in fields}
+    quantities = benchmarking.by_quantity(results)
     benchmarking.report(config.name, HEADER, table, NOTES, on, quantities)
 
 

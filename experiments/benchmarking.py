@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from flax import nnx
 from jax import monitoring
 from ml_collections import ConfigDict, config_flags
 
@@ -62,6 +63,22 @@ def backbones() -> list[str]:
             f"--backbones={','.join(chosen)}: use one or both of {','.join(BACKBONES)}"
         )
     return [backbone for backbone in BACKBONES if backbone in chosen]
+
+
+def models(
+    config: ConfigDict, semantic_ids: SemanticIds
+) -> Iterator[tuple[str, ConfigDict, nnx.Module]]:
+    """Each backbone to be measured: its name, the config with it, an untrained model."""
+    for backbone in backbones():
+        chosen = config.copy_and_resolve_references()
+        chosen.backbone = backbone
+        yield backbone, chosen, build.make_model(chosen, semantic_ids)
+
+
+def by_quantity(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results by row and quantity, the other way round: as the files hold them."""
+    fields = next(iter(results.values()))
+    return {field: {name: results[name][field] for name in results} for field in fields}
 
 
 def load(config: ConfigDict) -> tuple[Splits, SemanticIds]:

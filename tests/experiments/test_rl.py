@@ -9,8 +9,13 @@ import time
 import numpy as np
 import pytest
 
+from experiments import build_rl
+from experiments.value_evaluation import ValueEvaluation
+from experiments.workdir import load_run
 from gr.data import load_sequences
+from gr.training import ActorCritic
 from tests.experiments.test_mains import ROOT, TINY, run
+from tests.training.toy_run import compilations
 
 SMALL = [
     "--config=configs/amazon_office_rl.py",
@@ -82,6 +87,17 @@ def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
     user = load_sequences("synthetic", **config["data"]["options"]).user_ids[3]
     done = run("recommend", f"--workdir={folder}", f"--user={user}", "--top_k=5")
     assert len(done.stdout.split("recommended:")[1].strip().splitlines()) == 1 + 5
+
+
+def test_the_value_head_is_evaluated_again_without_compiling(trained):
+    run_of = load_run(str(trained[0]))
+    environment = build_rl.make_environment(run_of.catalogue, run_of.splits)
+    evaluation = ValueEvaluation.of(run_of.config, environment, run_of.splits, 32)
+    model = ActorCritic(run_of.model, run_of.value_head)
+    first = evaluation.metrics(model)
+    with compilations() as compiled:
+        assert evaluation.metrics(model) == first
+    assert not compiled
 
 
 def test_killed_and_resumed_equals_never_killed(supervised, trained, tmp_path):

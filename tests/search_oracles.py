@@ -111,10 +111,10 @@ def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), h
 class Prefix:
     """A prefix of the oracle's tree."""
 
-    def __init__(self, codes, parent, score, chances, noise, value):
+    def __init__(self, codes, parent, score, chances, turns, value):
         self.codes, self.parent, self.score, self.value = codes, parent, score, value
         self.entropy = -sum(np.exp(c) * c for c in chances.values())
-        self.turns = {token: chance + noise[token] for token, chance in chances.items()}
+        self.turns = turns  # Of the codes that may be tried.
         self.visits = 0
 
     def up(self):
@@ -135,36 +135,43 @@ def ved(
     count,
     beams,
     width,
+    selection="descent",
     entropy_weight=0.1,
     prior_weight=0.0,
     exploration=1.0,
+    sampling_temperature=1.0,
+    lone_are_free=False,
     demands=(),
     handover=0,
 ):
     """Value-guided search: `(score, semantic ID)`, best first, and the prefixes in the order of evaluation.
 
     `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so;
-    `place` is what `places` returns.
+    `place` is what `places` returns. `lone_are_free`: what leads to one item only is a candidate without evaluation.
     """
     children = oracles.live_children(tokens, demands, handover)
-    longest = len(tokens[0]) - 1
+    rows = [tuple(int(t) for t in row) for row in tokens]
+    longest = len(rows[0]) - 1
+    items = {}  # Prefix -> the rows below it.
+    for row in rows:
+        for depth in range(1, longest + 2):
+            items.setdefault(row[:depth], []).append(row)
     tree = []
+
+    def ends(codes):
+        return len(codes) > longest or (lone_are_free and len(items[codes]) == 1)
 
     def evaluate(codes, parent, score):
         drawn = noise(len(tree))
-        allowed = children.get(codes, [])
-        node = Prefix(
-            codes,
-            parent,
-            score,
-            conditionals(log_prob(codes), allowed),
-            {token: drawn[place[codes][token]] for token in allowed},
-            value(codes) if len(codes) < longest else 0.0,
-        )
-        if len(codes) == longest:
-            node.turns = {}
-        tree.append(node)
-        return node
+        chances = conditionals(log_prob(codes), children.get(codes, []))
+        turns = {
+            token: chance + sampling_temperature * drawn[place[codes][token]]
+            for token, chance in chances.items()
+            if not ends((*codes, token))
+        }
+        v = value(codes) if len(codes) < longest else 0.0
+        tree.append(Prefix(codes, parent, score, chances, turns, v))
+        return tree[-1]
 
     def take(node, token):
         """The code is not tried again, and every prefix that it is below is visited."""
@@ -172,60 +179,74 @@ def ved(
         for above in node.up():
             above.visits += 1
 
+    def merit(node):
+        return node.value + entropy_weight * node.entropy
+
+    def spread(node):
+        return exploration * np.sqrt(np.log(tree[0].visits + 1) / (node.visits + 1))
+
     alive = [evaluate((), None, 0.0)]
-    for _ in range(longest):
+    for _ in range(longest if beams else 0):
         grown = [
             (node.score + log_prob(node.codes)[token], node, token)
             for node in alive
-            for token in children.get(node.codes, [])
+            for token in node.turns
         ]
         alive = []
         for score, node, token in sorted(grown, key=lambda entry: -entry[0])[:beams]:
             take(node, token)
             alive.append(evaluate((*node.codes, token), node, score))
 
-    def merit(node):
-        return node.value + entropy_weight * node.entropy + prior_weight * node.score
+    def best_first(many):
+        found = [
+            (merit(node) + spread(node) + prior_weight * (node.score + turn), node, token)
+            for node in tree
+            for token, turn in node.turns.items()
+        ]
+        chosen = [entry[1:] for entry in sorted(found, key=lambda entry: -entry[0])[:many]]
+        for node, token in chosen:
+            take(node, token)
+        return chosen
 
-    while len(tree) <= budget and any(node.turns for node in tree):
+    def descents(many):
+        def g(node):
+            return merit(node) + prior_weight * node.score
+
         means = {
-            depth: np.mean([merit(node) for node in tree if len(node.codes) == depth])
+            depth: np.mean([g(node) for node in tree if len(node.codes) == depth])
             for depth in {len(node.codes) for node in tree}
         }
         chosen = []
-        while (
-            len(chosen) < width
-            and len(tree) + len(chosen) <= budget
-            and any(node.turns for node in tree)
-        ):
+        while len(chosen) < many and any(node.turns for node in tree):
             open_ = [node for node in tree if node.turns]
-            fit = [node for node in open_ if merit(node) >= means[len(node.codes)] - 1e-6] or open_
+            fit = [node for node in open_ if g(node) >= means[len(node.codes)] - 1e-6] or open_
             below = {above for node in fit for above in node.up()}
-            root = tree[0]
-
-            def priority(node, root=root):
-                spread = np.sqrt(np.log(root.visits + 1) / (node.visits + 1))
-                return merit(node) + exploration * spread
-
-            node = root
+            node = tree[0]
             while True:
                 onward = [child for child in below if child.parent is node]
-                best = max(onward, key=priority, default=None)
-                if best is None or (node in fit and priority(node) >= priority(best)):
+                best = max(onward, key=lambda child: g(child) + spread(child), default=None)
+                stays = node in fit and (
+                    best is None or g(node) + spread(node) >= g(best) + spread(best)
+                )
+                if best is None or stays:
                     break
                 node = best
             token = max(node.turns, key=node.turns.get)
             take(node, token)
             chosen.append((node, token))
-        for node, token in chosen:
+        return chosen
+
+    select = {"descent": descents, "best_first": best_first}[selection]
+    while len(tree) <= budget and any(node.turns for node in tree):
+        for node, token in select(min(width, budget + 1 - len(tree))):
             evaluate((*node.codes, token), node, node.score + log_prob(node.codes)[token])
 
     by_sid = oracles.items_by_sid(tokens)
     complete = [
-        (node.score + log_prob(node.codes)[token], (*node.codes, token))
+        (node.score + log_prob(node.codes)[token], items[(*node.codes, token)][0])
         for node in tree
-        if len(node.codes) == longest
         for token in children.get(node.codes, [])
+        if ends((*node.codes, token))
     ]
     best = sorted(complete, key=lambda entry: -entry[0])[:count]
     return [e for e in best if oracles.allowed_items(by_sid[e[1]], demands)], tree

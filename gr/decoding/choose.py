@@ -16,6 +16,16 @@ VOCABULARY = "vocabulary"
 CHILDREN = "children"
 
 
+def check_distribution(temperature: float, normalise_over: str) -> None:
+    """Raises DecodingError unless logits can be made probabilities this way."""
+    if not temperature > 0:
+        raise DecodingError(f"temperature must be above 0, got {temperature}")
+    if normalise_over not in (VOCABULARY, CHILDREN):
+        raise DecodingError(
+            f"normalise_over={normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a search may be asked for besides its width; static under `jit`."""
@@ -31,15 +41,10 @@ class Options:
     def __post_init__(self):
         if self.num_beams < 1:
             raise DecodingError(f"num_beams must be at least 1, got {self.num_beams}")
-        if not self.temperature > 0:
-            raise DecodingError(f"temperature must be above 0, got {self.temperature}")
+        check_distribution(self.temperature, self.normalise_over)
         if self.num_groups < 1 or self.num_beams % self.num_groups:
             raise DecodingError(
                 f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
-            )
-        if self.normalise_over not in (VOCABULARY, CHILDREN):
-            raise DecodingError(
-                f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
             )
         if self.diversity < 0:
             raise DecodingError(f"diversity must not be negative, got {self.diversity}")

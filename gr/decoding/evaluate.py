@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import scaled
 from gr.decoding.candidates import DecodingError
-from gr.decoding.choose import CHILDREN
-from gr.decoding.choose import Options as BeamOptions
+from gr.decoding.choose import CHILDREN, check_distribution
 from gr.decoding.expand import LOWEST
 from gr.decoding.sampling import conditionals, logits_of
+from gr.decoding.selection import Weights, check_selection
 from gr.decoding.sources import Listing, emptied
 from gr.decoding.tree import Prefixes, Tree, rows
 from gr.models import TreeBackbone
@@ -29,17 +29,24 @@ class Options:
 
     budget: int
     num_candidates: int
-    beams: BeamOptions
-    entropy_weight: float
-    prior_weight: float
-    exploration: float
+    initial_beams: int
+    selection: str
+    weights: Weights
+    sampling_temperature: float
     width: int
+    temperature: float
+    normalise_over: str
     keep_tree: bool
 
     def __post_init__(self):
         for name in ("num_candidates", "width"):
             if getattr(self, name) < 1:
                 raise DecodingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("initial_beams", "sampling_temperature"):
+            if getattr(self, name) < 0:
+                raise DecodingError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_selection(self.selection, self.weights.prior)
+        check_distribution(self.temperature, self.normalise_over)
 
     @property
     def limit(self) -> int:
@@ -48,11 +55,11 @@ class Options:
 
     def check_budget(self, length: int) -> None:
         """Raises DecodingError unless the beam search can be paid for."""
-        least = self.beams.num_beams * (length - 1)
+        least = self.initial_beams * (length - 1)
         if self.budget < least:
             raise DecodingError(
                 f"budget={self.budget} must be at least {least}, what a beam search with "
-                f"{self.beams.num_beams} beams over {length} codes takes: raise it or lower initial_beams"
+                f"{self.initial_beams} beams over {length} codes takes: raise it or lower initial_beams"
             )
 
 
@@ -72,21 +79,32 @@ class Search:
         """S = L - 1, codes of the longest prefixes that are evaluated."""
         return self.source.length - 1
 
+    @property
+    def over_children(self) -> bool:
+        """Whether scores are over a prefix's children, so that a code that is the only one has probability 1."""
+        return self.options.normalise_over == CHILDREN
+
     def fan_out(self, levels: range) -> int:
         """The most codes that may follow a prefix of these depths."""
         return max(self.source.fan_out(depth) for depth in levels)
 
     @property
+    def root_ends(self) -> int:
+        """How many of the root's codes behind which one semantic ID is left can be candidates."""
+        return self.options.num_candidates if self.over_children and self.longest else 0
+
+    @property
     def places(self) -> int:
         """K, places that the tree has for the codes that may follow a prefix.
 
-        Many codes may follow the root, of which no more can be tried than the budget allows; what may follow a longest
+        Many codes may follow the root, of which no more can be tried than the budget allows. What may follow a longest
         prefix is a candidate, and all of it has a place.
         """
         first = self.source.fan_out(0)
         if self.longest == 0:
             return first
-        return max(min(first, self.options.budget), self.fan_out(range(1, self.source.length)))
+        first = min(first, self.options.budget + self.root_ends)
+        return max(first, self.fan_out(range(1, self.source.length)))
 
 
 def evaluated(
@@ -117,14 +135,16 @@ def evaluated(
         outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
     """
     logits, hidden, stored = outputs
-    logits, normaliser = scaled(logits, search.options.beams.temperature)
-    if search.options.beams.normalise_over == CHILDREN:
+    logits, normaliser = scaled(logits, search.options.temperature)
+    if search.over_children:
         normaliser = _over_children(search, levels, states, depths, logits)
-    ways, exist = _continuations(search, levels, states, depths)
+    ways, exist, ends = _continuations(search, levels, states, depths)
     logits = logits_of(logits, ways)
     chances = conditionals(logits, exist)
-    grows = exist & (depths < search.longest)[..., None]
-    noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
+    grows, turns = exist & ~ends, jnp.maximum(chances, LOWEST)
+    if search.options.sampling_temperature:
+        noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
+        turns = turns + search.options.sampling_temperature * noise
     return Prefixes(
         depths=depths,
         parents=parents,
@@ -137,48 +157,69 @@ def evaluated(
         unexpanded=grows.sum(-1, dtype=jnp.int32),
         ways=ways,
         gains=jnp.where(exist, logits - normaliser[..., None], -jnp.inf),
-        turns=jnp.where(grows, jnp.maximum(chances, LOWEST) + noise, -jnp.inf),
+        ends=ends,
+        turns=jnp.where(grows, turns, -jnp.inf),
         states=states,
         hidden=hidden,
         stored=stored,
     )
 
 
-def fitted(block: Prefixes, places: int) -> Prefixes:
-    """The prefixes with `places` for codes that may follow; if they have more, with those whose turn comes first."""
-    missing = places - block.ways.shape[-1]
-    if missing < 0:
-        turns, order = jax.lax.top_k(block.turns, places)
-        ways, gains = (
-            jnp.take_along_axis(array, order, axis=-1) for array in (block.ways, block.gains)
-        )
-        unexpanded = (turns > -jnp.inf).sum(-1, dtype=jnp.int32)
+def fitted(search: Search, block: Prefixes) -> Prefixes:
+    """The prefixes with as many places for codes that may follow as the tree has.
+
+    If a root has more codes, those are kept whose turn comes first, and the most probable ends.
+    """
+    missing = search.places - block.ways.shape[-1]
+    if missing >= 0:
+        pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, missing)))
         return dataclasses.replace(
-            block, ways=ways, gains=gains, turns=turns, unexpanded=unexpanded
+            block,
+            ways=pad(block.ways),
+            gains=pad(block.gains, constant_values=-jnp.inf),
+            ends=pad(block.ends),
+            turns=pad(block.turns, constant_values=-jnp.inf),
         )
-    pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, missing)))
+    turns, of_turns = jax.lax.top_k(block.turns, search.places - search.root_ends)
+    ends, of_ends = jax.lax.top_k(jnp.where(block.ends, block.gains, -jnp.inf), search.root_ends)
+    kept = jnp.concatenate([turns, ends], axis=-1) > -jnp.inf
+    chosen = jnp.concatenate([of_turns, of_ends], axis=-1)
+    gains = jnp.take_along_axis(block.gains, chosen, axis=-1)
+    behind = jnp.arange(search.places) >= turns.shape[-1]
     return dataclasses.replace(
         block,
-        ways=pad(block.ways),
-        gains=pad(block.gains, constant_values=-jnp.inf),
-        turns=pad(block.turns, constant_values=-jnp.inf),
+        unexpanded=(turns > -jnp.inf).sum(-1, dtype=jnp.int32),
+        ways=jnp.take_along_axis(block.ways, chosen, axis=-1),
+        gains=jnp.where(kept, gains, -jnp.inf),
+        ends=kept & behind,
+        turns=jnp.concatenate([turns, jnp.full_like(ends, -jnp.inf)], axis=-1),
     )
 
 
 def _continuations(
     search: Search, levels: range, states: Any, depths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens `[B, n, K]` that may follow prefixes of several depths, and which of them do."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens `[B, n, K]` that may follow prefixes of several depths, which of them do, and which of those are ends.
+
+    An end completes a semantic ID, or is the way to a single item, which over the children has the same probability.
+    """
     shape = (*depths.shape, search.fan_out(levels))
-    ways, exist = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+    ways = jnp.zeros(shape, jnp.int32)
+    exist = ends = jnp.zeros(shape, bool)
     for depth in levels:
         here = depths == depth
-        found = search.source.continuations(depth, emptied(states, here))
-        pad = ((0, 0), (0, 0), (0, shape[-1] - found[0].shape[-1]))
-        tokens, there = (jnp.pad(array, pad) for array in found)
+        of_depth = emptied(states, here)
+        tokens, there = search.source.continuations(depth, of_depth)
+        last = there
+        if depth < search.longest:
+            lone = search.over_children and search.source.lone(depth, of_depth)
+            last = there & lone
+        pad = ((0, 0), (0, 0), (0, shape[-1] - tokens.shape[-1]))
+        tokens, there, last = (jnp.pad(array, pad) for array in (tokens, there, last))
         ways = jnp.where(here[..., None], tokens, ways)
         exist |= there & here[..., None]
-    return ways, exist
+        ends |= last & here[..., None]
+    return ways, exist, ends
 
 
 def _over_children(

@@ -10,7 +10,12 @@ from gr.decoding.candidates import DecodingError
 from gr.decoding.expand import Step, allowed_tokens, best_children
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
-from gr.trie.transitions import child_log_sum_exp, descend, item_slots
+from gr.trie.transitions import (
+    child_log_sum_exp,
+    descend,
+    item_slots,
+    lone_children,
+)
 
 
 class Source(Protocol):
@@ -63,6 +68,10 @@ class Listing(Source, Protocol):
         """Tokens `[B, M, K]` that may follow a user's states, all different ones, and which exist, each token once."""
         ...
 
+    def lone(self, depth: int, states: Any) -> jax.Array:
+        """Behind which continuations `[B, M, K]` there is a single item, be it allowed or not."""
+        ...
+
     def descend(self, depth: int, states: Any, tokens: jax.Array) -> Any:
         """The states `[B, M]` behind `tokens [B, M]`, each of them a continuation of its state."""
         ...
@@ -102,6 +111,10 @@ class OneTrie:
     def continuations(self, depth: int, states: Nodes) -> tuple[jax.Array, jax.Array]:
         """See `Listing.continuations`."""
         return allowed_tokens(self.index, depth, states, self.only)
+
+    def lone(self, depth: int, states: Nodes) -> jax.Array:
+        """See `Listing.lone`."""
+        return lone_children(self.index, depth, states)
 
     def descend(self, depth: int, states: Nodes, tokens: jax.Array) -> Nodes:
         """See `Listing.descend`."""
@@ -252,9 +265,11 @@ class TwoTries:
 
     def log_sum_exp(self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array) -> jax.Array:
         """See `Source.log_sum_exp`."""
-        raise DecodingError(
-            "normalise_over='children' needs one trie, and this index has changes: compact it first"
-        )
+        raise DecodingError(_ONE_TRIE)
+
+    def lone(self, depth: int, states: tuple[Nodes, Nodes]) -> jax.Array:
+        """See `Listing.lone`."""
+        raise DecodingError(_ONE_TRIE)
 
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
@@ -264,6 +279,7 @@ class TwoTries:
         )
 
 
+_ONE_TRIE = "normalise_over='children' needs one trie, and this index has changes: compact it first"
 _ADDED = 1 << 30  # Names of nodes that only the small trie knows lie from here on.
 
 

@@ -25,7 +25,13 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 USERS = 3
 HISTORY = jnp.zeros((USERS, 1))
 WIDTH = 4  # Of hidden states.
-WEIGHTS = {"entropy_weight", "prior_weight", "exploration"}
+SHARED = {
+    "selection",
+    "entropy_weight",
+    "prior_weight",
+    "exploration",
+    "sampling_temperature",
+}  # Options that the oracle has too.
 
 
 @jax.tree_util.register_dataclass
@@ -112,7 +118,8 @@ def check(
             count=options["num_candidates"],
             beams=options.get("initial_beams", 8),
             width=options.get("width", 8),
-            **{name: options[name] for name in WEIGHTS & set(options)},
+            lone_are_free=options.get("normalise_over") == "children",
+            **{name: options[name] for name in SHARED & set(options)},
             demands=demands[user],
             handover=handover,
         )
@@ -224,24 +231,71 @@ def test_under_constraints(kind, kinds, tokens, seed):
     )
 
 
-@pytest.mark.parametrize("kinds", [tries.MIXES[2], tries.MIXES[3]], ids="-".join)
+BEST_FIRST = {"selection": "best_first", "prior_weight": 0.7, "initial_beams": 0}
+
+
+PROBABLE_FIRST = BEST_FIRST | {
+    "sampling_temperature": 0.0,
+    "exploration": 0.0,
+    "entropy_weight": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        *(({"initial_beams": 3}, kinds) for kinds in tries.MIXES[2:4]),
+        *((PROBABLE_FIRST, kinds) for kinds in tries.MIXES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
 @settings(max_examples=6, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
-def test_scores_over_children_and_no_value_head(kinds, tokens, seed):
+def test_over_children_codes_without_an_alternative_are_free(options, kinds, tokens, seed):
     model, _ = random_case(seed)
+    for budget, count in ((6, 3), (12, tries.MAX_ITEMS)):
+        check(
+            tokens,
+            TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds)),
+            model,
+            None,
+            seed,
+            log_prob=lambda user: over_children(model, user, tokens),
+            temperature=TEMPERATURE,
+            normalise_over="children",
+            num_candidates=count,
+            **options | {"budget": max(budget, 2 * options["initial_beams"]), "width": 4},
+        )
+
+
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
+@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@settings(max_examples=6, deadline=None)
+@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
+def test_best_first_under_constraints(kind, normalise_over, tokens, seed):
+    rng = np.random.default_rng(seed)
+    attributes = rng.random((len(tokens), 5)) < 0.6
+    layout = tries.roomy_layout(tries.MIXES[2], 5)
+    index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
+    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
+    model, head = random_case(seed)
+    over = over_children if normalise_over == "children" else None
     check(
         tokens,
-        TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds)),
+        index,
         model,
-        None,
+        head,
         seed,
-        log_prob=lambda user: over_children(model, user, tokens),
-        temperature=TEMPERATURE,
-        normalise_over="children",
-        budget=12,
+        log_prob=over and (lambda user: over(model, user, tokens)),
+        temperature=TEMPERATURE if over else 1.0,
+        normalise_over=normalise_over,
+        demands=demands,
+        handover=handover,
+        constraint=constraint,
+        budget=9,
         num_candidates=10,
-        initial_beams=3,
         width=4,
+        **BEST_FIRST,
     )
 
 
@@ -360,7 +414,10 @@ def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
             "budget=5 must be at least 6, what a beam search with 3 beams over 3 codes",
         ),
         ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"initial_beams": 0}, "initial_beams must be at least 1, got 0"),
+        ({"initial_beams": -1}, "initial_beams must not be negative, got -1"),
+        ({"sampling_temperature": -0.5}, "sampling_temperature must not be negative, got -0.5"),
+        ({"selection": "random"}, "selection='random' is unknown: use one of descent, best_first"),
+        ({"selection": "best_first"}, "prior_weight must be above 0, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0"),
         ({"normalise_over": "items"}, "normalise_over='items' is unknown"),

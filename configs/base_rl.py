@@ -17,10 +17,15 @@ def base_rl_config() -> ConfigDict:
     c.search.num_candidates = 16
     c.search.budget = 48  # Token evaluations a user, of VED; beams give num_candidates * (L - 1).
     c.search.initial_beams = 8
+    c.search.selection = "descent"  # As published; or "best_first".
     c.search.entropy_weight = 0.1
     c.search.prior_weight = 0.0
     c.search.exploration = 1.0
+    c.search.sampling_temperature = 1.0
+    c.search.crowding = 0.0
     c.search.width = 8
+    # "": as the supervised run is decoded; "children": codes without an alternative cost nothing.
+    c.search.normalise_over = ""
 
     # Rewards of candidates, summed with these weights: names of `gr.losses`, or "module:function" for one's own
     # `Outcome -> [B, G]`.

@@ -9,10 +9,12 @@ batch:
 
 * `beam`: as many beams as candidates; the tokens it gives the model are the budget of the others;
 * `sample`: as many candidates without replacement;
-* `ved/TIMES/W`: value-guided search with so many times that budget, W prefixes at a time;
-* `python_walk`: that search once more with W = 1, one node of one user at a time (`search_baselines`).
+* `ved/TIMES/W`: value-guided search, best first, with so many times that budget, W prefixes at a time;
+* `ved_descent/TIMES/W`: the same by descents as published, behind a beam search;
+* `python_walk`: that search with W = 1, one node of one user at a time (`search_baselines`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +30,11 @@ from experiments import benchmarking, build
 from experiments.benchmarking import FLAGS
 from experiments.errors import one_line_errors
 from experiments.search_baselines import PythonWalk
-from gr.decoding import Candidates, SearchConfig, search
+from gr.decoding import PRESETS, Candidates, SearchConfig, search
 from gr.models import ValueHead, ValueHeadConfig
 from gr.trie import TrieIndex
 
-NUM_CANDIDATES, INITIAL_BEAMS = 16, 8
+NUM_CANDIDATES = 16
 WALK = "python_walk"
 WALKED_USERS = 4
 
@@ -90,18 +92,25 @@ def _row(name: str, results: dict[str, dict[str, float]]) -> tuple[str, ...]:
 def make_searches(length: int) -> dict[str, SearchConfig]:
     """The searches by row name; `length` codes, of which a beam search evaluates all but the last."""
     budget = NUM_CANDIDATES * (length - 1)
-    ved = functools.partial(
-        SearchConfig, "ved", num_candidates=NUM_CANDIDATES, initial_beams=INITIAL_BEAMS
-    )
+
+    def ved(name: str, times: int, width: int) -> SearchConfig:
+        return dataclasses.replace(
+            PRESETS[name],
+            num_candidates=NUM_CANDIDATES,
+            budget=times * budget,
+            width=width,
+        )
+
     return {
         "beam": SearchConfig("beam", num_candidates=NUM_CANDIDATES),
         "sample": SearchConfig("sample", num_candidates=NUM_CANDIDATES),
         **{
-            f"ved/{times}/{width}": ved(budget=times * budget, width=width)
+            f"{name}/{times}/{width}": ved(name, times, width)
+            for name in ("ved", "ved_descent")
             for times in map(int, FLAGS.times)
             for width in map(int, FLAGS.widths)
         },
-        WALK: ved(budget=budget, width=1),
+        WALK: ved("ved_descent", 1, 1),
     }
 
 
@@ -127,7 +136,9 @@ def measure(
         calls[name] = functools.partial(
             _search, model, head, catalogue.index, history, key, config=chosen
         )
-    timings, compilations = benchmarking.time_in_turns(calls, FLAGS.seconds_per_row * len(calls))
+    timings, compilations = benchmarking.time_in_turns(
+        calls, FLAGS.seconds_per_row * len(calls), settle=True
+    )
     results = {}
     for name, timing in timings.items():
         found = calls[name]()

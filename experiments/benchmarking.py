@@ -124,13 +124,15 @@ class Timing:
 
 
 def time_in_turns(
-    calls: Mapping[Hashable, Callable[[], Any]], seconds: float
+    calls: Mapping[Hashable, Callable[[], Any]], seconds: float, *, settle: bool = False
 ) -> tuple[dict[Hashable, Timing], int]:
     """Times calls in rounds, each of them once a round, so that a drift of the machine hits all alike.
 
     Args:
         calls: what they return is waited for. The first call of each, which compiles, is not in the median.
         seconds: rounds go on for so long; there are three at least.
+        settle: whether each call is made once more before it is timed, so that it finds the memory as it left it, not
+            as another program did.
 
     Returns:
         Their timings, and how many programs were compiled after the first calls: 0 unless something is wrong.
@@ -141,6 +143,8 @@ def time_in_turns(
         start = time.perf_counter()
         for number in itertools.count(1):
             for name, call in calls.items():
+                if settle:
+                    _seconds(call)
                 taken[name].append(_seconds(call))
             spent = time.perf_counter() - start
             if number >= _LEAST_ROUNDS and spent + spent / number > seconds:

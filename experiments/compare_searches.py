@@ -2,16 +2,18 @@ r"""Compares beam search, sampling without replacement and VED at equal budgets 
 
     python -m experiments.compare_searches --workdir=DIR --split=validation --budgets=24,36,60,96 --users=1024
 
-Prints a table; writes `searches_SPLIT.json` and `searches_SPLIT.png` into the workdir. VED is guided by the run's value
-head and by entropy; by entropy alone where the run trained no value head. A budget is the number of tokens that the
-model may be given for one user, besides the history: a beam search with M beams over L codes takes M (L - 1).
+Prints a table; writes `searches_SPLIT.json` and `searches_SPLIT.png` into the workdir. VED is searched best first
+(`ved`) and by descents as published (`ved_descent`), with the run's value head; without V where the run trained none. A
+budget is the number of tokens that the model may be given for one user, besides the history: a beam search with M beams
+over L codes takes M (L - 1). All have M candidates; what VED knows besides them is a column of its own.
 """
 
+import dataclasses
 import functools
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
@@ -19,7 +21,7 @@ from experiments import build
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
 from gr.data.files import write_atomically
-from gr.decoding import SearchConfig
+from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation import EvaluationError, compare_searches, format_searches, searches_plot
 
 
@@ -34,12 +36,17 @@ def main(argv: Sequence[str]) -> None:
             f"--budgets={','.join(_BUDGETS.value)}: give whole numbers, with commas"
         ) from error
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
-    ved = SearchConfig(
-        entropy_weight=_ENTROPY_WEIGHT.value,
-        prior_weight=_PRIOR_WEIGHT.value,
-        exploration=_EXPLORATION.value,
-    )
-    compare(run, _SPLIT.value, budgets, num_users=_USERS.value, ved=ved)
+    told = {name: flag.value for name, flag in _OF_VED.items() if flag.value is not None}
+    searches = {
+        name: dataclasses.replace(PRESETS[name], **told if PRESETS[name].name == "ved" else {})
+        for name in _SEARCHES.value
+    }
+    if _NORMALISE_OVER.value:
+        searches = {
+            name: dataclasses.replace(search, normalise_over=_NORMALISE_OVER.value)
+            for name, search in searches.items()
+        }
+    compare(run, _SPLIT.value, budgets, num_users=_USERS.value, searches=searches)
 
 
 def compare(
@@ -48,7 +55,7 @@ def compare(
     budgets: Sequence[int],
     *,
     num_users: int = 1024,
-    ved: SearchConfig | None = None,
+    searches: Mapping[str, SearchConfig] = PRESETS,
 ) -> dict:
     """Searches, prints and writes; returns what it writes into `searches_SPLIT.json`.
 
@@ -57,7 +64,7 @@ def compare(
         split: "validation" or "test".
         budgets: in tokens a user.
         num_users: evenly spaced users of the split; 0: all.
-        ved: has what VED is told besides the budget.
+        searches: what to compare, by name.
 
     Raises:
         EvaluationError: for a budget that does not pay for two beams.
@@ -79,22 +86,19 @@ def compare(
         code_length=run.catalogue.semantic_ids.num_levels,
         targets=sequences.items[targets.positions],
         num_items=sequences.num_items,
-        ved=ved,
+        searches=searches,
     )
-    guide = "a trained value head and entropy" if run.value_head else "entropy alone"
+    guide = "a trained value head" if run.value_head else "no value head"
     print(format_searches(rows))
-    print(f"{len(targets):,} users of {split}; VED is guided by {guide}")
+    print(f"{len(targets):,} users of {split}; VED has {guide}")
 
-    ved = ved or SearchConfig()
     result = {
         "split": split,
         "checkpoint_step": run.step,
         "users": len(targets),
         "exclude_seen": run.config.decoding.exclude_seen,
         "value_head": run.value_head is not None,
-        "entropy_weight": ved.entropy_weight,
-        "prior_weight": ved.prior_weight,
-        "exploration": ved.exploration,
+        "configs": {name: dataclasses.asdict(search) for name, search in searches.items()},
         "searches": rows,
     }
     stem = os.path.join(run.workdir, f"searches_{split}")
@@ -116,17 +120,24 @@ if __name__ == "__main__":
     )
     _BUDGETS = flags.DEFINE_list("budgets", "24,36,60,96", "Token evaluations a user.")
     _USERS = flags.DEFINE_integer("users", 1024, "How many users at most; 0: all.", lower_bound=0)
-    _ENTROPY_WEIGHT = flags.DEFINE_float(
-        "entropy_weight", SearchConfig.entropy_weight, "Lambda of VED.", lower_bound=0.0
+    _SEARCHES = flags.DEFINE_multi_enum(
+        "search", list(PRESETS), list(PRESETS), "What to compare; may be given several times."
     )
-    _PRIOR_WEIGHT = flags.DEFINE_float(
-        "prior_weight",
-        SearchConfig.prior_weight,
-        "Of a prefix's log-probability in VED's priority.",
-        lower_bound=0.0,
-    )
-    _EXPLORATION = flags.DEFINE_float(
-        "exploration", SearchConfig.exploration, "Beta of VED.", lower_bound=0.0
+    _OF_VED = {
+        name: flags.DEFINE_float(name, None, f"Of all VED: {meaning}.", lower_bound=0.0)
+        for name, meaning in (
+            ("entropy_weight", "lambda"),
+            ("prior_weight", "rho, of log-probabilities"),
+            ("exploration", "beta"),
+            ("sampling_temperature", "of the draws; 0: the most probable code first"),
+            ("crowding", "kappa, of the logarithm of the number of items"),
+        )
+    }
+    _NORMALISE_OVER = flags.DEFINE_enum(
+        "normalise_over",
+        None,
+        ("vocabulary", "children"),
+        "Scores, if not as the run's and presets'.",
     )
     _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "last"), "Which model to use.")
     _DATA_DIR = flags.DEFINE_string(

@@ -8,8 +8,9 @@ the report.
 
     python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
 
-ranks what another decoder finds, "sample" (without replacement) or "ved" (guided by the run's value head, if it has
-one), with so many token evaluations a user; writes `metrics_SPLIT_DECODER.json` and no report.
+ranks what another decoder finds, "sample" (without replacement), "ved" or "ved_descent" (value-guided search, best
+first or by descents as published; the run's value head guides it, if it has one), with so many token evaluations a
+user; writes `metrics_SPLIT_DECODER.json` and no report.
 
 Baselines rank under the same rule as the model, with seen items removed if
 `decoding.exclude_seen`: popularity, a first-order Markov chain, item-kNN as it is usually run (cosine, 100 neighbours,
@@ -31,7 +32,7 @@ from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
 from gr.data import Targets
 from gr.data.files import write_atomically
-from gr.decoding import SEARCHES
+from gr.decoding import PRESETS
 from gr.evaluation import (
     Decoded,
     EvaluationError,
@@ -136,7 +137,7 @@ def evaluate(
 def evaluate_search(run: Run, split: str, decoder: str, budget: int) -> dict:
     """As `evaluate`, with the candidates that another decoder finds; returns what it writes."""
     splits, targets = run.splits, getattr(run.splits, split)
-    config = equal_budget(decoder, budget, run.catalogue.semantic_ids.num_levels)
+    config = equal_budget(PRESETS[decoder], budget, run.catalogue.semantic_ids.num_levels)
     found = {
         rule: build.search(
             run.config,
@@ -234,7 +235,7 @@ if __name__ == "__main__":
     _BESIDE = flags.DEFINE_string(
         "beside", None, "Workdir of another evaluated run, for the plot of prefix recall."
     )
-    _DECODER = flags.DEFINE_enum("decoder", "beam", SEARCHES, "Which search ranks the items.")
+    _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(
         "budget", None, "Token evaluations a user, for --decoder=sample or ved."
     )

@@ -140,6 +140,7 @@ def ved(
     prior_weight=0.0,
     exploration=1.0,
     sampling_temperature=1.0,
+    crowding=0.0,
     lone_are_free=False,
     demands=(),
     handover=0,
@@ -165,7 +166,9 @@ def ved(
         drawn = noise(len(tree))
         chances = conditionals(log_prob(codes), children.get(codes, []))
         turns = {
-            token: chance + sampling_temperature * drawn[place[codes][token]]
+            token: chance
+            + sampling_temperature * drawn[place[codes][token]]
+            - crowding * np.log(len(items[(*codes, token)]))
             for token, chance in chances.items()
             if not ends((*codes, token))
         }

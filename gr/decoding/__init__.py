@@ -8,12 +8,13 @@ of them a `SearchConfig` names.
 
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates, DecodingError, Draws, SearchTree
-from gr.decoding.configured import SEARCHES, SearchConfig, search
+from gr.decoding.configured import PRESETS, SEARCHES, SearchConfig, search
 from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
 from gr.decoding.ved import ved_search
 
 __all__ = [
+    "PRESETS",
     "SEARCHES",
     "Candidates",
     "DecodingError",

@@ -9,14 +9,24 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.choose import VOCABULARY
+from gr.decoding.choose import CHILDREN, VOCABULARY, check_distribution
 from gr.decoding.evaluate import ValueHead
 from gr.decoding.sampling import sample_without_replacement
+from gr.decoding.selection import BEST_FIRST, DESCENT, check_selection
 from gr.decoding.ved import ved_search
 from gr.models import TreeBackbone
 from gr.trie import Constraint, TrieIndex
 
 SEARCHES = ("beam", "sample", "ved")
+_NOT_NEGATIVE = (
+    "budget",
+    "initial_beams",
+    "entropy_weight",
+    "prior_weight",
+    "exploration",
+    "sampling_temperature",
+    "crowding",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +41,51 @@ class SearchConfig:
     # The rest is for "ved"; see `ved_search`.
     budget: int = 64
     initial_beams: int = 8
+    selection: str = DESCENT
     entropy_weight: float = 0.1
     prior_weight: float = 0.0
     exploration: float = 1.0
+    sampling_temperature: float = 1.0
+    crowding: float = 0.0
     width: int = 8
+    normalise_over: str = ""  # "": as the caller says.
 
     def __post_init__(self):
         if self.name not in SEARCHES:
             raise DecodingError(
                 f"search.name={self.name!r} is unknown: use one of {', '.join(SEARCHES)}"
             )
-        for field in ("num_candidates", "initial_beams", "width"):
+        for field in ("num_candidates", "width"):
             if getattr(self, field) < 1:
                 raise DecodingError(f"search.{field}={getattr(self, field)} must be at least 1")
-        for field in ("budget", "entropy_weight", "prior_weight", "exploration"):
+        for field in _NOT_NEGATIVE:
             if getattr(self, field) < 0:
                 raise DecodingError(f"search.{field}={getattr(self, field)} must not be negative")
+        check_selection(self.selection, self.prior_weight)
+        if self.normalise_over:
+            check_distribution(1.0, self.normalise_over)
+
+
+# What a decoder's name on a command line stands for, besides candidates and budget.
+PRESETS = {
+    "beam": SearchConfig("beam"),
+    "sample": SearchConfig("sample"),
+    # What finds the target most often: no token for codes without an alternative, the others in the order of value
+    # and probability.
+    "ved": SearchConfig(
+        "ved",
+        initial_beams=0,
+        selection=BEST_FIRST,
+        entropy_weight=0.0,
+        prior_weight=0.5,
+        exploration=0.0,
+        sampling_temperature=0.0,
+        crowding=0.25,
+        width=8,
+        normalise_over=CHILDREN,
+    ),
+    "ved_descent": SearchConfig("ved"),  # As published.
+}
 
 
 def search(
@@ -73,13 +112,15 @@ def search(
         key: of the random numbers; a beam search has none.
         constraint: see `beam_search`.
         temperature: see `beam_search`.
-        normalise_over: what scores are normalised over; see `beam_search`. Sampling is always among the children.
+        normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is
+            always among the children.
         keep_tree: whether VED returns its tree.
 
     Raises:
         DecodingError: see the searches.
     """
     shared = {"constraint": constraint, "temperature": temperature}
+    normalise_over = config.normalise_over or normalise_over
     if config.name == "ved":
         return ved_search(
             backbone,
@@ -90,9 +131,12 @@ def search(
             budget=config.budget,
             num_candidates=config.num_candidates,
             initial_beams=config.initial_beams,
+            selection=config.selection,
             entropy_weight=config.entropy_weight,
             prior_weight=config.prior_weight,
             exploration=config.exploration,
+            sampling_temperature=config.sampling_temperature,
+            crowding=config.crowding,
             width=config.width,
             normalise_over=normalise_over,
             keep_tree=keep_tree,

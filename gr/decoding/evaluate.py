@@ -1,9 +1,7 @@
 """One step of a value-guided search: what is to be known of prefixes that the model has just evaluated."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +16,17 @@ from gr.decoding.sources import Listing, emptied
 from gr.decoding.tree import Prefixes, Tree, rows
 from gr.models import TreeBackbone
 
-# `value_head(states [..., S, D]) -> [..., S]`: the value of each prefix from the hidden states of its positions
-# 0..t, of which 0 is the one that predicts the first code; causal along S; a pytree.
-ValueHead = Callable[[jax.Array], jax.Array]
+
+class ValueHead(Protocol):
+    """What a search knows of a value head; must be a pytree."""
+
+    def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
+        """Values `[...]` of the prefixes of `depths [...]` codes, from the states of their positions.
+
+        `states [..., S, D]`: place t has the state of the prefix of t codes, of which place 0 predicts the first code.
+        Places beyond a prefix's depth hold anything.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Options:
     selection: str
     weights: Weights
     sampling_temperature: float
+    crowding: float
     width: int
     temperature: float
     normalise_over: str
@@ -42,7 +49,7 @@ class Options:
         for name in ("num_candidates", "width"):
             if getattr(self, name) < 1:
                 raise DecodingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("initial_beams", "sampling_temperature"):
+        for name in ("initial_beams", "sampling_temperature", "crowding"):
             if getattr(self, name) < 0:
                 raise DecodingError(f"{name} must not be negative, got {getattr(self, name)}")
         check_selection(self.selection, self.weights.prior)
@@ -120,7 +127,7 @@ def evaluated(
     log_probs: jax.Array,
     outputs: tuple,
 ) -> Prefixes:
-    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree when they are `fitted`.
+    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree.
 
     Args:
         search: the search.
@@ -138,13 +145,17 @@ def evaluated(
     logits, normaliser = scaled(logits, search.options.temperature)
     if search.over_children:
         normaliser = _over_children(search, levels, states, depths, logits)
-    ways, exist, ends = _continuations(search, levels, states, depths)
+    ways, exist, sizes = _continuations(search, levels, states, depths)
+    lone = search.over_children & (sizes == 1)
+    ends = exist & (lone | (depths == search.longest)[..., None])
     logits = logits_of(logits, ways)
     chances = conditionals(logits, exist)
     grows, turns = exist & ~ends, jnp.maximum(chances, LOWEST)
     if search.options.sampling_temperature:
         noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
         turns = turns + search.options.sampling_temperature * noise
+    if search.options.crowding:
+        turns = turns - search.options.crowding * jnp.log(jnp.maximum(sizes, 1).astype(jnp.float32))
     return Prefixes(
         depths=depths,
         parents=parents,
@@ -166,20 +177,9 @@ def evaluated(
 
 
 def fitted(search: Search, block: Prefixes) -> Prefixes:
-    """The prefixes with as many places for codes that may follow as the tree has.
-
-    If a root has more codes, those are kept whose turn comes first, and the most probable ends.
-    """
-    missing = search.places - block.ways.shape[-1]
-    if missing >= 0:
-        pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, missing)))
-        return dataclasses.replace(
-            block,
-            ways=pad(block.ways),
-            gains=pad(block.gains, constant_values=-jnp.inf),
-            ends=pad(block.ends),
-            turns=pad(block.turns, constant_values=-jnp.inf),
-        )
+    """A root with no more codes than the tree has places: those whose turn comes first, and the most probable ends."""
+    if block.ways.shape[-1] <= search.places:
+        return block
     turns, of_turns = jax.lax.top_k(block.turns, search.places - search.root_ends)
     ends, of_ends = jax.lax.top_k(jnp.where(block.ends, block.gains, -jnp.inf), search.root_ends)
     kept = jnp.concatenate([turns, ends], axis=-1) > -jnp.inf
@@ -199,27 +199,23 @@ def fitted(search: Search, block: Prefixes) -> Prefixes:
 def _continuations(
     search: Search, levels: range, states: Any, depths: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens `[B, n, K]` that may follow prefixes of several depths, which of them do, and which of those are ends.
+    """Tokens `[B, n, K]` that may follow prefixes of several depths, which of them do, and how many items are behind.
 
-    An end completes a semantic ID, or is the way to a single item, which over the children has the same probability.
+    Numbers of items are 0 where nothing depends on them.
     """
     shape = (*depths.shape, search.fan_out(levels))
-    ways = jnp.zeros(shape, jnp.int32)
-    exist = ends = jnp.zeros(shape, bool)
+    ways = sizes = jnp.zeros(shape, jnp.int32)
+    exist = jnp.zeros(shape, bool)
     for depth in levels:
         here = depths == depth
         of_depth = emptied(states, here)
         tokens, there = search.source.continuations(depth, of_depth)
-        last = there
-        if depth < search.longest:
-            lone = search.over_children and search.source.lone(depth, of_depth)
-            last = there & lone
         pad = ((0, 0), (0, 0), (0, shape[-1] - tokens.shape[-1]))
-        tokens, there, last = (jnp.pad(array, pad) for array in (tokens, there, last))
-        ways = jnp.where(here[..., None], tokens, ways)
-        exist |= there & here[..., None]
-        ends |= last & here[..., None]
-    return ways, exist, ends
+        ways = jnp.where(here[..., None], jnp.pad(tokens, pad), ways)
+        exist |= jnp.pad(there, pad) & here[..., None]
+        if depth < search.longest and (search.over_children or search.options.crowding):
+            sizes += jnp.pad(search.source.sizes(depth, of_depth), pad)
+    return ways, exist, sizes
 
 
 def _over_children(
@@ -269,5 +265,6 @@ def _values(
     if tree is not None:
         before = rows(tree.prefixes.hidden, paths[..., : len(place)])
         along = jnp.where(last[..., None], along, before)
-    values = search.value_head(jnp.broadcast_to(along, (*last.shape, hidden.shape[-1])))
-    return jnp.where(last, values.astype(jnp.float32), 0.0).sum(-1)
+    along = jnp.broadcast_to(along, (*last.shape, hidden.shape[-1]))
+    values = search.value_head.at(along, jnp.minimum(depths, len(place) - 1))
+    return jnp.where(depths < search.longest, values, 0.0)

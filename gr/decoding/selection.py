@@ -84,8 +84,10 @@ def beam(tree: Tree, depth: int, count: int) -> tuple[Tree, Choice]:
 
 
 def best_first(tree: Tree, limit: int, count: int, weights: Weights) -> tuple[Tree, Choice]:
-    """The codes of all prefixes with the highest U(s) + rho log pi(s, a), U as in `descent`; with V = 0, lambda = 0
-    and beta = 0 the search of the most probable semantic IDs by their prefixes' probabilities.
+    """The codes `a` of all prefixes `s` with the highest V(s) + lambda H(s) + beta spread(s) + rho log pi(s, a).
+
+    For the probability of the code itself its turn is taken, with noise and crowding if there are any. V = 0, lambda =
+    beta = 0 leave the search of the most probable prefixes.
 
     Args:
         tree: see `descent`, also for the arguments below.

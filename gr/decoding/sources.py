@@ -12,9 +12,9 @@ from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import (
     child_log_sum_exp,
+    child_sizes,
     descend,
     item_slots,
-    lone_children,
 )
 
 
@@ -68,8 +68,8 @@ class Listing(Source, Protocol):
         """Tokens `[B, M, K]` that may follow a user's states, all different ones, and which exist, each token once."""
         ...
 
-    def lone(self, depth: int, states: Any) -> jax.Array:
-        """Behind which continuations `[B, M, K]` there is a single item, be it allowed or not."""
+    def sizes(self, depth: int, states: Any) -> jax.Array:
+        """How many items, be they allowed or not, there are behind each continuation `[B, M, K]`."""
         ...
 
     def descend(self, depth: int, states: Any, tokens: jax.Array) -> Any:
@@ -112,9 +112,9 @@ class OneTrie:
         """See `Listing.continuations`."""
         return allowed_tokens(self.index, depth, states, self.only)
 
-    def lone(self, depth: int, states: Nodes) -> jax.Array:
-        """See `Listing.lone`."""
-        return lone_children(self.index, depth, states)
+    def sizes(self, depth: int, states: Nodes) -> jax.Array:
+        """See `Listing.sizes`."""
+        return child_sizes(self.index, depth, states)
 
     def descend(self, depth: int, states: Nodes, tokens: jax.Array) -> Nodes:
         """See `Listing.descend`."""
@@ -265,11 +265,11 @@ class TwoTries:
 
     def log_sum_exp(self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array) -> jax.Array:
         """See `Source.log_sum_exp`."""
-        raise DecodingError(_ONE_TRIE)
+        raise DecodingError(_ONE_TRIE.format("normalise_over='children'"))
 
-    def lone(self, depth: int, states: tuple[Nodes, Nodes]) -> jax.Array:
-        """See `Listing.lone`."""
-        raise DecodingError(_ONE_TRIE)
+    def sizes(self, depth: int, states: tuple[Nodes, Nodes]) -> jax.Array:
+        """See `Listing.sizes`."""
+        raise DecodingError(_ONE_TRIE.format("crowding"))
 
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
@@ -279,7 +279,7 @@ class TwoTries:
         )
 
 
-_ONE_TRIE = "normalise_over='children' needs one trie, and this index has changes: compact it first"
+_ONE_TRIE = "{} needs one trie, and this index has changes: compact it first"
 _ADDED = 1 << 30  # Names of nodes that only the small trie knows lie from here on.
 
 

@@ -53,21 +53,34 @@ class Tree:
         return jnp.arange(self.prefixes.depths.shape[1]) < self.size[:, None]
 
 
-def empty(block: Prefixes, capacity: int) -> Tree:
-    """A tree without prefixes, with room for `capacity` like those of the block."""
-    batch = len(block.depths)
-    prefixes = jax.tree.map(
-        lambda part: jnp.zeros((batch, capacity, *part.shape[2:]), part.dtype), block
+def empty(block: Prefixes, capacity: int, places: int) -> Tree:
+    """A tree without prefixes, with room for `capacity` like those of the block, and for `places` codes behind each."""
+
+    def room(part: jax.Array, fill: Any = 0) -> jax.Array:
+        return jnp.full((len(part), capacity, *part.shape[2:]), fill, part.dtype)
+
+    def room_for_codes(part: jax.Array, fill: Any = 0) -> jax.Array:
+        return jnp.full((len(part), capacity, places), fill, part.dtype)
+
+    prefixes = dataclasses.replace(
+        jax.tree.map(room, block),
+        ways=room_for_codes(block.ways),
+        gains=room_for_codes(block.gains, -jnp.inf),
+        ends=room_for_codes(block.ends),
+        turns=room_for_codes(block.turns, -jnp.inf),
     )
-    return Tree(prefixes, jnp.zeros(batch, jnp.int32))
+    return Tree(prefixes, jnp.zeros(len(block.depths), jnp.int32))
 
 
 def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
-    """The tree with a block of prefixes `[B, n]`, those that `exist [B, n]` coming first; there must be room for n."""
+    """The tree with a block of prefixes `[B, n]`, those that `exist [B, n]` coming first; there must be room for n.
+
+    The block may have fewer places for codes than the tree.
+    """
 
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:
         return jax.vmap(
-            lambda w, p, start: jax.lax.dynamic_update_slice_in_dim(w, p, start, axis=0)
+            lambda w, p, first: jax.lax.dynamic_update_slice(w, p, (first, *[0] * (w.ndim - 1)))
         )(whole, part, tree.size)
 
     prefixes = jax.tree.map(put, tree.prefixes, block)

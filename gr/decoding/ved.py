@@ -23,7 +23,7 @@ The paper leaves several things open; here they are decided as follows.
   the merits of the last few prefixes are not known yet. W = 1 is the sequential algorithm.
 
 Besides the published descents there is a best-first selection, ours, which has no gate and weighs what a descent does
-not look at: how probable the prefix is that would be evaluated. See `selection.py`.
+not look at: how probable the prefix is that would be evaluated, and how many items share that. See `selection.py`.
 """
 
 import dataclasses
@@ -70,6 +70,7 @@ def ved_search(
     prior_weight: float = 0.0,
     exploration: float = 1.0,
     sampling_temperature: float = 1.0,
+    crowding: float = 0.0,
     width: int = 8,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float = 1.0,
@@ -98,6 +99,8 @@ def ved_search(
             have; a best-first selection needs it.
         exploration: beta.
         sampling_temperature: of the draws by which a prefix's codes come in turn; 0: the most probable one first.
+        crowding: kappa, ours: a code's turn is later by so many times the logarithm of the number of items behind it.
+            Among many items a prefix's probability is split, and few of them become candidates by it.
         width: W; 1 is the sequential algorithm, more make better use of the device.
         constraint: see `beam_search`.
         temperature: logits are divided by it, for scores, entropies and sampling.
@@ -119,6 +122,7 @@ def ved_search(
         selection=selection,
         weights=Weights(entropy_weight, prior_weight, exploration),
         sampling_temperature=sampling_temperature,
+        crowding=crowding,
         width=width,
         temperature=temperature,
         normalise_over=normalise_over,
@@ -188,7 +192,7 @@ def _root(search: Search) -> Tree:
         block = dataclasses.replace(block, turns=block.turns.at[user, 0, places].set(turns))
     block = fitted(search, block)
     capacity = options.limit + max(options.width, options.initial_beams)
-    return append(empty(block, capacity), block, jnp.ones(zero.shape, bool))
+    return append(empty(block, capacity, search.places), block, jnp.ones(zero.shape, bool))
 
 
 def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
@@ -217,7 +221,7 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
         log_probs=jnp.maximum(rows(prefixes.log_probs, parents) + gains, LOWEST),
         outputs=(logits, hidden, backbone.latest(cache)),
     )
-    return append(tree, fitted(search, block), exist)
+    return append(tree, block, exist)
 
 
 def _descended(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gr.decoding import SEARCHES, SearchConfig
+from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.bootstrap import bootstrap_intervals
 from gr.evaluation.metrics import coverage, hit, ndcg
 from gr.evaluation.plots import (
@@ -27,7 +28,13 @@ from gr.evaluation.tables import format_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = {"beam": "beam search", "sample": "sampling without replacement", "ved": "VED"}
+NAMES = {
+    "beam": "beam search",
+    "sample": "sampling without replacement",
+    "ved": "VED, best first",
+    "ved_descent": "VED, descents as published",
+}
+_KNOWN = 16  # So many times its candidates are asked of VED, to see what it knows besides them.
 
 
 def compare_searches(
@@ -38,10 +45,9 @@ def compare_searches(
     targets: np.ndarray,
     num_items: int,
     k: int = 10,
-    decoders: Sequence[str] = SEARCHES,
-    ved: SearchConfig | None = None,
+    searches: Mapping[str, SearchConfig] = PRESETS,
 ) -> list[dict]:
-    """The metrics of every decoder at every budget.
+    """The metrics of every search at every budget.
 
     Args:
         run: searches the same users as configured; see `search_targets`.
@@ -50,50 +56,73 @@ def compare_searches(
         targets: the users' item rows `[n]`.
         num_items: N.
         k: cut-off.
-        decoders: which to compare.
-        ved: see `equal_budget`.
+        searches: what to compare, by name.
 
     Returns:
-        A dictionary of JSON values for each decoder and budget: `decoder`, `budget`, `candidates`, the most of a user,
-        and those of `search_metrics`.
+        A dictionary of JSON values for each search and budget: `decoder`, its name; `budget`; `candidates`, the most of
+        a user; and those of `search_metrics`.
 
     Raises:
         EvaluationError: see `equal_budget`; before anything is searched.
     """
     configs = [
-        equal_budget(name, budget, code_length, ved=ved) for name in decoders for budget in budgets
+        (name, equal_budget(config, budget, code_length))
+        for name, config in searches.items()
+        for budget in budgets
     ]
-    return [
-        {"decoder": config.name, "budget": config.budget, "candidates": config.num_candidates}
-        | search_metrics(run(config), targets, num_items, k=k)
-        for config in configs
-    ]
+    rows = []
+    for name, config in configs:
+        count = config.num_candidates
+        if config.name == "ved":
+            config = dataclasses.replace(config, num_candidates=_KNOWN * count)
+        row = {"decoder": name, "budget": config.budget, "candidates": count}
+        rows.append(row | search_metrics(run(config), targets, num_items, k=k, candidates=count))
+    return rows
 
 
 def search_metrics(
-    found: Searched, targets: np.ndarray, num_items: int, *, k: int = 10, seed: int = 0
+    found: Searched,
+    targets: np.ndarray,
+    num_items: int,
+    *,
+    candidates: int | None = None,
+    k: int = 10,
+    seed: int = 0,
 ) -> dict:
     """How good, how broad and how dear the candidates are that a search ranks by score.
 
     A hit is the target's semantic ID. A search with fewer than k candidates is scored by those that it has.
 
+    Args:
+        found: what was found.
+        targets: the users' item rows `[n]`.
+        num_items: N.
+        candidates: how many of what was found count as candidates; None: all.
+        k: cut-off.
+        seed: of the bootstrap.
+
     Returns:
-        `users`; `hit@k`, `ndcg@k` and `recall` (Hit among all candidates), means over users, with their 95%
-        `intervals`; `coverage@k`, share of the N items in any top k; `diversity@k`, see `pairwise_difference`; and
-        `evaluations`, mean tokens a user.
+        `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (among all that was found),
+        means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `coverage@k`, share of
+        the N items in any top k; `diversity@k`, see `pairwise_difference`; and `evaluations`, mean tokens a user.
     """
     ranks = sid_ranks(found.items, targets)
+    count = found.items.shape[1] if candidates is None else candidates
+    top = min(k, count)
     per_user = {
-        f"hit@{k}": hit(ranks, k),
-        f"ndcg@{k}": ndcg(ranks, k),
-        "recall": hit(ranks, found.items.shape[1]),
+        f"hit@{k}": hit(ranks, top),
+        f"ndcg@{k}": ndcg(ranks, top),
+        "recall": hit(ranks, count),
+        "known_recall": hit(ranks, found.items.shape[1]),
     }
     low, high = bootstrap_intervals(np.stack(list(per_user.values()), axis=1), seed=seed)
+    valid = found.scores > -np.inf
     return {
         "users": len(targets),
         **{name: float(values.mean()) for name, values in per_user.items()},
-        f"coverage@{k}": coverage(top_items(found.items, k), num_items),
-        f"diversity@{k}": pairwise_difference(found.codes[:, :k], found.scores[:, :k] > -np.inf),
+        "known": float(valid.sum(axis=1).mean()),
+        f"coverage@{k}": coverage(top_items(found.items[:, :count], k), num_items),
+        f"diversity@{k}": pairwise_difference(found.codes[:, :top], valid[:, :top]),
         "evaluations": float(found.evaluations.mean()),
         "intervals": dict(zip(per_user, np.stack([low, high], axis=1).tolist(), strict=True)),
     }
@@ -117,15 +146,16 @@ def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
 
 def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
     """A table of what `compare_searches` returned, budget by budget."""
-    names = [f"hit@{k}", f"ndcg@{k}", "recall", f"coverage@{k}", f"diversity@{k}"]
-    header = ["decoder", "budget", "tokens", "candidates", f"Hit@{k}", f"NDCG@{k}"]
-    header += ["95% interval", "recall", f"coverage@{k}", f"diversity@{k}"]
+    names = [f"hit@{k}", f"ndcg@{k}", "recall", "known_recall", f"coverage@{k}", f"diversity@{k}"]
+    header = ["decoder", "budget", "tokens", "candidates", "known", f"Hit@{k}", f"NDCG@{k}"]
+    header += ["95% interval", "recall", "of known", f"coverage@{k}", f"diversity@{k}"]
     table = [header]
     for row in sorted(rows, key=lambda row: row["budget"]):
         low, high = row["intervals"][f"ndcg@{k}"]
         cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in names]
         cells.insert(2, f"[{low:.4f}, {high:.4f}]")
         counts = [str(row["budget"]), f"{row['evaluations']:.1f}", str(row["candidates"])]
+        counts.append(f"{row['known']:.0f}")
         table.append([row["decoder"], *counts, *cells])
     return format_table(table)
 
@@ -136,6 +166,7 @@ def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
         f"hit@{k}": metric_label(f"hit@{k}"),
         f"ndcg@{k}": metric_label(f"ndcg@{k}"),
         "recall": "target in candidates",
+        "known_recall": "target in all that is known",
         f"coverage@{k}": f"coverage@{k}",
         f"diversity@{k}": f"differing codes@{k}",
     }

@@ -25,23 +25,23 @@ class Searched:
     evaluations: np.ndarray  # [n] int32: tokens that the model was given, besides the history.
 
 
-def equal_budget(
-    name: str, budget: int, code_length: int, *, ved: SearchConfig | None = None
-) -> SearchConfig:
-    """The search that spends at most `budget` tokens a user on semantic IDs of L codes.
+_ROUNDS = 6  # VED must be able to learn from some prefixes which are next.
+
+
+def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchConfig:
+    """The search with at most `budget` tokens a user to spend on semantic IDs of L codes.
 
     A beam search gives the model L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling has as many, of
-    which one yields the threshold and no candidate; VED returns M candidates.
+    which one yields the threshold and no candidate; VED returns M candidates, and evaluates no more than a sixth of its
+    budget at once.
 
     Args:
-        name: "beam", "sample" or "ved".
+        search: has all else, such as one of `PRESETS`.
         budget: tokens.
         code_length: L.
-        ved: has what else VED is told.
 
     Raises:
-        EvaluationError: if L = 1, where nothing is spent, or if the budget does not pay for two beams; `DecodingError`
-            for an unknown search.
+        EvaluationError: if L = 1, where nothing is spent, or if the budget does not pay for two beams.
     """
     if code_length < 2 or budget < 2 * (code_length - 1):
         raise EvaluationError(
@@ -50,11 +50,11 @@ def equal_budget(
         )
     beams = budget // (code_length - 1)
     return dataclasses.replace(
-        ved or SearchConfig(),
-        name=name,
+        search,
         budget=budget,
-        num_candidates=beams - (name == "sample"),
-        initial_beams=min(8, beams),
+        width=max(1, min(search.width, budget // _ROUNDS)),
+        num_candidates=beams - (search.name == "sample"),
+        initial_beams=min(search.initial_beams, beams),
     )
 
 

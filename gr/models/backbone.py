@@ -160,9 +160,9 @@ class Cache:
     Heads H, head width D, P shared positions, S codes decoded so far.
     """
 
-    shared: tuple[
-        Keys, ...
-    ]  # Per layer `[B, P, H, D]`: the history (decoder-only) or its encoding (cross-attention).
+    # Per layer, of the history (decoder-only) or its encoding (cross-attention): keys `[B, H, D, P]` and values
+    # `[B, H, P, D]`, as every step needs them (`layers.heads_first`).
+    shared: tuple[Keys, ...]
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
     lengths: jax.Array  # [B] int32: history items.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.

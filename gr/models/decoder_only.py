@@ -25,6 +25,7 @@ from gr.models.layers import (
     attend_suffixes,
     dropout,
     dropout_seed,
+    heads_first,
     item_lengths,
     rotate,
     split_seed,
@@ -175,7 +176,7 @@ class DecoderOnly(nnx.Module):
         last = jnp.take_along_axis(hidden, (lengths * length - 1)[:, None, None], axis=1)[:, 0]
         empty = jnp.zeros((batch, 1, 0, self.config.num_heads, self.config.head_dim), hidden.dtype)
         cache = Cache(
-            shared=tuple(keys),
+            shared=tuple(heads_first(*of_layer) for of_layer in keys),
             shared_mask=tokens != 0,
             lengths=lengths,
             own=((empty, empty),) * len(keys),

@@ -157,8 +157,7 @@ class EncoderDecoder(nnx.Module):
             own_bias = own_bias + mask[:, :, None, :]
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
-            positions = cache.lengths[:, None] * self.config.code_length + cache.num_decoded
-            bias = bias + self.cross_bias(positions, jnp.arange(cache.shared_mask.shape[1]))
+            bias = bias + self._recency(cache)
         x = self._embed(tokens, None)
         own = []
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
@@ -201,6 +200,17 @@ class EncoderDecoder(nnx.Module):
             x = layer(x, bias, layer_seed)
         return self.encoder_norm(x)
 
+    def _recency(self, cache: Cache) -> jax.Array:
+        """Recency bias `[B, H, M or 1, P]` of the next position of each beam."""
+        first = cache.lengths[:, None] * self.config.code_length
+        keys = jnp.arange(cache.shared_mask.shape[1])
+        if cache.decoded is None:
+            return self.cross_bias(first + cache.num_decoded, keys)
+        # Beams differ, but there are fewer depths than beams.
+        sizes = jnp.arange(1, cache.own[0][0].shape[2] + 1)
+        by_size = self.cross_bias(first + sizes, keys)
+        return jnp.take_along_axis(by_size, cache.decoded[:, None, :, None] - 1, axis=2)
+
     def _history_bias(self, history: jax.Array, within: jax.Array) -> jax.Array:
         """Cross-attention bias `[B, H or 1, Q, P]` of a target's tokens `within [Q]` right behind the history."""
         batch, _, length = history.shape
@@ -239,7 +249,7 @@ class EncoderDecoder(nnx.Module):
         """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes see only one another.
 
         `bias [B or 1, H or 1, n * L, P]` says what each code sees of `encoded [B, P, D]`. Also returns each layer's
-        keys and values of the target `[B * n, L, H, D]` and of the history `[B, P, H, D]`.
+        keys and values of the target `[B * n, L, H, D]`, and of the history, `heads_first`.
         """
         num_targets, length = targets.shape
         batch = encoded.shape[0]
@@ -273,7 +283,7 @@ class EncoderDecoder(nnx.Module):
         """Decoder states `[R, n, S, D]` of candidates `codes [R, n, S]` behind the start tokens of R targets.
 
         `kept` is what `_teacher_force` kept of those targets `[R, ...]`, of which only the start tokens count, and of
-        their histories `[R, P, H, D]`; `bias [R, H or 1, S or 1, P]` says what each code sees of the history.
+        their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` says what each code sees of the history.
         """
         batch, num, length = codes.shape
         seen = (*bias.shape[:2], num, length, bias.shape[-1])

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gr.models.backbone import Keys, check_sizes
-from gr.models.layers import Linear, RMSNorm, attend, dropout, split_seed
+from gr.models.layers import (
+    Linear,
+    RMSNorm,
+    attend,
+    attend_heads_first,
+    dropout,
+    heads_first,
+    split_seed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +80,16 @@ class CrossAttention(nnx.Module):
         self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
 
     def keys(self, encoded: jax.Array) -> Keys:
-        """Keys and values `[B, P, H, D]` of the encoded history, computed once per user."""
+        """Keys and values of the encoded history, `heads_first`, computed once per user."""
         kv = self.kv(encoded).reshape(*encoded.shape[:-1], 2, *self.heads)
-        return kv[..., 0, :, :], kv[..., 1, :, :]
+        return heads_first(kv[..., 0, :, :], kv[..., 1, :, :])
 
     def __call__(
         self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
     ) -> jax.Array:
         """Attends from `x [B, Q, D]`; what it returns is added to `x` by the caller."""
         query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
-        mixed = attend(query, *keys, bias, rate=rate, seed=seed)
+        mixed = attend_heads_first(query, keys, bias, rate=rate, seed=seed)
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
 

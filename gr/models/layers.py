@@ -162,6 +162,14 @@ def _mix(h: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
+def heads_first(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys `[B, H, D, K]` and values `[B, H, K, D]` of `[B, K, H, D]`, as products with queries need them.
+
+    What many queries meet, such as the steps of a search, is best kept like that: else each of them copies it.
+    """
+    return key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -172,15 +180,26 @@ def attend(
     seed: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention of `query [B, Q, H, D]` over `key, value [B, K, H, D]` with additive bias `[B, H, Q, K]`."""
+    return attend_heads_first(query, heads_first(key, value), bias, rate=rate, seed=seed)
+
+
+def attend_heads_first(
+    query: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
+    bias: jax.Array | None,
+    *,
+    rate: float = 0.0,
+    seed: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` over keys and values that are `heads_first`."""
     # Heads first, then plain products: the einsum over the other layout is a slow product with D rows on a CPU.
-    scale = query.shape[-1] ** -0.5
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query * scale, key, value))
-    logits = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    query = (query * query.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
+    logits = jnp.matmul(query, keys[0], preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(logits, axis=-1).astype(keys[1].dtype)
     weights = dropout(weights, rate, seed)
-    return jnp.matmul(weights, value).transpose(0, 2, 1, 3)
+    return jnp.matmul(weights, keys[1]).transpose(0, 2, 1, 3)
 
 
 def attend_shared_and_own(
@@ -197,7 +216,7 @@ def attend_shared_and_own(
 
     Args:
         query: `[B, M, H, D]`.
-        shared: keys and values `[B, P, H, D]`, the same for all beams of a user.
+        shared: keys and values of P positions, the same for all beams of a user, `heads_first`.
         shared_bias: `[B, H or 1, 1, P]`, `MASKED` where there is no key.
         own: keys and values `[B, M, S, H, D]`.
         own_bias: `[B or 1, H or 1, M or 1, S]`, or None.
@@ -207,7 +226,7 @@ def attend_shared_and_own(
     """
     scale = query.shape[-1] ** -0.5
     f32 = jnp.float32
-    far = jnp.einsum("bmhd,bphd->bhmp", query, shared[0], preferred_element_type=f32)
+    far = jnp.einsum("bmhd,bhdp->bhmp", query, shared[0], preferred_element_type=f32)
     far = far * scale + shared_bias
     near = jnp.einsum("bmhd,bmshd->bhms", query, own[0], preferred_element_type=f32) * scale
     if own_bias is not None:
@@ -216,7 +235,7 @@ def attend_shared_and_own(
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(-1) + near.sum(-1)  # [B, H, M].
     dtype = query.dtype
-    mixed = jnp.einsum("bhmp,bphd->bmhd", far.astype(dtype), shared[1])
+    mixed = jnp.einsum("bhmp,bhpd->bmhd", far.astype(dtype), shared[1])
     mixed = mixed + jnp.einsum("bhms,bmshd->bmhd", near.astype(dtype), own[1])
     return (mixed / total.transpose(0, 2, 1)[..., None]).astype(dtype)
 

@@ -1,6 +1,7 @@
 """The value head: what a prefix of a semantic ID promises, read off a backbone's hidden states (V-STAR)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -85,29 +86,62 @@ class ValueHead(nnx.Module):
         Raises:
             ModelError: if the states' width or number does not fit.
         """
-        *batch, length, width = states.shape
+        rate = self.config.dropout
+        weight_seed, *seeds = split_seed(dropout_seed(key), 5)
+        x, query, keys, values = self._projected(states)
+        length = states.shape[-2]
+        bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
+        mixed = attend(query, keys, values, bias, rate=rate, seed=weight_seed)
+        found = self._finish(x, mixed, seeds) + self.depth_mean[...][:length]
+        return found.reshape(states.shape[:-1])
+
+    def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
+        """Values of one prefix of each path, for less than those of all its prefixes.
+
+        Args:
+            states: see `__call__`.
+            depths: which, int32 `[...]`, 0..S-1.
+
+        Returns:
+            `[...]` float32.
+        """
+        x, query, keys, values = self._projected(states)
+        depth = depths.reshape(-1, 1)
+        x = jnp.take_along_axis(x, depth[..., None], axis=1)
+        query = jnp.take_along_axis(query, depth[..., None, None], axis=1)
+        # One query and a few keys: sums of products beat a matrix product for each head.
+        logits = (query * keys).astype(jnp.float32).sum(-1) * query.shape[-1] ** -0.5
+        before = jnp.arange(states.shape[-2]) <= depth
+        weights = jax.nn.softmax(jnp.where(before[..., None], logits, MASKED), axis=1)
+        mixed = (weights[..., None].astype(values.dtype) * values).sum(1, keepdims=True)
+        found = self._finish(x, mixed, [None] * 4)[..., 0].reshape(depths.shape)
+        return found + self.depth_mean[...][depths]
+
+    def _projected(self, states: jax.Array) -> tuple[jax.Array, ...]:
+        """Inputs `[n, S, D]`, and their queries, keys and values `[n, S, H, D / H]`."""
+        length, width = states.shape[-2:]
         if width != self.config.d_model or length > self.config.code_length + 1:
             raise ModelError(
                 f"states of shape [.., {length}, {width}] do not fit d_model={self.config.d_model}, "
                 f"code_length={self.config.code_length}: give [.., at most L + 1, d_model]"
             )
-        rate = self.config.dropout
-        weight_seed, out_seed, inner_seed, ffn_seed, hidden_seed = split_seed(dropout_seed(key), 5)
         depth = self.depth_embedding[...][:length].astype(self.config.dtype)
         x = self.state_norm(states.reshape(-1, length, width)) + depth
-
         heads = (*x.shape[:-1], 3, self.config.num_heads, -1)
         qkv = self.qkv(self.attention_norm(x)).reshape(heads)
-        bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
-        mixed = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias, rate=rate, seed=weight_seed)
+        return x, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    def _finish(
+        self, x: jax.Array, mixed: jax.Array, seeds: Sequence[jax.Array | None]
+    ) -> jax.Array:
+        """Values `[n, Q]`, less the depths' means, from inputs `[n, Q, D]` and mixed values `[n, Q, H, D / H]`."""
+        rate, (out_seed, inner_seed, ffn_seed, hidden_seed) = self.config.dropout, seeds
         x = x + dropout(self.out(mixed.reshape(x.shape)), rate, out_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
         inner = dropout(jax.nn.silu(gate) * up, rate, inner_seed)
         x = x + dropout(self.down(inner), rate, ffn_seed)
-
         hidden = dropout(jax.nn.silu(self.hidden(self.value_norm(x))), rate, hidden_seed)
-        values = self.value(hidden)[..., 0] + self.depth_mean[...][:length]
-        return values.reshape(*batch, length)
+        return self.value(hidden)[..., 0].astype(jnp.float32)
 
 
 def path_states(

@@ -127,18 +127,11 @@ def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array,
     return tokens, inside & differs
 
 
-def lone_children(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
-    """Which children have a single item below them, `[..., K]` bool, in the order and places of `child_tokens`."""
-    if index.layout.levels[depth].kind == SCAN:
-        # Slots are sorted: such a child's slot has its token alone.
-        slots, inside = scanned_slots(index, depth, nodes)
-        tokens = slot_tokens(index, depth, slots)
-        more = inside[..., 1:] & (tokens[..., 1:] == tokens[..., :-1])
-        none = jnp.zeros_like(inside[..., :1])
-        return inside & ~jnp.concatenate([none, more], -1) & ~jnp.concatenate([more, none], -1)
+def child_sizes(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
+    """How many items are below each child of nodes of one depth, `[..., K]` int32, as `child_tokens` lists them."""
     below, _ = children(index, depth, nodes)
     begin, end = slots_of(index, depth + 1, below)
-    return below.exist & (end - begin == 1)
+    return jnp.where(below.exist, end - begin, 0)
 
 
 def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:

@@ -101,7 +101,7 @@ def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
     [
         ({"name": "dfs"}, "search.name='dfs' is unknown: use one of beam, sample, ved"),
         ({"num_candidates": 0}, "search.num_candidates=0 must be at least 1"),
-        ({"initial_beams": 0}, "search.initial_beams=0 must be at least 1"),
+        ({"initial_beams": -1}, "search.initial_beams=-1 must not be negative"),
         ({"width": -1}, "search.width=-1 must be at least 1"),
         ({"budget": -1}, "search.budget=-1 must not be negative"),
         ({"entropy_weight": -0.1}, "search.entropy_weight=-0.1 must not be negative"),

@@ -31,6 +31,7 @@ SHARED = {
     "prior_weight",
     "exploration",
     "sampling_temperature",
+    "crowding",
 }  # Options that the oracle has too.
 
 
@@ -67,9 +68,10 @@ class SumHead:
 
     weights: jax.Array  # [D].
 
-    def __call__(self, states):
+    def at(self, states, depths):
         place = jnp.arange(1, states.shape[-2] + 1)
-        return jnp.cumsum(jnp.tanh(states @ self.weights) * place, axis=-1)
+        values = jnp.cumsum(jnp.tanh(states @ self.weights) * place, axis=-1)
+        return jnp.take_along_axis(values, depths[..., None], axis=-1)[..., 0]
 
 
 def random_case(seed, length=3, vocab_size=tries.VOCAB, num_users=USERS):
@@ -231,7 +233,12 @@ def test_under_constraints(kind, kinds, tokens, seed):
     )
 
 
-BEST_FIRST = {"selection": "best_first", "prior_weight": 0.7, "initial_beams": 0}
+BEST_FIRST = {
+    "selection": "best_first",
+    "prior_weight": 0.7,
+    "initial_beams": 0,
+    "crowding": 0.4,
+}
 
 
 PROBABLE_FIRST = BEST_FIRST | {
@@ -416,6 +423,7 @@ def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
         ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"initial_beams": -1}, "initial_beams must not be negative, got -1"),
         ({"sampling_temperature": -0.5}, "sampling_temperature must not be negative, got -0.5"),
+        ({"crowding": -0.5}, "crowding must not be negative, got -0.5"),
         ({"selection": "random"}, "selection='random' is unknown: use one of descent, best_first"),
         ({"selection": "best_first"}, "prior_weight must be above 0, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_evaluators as small
 
-from gr.decoding import SearchConfig
+from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation import (
     EvaluationError,
     Searched,
@@ -25,17 +25,24 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 
 def test_all_searches_of_a_budget_pay_for_as_many_beams():
-    beam, sample, ved = (equal_budget(name, 25, 4) for name in ("beam", "sample", "ved"))
-    assert (beam.num_candidates, sample.num_candidates, ved.num_candidates) == (8, 7, 8)
-    assert (ved.budget, ved.initial_beams) == (25, 8)
-    guided = equal_budget("ved", 12, 3, ved=SearchConfig(exploration=0.5, width=2))
+    at = {name: equal_budget(config, 25, 4) for name, config in PRESETS.items()}
+    counts = {name: config.num_candidates for name, config in at.items()}
+    assert counts == {"beam": 8, "sample": 7, "ved": 8, "ved_descent": 8}
+    assert (at["ved"].budget, at["ved"].initial_beams) == (25, 0)
+    assert (at["ved_descent"].budget, at["ved_descent"].initial_beams) == (25, 8)
+    guided = equal_budget(SearchConfig(exploration=0.5, width=2), 12, 3)
     assert (guided.exploration, guided.width, guided.initial_beams) == (0.5, 2, 6)
+    assert [equal_budget(SearchConfig(width=8), budget, 3).width for budget in (5, 24, 90)] == [
+        1,
+        4,
+        8,
+    ]
 
 
 @pytest.mark.parametrize(("budget", "length"), [(5, 4), (10, 1)])
 def test_too_little_to_spend_is_refused(budget, length):
     with pytest.raises(EvaluationError, match="two beams"):
-        equal_budget("beam", budget, length)
+        equal_budget(PRESETS["beam"], budget, length)
 
 
 def random_found(seed, users=6, count=5, length=3, shared=2, num_items=30):
@@ -82,6 +89,8 @@ def test_metrics_are_those_of_a_slow_recomputation(seed, k):
         if pairs:
             differences.append(sum(pairs) / len(pairs))
     metrics = search_metrics(found, targets, 30, k=k)
+    assert metrics["known_recall"] == metrics["recall"]
+    assert metrics["known"] == pytest.approx(np.isfinite(found.scores).sum() / len(targets))
     expected = {
         f"hit@{k}": np.mean(hits),
         f"ndcg@{k}": np.mean(gains),
@@ -94,6 +103,20 @@ def test_metrics_are_those_of_a_slow_recomputation(seed, k):
         assert metrics[name] == pytest.approx(value), name
     for name, (low, high) in metrics["intervals"].items():
         assert low <= metrics[name] <= high
+
+
+def test_what_is_known_beyond_the_candidates_counts_apart():
+    found, targets = random_found(0)
+    few = Searched(
+        *(getattr(found, field)[:, :1] for field in ("items", "codes", "scores")), found.evaluations
+    )
+    alone, among = (search_metrics(x, targets, 30, candidates=1) for x in (few, found))
+    known = search_metrics(found, targets, 30)
+    assert among["known_recall"] == known["recall"] > among["recall"]
+    different = {"known", "known_recall", "intervals"}
+    assert {k: v for k, v in alone.items() if k not in different} == {
+        k: v for k, v in among.items() if k not in different
+    }
 
 
 def test_no_two_candidates_have_no_diversity():
@@ -130,22 +153,22 @@ def test_decoders_are_compared_within_their_budgets():
         searched, [4, 6], code_length=small.LENGTH, targets=targets, num_items=small.ITEMS, k=5
     )
     assert [(row["decoder"], row["budget"]) for row in rows] == [
-        (name, budget) for name in ("beam", "sample", "ved") for budget in (4, 6)
+        (name, budget) for name in PRESETS for budget in (4, 6)
     ]
     for row in rows:
         assert 0 < row["evaluations"] <= row["budget"]
-        assert 0 <= row["ndcg@5"] <= row["hit@5"] <= row["recall"] <= 1
+        assert 0 <= row["ndcg@5"] <= row["hit@5"] <= row["recall"] <= row["known_recall"] <= 1
     # With all roots paid for VED has seen all that a beam search of this width has.
     by = {(row["decoder"], row["budget"]): row for row in rows}
-    assert by["ved", 6]["hit@5"] == by["beam", 6]["hit@5"]
+    assert by["ved_descent", 6]["hit@5"] == by["beam", 6]["hit@5"]
 
     table = format_searches(rows, k=5).splitlines()
     assert [line.split()[:2] for line in table[2:]] == [
-        [name, str(budget)] for budget in (4, 6) for name in ("beam", "sample", "ved")
+        [name, str(budget)] for budget in (4, 6) for name in PRESETS
     ]
     figure = searches_plot(rows, k=5)
-    assert len(figure.axes) == 5
+    assert len(figure.axes) == 6
     for axes in figure.axes:
-        assert [len(c.lines[0].get_xdata()) for c in axes.containers] == [2, 2, 2]
+        assert [len(c.lines[0].get_xdata()) for c in axes.containers] == [2, 2, 2, 2]
     line = figure.axes[1].containers[2].lines[0]
     np.testing.assert_allclose(line.get_ydata(), [by["ved", b]["ndcg@5"] for b in (4, 6)])

@@ -145,10 +145,11 @@ def test_what_belongs_to_a_user_is_stored_once_per_user(name, decoded_beams):
     history, tokens, parents = decoded_beams
     results, cache = decode(make_model(name), history, tokens, parents)
     config = CONFIGS[name]
-    heads = (config.num_heads, config.head_dim)
+    heads, positions = (config.num_heads, config.head_dim), (ITEMS + 1) * LENGTH
     assert len(cache.shared) == len(cache.own) == 2
-    for array in jax.tree.leaves(cache.shared):
-        assert array.shape == (4, (ITEMS + 1) * LENGTH, *heads)
+    for keys, values in cache.shared:
+        assert keys.shape == (4, *heads, positions)
+        assert values.shape == (4, heads[0], positions, heads[1])
     for array in jax.tree.leaves(cache.own):
         codes = 3 if isinstance(config, DecoderOnlyConfig) else 4  # A decoder also reads BOS.
         assert array.shape == (4, NUM_BEAMS[-1], codes, *heads)

@@ -12,7 +12,13 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 # Compiled as a whole, which is faster than operation by operation.
 attend = jax.jit(layers.attend, static_argnames="rate")
 attend_own = jax.jit(layers.attend_own)
-attend_shared_and_own = jax.jit(layers.attend_shared_and_own)
+
+
+@jax.jit
+def attend_shared_and_own(query, shared, *rest):
+    return layers.attend_shared_and_own(query, layers.heads_first(*shared), *rest)
+
+
 dropout = jax.jit(layers.dropout, static_argnames="rate")
 relative_position_bucket = jax.jit(layers.relative_position_bucket, static_argnums=(1, 2, 3))
 rotate = jax.jit(layers.rotate)

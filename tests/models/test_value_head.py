@@ -34,6 +34,15 @@ def random_states(*batch, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.parametrize("length", [1, DEPTHS])
+def test_one_depth_alone_has_the_same_value(length):
+    head, states = make_head(), random_states(3, 5)[:, :, :length]
+    depths = jnp.asarray(np.random.default_rng(2).integers(0, length, (3, 5)))
+    alone = jax.jit(lambda head, *args: head.at(*args))(head, states, depths)
+    among = np.take_along_axis(np.asarray(values_of(head, states)), depths[..., None], axis=-1)
+    np.testing.assert_allclose(alone, among[..., 0], rtol=1e-5, atol=1e-6)
+
+
 def test_an_untrained_head_has_no_opinion_but_learns_from_the_first_step():
     head, states = ValueHead(CONFIG, rngs=nnx.Rngs(0)), random_states(3)
     np.testing.assert_array_equal(values_of(head, states), np.zeros((3, DEPTHS)))

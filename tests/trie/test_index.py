@@ -16,6 +16,7 @@ from gr.trie import (
     TrieError,
     TrieIndex,
     ancestors,
+    child_sizes,
     children,
     descend,
     items_of,
@@ -64,6 +65,7 @@ def test_children_are_the_longer_prefixes_in_order(kinds, tokens):
         prefixes, nodes = all_nodes(index, depth, tokens)
         longer, below = all_nodes(index, depth + 1, tokens)
         found, token = children_jit(index, depth, nodes)
+        sizes = np.asarray(child_sizes(index, depth, nodes))
         exist = np.asarray(found.exist)
         assert not exist[len(prefixes) :].any()
         got = [
@@ -73,6 +75,11 @@ def test_children_are_the_longer_prefixes_in_order(kinds, tokens):
         ]
         expected = list(zip(below.begin.tolist(), below.end.tolist(), longer, strict=False))
         assert got == expected
+        rows = [tuple(row) for row in tokens.tolist()]
+        assert sizes[exist].tolist() == [
+            sum(row[: depth + 1] == prefix for row in rows) for prefix in longer
+        ]
+        assert not sizes[~exist].any()
 
 
 @of_each_mix

@@ -11,7 +11,8 @@ batch:
 * `sample`: as many candidates without replacement;
 * `ved/TIMES/W`: value-guided search, best first, with so many times that budget, W prefixes at a time;
 * `ved_descent/TIMES/W`: the same by descents as published, behind a beam search;
-* `python_walk`: that search with W = 1, one node of one user at a time (`search_baselines`).
+* `python_walk`: that search with W = 1, one node of one user at a time (`search_baselines`), each with its ancestors'
+  keys and values; `plain_walk`: the same, but a node costs a forward pass over its history and prefix.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ from gr.models import ValueHead, ValueHeadConfig
 from gr.trie import TrieIndex
 
 NUM_CANDIDATES = 16
-WALK = "python_walk"
+WALK, PLAIN_WALK = "python_walk", "plain_walk"
 WALKED_USERS = 4
 
 HEADER = (
@@ -45,12 +46,13 @@ HEADER = (
     "tokens/s",
     "of beam search",
     "times the walk",
+    "the plain one",
     "ms a batch",
     "compile s",
 )
 NOTES = (
     "rows of one backbone are timed in turns. tokens: what the model is given besides the history. of beam search,",
-    "times the walk: by tokens/s; aimed at for value-guided search: >= 70%, >= 50.",
+    "times the walks: by tokens/s; aimed at for value-guided search: >= 70%, >= 50.",
 )
 
 
@@ -83,7 +85,10 @@ def _row(name: str, results: dict[str, dict[str, float]]) -> tuple[str, ...]:
         f"{result['tokens_per_user']:.1f}",
         f"{speed:,.0f}",
         f"{speed / results[f'{backbone}/beam']['tokens_per_second']:.0%}",
-        f"{speed / results[f'{backbone}/{WALK}']['tokens_per_second']:,.0f}",
+        *(
+            f"{speed / results[f'{backbone}/{walk}']['tokens_per_second']:,.0f}"
+            for walk in (WALK, PLAIN_WALK)
+        ),
         f"{1e3 * result['seconds_per_batch']:,.1f}",
         f"{result['compile_seconds']:.1f}",
     )
@@ -111,6 +116,7 @@ def make_searches(length: int) -> dict[str, SearchConfig]:
             for width in map(int, FLAGS.widths)
         },
         WALK: ved("ved_descent", 1, 1),
+        PLAIN_WALK: ved("ved_descent", 1, 1),
     }
 
 
@@ -128,8 +134,9 @@ def measure(
     )
     calls: dict[str, Callable[[], Any]] = {}
     for name, chosen in make_searches(length).items():
-        if name == WALK:
-            walk = PythonWalk(model, head, catalogue.semantic_ids.tokens, chosen)
+        if name in (WALK, PLAIN_WALK):
+            tokens = catalogue.semantic_ids.tokens
+            walk = PythonWalk(model, head, tokens, chosen, cached=name == WALK)
             calls[name] = benchmarking.in_order(walk, list(history[:WALKED_USERS, None]))
             continue
         key = jax.random.key(config.seed)
@@ -142,7 +149,8 @@ def measure(
     results = {}
     for name, timing in timings.items():
         found = calls[name]()
-        users, tokens = (1, found[1]) if name == WALK else (len(history), found.evaluations.mean())
+        walked = name in (WALK, PLAIN_WALK)
+        users, tokens = (1, found[1]) if walked else (len(history), found.evaluations.mean())
         results[name] = {
             "users_per_second": users / timing.seconds,
             "tokens_per_user": float(tokens),

@@ -1,4 +1,4 @@
-"""Value-guided search as it is published: a walk over Python objects, one node of one user at a time."""
+"""Value-guided search as a walk over Python objects, one node of one user at a time."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding import SearchConfig
-from gr.models import ValueHead
+from gr.models import ValueHead, path_states
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,10 +37,23 @@ class Node:
 
 
 class PythonWalk:
-    """The search of `ved_search` with W = 1; the model's part is compiled, one program a depth."""
+    """The published search of `ved_search` with W = 1; the model's part is compiled, one program a depth.
 
-    def __init__(self, model: Any, value_head: ValueHead, tokens: np.ndarray, config: SearchConfig):
+    A node keeps the keys and values of its prefix; or, where they are not `cached`, it costs a forward pass over the
+    history and the prefix, as in the plainest program that is right.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        value_head: ValueHead,
+        tokens: np.ndarray,
+        config: SearchConfig,
+        *,
+        cached: bool = True,
+    ):
         self._model, self._value_head, self._config = model, value_head, config
+        self._cached = cached
         self._longest = tokens.shape[1] - 1
         children: dict[tuple[int, ...], set[int]] = {}
         for row in tokens.tolist():
@@ -51,6 +64,7 @@ class PythonWalk:
 
     def __call__(self, history: jax.Array) -> tuple[list[tuple[float, tuple[int, ...]]], int]:
         """`(score, semantic ID)` of one user, `history [1, T, L]`, best first, and how many nodes were evaluated."""
+        self._history = history
         outputs = _prefill(self._model, self._value_head, history, longest=self._longest)
         tree = [self._node((), None, 0.0, outputs)]
         self._beam_search(tree)
@@ -87,13 +101,27 @@ class PythonWalk:
         del node.turns[code]
         for above in node.up():
             above.visits += 1
-        depth = len(node.codes) + 1
-        outputs = _step(self._model, self._value_head, code, node.cache, node.states, depth=depth)
+        codes = (*node.codes, code)
+        outputs = self._evaluated(node, codes)
         log_prob = node.log_prob + float(node.log_probs[code])
-        child = self._node((*node.codes, code), node, log_prob, outputs)
+        child = self._node(codes, node, log_prob, outputs)
         node.children.append(child)
         tree.append(child)
         return child
+
+    def _evaluated(self, node: Node, codes: tuple[int, ...]) -> tuple:
+        """What the model says of the prefix that continues a node."""
+        if self._cached:
+            return _step(
+                self._model,
+                self._value_head,
+                codes[-1],
+                node.cache,
+                node.states,
+                depth=len(codes),
+            )
+        prefix = jnp.array([[codes]], jnp.int32)
+        return _forward(self._model, self._value_head, self._history, prefix)
 
     def _beam_search(self, tree: list[Node]) -> None:
         alive = list(tree)
@@ -154,3 +182,10 @@ def _step(
         states = states.at[depth].set(hidden[0, 0])
         value = value_head(states)[depth]
     return jax.nn.log_softmax(logits[0, 0]), value, states, cache
+
+
+@jax.jit
+def _forward(model: Any, value_head: ValueHead, history: jax.Array, prefix: jax.Array) -> tuple:
+    states = path_states(model, history, prefix)[0, 0]
+    value = value_head(states)[-1]
+    return jax.nn.log_softmax(model.logits(states[-1])), value, states, None

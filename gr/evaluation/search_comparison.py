@@ -165,8 +165,8 @@ def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
     metrics = {
         f"hit@{k}": metric_label(f"hit@{k}"),
         f"ndcg@{k}": metric_label(f"ndcg@{k}"),
-        "recall": "target in candidates",
-        "known_recall": "target in all that is known",
+        "recall": "target a candidate",
+        "known_recall": "target known",
         f"coverage@{k}": f"coverage@{k}",
         f"diversity@{k}": f"differing codes@{k}",
     }

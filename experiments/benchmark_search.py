@@ -176,5 +176,5 @@ def _search(
 
 if __name__ == "__main__":
     flags.DEFINE_list("times", ["1", "2"], "Budgets of value-guided search, times beam search's.")
-    flags.DEFINE_list("widths", ["1", "4", "8"], "How many prefixes it evaluates at a time.")
+    flags.DEFINE_list("widths", ["1", "8", "16"], "How many prefixes it evaluates at a time.")
     benchmarking.run(main)

@@ -18,7 +18,6 @@ from gr.decoding import DecodingError, beam_search, ved_search
 from gr.decoding import ved as ved_module
 from gr.decoding.evaluate import prefix_noise
 from gr.trie import EditableIndex, ItemMask, TrieIndex
-from tests.decoding.test_normalisation import TEMPERATURE, over_children
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -233,79 +232,6 @@ def test_under_constraints(kind, kinds, tokens, seed):
     )
 
 
-BEST_FIRST = {
-    "selection": "best_first",
-    "prior_weight": 0.7,
-    "initial_beams": 0,
-    "crowding": 0.4,
-}
-
-
-PROBABLE_FIRST = BEST_FIRST | {
-    "sampling_temperature": 0.0,
-    "exploration": 0.0,
-    "entropy_weight": 0.0,
-}
-
-
-@pytest.mark.parametrize(
-    ("options", "kinds"),
-    [
-        *(({"initial_beams": 3}, kinds) for kinds in tries.MIXES[2:4]),
-        *((PROBABLE_FIRST, kinds) for kinds in tries.MIXES),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-@settings(max_examples=6, deadline=None)
-@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
-def test_over_children_codes_without_an_alternative_are_free(options, kinds, tokens, seed):
-    model, _ = random_case(seed)
-    for budget, count in ((6, 3), (12, tries.MAX_ITEMS)):
-        check(
-            tokens,
-            TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds)),
-            model,
-            None,
-            seed,
-            log_prob=lambda user: over_children(model, user, tokens),
-            temperature=TEMPERATURE,
-            normalise_over="children",
-            num_candidates=count,
-            **options | {"budget": max(budget, 2 * options["initial_beams"]), "width": 4},
-        )
-
-
-@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=6, deadline=None)
-@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
-def test_best_first_under_constraints(kind, normalise_over, tokens, seed):
-    rng = np.random.default_rng(seed)
-    attributes = rng.random((len(tokens), 5)) < 0.6
-    layout = tries.roomy_layout(tries.MIXES[2], 5)
-    index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
-    model, head = random_case(seed)
-    over = over_children if normalise_over == "children" else None
-    check(
-        tokens,
-        index,
-        model,
-        head,
-        seed,
-        log_prob=over and (lambda user: over(model, user, tokens)),
-        temperature=TEMPERATURE if over else 1.0,
-        normalise_over=normalise_over,
-        demands=demands,
-        handover=handover,
-        constraint=constraint,
-        budget=9,
-        num_candidates=10,
-        width=4,
-        **BEST_FIRST,
-    )
-
-
 def test_an_index_with_changes_is_searched_as_one_trie():
     rng = np.random.default_rng(8)
     base, added = tries.random_tokens(rng, 14), tries.random_tokens(rng, 8)
@@ -435,18 +361,3 @@ def test_bad_requests_get_one_clear_error(options, message):
     _, index, model, head = case(5)
     with pytest.raises(DecodingError, match=message):
         ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS | options)
-
-
-def test_scores_over_children_of_an_index_with_changes_are_refused():
-    tokens, _, model, head = case(6)
-    index = EditableIndex.build(tokens, tries.VOCAB).add(tokens[:1])[0].index
-    with pytest.raises(DecodingError, match="compact it first"):
-        ved_search(
-            model,
-            head,
-            index,
-            HISTORY,
-            key=jax.random.key(0),
-            normalise_over="children",
-            **OPTIONS,
-        )

@@ -98,14 +98,15 @@ def search_tree_plot(
     for placed in layout.candidates:
         codes, title = placed.candidate.codes, placed.candidate.title
         hit = codes == target
-        _edge(axes, longest, longest + 0.42, layout.rows[placed.prefix], placed.row, hit)
-        code = str(codes[-1] - offsets[-1])
+        known = int(tree.depths[placed.prefix])
+        _edge(axes, known, longest + 0.42, layout.rows[placed.prefix], placed.row, hit)
+        code = " ".join(str(codes[t] - offsets[t]) for t in range(known, len(codes)))
         look = {"va": "center", "color": VERMILLION if hit else INK}
         axes.text(longest + 0.45, placed.row, code, fontsize=7, **look | {"color": MUTED})
         axes.annotate(
             plain_text(f"{placed.rank}. {_cut(title)}"),
             (longest + 0.45, placed.row),
-            (17, 0),
+            (17 + 4.2 * max(0, len(code) - 3), 0),
             textcoords="offset points",
             fontsize=8.5,
             weight="bold" if hit else "normal",
@@ -116,7 +117,7 @@ def search_tree_plot(
     for depth in range(longest + 1):
         name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
         axes.text(depth, -0.9, name, ha="center", va="bottom", fontsize=9, color=MUTED)
-    axes.text(longest + 0.45, -0.9, "last code, rank, title", va="bottom", fontsize=9, color=MUTED)
+    axes.text(longest + 0.45, -0.9, "codes left, rank, title", va="bottom", fontsize=9, color=MUTED)
     unit = (_WIDTH - _TITLES) / (longest + 0.85)
     axes.set_xlim(-0.4, longest + 0.45 + _TITLES / unit)
     axes.set_ylim(layout.num_rows - 0.4, -1.8)

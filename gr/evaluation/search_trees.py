@@ -38,7 +38,7 @@ class TreeOfUser:
 
 @dataclasses.dataclass(frozen=True)
 class TreeCandidate:
-    """A complete semantic ID, as it is written beside the prefix that it completes."""
+    """A complete semantic ID, as it is written beside the longest of its prefixes that was evaluated."""
 
     codes: Prefix  # All L tokens.
     title: str
@@ -50,7 +50,7 @@ class PlacedCandidate:
 
     candidate: TreeCandidate
     rank: int  # From 1.
-    prefix: int  # Number of the prefix that it completes.
+    prefix: int  # Number of the longest of its prefixes that was evaluated.
     row: int
 
 
@@ -86,14 +86,19 @@ def lay_out(
     """Chooses what is shown and places it; see `search_tree_plot`."""
     prefixes = tree.prefixes()
     shown = _most_visited(tree, prefixes, candidates, target, max_prefixes)
-    number = {prefixes[n]: n for n in shown}
-    found = [(rank, c) for rank, c in enumerate(candidates, start=1) if c.codes[:-1] in number]
+    number = {prefix: n for n, prefix in enumerate(prefixes)}
+
+    def known_by(candidate: TreeCandidate) -> int:
+        lengths = reversed(range(len(candidate.codes)))
+        return next(number[candidate.codes[:i]] for i in lengths if candidate.codes[:i] in number)
+
+    found = [(rank, c) for rank, c in enumerate(candidates, start=1) if known_by(c) in shown]
     late = [pair for pair in found[max_candidates:] if pair[1].codes == target]
     children, completions = {n: [] for n in shown}, {n: [] for n in shown}
     for n in shown[1:]:
         children[int(tree.parents[n])].append(n)
     for rank, candidate in found[:max_candidates] + late:
-        completions[number[candidate.codes[:-1]]].append((rank, candidate))
+        completions[known_by(candidate)].append((rank, candidate))
 
     rows: dict[int, float] = {}
     placed: list[PlacedCandidate] = []

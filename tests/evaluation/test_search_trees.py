@@ -85,8 +85,17 @@ def test_rows_are_in_order_of_probability_and_parents_amid_their_children():
     assert leaves == [0, 1, 2, 3] and layout.num_rows == 4
 
 
-def drawn(**options):
-    figure = search_tree_plot(tree(), CANDIDATES, **options)
+def test_a_candidate_hangs_on_the_longest_of_its_prefixes_that_was_evaluated():
+    early = TreeCandidate((3, 6, 9), "the only item behind 3")
+    _, layout = shown(7, candidates=[CANDIDATES[0], early])
+    prefixes = tree().prefixes()
+    assert [prefixes[placed.prefix] for placed in layout.candidates] == [(2, 6), (3,)]
+    texts = drawn([early], level_offsets=[2, 5, 8])[2]
+    assert "1 1" in texts  # The codes that were not evaluated, counted from their levels' first.
+
+
+def drawn(candidates=CANDIDATES, **options):
+    figure = search_tree_plot(tree(), candidates, **options)
     axes = figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts}
     return figure, axes, texts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gr.decoding import PRESETS, SearchConfig
-from gr.evaluation.bootstrap import bootstrap_intervals
+from gr.evaluation.bootstrap import bootstrap_intervals, paired_bootstrap
 from gr.evaluation.metrics import coverage, hit, ndcg
 from gr.evaluation.plots import (
     DASHES,
@@ -60,7 +60,8 @@ def compare_searches(
 
     Returns:
         A dictionary of JSON values for each search and budget: `decoder`, its name; `budget`; `candidates`, the most of
-        a user; and those of `search_metrics`.
+        a user; those of `search_metrics`; and, if there is a search "beam", `recall_minus_beam`, the difference to its
+        recall at the same budget, paired by user, with its 95% interval `low`, `high`.
 
     Raises:
         EvaluationError: see `equal_budget`; before anything is searched.
@@ -70,13 +71,20 @@ def compare_searches(
         for name, config in searches.items()
         for budget in budgets
     ]
-    rows = []
+    rows, found_by = [], {}
     for name, config in configs:
         count = config.num_candidates
         if config.name == "ved":
             config = dataclasses.replace(config, num_candidates=_KNOWN * count)
+        found = run(config)
+        found_by[name, config.budget] = hit(sid_ranks(found.items, targets), count)
         row = {"decoder": name, "budget": config.budget, "candidates": count}
-        rows.append(row | search_metrics(run(config), targets, num_items, k=k, candidates=count))
+        rows.append(row | search_metrics(found, targets, num_items, k=k, candidates=count))
+    for row in rows:
+        name, budget = row["decoder"], row["budget"]
+        if ("beam", budget) in found_by and name != "beam":
+            pair = found_by[name, budget], found_by["beam", budget]
+            row["recall_minus_beam"] = paired_bootstrap(*pair, seed=0)._asdict()
     return rows
 
 
@@ -148,12 +156,21 @@ def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
     """A table of what `compare_searches` returned, budget by budget."""
     names = [f"hit@{k}", f"ndcg@{k}", "recall", "known_recall", f"coverage@{k}", f"diversity@{k}"]
     header = ["decoder", "budget", "tokens", "candidates", "known", f"Hit@{k}", f"NDCG@{k}"]
-    header += ["95% interval", "recall", "of known", f"coverage@{k}", f"diversity@{k}"]
+    header += [
+        "95% interval",
+        "recall",
+        "less beam's",
+        "of known",
+        f"coverage@{k}",
+        f"diversity@{k}",
+    ]
     table = [header]
     for row in sorted(rows, key=lambda row: row["budget"]):
         low, high = row["intervals"][f"ndcg@{k}"]
         cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in names]
         cells.insert(2, f"[{low:.4f}, {high:.4f}]")
+        less = row.get("recall_minus_beam")
+        cells.insert(4, f"[{less['low']:+.4f}, {less['high']:+.4f}]" if less else "")
         counts = [str(row["budget"]), f"{row['evaluations']:.1f}", str(row["candidates"])]
         counts.append(f"{row['known']:.0f}")
         table.append([row["decoder"], *counts, *cells])

@@ -161,6 +161,10 @@ def test_decoders_are_compared_within_their_budgets():
     # With all roots paid for VED has seen all that a beam search of this width has.
     by = {(row["decoder"], row["budget"]): row for row in rows}
     assert by["ved_descent", 6]["hit@5"] == by["beam", 6]["hit@5"]
+    assert "recall_minus_beam" not in by["beam", 6]
+    less = by["sample", 4]["recall_minus_beam"]
+    assert less["difference"] == pytest.approx(by["sample", 4]["recall"] - by["beam", 4]["recall"])
+    assert less["low"] <= less["difference"] <= less["high"]
 
     table = format_searches(rows, k=5).splitlines()
     assert [line.split()[:2] for line in table[2:]] == [

@@ -119,7 +119,15 @@ def test_sigterm_saves_the_state_and_the_run_can_be_resumed(unkilled, tmp_path):
     assert records(tmp_path) == records(unkilled[0])
 
 
-def test_the_first_interrupt_is_noted_and_the_second_one_acts():
+@pytest.fixture
+def interruptible():
+    """A process that was started in the background may have been told to ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_interrupt_is_noted_and_the_second_one_acts(interruptible):
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == "SIGINT"

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from gr.decoding import DecodingError, ved_search
 from gr.trie import EditableIndex, TrieIndex
 from tests.decoding.test_normalisation import TEMPERATURE, over_children
-from tests.decoding.test_ved import HISTORY, OPTIONS, USERS, case, check, random_case
+from tests.decoding.test_ved import (
+    HISTORY,
+    OPTIONS,
+    case,
+    check,
+    check_under_constraint,
+    random_case,
+)
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -57,34 +64,41 @@ def test_over_children_codes_without_an_alternative_are_free(options, kinds, tok
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
+@pytest.mark.parametrize("options", [{"initial_beams": 2}, BEST_FIRST], ids=["descent", "best"])
+def test_a_root_with_more_codes_than_the_budget_can_try(options, normalise_over):
+    # Of 40 first codes every other one leads to a single item.
+    firsts = [first for first in range(40) for _ in range(1 + 2 * (first % 2))]
+    rng = np.random.default_rng(0)
+    tokens = np.stack([firsts, rng.integers(0, 40, len(firsts)), rng.integers(0, 40, 80)], axis=1)
+    index, (model, head) = TrieIndex.build(tokens, 40), random_case(0, 3, 40)
+    over = normalise_over == "children"
+    for count, width in ((3, 1), (9, 4)):
+        check(
+            tokens,
+            index,
+            model,
+            head,
+            1,
+            log_prob=(lambda user: over_children(model, user, tokens)) if over else None,
+            temperature=TEMPERATURE if over else 1.0,
+            normalise_over=normalise_over,
+            budget=6,
+            num_candidates=count,
+            width=width,
+            **options,
+        )
+
+
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
 @settings(max_examples=6, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_best_first_under_constraints(kind, normalise_over, tokens, seed):
-    rng = np.random.default_rng(seed)
-    attributes = rng.random((len(tokens), 5)) < 0.6
-    layout = tries.roomy_layout(tries.MIXES[2], 5)
-    index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
-    model, head = random_case(seed)
-    over = over_children if normalise_over == "children" else None
-    check(
-        tokens,
-        index,
-        model,
-        head,
-        seed,
-        log_prob=over and (lambda user: over(model, user, tokens)),
-        temperature=TEMPERATURE if over else 1.0,
-        normalise_over=normalise_over,
-        demands=demands,
-        handover=handover,
-        constraint=constraint,
-        budget=9,
-        num_candidates=10,
-        width=4,
-        **BEST_FIRST,
-    )
+    options = BEST_FIRST | {"budget": 9, "normalise_over": normalise_over}
+    if normalise_over == "children":
+        options["temperature"] = TEMPERATURE
+        options["log_prob_of"] = over_children
+    check_under_constraint(kind, tries.MIXES[2], tokens, seed, **options)
 
 
 @pytest.mark.parametrize(

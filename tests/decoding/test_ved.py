@@ -205,11 +205,8 @@ def test_weights_of_what_guides_it():
         )
 
 
-@pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=6, deadline=None)
-@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
-def test_under_constraints(kind, kinds, tokens, seed):
+def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **options):
+    """`log_prob_of(model, user, tokens)`: where log-probabilities are not those of the model."""
     rng = np.random.default_rng(seed)
     attributes = rng.random((len(tokens), 5)) < 0.6
     layout = tries.roomy_layout(kinds, 5)
@@ -222,14 +219,22 @@ def test_under_constraints(kind, kinds, tokens, seed):
         model,
         head,
         seed,
+        log_prob=log_prob_of and (lambda user: log_prob_of(model, user, tokens)),
         demands=demands,
         handover=handover,
         constraint=constraint,
-        budget=14,
         num_candidates=10,
-        initial_beams=3,
         width=4,
+        **options,
     )
+
+
+@pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
+@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@settings(max_examples=6, deadline=None)
+@given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
+def test_under_constraints(kind, kinds, tokens, seed):
+    check_under_constraint(kind, kinds, tokens, seed, budget=14, initial_beams=3)
 
 
 def test_an_index_with_changes_is_searched_as_one_trie():

@@ -228,7 +228,8 @@ def attend_shared_and_own(
     f32 = jnp.float32
     far = jnp.einsum("bmhd,bhdp->bhmp", query, shared[0], preferred_element_type=f32)
     far = far * scale + shared_bias
-    near = jnp.einsum("bmhd,bmshd->bhms", query, own[0], preferred_element_type=f32) * scale
+    # A few keys each: sums of products, fused; a product for each beam and head copies the keys first.
+    near = _inner(query[:, :, None], own[0]).transpose(0, 3, 1, 2) * scale
     if own_bias is not None:
         near = near + own_bias
     top = jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
@@ -236,7 +237,7 @@ def attend_shared_and_own(
     total = far.sum(-1) + near.sum(-1)  # [B, H, M].
     dtype = query.dtype
     mixed = jnp.einsum("bhmp,bhpd->bmhd", far.astype(dtype), shared[1])
-    mixed = mixed + jnp.einsum("bhms,bmshd->bmhd", near.astype(dtype), own[1])
+    mixed = mixed + (near.astype(dtype).transpose(0, 2, 3, 1)[..., None] * own[1]).sum(2)
     return (mixed / total.transpose(0, 2, 1)[..., None]).astype(dtype)
 
 

@@ -111,8 +111,9 @@ def search_metrics(
 
     Returns:
         `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (among all that was found),
-        means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `coverage@k`, share of
-        the N items in any top k; `diversity@k`, see `pairwise_difference`; and `evaluations`, mean tokens a user.
+        means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `recall_at`, Hit among
+        the first 8, 16, 32, ... found; `coverage@k`, share of the N items in any top k; `diversity@k`, see
+        `pairwise_difference`; and `evaluations`, mean tokens a user.
     """
     ranks = sid_ranks(found.items, targets)
     count = found.items.shape[1] if candidates is None else candidates
@@ -129,6 +130,10 @@ def search_metrics(
         "users": len(targets),
         **{name: float(values.mean()) for name, values in per_user.items()},
         "known": float(valid.sum(axis=1).mean()),
+        "recall_at": {
+            str(8 * 2**i): float(hit(ranks, 8 * 2**i).mean())
+            for i in range((found.items.shape[1] // 8).bit_length())
+        },
         f"coverage@{k}": coverage(top_items(found.items[:, :count], k), num_items),
         f"diversity@{k}": pairwise_difference(found.codes[:, :top], valid[:, :top]),
         "evaluations": float(found.evaluations.mean()),

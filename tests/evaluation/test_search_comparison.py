@@ -119,6 +119,15 @@ def test_what_is_known_beyond_the_candidates_counts_apart():
     }
 
 
+def test_recall_among_the_first_few_candidates():
+    found, targets = random_found(0, users=20, count=17, num_items=60)
+    metrics = search_metrics(found, targets, 60, candidates=4)
+    assert list(metrics["recall_at"]) == ["8", "16"]
+    for count, recall in metrics["recall_at"].items():
+        assert recall == search_metrics(found, targets, 60, candidates=int(count))["recall"]
+    assert search_metrics(random_found(0)[0], random_found(0)[1], 30)["recall_at"] == {}
+
+
 def test_no_two_candidates_have_no_diversity():
     found, targets = random_found(0)
     assert search_metrics(found, targets, 30, k=1)["diversity@1"] is None

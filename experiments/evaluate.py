@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     by_beams = _DECODER.value == "beam"
     if by_beams and _BUDGET.value is not None:
         raise EvaluationError(
-            "--budget is for --decoder=sample or ved: beam search has decoding.num_beams beams; to compare them at "
+            "--budget is for other decoders: beam search has decoding.num_beams beams; to compare them at "
             "equal budgets run experiments.compare_searches"
         )
     if not by_beams and (_BUDGET.value is None or _BESIDE.value is not None):
@@ -237,7 +237,7 @@ if __name__ == "__main__":
     )
     _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(
-        "budget", None, "Token evaluations a user, for --decoder=sample or ved."
+        "budget", None, "Token evaluations a user, for every --decoder but beam."
     )
     flags.mark_flag_as_required("workdir")
     app.run(main)

@@ -23,7 +23,7 @@ class Node:
     log_prob: float
     log_probs: np.ndarray  # [V], of the next code.
     states: jax.Array  # [L - 1, D]: the hidden states of its prefixes.
-    cache: Any  # The backbone's, of this prefix alone.
+    cache: Any  # The backbone's, of this prefix alone; or the history, where nothing is cached.
     merit: float = 0.0  # G.
     turns: dict[int, float] = dataclasses.field(default_factory=dict)  # Codes not yet tried.
     visits: int = 0
@@ -64,8 +64,9 @@ class PythonWalk:
 
     def __call__(self, history: jax.Array) -> tuple[list[tuple[float, tuple[int, ...]]], int]:
         """`(score, semantic ID)` of one user, `history [1, T, L]`, best first, and how many nodes were evaluated."""
-        self._history = history
         outputs = _prefill(self._model, self._value_head, history, longest=self._longest)
+        if not self._cached:
+            outputs = (*outputs[:-1], history)
         tree = [self._node((), None, 0.0, outputs)]
         self._beam_search(tree)
         while len(tree) <= self._config.budget and any(node.turns for node in tree):
@@ -121,7 +122,7 @@ class PythonWalk:
                 depth=len(codes),
             )
         prefix = jnp.array([[codes]], jnp.int32)
-        return _forward(self._model, self._value_head, self._history, prefix)
+        return _forward(self._model, self._value_head, node.cache, prefix)
 
     def _beam_search(self, tree: list[Node]) -> None:
         alive = list(tree)
@@ -188,4 +189,4 @@ def _step(
 def _forward(model: Any, value_head: ValueHead, history: jax.Array, prefix: jax.Array) -> tuple:
     states = path_states(model, history, prefix)[0, 0]
     value = value_head(states)[-1]
-    return jax.nn.log_softmax(model.logits(states[-1])), value, states, None
+    return jax.nn.log_softmax(model.logits(states[-1])), value, states, history

@@ -3,14 +3,14 @@ r"""Recommends items to one user of a trained run, or to anyone with a history.
     python -m experiments.recommend --workdir=DIR --user=ID --top_k=10
     python -m experiments.recommend --workdir=DIR --history='Toy Story, GoldenEye' --top_k=10
 
-A user's history is all that the data has of him. `--history` takes item ids and titles, oldest first, parted by
-commas; a part of a title is enough where only one title has it. Writes nothing.
+A user's history is all that the data has of them. `--history` takes item ids and titles, oldest first, parted by
+commas; titles may hold commas and may have their year behind them, and a part of a title is enough where only one item
+has it. Where a name fits several items they are listed, to be told apart as `id:300` or `title:300`. Writes nothing.
 """
 
 import difflib
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -18,9 +18,9 @@ from experiments import build
 from experiments.errors import one_line_errors
 from experiments.reporting import candidates_by_title, item_details
 from experiments.workdir import Run, load_run
-from gr.data import DataError, Sequences
+from gr.data import PAD_ITEM, DataError, Sequences, find_items
 from gr.decoding import beam_search
-from gr.trie import ExcludeItems
+from gr.trie import NO_ITEM, ExcludeItems
 
 SHOWN_HISTORY = 10
 
@@ -64,7 +64,7 @@ def user_history(sequences: Sequences, user: str) -> np.ndarray:
     """All item rows of a user.
 
     Raises:
-        DataError: for a user who is not in the data, with ids that look like his.
+        DataError: for a user who is not in the data, with ids that look alike.
     """
     rows = np.flatnonzero(sequences.user_ids == user)
     if len(rows) == 0:
@@ -73,55 +73,36 @@ def user_history(sequences: Sequences, user: str) -> np.ndarray:
     return sequences.of(int(rows[0]))
 
 
-def find_items(sequences: Sequences, text: str) -> np.ndarray:
-    """Item rows of a list of ids and titles, parted by commas; titles may hold commas themselves.
+def recommend(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items `[M, C]` and scores `[M]` of the beams for one history of item rows, under the run's decoding rule.
+
+    Histories are padded to few lengths, so that many users share a few compiled programs.
 
     Raises:
-        DataError: for a part that is no id and no title, or is part of several titles.
+        DataError: for a history without items, or with a row that the data lacks.
     """
-    by_id = {str(item).casefold(): row for row, item in enumerate(sequences.item_ids)}
-    by_title = {str(title).casefold(): row for row, title in enumerate(sequences.titles())}
-    parts = [part.strip().casefold() for part in text.split(",")]
-    rows = []
-    while parts:
-        # The longest run of parts that is an id or a whole title; else one part of a title.
-        for count in range(len(parts), 0, -1):
-            name = ", ".join(parts[:count])
-            row = by_id.get(name, by_title.get(name))
-            if row is not None:
-                break
-        else:
-            count, row = 1, _by_part_of_title(by_title, parts[0])
-        rows.append(row)
-        parts = parts[count:]
-    return np.array(rows, np.int32)
-
-
-def _by_part_of_title(by_title: dict[str, int], part: str) -> int:
-    titles = [title for title in by_title if part and part in title]
-    if len(titles) == 1:
-        return by_title[titles[0]]
-    if titles:
-        raise DataError(f"{part!r} is part of several titles: {'; '.join(titles[:5])}; write more")
-    close = difflib.get_close_matches(part, by_title, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise DataError(f"{part!r} is no item id and no title of the data{hint}")
-
-
-def recommend(run: Run, history: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items `[M, C]` and scores `[M]` of the beams for one history, under the run's decoding rule."""
-    decoding = run.config.decoding
-    recent = history[-run.config.data.max_history :]
-    excluded = ExcludeItems(jnp.asarray(history)[None]) if decoding.exclude_seen else None
+    history, num_items = np.asarray(history), run.splits.sequences.num_items
+    known = history.ndim == 1 and history.dtype.kind in "iu" and history.size > 0
+    if not known or history.min() < 0 or history.max() >= num_items:
+        raise DataError(f"a history is a list of item rows from 0 to {num_items - 1}, at least one")
+    decoding, longest = run.config.decoding, run.config.data.max_history
+    recent = _padded(history[-longest:], PAD_ITEM, least=min(8, longest))
+    excluded = ExcludeItems(_padded(np.unique(history), NO_ITEM, least=64))
     found = beam_search(
         run.model,
         run.catalogue.index,
-        run.catalogue.tokens[recent][None],
+        run.catalogue.tokens[recent],
         num_beams=max(decoding.num_beams, top_k),
-        constraint=excluded,
+        constraint=excluded if decoding.exclude_seen else None,
         **build.distribution(run.config),
     )
     return np.asarray(found.items[0]), np.asarray(found.scores[0])
+
+
+def _padded(items: np.ndarray, value: int, *, least: int) -> np.ndarray:
+    """`items` as a row `[1, S]` int32, S the next power of two, and at least `least`."""
+    width = max(least, 1 << (len(items) - 1).bit_length())
+    return np.pad(items.astype(np.int32), (0, width - len(items)), constant_values=value)[None]
 
 
 def _left_aligned(rows: list[list[str]]) -> str:

@@ -6,12 +6,14 @@
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
 interactions are targets of training, validation and test. `train_batches_by_target`,
 `train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
-`bucket_lengths`. Bad input raises `DataError`, which names file and line and says what to do.
+`bucket_lengths`. `find_items` finds items by id or title. Bad input raises `DataError`, which names
+file and line and says what to do.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
 from gr.data.inter_json import read_inter_json
 from gr.data.load import FORMATS, load_sequences
+from gr.data.lookup import find_items
 from gr.data.minionerec import read_minionerec, read_minionerec_splits
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
@@ -41,6 +43,7 @@ __all__ = [
     "by_time",
     "evaluation_batches",
     "fetch_movielens_100k",
+    "find_items",
     "histories",
     "leave_one_out",
     "load_sequences",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,26 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
     assert wrong.returncode == 1
     assert "'no such thing' is no item id and no title" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir):
+    from experiments.recommend import recommend
+    from experiments.workdir import load_run
+    from gr.data import DataError
+    from gr.decoding.beam import _beam_search
+
+    trained = load_run(str(workdir))
+    longest, rng = trained.config.data.max_history, np.random.default_rng(0)
+    before = _beam_search._cache_size()
+    for length in range(1, 65):
+        history = rng.integers(0, trained.splits.sequences.num_items, length)
+        items, scores = recommend(trained, history, 5)
+        assert not np.isin(items, history).any()
+        assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
+    assert _beam_search._cache_size() - before <= 1 + np.log2(max(longest, 8) / 8)
+    for wrong in ([], [-1], [10**6], [0.5], ["a"], [[0]]):
+        with pytest.raises(DataError, match="a list of item rows"):
+            recommend(trained, wrong, 5)
 
 
 def test_a_workdir_of_another_configuration_is_refused_in_one_line(workdir):

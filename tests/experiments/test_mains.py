@@ -150,14 +150,15 @@ def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir
     from gr.decoding.beam import _beam_search
 
     trained = load_run(str(workdir))
-    longest, rng = trained.config.data.max_history, np.random.default_rng(0)
+    widths = {max(8, 1 << (n - 1).bit_length()) for n in range(1, trained.config.data.max_history)}
+    rng = np.random.default_rng(0)
     before = _beam_search._cache_size()
     for length in range(1, 65):
         history = rng.integers(0, trained.splits.sequences.num_items, length)
         items, scores = recommend(trained, history, 5)
         assert not np.isin(items, history).any()
         assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
-    assert _beam_search._cache_size() - before <= 1 + np.log2(max(longest, 8) / 8)
+    assert _beam_search._cache_size() - before == len(widths)
     for wrong in ([], [-1], [10**6], [0.5], ["a"], [[0]]):
         with pytest.raises(DataError, match="a list of item rows"):
             recommend(trained, wrong, 5)

@@ -150,7 +150,8 @@ def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir
     from gr.decoding.beam import _beam_search
 
     trained = load_run(str(workdir))
-    widths = {max(8, 1 << (n - 1).bit_length()) for n in range(1, trained.config.data.max_history)}
+    longest = trained.config.data.max_history
+    widths = {max(8, 1 << (n - 1).bit_length()) for n in range(1, longest + 1)}
     rng = np.random.default_rng(0)
     before = _beam_search._cache_size()
     for length in range(1, 65):

@@ -16,7 +16,7 @@ CSV = RowFormat(
     text=["note"],
     separator=",",
     quoted=True,
-    header_lines=1,
+    header=True,
 )
 
 

@@ -7,6 +7,7 @@ anywhere else is text. A row whose quoting is broken is one bad row: it is laid 
 quote opened, and the next row begins with the next line, so that one stray quote hides no other row.
 """
 
+import codecs
 import collections
 from collections.abc import Iterable, Iterator
 
@@ -96,6 +97,7 @@ class PlainText:
     def __init__(self, separator: str, quoted: bool):
         self._beside = np.frombuffer(separator.encode() + b'"\n\r', np.uint8)
         self._quoted = quoted
+        self._first = True
         self._quotes = 0
         self._rest = b"\n"  # The last byte that was judged, and one that waits for its successor.
 
@@ -103,6 +105,9 @@ class PlainText:
         """Whether all is plain up to this block; an empty block is the end of the file."""
         if b"\0" in block:  # Which no cell may hold.
             return False
+        if self._first and block.startswith(codecs.BOM_UTF8):  # A second one; the first is gone.
+            return False
+        self._first = False
         if not self._quoted:
             return True
         content = self._rest + (block or b"\n")

@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 def _fault(form: RowFormat, name: str, stored: pa.Scalar, converted: pa.Scalar) -> str:
     """What is wrong with a cell."""
-    value = stored.as_py() if not isinstance(stored, pa.DictionaryScalar) else converted.as_py()
+    value = stored.as_py()
     if value is None or value != value or value == "":
         return f"{name} is {value!r}, missing or unknown"
     if isinstance(value, str) and "\0" in value:

@@ -29,6 +29,7 @@ def read_recbole(
     item: str = "item_id",
     time: str | None = "timestamp",
     rating: str = "rating",
+    encoding: str = "utf-8",
     k_core: int = 0,
     min_rating: float | None = None,
     drop_duplicates: bool = False,
@@ -43,8 +44,10 @@ def read_recbole(
             fields become `item_fields`; `movie_title` becomes `title`, `class` `genres`.
         user: name of the users' column, without its type, as for the following three.
         item: name of the items' column.
-        time: name of the times' column; None takes a user's interactions in the order of the file.
+        time: name of the times' column, numbers or ISO dates and times; None takes a user's
+            interactions in the order of the file.
         rating: name of the ratings' column, needed only for `min_rating`.
+        encoding: of both files.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
         drop_duplicates: of interactions with the same user, item and time keep the first.
@@ -54,7 +57,7 @@ def read_recbole(
         DataError: a missing file or column, or a bad row.
     """
     path = existing_file(path)
-    names = _header(path)
+    names = _header(path, encoding)
     roles = column_roles(
         path, user=user, item=item, time=time, rating=None if min_rating is None else rating
     )
@@ -67,7 +70,7 @@ def read_recbole(
         items_path = next((choice for choice in choices if choice.exists()), None)
     items_table, skipped_items = None, 0
     if items_path is not None:
-        items_table, skipped_items = _read_items(items_path, item, skip_bad_rows)
+        items_table, skipped_items = _read_items(items_path, item, encoding, skip_bad_rows)
     table, skipped = read_rows(
         path,
         RowFormat(
@@ -76,6 +79,7 @@ def read_recbole(
             numbers=[] if min_rating is None else [rating],
             times=[] if time is None else [time],
             header=True,
+            encoding=encoding,
             known=None if items_table is None else (item, items_table.column(0).to_pylist()),
         ),
         skip_bad_rows=skip_bad_rows,
@@ -91,24 +95,31 @@ def read_recbole(
     )
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, encoding: str) -> list[str]:
     """Column names without their types (`user_id:token` -> `user_id`)."""
-    return [name.partition(":")[0] for name in read_header(path, "\t")]
+    return [name.partition(":")[0] for name in read_header(path, "\t", encoding=encoding)]
 
 
 def _read_items(
-    path: str | os.PathLike[str], item: str, skip_bad_rows: bool
+    path: str | os.PathLike[str], item: str, encoding: str, skip_bad_rows: bool
 ) -> tuple[pa.Table, int]:
-    names = _header(existing_file(path))
+    names = _header(existing_file(path), encoding)
     require_columns(path, names, [item])
     table, skipped = read_rows(
         path,
-        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header=True),
+        RowFormat(
+            names=names,
+            ids=[item],
+            text=[n for n in names if n != item],
+            header=True,
+            encoding=encoding,
+        ),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = [
-        "item" if name == item else _FIELD_NAMES.get(name, name) for name in table.column_names
-    ]
+    renamed = ["item"]
+    for name in table.column_names[1:]:
+        ours = _FIELD_NAMES.get(name, name)
+        renamed.append(name if ours in (*names, *renamed) else ours)
     table = table.rename_columns(renamed)
     if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
         listed = pc.replace_substring(table["genres"], " ", ", ")

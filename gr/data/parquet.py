@@ -169,4 +169,6 @@ def _as_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_string(column.type):
         return pc.fill_null(column, "")
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     return pa.chunked_array([pa.array(map(as_text, column.to_pylist()), pa.string())])

@@ -130,7 +130,7 @@ def column_roles(path: str | Path, **columns: str | None) -> dict[str, str]:
 
 def near_name(name: str, known: Collection[str]) -> str:
     """What a misspelt name may have meant, as the end of a message."""
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

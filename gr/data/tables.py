@@ -171,7 +171,8 @@ class _Table:
         if self._is_parquet():
             return RowFormat(names=parquet_columns(self.path))
         suffix = self._suffix()
-        separator = self.separator
+        # A shell passes on the two characters of '\\t'.
+        separator = "\t" if self.separator == "\\t" else self.separator
         if separator is None:
             separator = _SEPARATORS.get(suffix)
         if separator is None:
@@ -200,7 +201,7 @@ class _Table:
 
     def _column(self, names: list[str], column: str | int) -> str:
         """The name of a column that may be given by its number."""
-        if isinstance(column, str):
+        if not isinstance(column, int):
             return column
         if not 0 <= column < len(names):
             raise DataError(

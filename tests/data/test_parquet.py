@@ -100,11 +100,17 @@ def test_ids_of_every_type_are_the_same_text(tmp_path, ids):
 def test_items_with_lists(tmp_path):
     items = parquet(
         tmp_path,
-        {"what": ["y", "x"], "tags": [["a", "b"], None], "name": ["Why", None]},
+        {
+            "what": ["y", "x"],
+            "tags": [["a", "b"], None],
+            "name": ["Why", None],
+            "price": [1.5, float("nan")],
+        },
         "items.parquet",
     )
     sequences = read_table(parquet(tmp_path, GOOD), items, **COLUMNS, title="name")
     assert sequences.item_fields["tags"].tolist() == ["", "a, b"]
+    assert sequences.item_fields["price"].tolist() == ["", "1.5"]
     assert sequences.titles().tolist() == ["x", "Why"]
 
 

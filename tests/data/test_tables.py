@@ -57,8 +57,10 @@ def test_names_of_other_kinds_separators_and_letter_case(tmp_path):
         ("log.csv", ";"),
         ("log.csv", "\x01"),
         ("log.tsv", "§"),
+        ("log.log", "\\t"),
     ):
-        text = LOG.replace(",", separator or ("\t" if "T" in name else ","))
+        between = separator or ("\t" if "T" in name else ",")
+        text = LOG.replace(",", "\t" if between == "\\t" else between)
         (tmp_path / name).write_text(text, "utf-8")
         assert names(read_table(tmp_path / name, **COLUMNS, separator=separator)) == [
             ["y", "x"],
@@ -90,6 +92,9 @@ def test_columns_by_number_with_and_without_a_header(tmp_path):
         read_table(log, **{**numbers, "user": 4})
     with pytest.raises(DataError, match="no column 'who'; the file has '0', '1', '2', '3'"):
         read_table(log, **{**numbers, "user": "who"})
+    for nothing in (None, 1.0):
+        with pytest.raises(DataError, match=f"no column {nothing}"):
+            read_table(log, **{**numbers, "user": nothing})
 
 
 def test_titles_by_any_name_and_item_columns_named_like_ours(tmp_path):

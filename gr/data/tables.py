@@ -40,7 +40,8 @@ def read_table(
 ) -> Sequences:
     """Reads a table of interactions with named, or numbered, columns.
 
-    Rows and cells are split as `gr.data.cells` says. Ids are text and taken as they stand: in text
+    Rows and cells are split as `gr.data.cells` says; blank lines are no rows, and a row with a quote
+    that never closes is one bad row, of one line. Ids are text and taken as they stand: in text
     files "1.0" is not "1", and "NA" is an id; in Parquet the integer 1 and the float 1.0 are "1". An
     interaction whose user or item is empty, null or NaN is a bad row, as is one without a finite time
     where times are read.

@@ -90,8 +90,8 @@ def _quoted_row(line: str, lines: Lines, separator: str) -> list[str] | tuple[in
 class PlainText:
     """Looks at the UTF-8 bytes of a table, block by block, for what Arrow's parser splits otherwise.
 
-    That are quotes which do not enclose a whole cell: there, and at a quote that never closes, Arrow
-    goes on without a word. A quote of even number (from 0) must open a cell or be the second of a
+    These are quotes that do not enclose a whole cell, and quotes that never close: Arrow goes on there
+    without a word. A quote of even number (from 0) must open a cell or be the second of a
     doubled one, a quote of odd number must close a cell or be the first of a doubled one.
     """
 

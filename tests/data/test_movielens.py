@@ -242,3 +242,10 @@ def test_pip_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(movielens_fetch.subprocess, "run", lambda *args, **kwargs: Done())
     with pytest.raises(DataError, match="ERROR: no matching distribution"):
         movielens_fetch._download_wheel("recbole==1.2.1", tmp_path)
+
+
+def test_kept_files_that_are_no_text(tmp_path):
+    (tmp_path / "ml-100k.inter").write_bytes(b"\xff")
+    (tmp_path / "ml-100k.item").write_bytes(b"x")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        fetch_movielens_100k(tmp_path)

@@ -166,6 +166,8 @@ def _as_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
             return column.cast(pa.float64())
     if pa.types.is_timestamp(kind) or pa.types.is_integer(kind):
         return column
+    if pa.types.is_boolean(kind):
+        raise pa.ArrowInvalid("neither numbers nor times")
     return column.cast(pa.float64())
 
 

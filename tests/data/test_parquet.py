@@ -149,8 +149,9 @@ def test_where_all_rows_are_bad_the_first_fault_is_told(tmp_path):
 def test_unusable_files_and_columns(tmp_path):
     with pytest.raises(DataError, match="column 'who' of type"):
         read_table(parquet(tmp_path, {**GOOD, "who": [[1], [2], [3]]}), **COLUMNS)
-    with pytest.raises(DataError, match="column 'when' of type"):
-        read_table(parquet(tmp_path, {**GOOD, "when": [HOUR] * 3}), **COLUMNS)
+    for no_time in (HOUR, True, {"at": 1}):
+        with pytest.raises(DataError, match="column 'when' of type"):
+            read_table(parquet(tmp_path, {**GOOD, "when": [no_time] * 3}), **COLUMNS)
     with pytest.raises(DataError, match="no column 'when'; the file has 'who', 'what'"):
         read_table(parquet(tmp_path, {"who": [1], "what": [2]}), **COLUMNS)
     twice = pa.Table.from_arrays([pa.array([1])] * 3, names=["who", "what", "what"])

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table
-from gr.data.rows import RowFormat, read_header, read_rows, require_columns
+from gr.data.rows import RowFormat, column_roles, read_header, read_rows, require_columns
 from gr.data.sequences import Sequences
 
 # Atomic files name the same things differently from data set to data set.
@@ -29,8 +29,10 @@ def read_recbole(
     item: str = "item_id",
     time: str | None = "timestamp",
     rating: str = "rating",
+    encoding: str = "utf-8",
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads RecBole atomic files.
@@ -42,68 +44,82 @@ def read_recbole(
             fields become `item_fields`; `movie_title` becomes `title`, `class` `genres`.
         user: name of the users' column, without its type, as for the following three.
         item: name of the items' column.
-        time: name of the times' column; None takes a user's interactions in the order of the file.
+        time: name of the times' column, numbers or ISO dates and times; None takes a user's
+            interactions in the order of the file.
         rating: name of the ratings' column, needed only for `min_rating`.
+        encoding: of both files.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
+        drop_duplicates: of interactions with the same user, item and time keep the first.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
         DataError: a missing file or column, or a bad row.
     """
     path = existing_file(path)
-    names = _header(path)
-    needed = {user: "user", item: "item"}
-    numbers = {} if time is None else {time: "time"}
-    if min_rating is not None:
-        numbers[rating] = "rating"
-    require_columns(path, names, [*needed, *numbers])
+    names = _header(path, encoding)
+    roles = column_roles(
+        path, user=user, item=item, time=time, rating=None if min_rating is None else rating
+    )
+    require_columns(path, names, list(roles))
 
-    if items_path is None and path.with_suffix(".item").exists():
-        items_path = path.with_suffix(".item")
+    if items_path is None:
+        packed = path.suffix == ".gz"
+        beside = (path.with_suffix("") if packed else path).with_suffix(".item")
+        choices = (beside, beside.with_name(f"{beside.name}.gz"))
+        items_path = next((choice for choice in choices if choice.exists()), None)
     items_table, skipped_items = None, 0
     if items_path is not None:
-        items_table, skipped_items = _read_items(items_path, item, skip_bad_rows)
+        items_table, skipped_items = _read_items(items_path, item, encoding, skip_bad_rows)
     table, skipped = read_rows(
         path,
         RowFormat(
             names=names,
-            ids=list(needed),
-            numbers=list(numbers),
-            header_lines=1,
-            known=None if items_table is None else (item, items_table["item"].to_pylist()),
+            ids=[user, item],
+            numbers=[] if min_rating is None else [rating],
+            times=[] if time is None else [time],
+            header=True,
+            encoding=encoding,
+            known=None if items_table is None else (item, items_table.column(0).to_pylist()),
         ),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = {**needed, **numbers}
     return sequences_from_table(
-        table.rename_columns([renamed[name] for name in table.column_names]),
+        table.rename_columns([roles[name] for name in table.column_names]),
         source=path,
         items_table=items_table,
         k_core=k_core,
         min_rating=min_rating,
+        drop_duplicates=drop_duplicates,
         skipped_rows=skipped + skipped_items,
     )
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, encoding: str) -> list[str]:
     """Column names without their types (`user_id:token` -> `user_id`)."""
-    return [name.partition(":")[0] for name in read_header(path, "\t")]
+    return [name.partition(":")[0] for name in read_header(path, "\t", encoding=encoding)]
 
 
 def _read_items(
-    path: str | os.PathLike[str], item: str, skip_bad_rows: bool
+    path: str | os.PathLike[str], item: str, encoding: str, skip_bad_rows: bool
 ) -> tuple[pa.Table, int]:
-    names = _header(existing_file(path))
+    names = _header(existing_file(path), encoding)
     require_columns(path, names, [item])
     table, skipped = read_rows(
         path,
-        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header_lines=1),
+        RowFormat(
+            names=names,
+            ids=[item],
+            text=[n for n in names if n != item],
+            header=True,
+            encoding=encoding,
+        ),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = [
-        "item" if name == item else _FIELD_NAMES.get(name, name) for name in table.column_names
-    ]
+    renamed = ["item"]
+    for name in table.column_names[1:]:
+        ours = _FIELD_NAMES.get(name, name)
+        renamed.append(name if ours in (*names, *renamed) else ours)
     table = table.rename_columns(renamed)
     if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
         listed = pc.replace_substring(table["genres"], " ", ", ")

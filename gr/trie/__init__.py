@@ -10,14 +10,14 @@ from gr.trie.constraints import (
     AttributeFilter,
     Constraint,
     Filter,
-    ItemMask,
     prepare,
 )
 from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
+from gr.trie.item_mask import ItemMask
 from gr.trie.layout import Layout, TrieError
 from gr.trie.node_vectors import NodeVectors
-from gr.trie.overlay import EditableIndex, OverlaidIndex
+from gr.trie.overlay import EditableIndex, OverlaidIndex, check_search
 from gr.trie.sharding import ShardedIndex
 from gr.trie.swap import SwappableIndex
 from gr.trie.transitions import (
@@ -56,6 +56,7 @@ __all__ = [
     "child_log_sum_exp",
     "child_sizes",
     "child_tokens",
+    "check_search",
     "children",
     "descend",
     "items_of",

@@ -8,7 +8,7 @@ import numpy as np
 
 from gr.trie.index import TrieIndex
 from gr.trie.layout import TrieError
-from gr.trie.transitions import Nodes, descend, root, slots_of
+from gr.trie.transitions import Nodes, check_prefixes, descend, root, slots_of
 
 
 @jax.tree_util.register_dataclass
@@ -74,9 +74,12 @@ class NodeVectors:
         Returns:
             `[..., t, E]` float32 for prefixes of 1..t tokens, 0 where the trie has no such prefix.
         """
+        tokens = check_prefixes(index, tokens)
         nodes = root(index, tokens.shape[:-1])
         means = []
         for depth in range(tokens.shape[-1]):
             nodes = descend(index, depth, nodes, tokens[..., depth])
             means.append(self.mean(index, depth + 1, nodes))
+        if not means:
+            return jnp.zeros((*tokens.shape, self.high.shape[1]), jnp.float32)
         return jnp.stack(means, axis=-2)

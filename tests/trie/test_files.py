@@ -153,7 +153,7 @@ def test_a_newer_version_asks_for_an_update(saved):
     path.write_bytes(rewritten(content, lambda header: header.update(version=files.VERSION)))
     TrieIndex.load(path)
     path.write_bytes(rewritten(content, lambda header: header.update(version=9)))
-    refused(path, "format version 9 is newer than 1")
+    refused(path, "format version 9 is newer than 2")
 
 
 # Writing that fails.

@@ -191,8 +191,8 @@ def test_a_trie_of_bits_by_hand():
     assert index.table is None
     assert walk(index, jnp.array([[3, 1], [2, 5]])).tolist() == [[1, 2], [0, 0]]
     # Words of: children 1 + 2; first_child 2 + 1, 2 + 1; first_slot 3 + 1; item_of_slot 2 + 1;
-    # slot_of_item 3 + 1; node_counts 3; item_count 1.
-    assert index.nbytes == 4 * (3 + 3 + 3 + 4 + 3 + 4 + 3 + 1)
+    # slot_of_item 3 + 1; node_counts 3; item_count 1; fingerprint 2.
+    assert index.nbytes == 4 * (3 + 3 + 3 + 4 + 3 + 4 + 3 + 1 + 2)
 
 
 def test_a_trie_of_lists_by_hand():

@@ -42,7 +42,7 @@ def build_arrays(
     vocab_size = int(vocab_size)
     level_ranges = _check_ranges(lows, highs, level_ranges, vocab_size)
     items = _check_items(items, len(tokens))
-    if not 0 <= headroom < math.inf:
+    if not isinstance(headroom, int | float | np.number) or not 0 <= headroom < math.inf:
         raise TrieError(
             f"headroom must not be negative, got {headroom}: 0.25 leaves a quarter more"
         )

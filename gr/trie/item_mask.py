@@ -58,13 +58,13 @@ class ItemMask:
             TrieError: for another shape or type, or a number that no item of the index's layout can have.
         """
         _check_maskable(index)
-        return ItemMask.build(index, membership(items, index.layout.max_item))
+        return ItemMask.build(index, _membership(index, items))
 
     @staticmethod
     def deny(index: TrieIndex, items: jax.Array) -> "ItemMask":
         """All but these items are allowed; see `allow`."""
         _check_maskable(index)
-        return ItemMask.build(index, ~membership(items, index.layout.max_item))
+        return ItemMask.build(index, ~_membership(index, items))
 
     @property
     def num_users(self) -> int | None:
@@ -74,11 +74,7 @@ class ItemMask:
     def check(self, index: TrieIndex) -> None:
         """Raises TrieError unless the mask was made for this index, as far as their arrays are known."""
         _check_maskable(index)
-        mine, its = self.fingerprint, index.fingerprint
-        same = self.layout == index.layout and mine.shape == its.shape
-        if same and mine is not its and is_known(mine) and is_known(its):
-            same = np.array_equal(*jax.device_get((mine, its)))
-        if not same:
+        if not of_one_index(self, index):
             raise TrieError(
                 "the ItemMask was made for another index than the one that is searched: take the index once "
                 "(`index = server.get()`), and make the mask for it, `ItemMask.allow(index, items)`"
@@ -123,6 +119,16 @@ class ItemMask:
         return f"ItemMask({users}, at most {self.layout.max_items} items)"
 
 
+def of_one_index(mask: ItemMask, index: TrieIndex) -> bool:
+    """Whether a mask is of an index; where a fingerprint is traced and so not known, whether it may be."""
+    mine, its = mask.fingerprint, index.fingerprint
+    if mask.layout != index.layout or mine.shape != its.shape:
+        return False
+    if mine is its or not (is_known(mine) and is_known(its)):
+        return True
+    return np.array_equal(*jax.device_get((mine, its)))
+
+
 def _check_maskable(index: Any) -> None:
     if not isinstance(index, TrieIndex):
         raise TrieError(
@@ -148,24 +154,31 @@ def check_allowed(allowed: Any) -> jax.Array:
 _live_nodes_per_user = jax.jit(jax.vmap(live_nodes, in_axes=(None, 0)))
 
 
-def membership(items: Any, max_item: int) -> jax.Array:
-    """Which item numbers are among `items [S]` or `[B, S]`, `[max_item + 1]` or `[B, max_item + 1]` bool.
+def item_numbers(items: Any, largest: int) -> np.ndarray | jax.Array:
+    """Item numbers `[S]` or `[B, S]` of any type, or lists of them, as int32.
 
     Raises:
-        TrieError: for another type or shape, or a number above `max_item`; among traced ones such a number is dropped.
+        TrieError: for another type or shape, or a number above `largest`, which among traced ones nobody can see.
     """
-    items = item_lists(items, "items", "[S] or [users, S], or a list of lists")
+    wanted = "[S] or [users, S], or a list of lists"
+    items = item_lists(items, "items", wanted)
     if items.ndim not in (1, 2):
-        raise TrieError(f"items must be [S] or [users, S], got shape {list(items.shape)}")
-    if items.size and is_known(items) and (largest := np.asarray(items).max()) > max_item:
+        raise TrieError(f"items must be integers {wanted}, got shape {list(items.shape)}")
+    if items.size and is_known(items) and (found := np.asarray(items).max()) > largest:
         raise TrieError(
-            f"item {largest} is beyond {max_item}, the largest number that the index has room for: pass item "
-            "numbers, which are rows of the tokens that it was built of, not ids of your own"
+            f"item {found} is beyond {largest}, the largest number that the index has room for: pass item numbers, "
+            "which are rows of the tokens that it was built of, not ids of your own"
         )
-    place, known = known_items(items, max_item)
-    place = jnp.where(known, place, max_item + 1)  # Out of range, so dropped.
+    return items
+
+
+def _membership(index: TrieIndex, items: Any) -> jax.Array:
+    """Which item numbers are among `items [S]` or `[B, S]`: `[max_item + 1]` or `[B, max_item + 1]` bool."""
+    size = index.layout.max_item + 1
+    place, known = known_items(item_numbers(items, size - 1), size - 1)
+    place = jnp.where(known, place, size)  # Out of range, so dropped.
 
     def mark(places: jax.Array) -> jax.Array:
-        return jnp.zeros(max_item + 1, bool).at[places].set(True, mode="drop")
+        return jnp.zeros(size, bool).at[places].set(True, mode="drop")
 
-    return mark(place) if items.ndim == 1 else jax.vmap(mark)(place)
+    return mark(place) if place.ndim == 1 else jax.vmap(mark)(place)

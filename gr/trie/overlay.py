@@ -20,8 +20,8 @@ from gr.trie.build import check_tokens
 from gr.trie.constraints import AttributeFilter, Constraint, check_constraint, constraints_of
 from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import NO_ITEM, TrieIndex
-from gr.trie.inputs import as_int32, host_integers, item_lists, shown
-from gr.trie.item_mask import ItemMask, check_allowed
+from gr.trie.inputs import as_int32, host_integers, is_known, shown
+from gr.trie.item_mask import ItemMask, check_allowed, item_numbers, of_one_index
 from gr.trie.layout import MAX_ITEMS, TrieError
 
 # The small index leaves room for so much more, so that adding items seldom makes a search compile anew.
@@ -85,15 +85,16 @@ class OverlaidIndex:
     def _split(self, items: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Item numbers as those of the large and of the small index, `NO_ITEM` where they are of the other one.
 
-        A number beyond both is left to the small one, or if there is none to the large one, to be refused.
+        A compacted index may have no room for the numbers of removed items; nobody else can have them.
         """
-        items = item_lists(items, "items", "[S] or [users, S], or a list of lists")
-        items = jnp.where(items < 0, NO_ITEM, items)
-        ours = items >= self.first_added if self.added is not None else jnp.zeros(items.shape, bool)
-        # Numbers of removed items, which a compacted index may have no room for, can be meant by nobody else.
-        gone = ~ours & (items > self.base.layout.max_item) & (items < self.first_added)
-        in_base = jnp.where(ours | gone, NO_ITEM, items)
-        return in_base, jnp.where(ours, items - self.first_added, NO_ITEM)
+        first = self.first_added
+        room = 0 if self.added is None else self.added.layout.max_item + 1
+        # Where `first` is traced, so that nothing can be refused, what is too large is passed over below.
+        largest = int(first) + room - 1 if is_known(first) else MAX_ITEMS
+        items = item_numbers(items, largest)
+        in_base = (items < first) & (items <= self.base.layout.max_item)
+        in_added = (items >= first) & (items - first < room)
+        return jnp.where(in_base, items, NO_ITEM), jnp.where(in_added, items - first, NO_ITEM)
 
     def constraints(
         self, constraint: "Constraint | OverlaidMask | Sequence[Constraint | OverlaidMask] | None"
@@ -147,14 +148,12 @@ class OverlaidMask:
             raise TrieError(
                 f"the mask was made for an edited index, not for {type(index).__name__}: use `ItemMask.allow`"
             )
-        if (self.added is None) != (index.added is None):
+        same = (self.added is None) == (index.added is None) and of_one_index(self.base, index.base)
+        if not same or (self.added is not None and not of_one_index(self.added, index.added)):
             raise TrieError(
-                "the mask was made before items were added, or the index compacted: make it anew with "
-                "`OverlaidIndex.mask`, `.allow` or `.deny`"
+                "the mask was made for another index, or before items were added, or the index compacted: make it "
+                "anew with `mask`, `allow` or `deny` of the OverlaidIndex that is searched"
             )
-        self.base.check(index.base)
-        if self.added is not None:
-            self.added.check(index.added)
 
     def prepare(self, index: TrieIndex) -> ItemMask:
         """Always a TrieError: a single trie has masks of its own, and an `OverlaidIndex` splits this one."""

@@ -146,7 +146,7 @@ class TrieIndex:
 
     def __repr__(self) -> str:
         count = self.item_count
-        known = np.shape(count) == () and is_known(count)
+        known = hasattr(count, "dtype") and np.shape(count) == () and is_known(count)
         items = f"{int(count)} items" if known else f"at most {self.layout.max_items} items"
         kinds = "+".join(level.kind for level in self.layout.levels)
         attributes = f", {self.layout.num_attributes} attributes" if self.attributes else ""

@@ -62,6 +62,7 @@ def beam_search(
     Raises:
         DecodingError: if an option is out of range, the logits are narrower than the index's vocabulary, or the
             constraint is for another number of users.
+        TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
     options = Options(
         num_beams, temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over

@@ -10,14 +10,12 @@ import numpy as np
 from gr.trie.attributes import Attributes
 from gr.trie.build import build_arrays
 from gr.trie.files import read_index, write_index
-from gr.trie.inputs import NO_ITEM, is_known
+from gr.trie.inputs import is_known
 from gr.trie.layout import Layout
 from gr.trie.packed import PackedInts
 
 ROOT = 0  # The one node of depth 0.
 NO_NODE = -1  # "This prefix is not in the trie."
-
-__all__ = ["NO_ITEM", "NO_NODE", "ROOT", "TrieIndex"]
 
 
 @jax.tree_util.register_dataclass

@@ -12,9 +12,8 @@ import numpy as np
 
 from gr.trie.layout import TrieError
 
-NO_ITEM = (
-    -1
-)  # Fills lists of items: those of semantic IDs that fewer items share, and those of a request.
+# Fills lists of items: those of semantic IDs that fewer items share, and those of a request.
+NO_ITEM = -1
 
 _LOW, _HIGH = -(2**31), 2**31 - 1  # What int32 holds. Neither bound is a token or an item number.
 

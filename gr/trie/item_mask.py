@@ -126,7 +126,9 @@ def of_one_index(mask: ItemMask, index: TrieIndex) -> bool:
         return False
     if mine is its or not (is_known(mine) and is_known(its)):
         return True
-    with jax.transfer_guard_device_to_host("allow"):  # Eight bytes, which JAX then keeps on the host.
+    with jax.transfer_guard_device_to_host(
+        "allow"
+    ):  # Eight bytes, which JAX then keeps on the host.
         return np.array_equal(np.asarray(mine), np.asarray(its))
 
 

@@ -19,8 +19,8 @@ from gr.trie.attributes import check_attributes
 from gr.trie.build import check_tokens
 from gr.trie.constraints import AttributeFilter, Constraint, check_constraint, constraints_of
 from gr.trie.exclusion import ExcludeItems
-from gr.trie.index import NO_ITEM, TrieIndex
-from gr.trie.inputs import as_int32, host_integers, is_known, shown
+from gr.trie.index import TrieIndex
+from gr.trie.inputs import NO_ITEM, as_int32, host_integers, is_known, shown
 from gr.trie.item_mask import ItemMask, check_allowed, item_numbers, of_one_index
 from gr.trie.layout import MAX_ITEMS, TrieError
 

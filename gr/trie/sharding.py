@@ -148,6 +148,7 @@ def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
 
 
 def _stacked_places(places: np.ndarray, num_shards: int, layout: Layout) -> PackedInts:
+    # Names of nodes over all shards stay below this too: a shard has no more nodes of a depth than items.
     none = num_shards * layout.max_items
     if none >= 2**31 - 1:
         raise TrieError(f"{num_shards} shards of {layout.max_items} items exceed int32 places")

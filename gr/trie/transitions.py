@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from gr.trie.bit_rows import expand, locate, rank
-from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
-from gr.trie.inputs import as_int32, integers
+from gr.trie.index import NO_NODE, ROOT, TrieIndex
+from gr.trie.inputs import NO_ITEM, as_int32, integers
 from gr.trie.layout import DENSE, SCAN, SPARSE, TrieError
 from gr.trie.packed import take
 

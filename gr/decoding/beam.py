@@ -14,7 +14,7 @@ from gr.decoding.expand import LOWEST
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
-from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex
+from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
 from gr.trie.constraints import constraints_of
 
 
@@ -62,10 +62,12 @@ def beam_search(
     Raises:
         DecodingError: if an option is out of range, the logits are narrower than the index's vocabulary, or the
             constraint is for another number of users.
+        TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
     options = Options(
         num_beams, temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over
     )
+    check_search(index, constraint)
     return _beam_search(backbone, index, history, constraint, options=options)
 
 

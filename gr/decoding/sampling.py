@@ -20,7 +20,7 @@ from gr.decoding.expand import LOWEST
 from gr.decoding.sources import Listing, source_of
 from gr.decoding.top_k import split, take_along, top_k
 from gr.models import Backbone
-from gr.trie import Constraint, OverlaidIndex, TrieIndex
+from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 
 
 def sample_without_replacement(
@@ -58,6 +58,7 @@ def sample_without_replacement(
         DecodingError: see `beam_search`.
     """
     _check(num_candidates, temperature)
+    check_search(index, constraint)
     return _sample_without_replacement(
         backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
     )
@@ -91,6 +92,7 @@ def sample(
         DecodingError: see `beam_search`.
     """
     _check(num_candidates, temperature)
+    check_search(index, constraint)
     return _sample(
         backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
     )

@@ -1,5 +1,6 @@
 """Beam search over an index that is split over the devices of a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from gr.decoding.choose import Options
 from gr.decoding.sources import OneShard, OneTrie
 from gr.models import Backbone
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
-from gr.trie.constraints import all_of, constraints_of
+from gr.trie.constraints import all_of, check_constraint, constraints_of
+from gr.trie.item_mask import check_allowed
 from gr.trie.live import live_nodes
 from gr.trie.packed import PackedInts
 from gr.trie.sharding import ShardedIndex, exclude_on_shard, local_shard
@@ -44,7 +46,7 @@ def sharded_beam_search(
         mesh: the mesh that the index was built for, such as `gr.training.make_mesh` makes.
         axis: the axis over which the index is split.
         batch_axis: the axis over which users are split; None if they are not.
-        constraint: `ExcludeItems`, `AttributeFilter`, or a mask made by `sharded_mask`, or several.
+        constraint: `ExcludeItems`, `AttributeFilter`, or a mask of this index made by `sharded_mask`, or several.
         **options: temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
 
     Returns:
@@ -52,12 +54,14 @@ def sharded_beam_search(
 
     Raises:
         DecodingError: see `beam_search`; also if the mesh is not the index's.
+        TrieError: for a mask of another index.
     """
     if mesh.shape[axis] != index.num_shards:
         raise DecodingError(
             f"the index has {index.num_shards} shards, mesh axis {axis!r} has {mesh.shape[axis]} devices: "
             "decode on the mesh that it was built for"
         )
+    check_constraint(constraint, index.shards)
     return _sharded_beam_search(
         backbone,
         index,
@@ -126,7 +130,8 @@ def _spec_of(constraint: Constraint, axis: str, batch_axis: str | None) -> Parti
     if isinstance(constraint, ExcludeItems | AttributeFilter):
         return PartitionSpec(batch_axis)
     if isinstance(constraint, ItemMask):
-        return PartitionSpec(axis, batch_axis) if constraint.per_user else PartitionSpec(axis)
+        live = PartitionSpec(axis, batch_axis) if constraint.per_user else PartitionSpec(axis)
+        return dataclasses.replace(constraint, live=live, fingerprint=PartitionSpec(axis))
     raise DecodingError(f"{type(constraint).__name__} cannot be used on a sharded index")
 
 
@@ -134,6 +139,7 @@ def sharded_mask(
     index: ShardedIndex, allowed: jax.Array, *, mesh: Mesh, axis: str = "model"
 ) -> ItemMask:
     """The mask of `allowed [N]` or `[B, N]` (bool by item number) on a sharded index; see `ItemMask.build`."""
+    allowed = check_allowed(allowed)
     per_user = allowed.ndim == 2
 
     def on_each_device(index: ShardedIndex, allowed: jax.Array) -> Any:
@@ -151,4 +157,4 @@ def sharded_mask(
             check_vma=False,
         )
     )(index, allowed)
-    return ItemMask(made, per_user)
+    return ItemMask(made, index.shards.fingerprint, index.shards.layout, per_user)

@@ -274,13 +274,11 @@ class TwoTries:
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
         base, added = states[0].names, states[1].names
-        return jnp.where(
-            base != NO_NODE, base, jnp.where(added != NO_NODE, added + _ADDED, NO_NODE)
-        )
+        first = self.base.index.layout.num_names  # Of nodes that only the small trie knows.
+        return jnp.where(base != NO_NODE, base, jnp.where(added != NO_NODE, added + first, NO_NODE))
 
 
 _ONE_TRIE = "{} needs one trie, and this index has changes: compact it first"
-_ADDED = 1 << 30  # Names of nodes that only the small trie knows lie from here on.
 
 
 def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | TwoTries":

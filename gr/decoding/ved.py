@@ -52,7 +52,7 @@ from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
 from gr.decoding.tree import Tree, append, can_grow, empty, numbers, published, rows
 from gr.models import TreeBackbone
-from gr.trie import Constraint, OverlaidIndex, TrieIndex
+from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 
 
 def ved_search(
@@ -128,6 +128,7 @@ def ved_search(
         normalise_over=normalise_over,
         keep_tree=keep_tree,
     )
+    check_search(index, constraint)
     return _ved_search(backbone, value_head, index, history, constraint, key, options=options)
 
 

@@ -2,22 +2,24 @@
 
 `TrieIndex.build(tokens, vocab_size)` on the host, `save` and `load` to and from a file; `walk`, `children`, `descend`,
 `items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
-without a rebuild. `EditableIndex` adds and removes items, `SwappableIndex` replaces an index that is in use,
-`ShardedIndex` is one that is split over devices. `NodeVectors` holds the mean item vector below each node.
+without a rebuild; `check_search` says beforehand what is wrong with one. `EditableIndex` adds and removes items,
+`SwappableIndex` replaces an index that is in use, `ShardedIndex` is one that is split over devices. `NodeVectors` holds
+the mean item vector below each node.
 """
 
 from gr.trie.constraints import (
     AttributeFilter,
     Constraint,
     Filter,
-    ItemMask,
     prepare,
 )
 from gr.trie.exclusion import ExcludeItems
-from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
+from gr.trie.index import NO_NODE, ROOT, TrieIndex
+from gr.trie.inputs import NO_ITEM
+from gr.trie.item_mask import ItemMask
 from gr.trie.layout import Layout, TrieError
 from gr.trie.node_vectors import NodeVectors
-from gr.trie.overlay import EditableIndex, OverlaidIndex
+from gr.trie.overlay import EditableIndex, OverlaidIndex, check_search
 from gr.trie.sharding import ShardedIndex
 from gr.trie.swap import SwappableIndex
 from gr.trie.transitions import (
@@ -56,6 +58,7 @@ __all__ = [
     "child_log_sum_exp",
     "child_sizes",
     "child_tokens",
+    "check_search",
     "children",
     "descend",
     "items_of",

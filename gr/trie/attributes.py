@@ -35,7 +35,10 @@ def check_attributes(attributes: np.ndarray, num_items: int) -> np.ndarray:
     Raises:
         TrieError: if the shape is another, or values are not truth values.
     """
-    attributes = np.asarray(attributes)
+    try:
+        attributes = np.asarray(attributes)
+    except (ValueError, TypeError) as error:
+        raise TrieError("attributes must be [N, A] truth values: rows differ in length") from error
     if attributes.ndim != 2 or len(attributes) != num_items:
         raise TrieError(
             f"attributes must be [N, A] with N = {num_items}, got shape {attributes.shape}: "
@@ -45,7 +48,8 @@ def check_attributes(attributes: np.ndarray, num_items: int) -> np.ndarray:
         raise TrieError(
             f"items may have 1 to {MAX_ATTRIBUTES} attributes, got {attributes.shape[1]}"
         )
-    if attributes.dtype != bool and not np.isin(np.unique(attributes), (0, 1)).all():
+    numbers = attributes.dtype.kind in "biuf"
+    if not numbers or not (attributes.dtype == bool or np.isin(attributes, (0, 1)).all()):
         raise TrieError(
             "attributes must be truth values, 0 or 1: one column per category or bucket"
         )

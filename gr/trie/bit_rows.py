@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PLANES = 8
+_WORD = 32
 _ONES = 0x01010101  # The lowest bit of each octet of a word.
 
 
@@ -28,7 +29,7 @@ def make_rows(parents: np.ndarray, offsets: np.ndarray, num_rows: int, span: int
 def octets_of(rows: jax.Array) -> jax.Array:
     """Octets `[..., S / 8]` uint8 of rows `[..., S / 32]`."""
     octets = jax.lax.bitcast_convert_type(rows, jnp.uint8)
-    return octets.reshape(*rows.shape[:-1], -1)
+    return jax.lax.collapse(octets, rows.ndim - 1)
 
 
 def expand(rows: jax.Array) -> jax.Array:
@@ -40,9 +41,10 @@ def expand(rows: jax.Array) -> jax.Array:
 
 def collapse(bits: jax.Array) -> jax.Array:
     """Rows `[..., S / 32]` uint32 of bits `[..., S]`; the inverse of `expand`."""
-    planes = bits.reshape(*bits.shape[:-1], PLANES, -1).astype(jnp.uint32)
+    span = bits.shape[-1]
+    planes = bits.reshape(*bits.shape[:-1], PLANES, span // PLANES).astype(jnp.uint32)
     octets = sum(planes[..., plane, :] << plane for plane in range(PLANES))
-    octets = octets.reshape(*octets.shape[:-1], -1, 4)
+    octets = octets.reshape(*octets.shape[:-1], span // _WORD, 4)
     return sum(octets[..., i] << (8 * i) for i in range(4))
 
 

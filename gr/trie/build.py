@@ -1,5 +1,6 @@
 """Builds a `TrieIndex` on the host: check, sort, count, choose the layout, fill the arrays."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,23 @@ import numpy as np
 
 from gr.trie.attributes import check_attributes, make_attributes
 from gr.trie.bit_rows import make_rows
-from gr.trie.layout import DENSE, Layout, Level, Shape, TrieError, check_fits, choose_layout
+from gr.trie.identity import fingerprint
+from gr.trie.inputs import host_integers
+from gr.trie.layout import (
+    DENSE,
+    MAX_ITEMS,
+    Layout,
+    Level,
+    Shape,
+    TrieError,
+    check_capacity,
+    check_fits,
+    choose_layout,
+)
 from gr.trie.packed import PackedInts, pack, pack_columns
 from gr.trie.sorting import SortedIds, in_chunks, sort_ids
 
 MAX_LENGTH = 255  # Shared prefix lengths are counted in a byte.
-MAX_ITEMS = 2**31 - 2**16  # Slots and the bounds of their intervals are int32.
 
 
 def build_arrays(
@@ -26,18 +38,22 @@ def build_arrays(
     layout: Layout | None = None,
 ) -> dict[str, Any]:
     """The fields of an index, NumPy arrays in them; see `TrieIndex.build`."""
-    tokens = np.asarray(tokens)
-    lows, highs = _check_tokens(tokens, vocab_size)
-    _check_ranges(lows, highs, level_ranges, vocab_size)
+    tokens, lows, highs = check_tokens(tokens, vocab_size)
+    vocab_size = int(vocab_size)
+    level_ranges = _check_ranges(lows, highs, level_ranges, vocab_size)
     items = _check_items(items, len(tokens))
-    if headroom < 0:
-        raise TrieError(f"headroom must not be negative, got {headroom}")
+    if not isinstance(headroom, int | float | np.number) or not 0 <= headroom < math.inf:
+        raise TrieError(
+            f"headroom must not be negative, got {headroom}: 0.25 leaves a quarter more"
+        )
     if attributes is not None:
         attributes = check_attributes(attributes, len(tokens))
 
     ids = sort_ids(tokens, highs)
     num_attributes = 0 if attributes is None else attributes.shape[1]
     shape = _count(ids, lows, highs, int(items.max()))
+    if layout is not None and not isinstance(layout, Layout):
+        raise TrieError(f"layout must be an index's `layout`, got {type(layout).__name__}")
     if layout is None:
         layout = choose_layout(
             shape,
@@ -53,6 +69,7 @@ def build_arrays(
         )
     else:
         check_fits(shape, layout)
+    check_capacity(layout)
     return _fill(ids, items, attributes, shape, layout)
 
 
@@ -94,7 +111,7 @@ def _fill(
     made = None
     if attributes is not None:
         made = make_attributes(attributes, ids, starts, layout)
-    return {
+    fields = {
         "children": tuple(children),
         "first_child": tuple(first_child),
         "first_slot": first_slot,
@@ -108,6 +125,7 @@ def _fill(
         "attributes": made,
         "layout": layout,
     }
+    return fields | {"fingerprint": fingerprint(fields)}
 
 
 def _children(
@@ -148,19 +166,24 @@ def _max_children(ids: SortedIds, depth: int, max_slots: int) -> int:
     return int(np.diff(np.searchsorted(nodes, parents), append=len(nodes)).max())
 
 
-def _check_tokens(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest token of each level, `[L]` each."""
+def check_tokens(tokens: Any, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens as an array `[N, L]`, and the smallest and largest of each level, `[L]` each.
+
+    Raises:
+        TrieError: unless they are integers of that shape, all in `[0, vocab_size)`.
+    """
+    tokens = host_integers(tokens, "tokens", "[N, L]")
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise TrieError(
             f"tokens must be [N, L] with N, L >= 1, got shape {tokens.shape}: "
             "pass one row of tokens per item"
         )
-    if not np.issubdtype(tokens.dtype, np.integer):
-        raise TrieError(f"tokens must be integers, got {tokens.dtype}: cast them first")
     if len(tokens) > MAX_ITEMS:
         raise TrieError(f"{len(tokens)} items exceed int32 slot numbers: shard the corpus")
     if tokens.shape[1] > MAX_LENGTH:
         raise TrieError(f"semantic IDs of {tokens.shape[1]} tokens; at most {MAX_LENGTH} can be")
+    if not isinstance(vocab_size, int | np.integer) or isinstance(vocab_size, bool):
+        raise TrieError(f"vocab_size must be an integer, got {vocab_size!r}")
     if not 1 <= vocab_size < 2**31:
         raise TrieError(f"vocab_size must lie in [1, 2**31), got {vocab_size}")
     bounds = []
@@ -177,7 +200,7 @@ def _check_tokens(tokens: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.n
             f"token {tokens[row, level]} of item row {row}, level {level} is outside [0, {vocab_size}): "
             "pass vocabulary tokens (SemanticIds.tokens), not level codes, and the model's vocab_size"
         )
-    return lows, highs
+    return tokens, lows, highs
 
 
 def _check_ranges(
@@ -185,9 +208,12 @@ def _check_ranges(
     highs: np.ndarray,
     level_ranges: Sequence[tuple[int, int]] | None,
     vocab_size: int,
-) -> None:
+) -> list[list[int]] | None:
     if level_ranges is None:
-        return
+        return None
+    level_ranges = host_integers(level_ranges, "level_ranges", "[L, 2]").tolist()
+    if any(np.shape(pair) != (2,) for pair in level_ranges):
+        raise TrieError("level_ranges must be pairs (low, high), one a level")
     if len(level_ranges) != len(lows):
         raise TrieError(f"level_ranges has {len(level_ranges)} entries for {len(lows)} levels")
     for level, (low, high) in enumerate(level_ranges):
@@ -196,14 +222,15 @@ def _check_ranges(
                 f"level_ranges[{level}] is [{low}, {high}), but tokens of that level lie in "
                 f"[{lows[level]}, {highs[level]}] and the vocabulary in [0, {vocab_size})"
             )
+    return level_ranges
 
 
 def _check_items(items: np.ndarray | None, num_rows: int) -> np.ndarray:
     if items is None:
         return np.arange(num_rows, dtype=np.int32)
-    items = np.asarray(items)
-    if items.shape != (num_rows,) or not np.issubdtype(items.dtype, np.integer):
-        raise TrieError(f"items must be {num_rows} integers, got {items.dtype} {items.shape}")
+    items = host_integers(items, "items", f"[{num_rows}]")
+    if items.shape != (num_rows,):
+        raise TrieError(f"items must be {num_rows} integers, got shape {items.shape}")
     if items.min() < 0 or items.max() > MAX_ITEMS:
         raise TrieError(
             f"item numbers must lie in [0, {MAX_ITEMS}], got {items.min()}..{items.max()}"

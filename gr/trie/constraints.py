@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from gr.trie.attributes import pack_attributes
 from gr.trie.index import TrieIndex
+from gr.trie.inputs import is_list_of_lists, shown, truth_values
 from gr.trie.layout import TrieError
-from gr.trie.live import LiveNodes, has_bit, live_nodes
 from gr.trie.packed import take
 from gr.trie.transitions import Nodes
 
@@ -47,7 +47,7 @@ class Constraint(Protocol):
 
     @property
     def num_users(self) -> int | None:
-        """B, the users it is for; None if it is for any number of them."""
+        """B, the users it is for; None if it is for any number of them. A TrieError if types or shapes are wrong."""
         ...
 
     def prepare(self, index: TrieIndex) -> Filter:
@@ -103,104 +103,32 @@ class _All:
         return allowed
 
 
-# Any set of items.
+def check_constraint(constraint: Constraint | Sequence[Constraint] | None, index: Any) -> None:
+    """What can be said of a constraint before anything is compiled.
 
+    Args:
+        constraint: one, several, or None.
+        index: what is to be searched.
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ItemMask:
-    """The items that are allowed, for the whole batch or per user, and the nodes above them.
-
-    Made in one pass over the index, and then as cheap to search as the index itself. Exact: no prefix is entered
-    below which nothing is allowed.
+    Raises:
+        TrieError: if something is no constraint, has a wrong type or shape, or was made for another index.
     """
-
-    live: LiveNodes
-    per_user: bool = dataclasses.field(metadata={"static": True})
-
-    @staticmethod
-    def build(index: TrieIndex, allowed: jax.Array) -> "ItemMask":
-        """The mask of `allowed [n]`, or `[B, n]` for a mask per user: bool by item number; items from n on are not.
-
-        Raises:
-            TrieError: for another shape or type.
-        """
-        allowed = jnp.asarray(allowed)
-        if allowed.ndim not in (1, 2) or allowed.dtype != bool or allowed.shape[-1] == 0:
+    for part in constraints_of(constraint):
+        if not hasattr(part, "num_users"):
             raise TrieError(
-                f"allowed must be truth values [items] or [users, items], got {allowed.dtype} "
-                f"{list(allowed.shape)}"
+                "a constraint must be ExcludeItems, ItemMask, AttributeFilter, or several of them, got "
+                f"{type(part).__name__}"
             )
-        per_user = allowed.ndim == 2
-        return ItemMask(
-            _live_nodes_per_user(index, allowed) if per_user else live_nodes(index, allowed),
-            per_user,
-        )
-
-    @staticmethod
-    def allow(index: TrieIndex, items: jax.Array) -> "ItemMask":
-        """Only these items, `[S]` or `[B, S]`, `NO_ITEM`-padded, are allowed."""
-        return ItemMask.build(index, _membership(index, items))
-
-    @staticmethod
-    def deny(index: TrieIndex, items: jax.Array) -> "ItemMask":
-        """All but these items, `[S]` or `[B, S]`, `NO_ITEM`-padded, are allowed."""
-        return ItemMask.build(index, ~_membership(index, items))
-
-    @property
-    def num_users(self) -> int | None:
-        """See `Constraint.num_users`."""
-        return len(self.live.slots) if self.per_user else None
-
-    def prepare(self, index: TrieIndex) -> "ItemMask":
-        """A mask is its own filter."""
-        del index
-        return self
-
-    def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
-        """See `Filter.rows`."""
-        del index
-        live = self.live.levels[depth]
-        if self.per_user:
-            return rows & jax.vmap(take)(live, nodes.begin)
-        return rows & take(live, nodes.begin)
-
-    def children(
-        self, index: TrieIndex, depth: int, nodes: Nodes, numbers: jax.Array, exist: jax.Array
-    ) -> jax.Array:
-        """See `Filter.children`."""
-        del index, nodes
-        return exist & self._bit(self.live.levels[depth], numbers)
-
-    def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
-        """See `Filter.slots`."""
-        del index
-        return self._bit(self.live.slots, slots)
-
-    def _bit(self, words: jax.Array, places: jax.Array) -> jax.Array:
-        return jax.vmap(has_bit)(words, places) if self.per_user else has_bit(words, places)
-
-
-_live_nodes_per_user = jax.jit(jax.vmap(live_nodes, in_axes=(None, 0)))
-
-
-def _membership(index: TrieIndex, items: jax.Array) -> jax.Array:
-    """Which item numbers are among `items [..., S]`, `[..., largest item + 1]` bool."""
-    items = jnp.asarray(items)
-    size = index.layout.max_item + 1
-    place = jnp.where(items < 0, size, items)  # Out of range, so dropped.
-
-    def mark(places: jax.Array) -> jax.Array:
-        return jnp.zeros(size, bool).at[places].set(True, mode="drop")
-
-    return mark(place) if items.ndim == 1 else jax.vmap(mark)(place)
+        _ = part.num_users  # Checks types and shapes.
+        if hasattr(part, "check"):  # Masks, which belong to an index.
+            part.check(index)
 
 
 # Attributes.
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AttributeFilter:
     """Which attributes an item must have, for each user; the index must have been built with attributes.
 
@@ -213,11 +141,24 @@ class AttributeFilter:
     all_of: jax.Array | None = None  # The item has all of these.
     none_of: jax.Array | None = None  # The item has none of these.
 
+    def __post_init__(self):
+        for name in _DEMANDS:  # As in `ExcludeItems`, lists become arrays at once.
+            wanted = getattr(self, name)
+            if isinstance(wanted, list) or is_list_of_lists(wanted):
+                object.__setattr__(self, name, truth_values(wanted, name, _PER_USER))
+
     @property
     def num_users(self) -> int | None:
         """See `Constraint.num_users`."""
-        demands = [d for d in (self.any_of, self.all_of, self.none_of) if d is not None]
-        return len(demands[0]) if demands else None
+        for name in _DEMANDS:
+            wanted = getattr(self, name)
+            if wanted is None:
+                continue
+            wanted = truth_values(wanted, name, _PER_USER)
+            if wanted.ndim != 2:
+                raise TrieError(f"{name} must be {_PER_USER}, got shape {list(wanted.shape)}")
+            return len(wanted)
+        return None
 
     def prepare(self, index: TrieIndex) -> "AttributeFilter":
         """An attribute filter is its own filter, once checked against the index.
@@ -231,13 +172,14 @@ class AttributeFilter:
             )
         expected = (self.num_users, index.layout.num_attributes)
         demands = {}
-        for name in ("any_of", "all_of", "none_of"):
+        for name in _DEMANDS:
             wanted = getattr(self, name)
-            demands[name] = None if wanted is None else jnp.asarray(wanted, bool)
-            if wanted is not None and demands[name].shape != expected:
+            if wanted is None:
+                continue
+            demands[name] = jnp.asarray(truth_values(wanted, name, _PER_USER))
+            if demands[name].shape != expected:
                 raise TrieError(
-                    f"{name} must be {list(expected)}, [users, attributes of the index], "
-                    f"got {list(demands[name].shape)}"
+                    f"{name} must be {list(expected)}, {_PER_USER}, got {list(demands[name].shape)}"
                 )
         return AttributeFilter(**demands)
 
@@ -290,6 +232,15 @@ class AttributeFilter:
             met &= ((absent & wanted) == wanted).all(-1)
         return met
 
+    def __repr__(self) -> str:
+        made = [(name, getattr(self, name)) for name in _DEMANDS]
+        demands = ", ".join(f"{name}={shown(d)}" for name, d in made if d is not None)
+        return f"AttributeFilter({demands})"
+
+
+_DEMANDS = ("any_of", "all_of", "none_of")
+_PER_USER = "[users, attributes of the index]"
+
 
 def _reduce(wanted: jax.Array, met: Any, combine: Any, start: jax.Array) -> jax.Array:
     """Combines `met(attribute [B])` over each user's set `wanted [B, A]`, in as many turns as the largest set has."""
@@ -300,4 +251,4 @@ def _reduce(wanted: jax.Array, met: Any, combine: Any, start: jax.Array) -> jax.
         more = combine(rows, met(order[:, place]))
         return jnp.where((place < counts)[:, None, None], more, rows)
 
-    return jax.lax.fori_loop(0, counts.max(), turn, start)
+    return jax.lax.fori_loop(0, counts.max(initial=0), turn, start)

@@ -1,39 +1,80 @@
 """`ExcludeItems`: a few items per user that must not be decoded, such as those already seen."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr.trie.bit_rows import locate, select
 from gr.trie.index import NO_NODE, TrieIndex
+from gr.trie.inputs import integers, is_list_of_lists, item_lists, known_items, shown
+from gr.trie.layout import TrieError
 from gr.trie.packed import take
 from gr.trie.transitions import Nodes, ancestors, enter, slots_of
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ExcludeItems:
     """Items that must not be decoded for each user, for example those already seen.
 
     A semantic ID shared by several items stays allowed while one of them is; the excluded ones are then left out
     of its item list. A prefix below which everything is excluded is a dead end and is not entered, so that beam
-    search stays exact: with M >= N it ranks all allowed items. When nothing is left, no candidate is valid.
+    search stays exact: with M >= N it ranks all allowed items. When nothing is left, no candidate is valid. Items that
+    the index does not have cannot be decoded anyway and are passed over.
     """
 
-    items: jax.Array  # [B, S] int32 item numbers, `NO_ITEM`-padded; repeats do no harm.
+    # [B, S] item numbers of any integer type, `NO_ITEM`-padded; repeats do no harm. Or a list of items for each user,
+    # of any length.
+    items: jax.Array | Sequence[Sequence[int]]
+
+    def __post_init__(self):
+        # Lists become an array at once: `jit` would take them apart. Types and shapes are checked where items are used,
+        # since JAX puts many things into a pytree's places on its way.
+        items = self.items
+        whole = (
+            isinstance(items, np.ndarray) and items.dtype.kind in "iu"
+        )  # Perhaps wider than JAX's.
+        if whole or isinstance(items, list) or is_list_of_lists(items):
+            no_users = isinstance(items, list) and not items
+            items = item_lists(items, "ExcludeItems", _WANTED)
+            object.__setattr__(self, "items", items.reshape(0, 0) if no_users else items)
+
+    @property
+    def numbers(self) -> jax.Array:
+        """The items as an array `[B, S]`.
+
+        Raises:
+            TrieError: unless they are integers of that shape.
+        """
+        items = integers(self.items, "ExcludeItems", _WANTED)
+        if items.ndim != 2:
+            raise TrieError(f"ExcludeItems wants {_WANTED}, got shape {list(items.shape)}")
+        return items
 
     @property
     def num_users(self) -> int | None:
         """See `Constraint.num_users`."""
-        return len(self.items)
+        return len(self.numbers)
 
     def prepare(self, index: TrieIndex) -> "DeadNodes":
-        """The nodes below which every item is excluded."""
-        items = jnp.asarray(self.items)
-        known = (items >= 0) & (items <= index.layout.max_item)
-        slots = index.slot_of_item[jnp.where(known, items, 0)]
+        """The nodes below which every item is excluded.
+
+        Raises:
+            TrieError: unless the items are integers `[B, S]`.
+        """
+        items, known = known_items(self.numbers, index.layout.max_item)
+        slots = index.slot_of_item[items]
         return DeadNodes.of_slots(index, jnp.where(known, slots, index.layout.max_items))
+
+    def __repr__(self) -> str:
+        return f"ExcludeItems({shown(self.items)})"
+
+
+_WANTED = "[B, S], for each user a row of item numbers, filled up with NO_ITEM"
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +137,7 @@ class DeadNodes:
     def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
         """See `Filter.slots`."""
         del index
-        flat = slots.reshape(len(slots), -1)
+        flat = slots.reshape(len(slots), math.prod(slots.shape[1:]))
         if self.excluded.shape[1] <= _FEW:
             found = (flat[:, :, None] == self.excluded[:, None, :]).any(-1)
         else:

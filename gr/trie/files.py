@@ -19,11 +19,12 @@ import numpy as np
 
 from gr.data.files import write_atomically
 from gr.trie.attributes import Attributes
+from gr.trie.identity import fingerprint
 from gr.trie.layout import Layout, Level, TrieError
 from gr.trie.packed import PackedInts
 
 MAGIC = b"GRTRIE\r\n"
-VERSION = 1  # Of the files that are written; older ones are read, newer ones are refused.
+VERSION = 2  # Of the files that are written; older ones are read, newer ones are refused.
 ALIGNMENT = 4096
 
 _PREFIX = len(MAGIC) + 8 + 4
@@ -81,6 +82,8 @@ def read_index(path: str | os.PathLike[str], *, mmap: bool) -> dict[str, Any]:
     layout = dict(header["layout"])
     levels = tuple(Level(**level) for level in layout.pop("levels"))
     fields = {name: _restore(value, arrays) for name, value in header["fields"].items()}
+    if "fingerprint" not in fields:  # Version 1 had none.
+        fields["fingerprint"] = fingerprint(fields)
     return fields | {"layout": Layout(levels=levels, **layout)}
 
 

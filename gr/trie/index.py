@@ -10,16 +10,16 @@ import numpy as np
 from gr.trie.attributes import Attributes
 from gr.trie.build import build_arrays
 from gr.trie.files import read_index, write_index
+from gr.trie.inputs import is_known
 from gr.trie.layout import Layout
 from gr.trie.packed import PackedInts
 
 ROOT = 0  # The one node of depth 0.
 NO_NODE = -1  # "This prefix is not in the trie."
-NO_ITEM = -1  # Fills the item lists of semantic IDs that fewer items share.
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrieIndex:
     """All prefixes of all semantic IDs (arXiv 2602.22647), numbered level by level in sorted order.
 
@@ -52,6 +52,9 @@ class TrieIndex:
     node_counts: jax.Array  # [L + 1] int32: nodes of each depth.
     item_count: jax.Array  # [] int32: N.
     attributes: Attributes | None
+    fingerprint: (
+        jax.Array
+    )  # [2] uint32: tells this index from others; what was made for it carries the same.
     layout: Layout = dataclasses.field(metadata={"static": True})
 
     @staticmethod
@@ -138,3 +141,11 @@ class TrieIndex:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def __repr__(self) -> str:
+        count = self.item_count
+        known = hasattr(count, "dtype") and np.shape(count) == () and is_known(count)
+        items = f"{int(count)} items" if known else f"at most {self.layout.max_items} items"
+        kinds = "+".join(level.kind for level in self.layout.levels)
+        attributes = f", {self.layout.num_attributes} attributes" if self.attributes else ""
+        return f"TrieIndex({items}, L={self.length}, V={self.vocab_size}, {kinds}{attributes})"

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from gr.trie.packed import bits_for
+from gr.trie.packed import bits_for, num_words
 
 DENSE = "dense"  # One bit for every token of the level: whether the node has that child.
 SPARSE = "sparse"  # Tokens of all children in a list.
@@ -17,6 +17,10 @@ _FEW = 16
 # A level of at most so many bytes of bits is dense; a larger one if it takes at most a byte an item.
 _SMALL_BITS = 1 << 20
 _WORD = 32
+
+
+# Slots, nodes and words are counted in int32; with so much left over for sums such as a slot plus a place behind it.
+MAX_ITEMS = 2**31 - 2**16
 
 
 class TrieError(ValueError):
@@ -81,6 +85,16 @@ class Layout:
     def place_in_table(self, depth: int) -> int:
         """The first bit of a SCAN level's token in the table's elements."""
         return sum(level.bits for level in self.levels[self.handover : depth])
+
+    @property
+    def table_bits(self) -> int:
+        """Bits of an element of the table of semantic IDs."""
+        return self.place_in_table(self.length)
+
+    @property
+    def num_names(self) -> int:
+        """Nodes of any depth are called by numbers below this."""
+        return max(self.max_items, *(level.max_nodes for level in self.levels))
 
     def max_nodes(self, depth: int) -> int:
         """No more nodes of `depth` 0..L."""
@@ -195,6 +209,32 @@ def common_layout(layouts: Sequence[Layout]) -> Layout:
         levels=tuple(levels),
         num_attributes=first.num_attributes,
     )
+
+
+_SPARE = (
+    2**15
+)  # Of what `MAX_ITEMS` leaves; the other half is for the search of `PackedInts.first_above`.
+
+
+def check_capacity(layout: Layout) -> None:
+    """Raises TrieError for a layout with numbers, or words, that the device's int32 arithmetic cannot count."""
+    bounds = [
+        ("item numbers", layout.max_item),
+        ("items", layout.max_items),
+        ("words in the table of semantic IDs", num_words(layout.max_items, layout.table_bits)),
+    ]
+    for depth, level in enumerate(layout.levels):
+        # Places behind a node's first slot or child are counted without asking whether they exist.
+        behind = {SPARSE: level.max_children, SCAN: level.max_slots}.get(level.kind, 0)
+        bounds.append((f"nodes of depth {depth + 1}", level.max_nodes))
+        bounds.append((f"places at level {depth}", layout.num_names + behind - _SPARE))
+    bounds.append(("places of items", layout.max_items + layout.max_items_per_sid - _SPARE))
+    for what, count in bounds:
+        if count > MAX_ITEMS:
+            raise TrieError(
+                f"{count} {what} exceed the int32 numbers of an index, {MAX_ITEMS}: split the corpus with "
+                "`ShardedIndex`, leave less `headroom`, or shorten the semantic IDs"
+            )
 
 
 def check_fits(shape: Shape, layout: Layout) -> None:

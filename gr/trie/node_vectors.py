@@ -8,7 +8,7 @@ import numpy as np
 
 from gr.trie.index import TrieIndex
 from gr.trie.layout import TrieError
-from gr.trie.transitions import Nodes, descend, root, slots_of
+from gr.trie.transitions import Nodes, check_prefixes, descend, root, slots_of
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +25,7 @@ class NodeVectors:
 
     high: jax.Array  # [max_items + 1, E] float32.
     low: jax.Array  # [max_items + 1, E] float32: what `high` lacks.
+    fingerprint: jax.Array  # That of the index.
 
     @staticmethod
     def build(index: TrieIndex, vectors: np.ndarray) -> "NodeVectors":
@@ -52,17 +53,24 @@ class NodeVectors:
             sums = np.cumsum(vectors[items, column], dtype=np.float64)
             high[1 : len(items) + 1, column] = sums
             low[1 : len(items) + 1, column] = sums - high[1 : len(items) + 1, column]
-        return jax.device_put(NodeVectors(high, low))
+        return jax.device_put(NodeVectors(high, low, index.fingerprint))
 
     def mean(self, index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
         """Mean vectors `[..., E]` float32 of the items below nodes `[...]` of `depth` 0..L; 0 where there is no node.
 
-        Each item counts once, also those that share a semantic ID.
+        Each item counts once, also those that share a semantic ID. On an index of the same size that the sums were not
+        made for, all are NaN.
+
+        Raises:
+            TrieError: on an index of another size.
         """
+        if len(self.high) != index.layout.max_items + 1:
+            raise TrieError("the NodeVectors were made for another index: build them for this one")
         begin, end = slots_of(index, depth, nodes)
         begin, end = (jnp.where(nodes.exist, slots, 0) for slots in (begin, end))
         total = (self.high[end] - self.high[begin]) + (self.low[end] - self.low[begin])
-        return total / jnp.maximum(end - begin, 1)[..., None]
+        belongs = (self.fingerprint == index.fingerprint).all()
+        return jnp.where(belongs, total / jnp.maximum(end - begin, 1)[..., None], jnp.nan)
 
     def of_prefixes(self, index: TrieIndex, tokens: jax.Array) -> jax.Array:
         """Mean vectors of the items below every prefix of semantic IDs.
@@ -74,9 +82,12 @@ class NodeVectors:
         Returns:
             `[..., t, E]` float32 for prefixes of 1..t tokens, 0 where the trie has no such prefix.
         """
+        tokens = check_prefixes(index, tokens)
         nodes = root(index, tokens.shape[:-1])
         means = []
         for depth in range(tokens.shape[-1]):
             nodes = descend(index, depth, nodes, tokens[..., depth])
             means.append(self.mean(index, depth + 1, nodes))
+        if not means:
+            return jnp.zeros((*tokens.shape, self.high.shape[1]), jnp.float32)
         return jnp.stack(means, axis=-2)

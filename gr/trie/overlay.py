@@ -1,7 +1,7 @@
 """Items added to and removed from an index without rebuilding it: `EditableIndex` and what a search sees of it.
 
 editable = EditableIndex.build(tokens, vocab_size)
-editable, items = editable.add(new_tokens)      # Their item numbers; a small index of the new items is built.
+editable, items = editable.add(new_tokens)      # A new object, and the item numbers; a small index is built of them.
 editable = editable.remove(items[:1])           # One pass over the live nodes on the device.
 beam_search(model, editable.index, history, num_beams=20)
 editable = editable.compact()                   # One index again; item numbers stay as they are.
@@ -9,27 +9,27 @@ editable = editable.compact()                   # One index again; item numbers 
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr.trie.constraints import (
-    AttributeFilter,
-    Constraint,
-    ItemMask,
-    constraints_of,
-)
+from gr.trie.attributes import check_attributes
+from gr.trie.build import check_tokens
+from gr.trie.constraints import AttributeFilter, Constraint, check_constraint, constraints_of
 from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import TrieIndex
-from gr.trie.layout import TrieError
+from gr.trie.inputs import NO_ITEM, as_int32, host_integers, is_known, shown
+from gr.trie.item_mask import ItemMask, check_allowed, item_numbers, of_one_index
+from gr.trie.layout import MAX_ITEMS, TrieError
 
 # The small index leaves room for so much more, so that adding items seldom makes a search compile anew.
 _HEADROOM = 1.0
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OverlaidIndex:
     """An index, a small one of items added since, and what was removed from each; a search treats it as one trie.
 
@@ -58,15 +58,43 @@ class OverlaidIndex:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
     def mask(self, allowed: jax.Array) -> "OverlaidMask":
-        """The mask of `allowed [n]` or `[B, n]`, bool by item number; see `ItemMask.build`."""
-        allowed = jnp.asarray(allowed)
+        """The mask of `allowed [n]` or `[B, n]`, bool by item number; see `ItemMask.build`.
+
+        It stays good when items are removed; when items are added, or the index is compacted, it is refused.
+        """
+        allowed = check_allowed(allowed)
         base = ItemMask.build(self.base, allowed)
         if self.added is None:
             return OverlaidMask(base, None)
-        first = int(self.first_added)
-        if allowed.shape[-1] <= first:  # Nothing of the small index is allowed.
-            return OverlaidMask(base, ItemMask.build(self.added, jnp.zeros_like(allowed)))
-        return OverlaidMask(base, ItemMask.build(self.added, allowed[..., first:]))
+        numbers = self.first_added + np.arange(self.added.layout.max_item + 1, dtype=np.int32)
+        of_added = allowed.at[..., numbers].get(mode="fill", fill_value=False)
+        return OverlaidMask(base, ItemMask.build(self.added, of_added))
+
+    def allow(self, items: jax.Array) -> "OverlaidMask":
+        """Only these items are allowed; see `ItemMask.allow`, and `mask`."""
+        in_base, in_added = self._split(items)
+        added = None if self.added is None else ItemMask.allow(self.added, in_added)
+        return OverlaidMask(ItemMask.allow(self.base, in_base), added)
+
+    def deny(self, items: jax.Array) -> "OverlaidMask":
+        """All but these items are allowed; see `ItemMask.deny`, and `mask`."""
+        in_base, in_added = self._split(items)
+        added = None if self.added is None else ItemMask.deny(self.added, in_added)
+        return OverlaidMask(ItemMask.deny(self.base, in_base), added)
+
+    def _split(self, items: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Item numbers as those of the large and of the small index, `NO_ITEM` where they are of the other one.
+
+        A compacted index may have no room for the numbers of removed items; nobody else can have them.
+        """
+        first = self.first_added
+        room = 0 if self.added is None else self.added.layout.max_item + 1
+        # Where `first` is traced, so that nothing can be refused, what is too large is passed over below.
+        largest = int(first) + room - 1 if is_known(first) else MAX_ITEMS
+        items = item_numbers(items, largest)
+        in_base = (items < first) & (items <= self.base.layout.max_item)
+        in_added = (items >= first) & (items - first < room)
+        return jnp.where(in_base, items, NO_ITEM), jnp.where(in_added, items - first, NO_ITEM)
 
     def constraints(
         self, constraint: "Constraint | OverlaidMask | Sequence[Constraint | OverlaidMask] | None"
@@ -74,18 +102,19 @@ class OverlaidIndex:
         """What a request's constraint and the removals mean for the large and for the small index.
 
         Raises:
-            TrieError: for an `ItemMask`, which belongs to one index.
+            TrieError: for an `ItemMask`, which belongs to one index, or the mask of another one.
         """
         base = [] if self.base_live is None else [self.base_live]
         added = [] if self.added_live is None else [self.added_live]
         for part in constraints_of(constraint):
             if isinstance(part, OverlaidMask):
+                part.check(self)
                 base.append(part.base)
                 if part.added is not None:
                     added.append(part.added)
             elif isinstance(part, ExcludeItems):
                 base.append(part)
-                added.append(ExcludeItems(jnp.asarray(part.items) - self.first_added))
+                added.append(ExcludeItems(as_int32(jnp.asarray(part.numbers)) - self.first_added))
             elif isinstance(part, AttributeFilter):
                 base.append(part)
                 added.append(part)
@@ -96,11 +125,14 @@ class OverlaidIndex:
                 )
         return tuple(base), tuple(added)
 
+    def __repr__(self) -> str:
+        return f"OverlaidIndex(base={self.base}, added={self.added})"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OverlaidMask:
-    """An item mask on an edited index."""
+    """An item mask on an edited index, and on no other."""
 
     base: ItemMask
     added: ItemMask | None
@@ -110,17 +142,56 @@ class OverlaidMask:
         """See `Constraint.num_users`."""
         return self.base.num_users
 
+    def check(self, index: OverlaidIndex) -> None:
+        """Raises TrieError unless the mask was made for this index, or for it before items were removed."""
+        if not isinstance(index, OverlaidIndex):
+            raise TrieError(
+                f"the mask was made for an edited index, not for {type(index).__name__}: use `ItemMask.allow`"
+            )
+        same = (self.added is None) == (index.added is None) and of_one_index(self.base, index.base)
+        if not same or (self.added is not None and not of_one_index(self.added, index.added)):
+            raise TrieError(
+                "the mask was made for another index, or before items were added, or the index compacted: make it "
+                "anew with `mask`, `allow` or `deny` of the OverlaidIndex that is searched"
+            )
 
-@dataclasses.dataclass(frozen=True, eq=False)
+    def prepare(self, index: TrieIndex) -> ItemMask:
+        """Always a TrieError: a single trie has masks of its own, and an `OverlaidIndex` splits this one."""
+        self.check(index)
+        raise TrieError("the mask of an edited index cannot be prepared for one trie")
+
+
+def check_search(
+    index: Any, constraint: "Constraint | OverlaidMask | Sequence[Constraint | OverlaidMask] | None"
+) -> None:
+    """Checks an index and a request's constraint before `jit`; every search calls it on what its caller passed.
+
+    Raises:
+        TrieError: if the index is none that can be searched, or see `check_constraint`.
+    """
+    if isinstance(index, EditableIndex):
+        raise TrieError("an EditableIndex is searched by its `index`: pass `editable.index`")
+    if not isinstance(index, TrieIndex | OverlaidIndex):
+        raise TrieError(
+            f"the index must be a TrieIndex or an OverlaidIndex, got {type(index).__name__}: of a SwappableIndex "
+            "pass what `get` returns; a ShardedIndex has a search of its own, `sharded_beam_search`"
+        )
+    check_constraint(constraint, index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EditableIndex:
-    """Items on the host and the index of them; editing returns a new one and leaves this one as it is.
+    """Items on the host and the index of them.
+
+    `add`, `remove` and `compact` leave this one as it is and return a new one, which must be kept:
+    `editable = editable.remove(items)`.
 
     Item numbers are never reused: an item keeps its number for good, and a removed number stays empty. Removing,
     adding and compacting give what a full rebuild from the remaining items would give.
     """
 
     index: OverlaidIndex
-    tokens: np.ndarray  # [n, L] of every item number so far, removed ones included.
+    tokens: np.ndarray  # [n, L] int32, of every item number so far, removed ones included.
     attributes: np.ndarray | None  # [n, A] bool.
     removed: np.ndarray  # [n] bool.
 
@@ -129,13 +200,13 @@ class EditableIndex:
         tokens: np.ndarray, vocab_size: int, *, attributes: np.ndarray | None = None
     ) -> "EditableIndex":
         """An index of items 0..N-1 that can be edited; see `TrieIndex.build`."""
-        tokens = np.asarray(tokens)
         index = TrieIndex.build(tokens, vocab_size, attributes=attributes)
-        removed = np.zeros(len(tokens), bool)
-        overlaid = OverlaidIndex(index, None, None, None, jnp.int32(len(tokens)))
+        # Copies, lest the caller change them; of a type that holds every token below 2**31, whatever was given.
+        tokens = np.array(tokens).astype(np.int32)
         if attributes is not None:
-            attributes = np.asarray(attributes, bool)
-        return EditableIndex(overlaid, tokens, attributes, removed)
+            attributes = check_attributes(attributes, len(tokens)).copy()
+        overlaid = OverlaidIndex(index, None, None, None, jnp.int32(len(tokens)))
+        return EditableIndex(overlaid, tokens, attributes, np.zeros(len(tokens), bool))
 
     @property
     def num_items(self) -> int:
@@ -145,29 +216,39 @@ class EditableIndex:
     def add(
         self, tokens: np.ndarray, *, attributes: np.ndarray | None = None
     ) -> tuple["EditableIndex", np.ndarray]:
-        """Adds items with tokens `[n, L]`, and attributes `[n, A]` if the index has them.
+        """A new index with more items; this one stays as it is.
+
+        Args:
+            tokens: `[n, L]` of any integer type.
+            attributes: `[n, A]`, if the index has them.
 
         Returns:
             The new index, and the numbers of the new items `[n]`.
 
         Raises:
-            TrieError: if tokens or attributes do not fit the index.
+            TrieError: if tokens or attributes are not what `TrieIndex.build` takes, or do not fit the index.
         """
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or tokens.shape[1] != self.tokens.shape[1] or len(tokens) == 0:
+        length, vocab_size = self.index.length, self.index.vocab_size
+        tokens = host_integers(tokens, "new tokens", f"[n, {length}]")
+        if tokens.size == 0 and tokens.shape in ((0,), (0, length)):
+            return self, np.arange(0)
+        if tokens.ndim != 2 or tokens.shape[1] != length:
+            raise TrieError(f"new tokens must be [n, {length}], got shape {tokens.shape}")
+        tokens, _, _ = check_tokens(tokens, vocab_size)
+        if len(self.tokens) + len(tokens) > MAX_ITEMS:
             raise TrieError(
-                f"new tokens must be [n, {self.tokens.shape[1]}] with n >= 1, got shape {tokens.shape}"
+                f"item numbers end at {MAX_ITEMS}, and {len(tokens)} more would exceed it"
             )
         if (attributes is None) != (self.attributes is None):
             raise TrieError(
                 "give attributes of the new items if, and only if, the index was built with attributes"
             )
         first = int(self.index.first_added)
-        every = np.concatenate([self.tokens, tokens.astype(self.tokens.dtype)])
+        every = np.concatenate([self.tokens, tokens.astype(np.int32)])
         removed = np.append(self.removed, np.zeros(len(tokens), bool))
         all_attributes = None
         if attributes is not None:
-            attributes = np.asarray(attributes, bool)
+            attributes = check_attributes(attributes, len(tokens))
             if attributes.shape != (len(tokens), self.attributes.shape[1]):
                 raise TrieError(
                     f"attributes must be [{len(tokens)}, {self.attributes.shape[1]}], got {attributes.shape}"
@@ -175,22 +256,30 @@ class EditableIndex:
             all_attributes = np.concatenate([self.attributes, attributes])
         added = _small_index(
             every[first:],
-            self.index.vocab_size,
+            vocab_size,
             None if all_attributes is None else all_attributes[first:],
             self.index.added,
         )
+        if self.index.base.layout.num_names + added.layout.num_names > MAX_ITEMS:
+            raise TrieError("old and new items have more nodes than int32 can name: compact first")
         live = ItemMask.build(added, ~removed[first:]) if removed[first:].any() else None
         index = dataclasses.replace(self.index, added=added, added_live=live)
         numbers = np.arange(len(self.tokens), len(every))
         return EditableIndex(index, every, all_attributes, removed), numbers
 
     def remove(self, items: np.ndarray) -> "EditableIndex":
-        """Removes items by number; what is removed already stays so.
+        """A new index without some items; this one stays as it is.
+
+        Args:
+            items: a number, or `[n]` of any integer type; those that are removed already stay so.
 
         Raises:
-            TrieError: for a number that no item ever had.
+            TrieError: if they are no integers, or for a number that no item ever had.
         """
-        items = np.asarray(items, np.int64).reshape(-1)
+        items = host_integers(items, "items", "[n]")
+        if items.ndim > 1:
+            raise TrieError(f"items must be integers [n], got shape {items.shape}")
+        items = items.reshape(-1)
         if items.size and (items.min() < 0 or items.max() >= len(self.tokens)):
             wrong = items[(items < 0) | (items >= len(self.tokens))][0]
             raise TrieError(
@@ -208,7 +297,7 @@ class EditableIndex:
         return dataclasses.replace(self, index=index, removed=removed)
 
     def compact(self) -> "EditableIndex":
-        """Builds one index of the remaining items; their numbers stay as they are.
+        """A new index of the remaining items in one trie; their numbers stay as they are, and so does this index.
 
         Raises:
             TrieError: if no item is left.
@@ -222,6 +311,12 @@ class EditableIndex:
         )
         index = OverlaidIndex(base, None, None, None, jnp.int32(len(self.tokens)))
         return dataclasses.replace(self, index=index)
+
+    def __repr__(self) -> str:
+        return (
+            f"EditableIndex({self.num_items} items, {int(self.removed.sum())} removed, "
+            f"tokens={shown(self.tokens)}, V={self.index.vocab_size})"
+        )
 
 
 def _small_index(

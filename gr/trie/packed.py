@@ -32,10 +32,8 @@ class PackedInts:
 
     def part(self, index: jax.Array, first: int, bits: int) -> jax.Array:
         """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`."""
-        place = jnp.asarray(index, jnp.int32)
-        bit = (place & (GROUP - 1)) * self.width + first
-        word = (place >> 5) * self.width + (bit >> 5)
-        shift = (bit & (_WORD - 1)).astype(jnp.uint32)[..., None]
+        word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
+        shift = shift[..., None]
         pair = take(self.words, word[..., None] + np.arange(2, dtype=np.int32))
         # The rest of the first word, and behind it the beginning of the second; shifted twice, since a shift by 32
         # is undefined. They are summed rather than ORed: XLA keeps the result of a reduction, where it would compute
@@ -62,10 +60,7 @@ class PackedInts:
 
     def _aligned(self, index: jax.Array, first: int, count: int, crosses: bool) -> list[jax.Array]:
         """`count` words of 32 bits each that begin at bit `first` of the elements."""
-        place = jnp.asarray(index, jnp.int32)
-        bit = (place & (GROUP - 1)) * self.width + first
-        word = (place >> 5) * self.width + (bit >> 5)
-        shift = (bit & (_WORD - 1)).astype(jnp.uint32)
+        word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         # Of the words behind the last that is needed nothing counts: reading beyond the end is clipped.
         last = self.words.shape[0] - 1
         stream = [take(self.words, word)]
@@ -101,6 +96,25 @@ class PackedInts:
     def nbytes(self) -> int:
         """Bytes of the words."""
         return self.words.nbytes
+
+
+def word_and_shift(place: jax.Array, width: int, first: int) -> tuple[jax.Array, jax.Array]:
+    """Where bit `first` of elements lies: the word, int32, and the bit of the word, uint32.
+
+    Right as long as the words can be counted in int32, however many bits there are; see `num_words`.
+
+    Args:
+        place: which elements, int32 `[...]`, not negative.
+        width: bits an element.
+        first: a bit of an element, below `width`.
+    """
+    bit = (place & (GROUP - 1)) * width + first  # From the group's beginning: few.
+    return (place >> 5) * width + (bit >> 5), (bit & (_WORD - 1)).astype(jnp.uint32)
+
+
+def num_words(size: int, width: int) -> int:
+    """Words of `size` elements of `width` bits."""
+    return -(-size // GROUP) * width + 1
 
 
 def take(array: jax.Array, index: jax.Array) -> jax.Array:

@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gr.trie.attributes import check_attributes
+from gr.trie.build import check_tokens
 from gr.trie.exclusion import DeadNodes, ExcludeItems
-from gr.trie.index import NO_ITEM, TrieIndex
+from gr.trie.identity import fingerprint
+from gr.trie.index import TrieIndex
+from gr.trie.inputs import known_items
 from gr.trie.layout import Layout, TrieError, common_layout
 from gr.trie.packed import PackedInts, pack
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ShardedIndex:
     """S indexes of one layout, stacked: every array has a leading axis S, which is split over a mesh axis.
 
@@ -48,11 +52,13 @@ class ShardedIndex:
         Raises:
             TrieError: see `TrieIndex.build`; also if there are fewer first tokens than shards.
         """
-        tokens = np.asarray(tokens)
+        tokens, _, _ = check_tokens(tokens, vocab_size)
+        if attributes is not None:
+            attributes = check_attributes(attributes, len(tokens))
         num_shards = mesh.shape[axis]
         owner = _split_by_first_token(tokens, num_shards)
         rows = [np.flatnonzero(owner == shard) for shard in range(num_shards)]
-        parts = [None if attributes is None else np.asarray(attributes)[mine] for mine in rows]
+        parts = [None if attributes is None else attributes[mine] for mine in rows]
         layout = common_layout(
             [
                 TrieIndex.build(tokens[mine], vocab_size, attributes=part).layout
@@ -68,7 +74,8 @@ class ShardedIndex:
             items = pack(found, len(tokens) - 1, layout.max_items)
             nothing = pack(np.zeros(1, np.int32), 1, 1)
             index = dataclasses.replace(index, item_of_slot=items, slot_of_item=nothing)
-            shards.append(jax.tree.map(np.asarray, index))
+            index = jax.tree.map(np.asarray, index)
+            shards.append(dataclasses.replace(index, fingerprint=fingerprint(vars(index))))
         host = ShardedIndex(
             jax.tree.map(lambda *arrays: np.stack(arrays), *shards),
             _stacked_places(places, num_shards, layout),
@@ -91,6 +98,9 @@ class ShardedIndex:
         """Bytes of all arrays on all shards."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
+    def __repr__(self) -> str:
+        return f"ShardedIndex({self.num_shards} shards of {self.shards})"
+
 
 def local_shard(sharded: ShardedIndex) -> tuple[TrieIndex, PackedInts]:
     """Inside `shard_map`: this device's index and its part of the places."""
@@ -109,9 +119,9 @@ def exclude_on_shard(
         axis: name of the mesh axis.
     """
     shard, none = jax.lax.axis_index(axis), index.layout.max_items
-    items = jnp.asarray(excluded.items)
+    items, known = known_items(excluded.numbers, 2**31 - 2)
     local = items - shard * places.size
-    known = (items != NO_ITEM) & (local >= 0) & (local < places.size)
+    known &= (local >= 0) & (local < places.size)
     # Each item's place is known to one device: the sum over devices tells it to all.
     found = jnp.where(known, places[jnp.where(known, local, 0)] + 1, 0)
     place = jax.lax.psum(found, axis) - 1
@@ -121,8 +131,6 @@ def exclude_on_shard(
 
 def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
     """The shard of each row `[N]`: consecutive first tokens, about as many items in each shard."""
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise TrieError(f"tokens must be [N, L] with N, L >= 1, got shape {tokens.shape}")
     first, code, counts = np.unique(tokens[:, 0], return_inverse=True, return_counts=True)
     if len(first) < num_shards:
         raise TrieError(
@@ -140,6 +148,7 @@ def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
 
 
 def _stacked_places(places: np.ndarray, num_shards: int, layout: Layout) -> PackedInts:
+    # Names of nodes over all shards stay below this too: a shard has no more nodes of a depth than items.
     none = num_shards * layout.max_items
     if none >= 2**31 - 1:
         raise TrieError(f"{num_shards} shards of {layout.max_items} items exceed int32 places")

@@ -15,9 +15,18 @@ class SwappableIndex:
     A decoding takes the index with `get` and keeps it to its end, so that it never sees parts of two. The new index
     is on the device before it is handed out, and has the layout of the old one, so that no decoding waits for a
     transfer or a compilation. Safe to use from several threads.
+
+    An `ItemMask` belongs to the index that it was made for, and is refused on the next one. So take the index once for
+    a request, and make the mask for what was taken; `ExcludeItems` and `AttributeFilter` go with every index:
+
+        index = server.get()
+        beam_search(model, index, history, num_beams=20, constraint=ItemMask.allow(index, items))
+
+    A mask that many requests share is kept beside its index, and made anew when `get` returns another.
     """
 
     def __init__(self, index: TrieIndex | OverlaidIndex):
+        _check(index)
         self._current = (jax.block_until_ready(index), 0)
         self._swapping = threading.Lock()
 
@@ -41,8 +50,9 @@ class SwappableIndex:
             Its version.
 
         Raises:
-            TrieError: if the layout is another and `recompile` is false; the old index then stays.
+            TrieError: if the layout is another and `recompile` is false, or it is no index; the old one then stays.
         """
+        _check(index)
         with self._swapping:
             old, version = self._current
             if not recompile and _signature(index) != _signature(old):
@@ -53,6 +63,13 @@ class SwappableIndex:
             # One assignment: another thread sees the old pair or the new one, never a mixture.
             self._current = (jax.block_until_ready(jax.device_put(index)), version + 1)
             return version + 1
+
+
+def _check(index: TrieIndex | OverlaidIndex) -> None:
+    if not isinstance(index, TrieIndex | OverlaidIndex):
+        raise TrieError(
+            f"the index must be a TrieIndex or an OverlaidIndex (`EditableIndex.index`), got {type(index).__name__}"
+        )
 
 
 def _signature(index: TrieIndex | OverlaidIndex) -> tuple:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from gr.trie.bit_rows import expand, locate, rank
-from gr.trie.index import NO_ITEM, NO_NODE, ROOT, TrieIndex
-from gr.trie.layout import DENSE, SCAN, SPARSE
+from gr.trie.index import NO_NODE, ROOT, TrieIndex
+from gr.trie.inputs import NO_ITEM, as_int32, integers
+from gr.trie.layout import DENSE, SCAN, SPARSE, TrieError
 from gr.trie.packed import take
 
 
@@ -160,6 +161,7 @@ def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Ar
 def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:
     """The child of each node `[...]` of one depth by one token `[...]`; none where there is no such child."""
     level = index.layout.levels[depth]
+    tokens = as_int32(tokens)
     offset = tokens - level.base
     known = nodes.exist & (offset >= 0) & (offset < level.span)
     if level.kind == DENSE:
@@ -188,7 +190,9 @@ def _find_listed(
     low, end = index.first_child[depth].interval(nodes.begin)
     high = end
     for _ in range(level.max_children.bit_length()):
-        middle = jnp.minimum((low + high) >> 1, level.max_nodes - 1)
+        middle = jnp.minimum(
+            low + ((high - low) >> 1), level.max_nodes - 1
+        )  # Their sum may not fit.
         below = (listed_tokens(index, depth, middle) < tokens) & (low < high)
         low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
     found = jnp.minimum(low, level.max_nodes - 1)
@@ -201,17 +205,31 @@ def walk(index: TrieIndex, tokens: jax.Array) -> jax.Array:
 
     Args:
         index: the trie.
-        tokens: `[..., t]` with t <= L.
+        tokens: `[..., t]` with t <= L, of any integer type.
 
     Returns:
         Names `[..., t]` int32 of the nodes of depth 1..t, `NO_NODE` where the trie has no such prefix.
+
+    Raises:
+        TrieError: if tokens are no integers, or more than L.
     """
+    tokens = check_prefixes(index, tokens)
     nodes = root(index, tokens.shape[:-1])
     names = []
     for depth in range(tokens.shape[-1]):
         nodes = descend(index, depth, nodes, tokens[..., depth])
         names.append(nodes.names)
-    return jnp.stack(names, axis=-1)
+    return jnp.stack(names, axis=-1) if names else tokens  # No token, no name.
+
+
+def check_prefixes(index: TrieIndex, tokens: jax.Array) -> jax.Array:
+    """Prefixes `[..., t]` as int32; a TrieError unless they are integers and t <= L."""
+    tokens = integers(tokens, "tokens", f"[..., t] with t <= {index.length}")
+    if tokens.ndim == 0 or tokens.shape[-1] > index.length:
+        raise TrieError(
+            f"tokens must be [..., t] with t <= {index.length}, got shape {list(tokens.shape)}"
+        )
+    return jnp.asarray(as_int32(tokens))
 
 
 def slots_of(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import dataclasses, json
 import jax, jax.numpy as jnp, numpy as np
 from gr.decoding import DecodingError, beam_search, sharded_beam_search, sharded_mask
 from gr.training import make_mesh
-from gr.trie import AttributeFilter, ExcludeItems, ItemMask, ShardedIndex, TrieIndex
+from gr.trie import AttributeFilter, ExcludeItems, ItemMask, ShardedIndex, TrieError, TrieIndex
 
 VOCAB, LENGTH, USERS, ITEMS = 12, 3, 4, 300
 
@@ -83,6 +83,22 @@ try:
     sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=ExcludeItems(jnp.zeros((2, 1), jnp.int32)))
 except DecodingError as error:
     messages.append(str(error))
+swapped = ShardedIndex.build(tokens[::-1], VOCAB, mesh, attributes=attributes)
+for mask in (sharded_mask(swapped, one, mesh=mesh), ItemMask.build(whole, one)):
+    try:
+        sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=(seen, mask))
+    except TrieError as error:
+        messages.append(str(error))
+try:
+    beam_search(model, whole, history, 5, constraint=sharded_mask(index, one, mesh=mesh))
+except TrieError as error:
+    messages.append(str(error))
+again = ShardedIndex.build(tokens, VOCAB, mesh, attributes=attributes)
+kept = sharded_mask(again, np.asarray(one), mesh=mesh)
+found = sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=kept)
+assert np.asarray(one)[np.asarray(found.items)[np.asarray(found.items) >= 0]].all() and found.valid.any()
+unknown = jax.jit(lambda mask, index: sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=mask))
+assert not unknown(kept, swapped).valid.any() or swapped.shards.layout != index.shards.layout
 print(json.dumps({"compared": compared, "kinds": kinds, "split": split, "messages": messages}))
 """
 
@@ -116,6 +132,9 @@ def test_every_array_is_split_over_the_devices(measured):
 def test_bad_requests_get_one_clear_error(measured):
     assert "has 4 shards, mesh axis 'model' has 8 devices" in measured["messages"][0]
     assert "the constraint is for 1 users, the history for 2" in measured["messages"][1]
+    assert len(measured["messages"]) == 5
+    for message in measured["messages"][2:]:
+        assert "the ItemMask was made for another index" in message
 
 
 def test_shards_hold_consecutive_first_tokens_and_about_as_many_items():

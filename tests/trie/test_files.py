@@ -153,7 +153,20 @@ def test_a_newer_version_asks_for_an_update(saved):
     path.write_bytes(rewritten(content, lambda header: header.update(version=files.VERSION)))
     TrieIndex.load(path)
     path.write_bytes(rewritten(content, lambda header: header.update(version=9)))
-    refused(path, "format version 9 is newer than 1")
+    refused(path, "format version 9 is newer than 2")
+
+
+def test_a_file_of_the_first_version_gets_its_fingerprint(saved):
+    path, index = saved
+
+    def as_it_was(header):
+        del header["fields"]["fingerprint"]
+        header["version"] = 1
+
+    path.write_bytes(rewritten(path.read_bytes(), as_it_was))
+    for mmap in (True, False):
+        loaded = TrieIndex.load(path, mmap=mmap)
+        np.testing.assert_array_equal(loaded.fingerprint, index.fingerprint)
 
 
 # Writing that fails.

@@ -1,6 +1,7 @@
 """The trie against dictionaries of prefixes, with every level stored in every way."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -191,8 +192,8 @@ def test_a_trie_of_bits_by_hand():
     assert index.table is None
     assert walk(index, jnp.array([[3, 1], [2, 5]])).tolist() == [[1, 2], [0, 0]]
     # Words of: children 1 + 2; first_child 2 + 1, 2 + 1; first_slot 3 + 1; item_of_slot 2 + 1;
-    # slot_of_item 3 + 1; node_counts 3; item_count 1.
-    assert index.nbytes == 4 * (3 + 3 + 3 + 4 + 3 + 4 + 3 + 1)
+    # slot_of_item 3 + 1; node_counts 3; item_count 1; fingerprint 2.
+    assert index.nbytes == 4 * (3 + 3 + 3 + 4 + 3 + 4 + 3 + 1 + 2)
 
 
 def test_a_trie_of_lists_by_hand():
@@ -341,6 +342,15 @@ def test_every_bound_of_a_layout_is_checked():
         (np.zeros(3, int), r"\[N, L\]"),
         (np.zeros((2, 2)), "integers"),
         (np.zeros((2, 2), bool), "integers"),
+        ([[0, 1], [True, 2]], "numbers and truth values mixed"),
+        ([[0, 1], [2]], "equally long"),
+        ([["a", "b"]], "integers"),
+        (np.array([[0, 1]], "m8[D]"), "integers"),
+        (np.ma.masked_equal([[0, 1]], 1), "a masked array"),
+        ([], r"shape \(0,\)"),
+        (3, r"shape \(\)"),
+        (None, "integers"),
+        ([[2**70, 1]], "integers"),
         (np.zeros((1, 300), int), "300 tokens; at most 255"),
     ],
 )
@@ -354,12 +364,21 @@ def test_bad_tokens_get_one_clear_error(tokens, message):
     [
         ({"vocab_size": 0}, r"vocab_size must lie in \[1, 2\*\*31\), got 0"),
         ({"vocab_size": 2**31}, "vocab_size"),
+        ({"vocab_size": 6.0}, "vocab_size must be an integer, got 6.0"),
+        ({"vocab_size": True}, "vocab_size must be an integer, got True"),
+        ({"vocab_size": "6"}, "vocab_size must be an integer, got '6'"),
         ({"headroom": -0.1}, "headroom must not be negative, got -0.1"),
+        ({"headroom": math.nan}, "headroom must not be negative, got nan"),
+        ({"headroom": "much"}, "headroom must not be negative, got 'much'"),
+        ({"layout": 3}, "layout must be an index's `layout`, got int"),
+        ({"level_ranges": [0, 6]}, r"level_ranges must be pairs \(low, high\)"),
+        ({"level_ranges": [(0, 6), (0,)]}, "level_ranges must be integers"),
         ({"level_ranges": [(0, 6)]}, "level_ranges has 1 entries for 2 levels"),
         ({"level_ranges": [(0, 6), (0, 2)]}, r"level_ranges\[1\] is \[0, 2\)"),
         ({"level_ranges": [(0, 6), (0, 7)]}, r"vocabulary in \[0, 6\)"),
         ({"items": [0, 1]}, "items must be 4 integers"),
-        ({"items": [0.0, 1, 2, 3]}, "items must be 4 integers, got float64"),
+        ({"items": [True, 1, 2, 3]}, "numbers and truth values mixed"),
+        ({"items": [0.0, 1, 2, 3]}, r"items must be integers \[4\], got float64"),
         ({"items": [0, 1, 2, 1]}, "item number 1 has more than one row"),
         ({"items": [0, 1, 2, -1]}, "item numbers must lie in"),
         ({"attributes": np.ones((3, 2), bool)}, r"attributes must be \[N, A\] with N = 4"),
@@ -372,6 +391,19 @@ def test_bad_tokens_get_one_clear_error(tokens, message):
 def test_bad_options_get_one_clear_error(options, message):
     with pytest.raises(TrieError, match=message):
         TrieIndex.build(HAND, **{"vocab_size": 6} | options)
+
+
+def test_prefixes_of_any_integer_type_and_length():
+    index = TrieIndex.build(np.array([[260, 3], [5, 3]]), 300)
+    for dtype in (np.uint8, np.int8, np.int64, np.uint64):
+        asked = np.array([[5, 3], [4, 3]], dtype)  # 4 is 260 in eight bits.
+        for tokens in (asked, jnp.asarray(asked)):
+            assert walk(index, tokens).tolist() == [[0, 0], [NO_NODE, NO_NODE]]
+    assert walk(index, np.array([[2**32 + 5, 3]])).tolist() == [[NO_NODE, NO_NODE]]
+    assert walk(index, [[5], [260]]).tolist() == [[0], [1]]
+    for wrong in (np.zeros((1, 2)), np.zeros((1, 2), bool), np.zeros((1, 3), int), 3):
+        with pytest.raises(TrieError, match=r"\[..., t\] with t <= 2"):
+            walk(index, wrong)
 
 
 @of_each_mix

@@ -1,13 +1,26 @@
 """The choice of how each level is stored: whatever is chosen, the trie is the same."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 
-from gr.trie import NO_NODE, TrieIndex, walk
-from gr.trie.layout import DENSE, SCAN, SPARSE, common_layout
+from gr.trie import NO_NODE, Nodes, TrieError, TrieIndex, walk
+from gr.trie.layout import (
+    DENSE,
+    MAX_ITEMS,
+    SCAN,
+    SPARSE,
+    Shape,
+    check_capacity,
+    choose_layout,
+    common_layout,
+)
+from gr.trie.transitions import _find_listed
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -103,3 +116,72 @@ def test_a_common_layout_serves_all():
         assert_same_prefixes(index, tokens, query)
         assert index.num_nodes == tuple(len(p) for p in oracles.prefixes(tokens.tolist()))
     assert common_layout(layouts[:1]) == layouts[0]
+
+
+def shape_of(num_items, length=8, high=2047, max_slots=1):
+    """Of so many items below all of 2048 first tokens, each alone from the second on."""
+    return Shape(
+        lows=(0,) * length,
+        highs=(high,) * length,
+        num_nodes=(1, 2048, *(num_items,) * (length - 1)),
+        max_children=(2048, num_items // 2048 + 1, *(1,) * (length - 2)),
+        max_slots=(num_items, num_items // 2048 + 1, *(max_slots,) * (length - 1)),
+        num_items=num_items,
+        max_item=num_items - 1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        (shape_of(100_000_000), {}, None),
+        (shape_of(1_000_000_000), {}, None),  # 66 bits an item: 2.06 billion words.
+        (shape_of(1_000_000_000), {"headroom": 0.25}, "words in the table"),
+        (shape_of(1_500_000_000), {}, "words in the table"),
+        (shape_of(110_000_000, 64), {}, "words in the table"),
+        (shape_of(2_000_000_000, 2), {"headroom": 0.1}, "item numbers"),
+        (shape_of(MAX_ITEMS, 2, max_slots=2**17), {}, "places"),
+    ],
+)
+def test_what_int32_cannot_count_is_refused_before_it_is_built(shape, options, message):
+    layout = choose_layout(shape, 2048, **options)
+    words = -(-layout.max_items // 32) * layout.table_bits + 1
+    if message is None:
+        assert words < 2**31
+        check_capacity(layout)
+        return
+    with pytest.raises(TrieError, match=f"{message}.* exceed the int32 numbers .*ShardedIndex"):
+        check_capacity(layout)
+
+
+def test_a_layout_that_is_too_large_builds_no_index():
+    layout = TrieIndex.build(np.array([[0, 1]]), 2).layout
+    with pytest.raises(TrieError, match="exceed the int32 numbers"):
+        TrieIndex.build(np.array([[0, 1]]), 2, headroom=1e10)
+    with pytest.raises(TrieError, match="exceed the int32 numbers"):
+        TrieIndex.build(np.array([[0, 1]]), 2, layout=dataclasses.replace(layout, max_item=2**31))
+
+
+def test_a_search_among_the_last_children_that_int32_can_number():
+    first = MAX_ITEMS - 1000
+    level = types.SimpleNamespace(max_children=1000, max_nodes=MAX_ITEMS, base=0)
+    index = types.SimpleNamespace(
+        layout=types.SimpleNamespace(levels=[level]),
+        first_child=[types.SimpleNamespace(interval=lambda begin: (begin * 0 + first, begin * 0 + MAX_ITEMS))],
+        children=[Offsets(first)],
+    )  # fmt: skip
+    tokens = jnp.array([0, 1, 998, 999, 1000])
+    nodes = Nodes(jnp.zeros(5, jnp.int32), jnp.ones(5, jnp.int32))
+    found, exists = _find_listed(index, 0, nodes, tokens)
+    assert exists.tolist() == [True, True, True, True, False]
+    assert (found - first).tolist()[:4] == [0, 1, 998, 999]
+
+
+class Offsets:
+    """Child number n has token n - first."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __getitem__(self, number):
+        return number - self.first

@@ -61,6 +61,17 @@ def test_sums_stay_exact_behind_many_items():
     assert naive[0] == 0.0
 
 
+def test_vectors_belong_to_their_index():
+    tokens = np.array([[1, 2], [1, 3]])
+    index = TrieIndex.build(tokens, 4)
+    node_vectors = NodeVectors.build(index, np.ones((2, 3)))
+    other = TrieIndex.build(tokens[::-1], 4, layout=index.layout)
+    assert np.isnan(of_prefixes(node_vectors, other, jnp.asarray(tokens))).all()
+    assert (np.asarray(of_prefixes(node_vectors, index, jnp.asarray(tokens))) == 1).all()
+    with pytest.raises(TrieError, match="made for another index"):
+        of_prefixes(node_vectors, TrieIndex.build(tokens[:1], 4), jnp.asarray(tokens))
+
+
 def test_what_does_not_fit_is_refused():
     index = TrieIndex.build(np.array([[1, 2], [1, 3]]), 4)
     with pytest.raises(TrieError, match="vectors has 1 rows, but the index holds item 1"):

@@ -1,5 +1,8 @@
 """Edited indexes against full rebuilds, over random sequences of operations."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,18 @@ from hypothesis import strategies as st
 from table_model import TableModel, assert_same_ranking, rows
 
 from gr.decoding import beam_search
-from gr.trie import AttributeFilter, EditableIndex, ExcludeItems, ItemMask, TrieError, TrieIndex
+from gr.decoding.sources import OneTrie, TwoTries
+from gr.trie import (
+    AttributeFilter,
+    EditableIndex,
+    ExcludeItems,
+    ItemMask,
+    Nodes,
+    TrieError,
+    TrieIndex,
+    walk,
+)
+from gr.trie.layout import MAX_ITEMS
 
 VOCAB, LENGTH, USERS, ATTRIBUTES = 5, 3, 2, 3
 
@@ -20,6 +34,9 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 def random_model(rng):
     table = rng.normal(size=(USERS, LENGTH, VOCAB, VOCAB)) * 2
     return TableModel(jnp.asarray(table, jnp.float32))
+
+
+walk_jit = jax.jit(walk)
 
 
 class Catalogue:
@@ -163,6 +180,52 @@ def test_a_mask_of_one_index_is_refused(edited):
         beam_search(model, editable.index, jnp.zeros((USERS, 1)), 2, constraint=mask)
 
 
+def test_items_allowed_and_denied_on_an_edited_index(edited):
+    editable, plain, model = edited
+    items = [[0, 8, 40, 42, 3, -1], [48, 47, 5]]
+    index = editable.index
+    for mask, kept in (
+        (index.allow(items), lambda user: lambda item: item in items[user]),
+        (index.deny(items), lambda user: lambda item: item not in items[user]),
+        (index.allow([7, 44]), lambda user: lambda item: item in (7, 44)),
+    ):
+        assert_searches_equal(model, editable, plain, mask, kept)
+    made_inside = jax.jit(lambda index, items: index.allow(items))(index, jnp.array([7, 44, 10**6]))
+    assert_searches_equal(model, editable, plain, made_inside, lambda user: lambda i: i in (7, 44))
+    for make in (index.allow, index.deny):
+        with pytest.raises(TrieError, match="item 1000000 is beyond"):
+            make([3, 10**6])
+        with pytest.raises(TrieError, match="integers"):
+            make([3.0])
+
+
+def test_the_mask_of_an_edited_index_outlives_removals_and_nothing_else():
+    rng = np.random.default_rng(3)
+    tokens, more = rng.integers(0, VOCAB, (12, LENGTH)), rng.integers(0, VOCAB, (4, LENGTH))
+    model = random_model(rng)
+
+    def decoded(editable, mask):
+        found = beam_search(model, editable.index, jnp.zeros((USERS, 1)), 16, constraint=mask)
+        return set(np.asarray(found.items).ravel().tolist()) - {-1}
+
+    editable = EditableIndex.build(tokens, VOCAB)
+    mask = editable.index.allow([1, 2])
+    longer, _ = editable.add(more)
+    with pytest.raises(TrieError, match="before items were added"):
+        decoded(longer, mask)  # New items are not let through as if nobody had asked.
+    mask = longer.index.allow([1, 13])
+    assert decoded(longer, mask) == {1, 13}
+    assert decoded(longer.remove([13, 2]), mask) == {1}
+    for other in (longer.add(more)[0], longer.compact(), longer.remove(0).compact(), editable):
+        with pytest.raises(TrieError, match="made for another index"):
+            decoded(other, mask)
+    with pytest.raises(TrieError, match="edited index, not for TrieIndex"):
+        beam_search(model, longer.index.base, jnp.zeros((USERS, 1)), 4, constraint=mask)
+    # A compacted index may have no room for numbers of items that are gone.
+    compact = longer.remove(15).compact()
+    assert decoded(compact, compact.index.allow([15, 3])) == {3}
+
+
 def test_when_everything_is_removed_nothing_is_valid():
     rng = np.random.default_rng(0)
     editable = EditableIndex.build(rng.integers(0, VOCAB, (6, LENGTH)), VOCAB)
@@ -203,6 +266,116 @@ def test_bad_edits_get_one_clear_error():
         editable.remove(np.array([0, 7]))
     with pytest.raises(TrieError, match="attributes"):
         editable.add(np.array([[0, 1, 2]]), attributes=np.ones((1, 2), bool))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint64, None])
+def test_added_tokens_are_kept_whatever_the_type_of_the_first(dtype):
+    first = [[1, 2], [3, 4]] if dtype is None else np.array([[1, 2], [3, 4]], dtype)
+    editable = EditableIndex.build(first, 70_000)
+    if dtype is not None:
+        first[:] = 0  # The caller's own array.
+    for new in ([[3, 260]], np.uint16([[3, 40_000]]), np.int64([[69_999, 4]])):
+        editable, numbers = editable.add(new)
+        assert editable.tokens[numbers].tolist() == np.asarray(new).tolist()
+    assert editable.tokens[:2].tolist() == [[1, 2], [3, 4]]
+    index = editable.compact().index.base
+    kept = [[1, 2], [3, 4], [3, 260], [3, 40_000], [69_999, 4]]
+    assert (np.asarray(walk_jit(index, np.array(kept))) >= 0).all()
+    assert index.num_nodes == (1, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[3.0, 4.9, 1.0]], "new tokens must be integers"),
+        (np.ones((1, 3), bool), "new tokens must be integers"),
+        ([[0, True, 2]], "numbers and truth values mixed"),
+        ([["a", "b", "c"]], "new tokens must be integers"),
+        ([[0, 1, 2], [1]], "equally long"),
+        ([[0, 1, -1]], "token -1 of item row 0, level 2 is outside"),
+        ([[0, 1, 2**40]], "token 1099511627776 of item row 0, level 2 is outside"),
+        (np.array([[0, 1, 2**63]], np.uint64), "token 9223372036854775808"),
+        (np.array([[0, 1, 2]], "m8[s]"), "new tokens must be integers"),
+        ([0, 1, 2], r"\[n, 3\], got shape \(3,\)"),
+        (3, r"\[n, 3\], got shape \(\)"),
+        ([[]], r"\[n, 3\], got shape \(1, 0\)"),
+        (np.zeros((0, 2), int), r"\[n, 3\], got shape \(0, 2\)"),
+        (None, "new tokens must be integers"),
+    ],
+)
+def test_tokens_are_never_reinterpreted(tokens, message):
+    editable = EditableIndex.build(np.array([[0, 1, 2]]), VOCAB)
+    with pytest.raises(TrieError, match=message):
+        editable.add(tokens)
+
+
+@pytest.mark.parametrize("tokens", [[], np.zeros((0, 3), int)])
+def test_no_new_items_change_nothing(tokens):
+    editable = EditableIndex.build(np.array([[0, 1, 2]]), VOCAB)
+    same, numbers = editable.add(tokens)
+    assert same is editable and numbers.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("items", "left"),
+    [(1, [0, 2]), (np.int64(1), [0, 2]), ([1, 1], [0, 2]), ([], [0, 1, 2]), (jnp.array([2]), [0, 1]),
+     (np.array([0, 2], np.uint64), [1]), ((0,), [1, 2])],
+)  # fmt: skip
+def test_removing_in_every_form(items, left):
+    editable = EditableIndex.build(np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]]), VOCAB)
+    fewer = editable.remove(items).remove(items)
+    assert np.flatnonzero(~fewer.removed).tolist() == left
+    assert not editable.removed.any()
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([1.0], "integers"),
+        ([1.7], "integers"),
+        (np.array([True, False, True]), "integers"),
+        ([True, 1], "mixed"),
+        (["1"], "integers"),
+        (None, "integers"),
+        ([[1], [0]], r"integers \[n\], got shape \(2, 1\)"),
+        (-1, "item -1 cannot be removed"),
+        (np.array([2**63], np.uint64), "item 9223372036854775808 cannot be removed"),
+    ],
+)
+def test_what_is_no_item_number_is_not_removed(items, message):
+    editable = EditableIndex.build(np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]]), VOCAB)
+    with pytest.raises(TrieError, match=message):
+        editable.remove(items)
+
+
+@pytest.mark.parametrize(
+    "attributes", [[[2, 0]], [["yes", "no"]], [[0.5, 1]], [[np.nan, 1]], [[1], [1, 0]], [[1, 0, 1]]]
+)
+def test_attributes_of_new_items_are_never_reinterpreted(attributes):
+    flags = np.array([[True, False]])
+    editable = EditableIndex.build(np.array([[0, 1, 2]]), VOCAB, attributes=flags)
+    flags[:] = False  # The caller's own array.
+    with pytest.raises(TrieError, match="attributes"):
+        editable.add([[0, 1, 1]], attributes=attributes)
+    longer, _ = editable.add([[0, 1, 1]], attributes=[[0, 1]])
+    assert longer.attributes.tolist() == [[True, False], [False, True]]
+
+
+def test_names_of_old_and_new_nodes_differ_up_to_the_end_of_int32():
+    layout = types.SimpleNamespace(num_names=2**30 + 7)
+    tries = [OneTrie(types.SimpleNamespace(layout=layout), None)] * 2
+    states = Nodes(jnp.array([2**30 + 6, 0]), jnp.array([2**30 + 7, 0]))
+    added = Nodes(jnp.array([0, 5]), jnp.array([0, 6]))
+    assert TwoTries(*tries, jnp.int32(0)).names((states, added)).tolist() == [
+        2**30 + 6,
+        2**30 + 7 + 5,
+    ]
+    editable = EditableIndex.build(np.array([[0, 1, 2]]), VOCAB)
+    layout = dataclasses.replace(editable.index.base.layout, max_items=MAX_ITEMS)
+    base = dataclasses.replace(editable.index.base, layout=layout)
+    full = dataclasses.replace(editable, index=dataclasses.replace(editable.index, base=base))
+    with pytest.raises(TrieError, match="more nodes than int32 can name: compact first"):
+        full.add([[0, 1, 1]])
 
 
 def test_item_numbers_that_are_given_are_those_returned():

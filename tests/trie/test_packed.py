@@ -1,12 +1,17 @@
 """Bit-packed integers against a Python integer as long as the whole stream of bits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gr.trie import packed as packed_module
-from gr.trie.packed import PackedInts, bits_for
+from gr.trie.layout import MAX_ITEMS
+from gr.trie.packed import PackedInts, bits_for, num_words, word_and_shift
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -144,3 +149,40 @@ def test_no_number_of_a_bit_overflows():
     words, place = Words(), 2**31 - 3
     PackedInts(words, 31, 2**31 - 1)[jnp.int32(place)]
     assert words.read == [place * 31 // 32, place * 31 // 32 + 1]
+
+
+# Where elements of arrays that nobody could allocate lie.
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, MAX_ITEMS - 1), st.integers(1, 255 * 31), st.data())
+def test_places_are_right_beyond_two_to_the_31_bits(place, width, data):
+    first = data.draw(st.integers(0, width - 1))
+    place %= MAX_ITEMS // width * 32  # As many elements as words can be counted.
+    assert num_words(place + 1, width) <= MAX_ITEMS + width
+    word, shift = word_and_shift(jnp.int32(place), width, first)
+    assert (int(word), int(shift)) == divmod(place * width + first, 32)
+
+
+def test_a_hundred_million_items_of_24_bits_and_more():
+    places = np.array([0, 1, 89_478_485, 89_478_486, 99_999_999, 2**31 - 2**16 - 1])
+    for width in (24, 31):
+        words, shifts = word_and_shift(jnp.asarray(places, jnp.int32), width, 0)
+        expected = [divmod(int(place) * width, 32) for place in places]
+        assert list(zip(words.tolist(), shifts.tolist(), strict=True)) == expected
+    assert num_words(100_000_000, 24) == 75_000_001
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(PackedInts):
+    """Element i is i; there are no words."""
+
+    def __getitem__(self, index):
+        return index
+
+
+def test_a_search_up_to_the_end_of_int32():
+    size = MAX_ITEMS + 1
+    values = [0, 1, 2**30, size // 16 * 15 - 1, size - 2, size - 1]
+    found = Counting(None, 31, size).first_above(jnp.asarray(values, jnp.int32))
+    assert found.tolist() == [value + 1 for value in values]

@@ -29,8 +29,8 @@ def test_a_trie_by_hand():
     assert (found.items, found.distinct_sids) == (4, 3)
     assert (found.colliding_items, found.largest_group) == (2, 2)
     # Besides: first_slot 3 + 1 words, a word behind the table, item_of_slot 2 + 1, slot_of_item 3 + 1,
-    # node_counts 3, item_count 1.
-    assert found.nbytes == index.nbytes == 16 + 12 + 4 * (4 + 1 + 3 + 4 + 3 + 1)
+    # node_counts 3, item_count 1, fingerprint 2.
+    assert found.nbytes == index.nbytes == 16 + 12 + 4 * (4 + 1 + 3 + 4 + 3 + 1 + 2)
     assert found.bytes_per_item == found.nbytes / 4
     assert found.floor_bytes_per_item == pytest.approx(math.log2(math.comb(12, 3)) / 4 / 8)
     assert found.attribute_bytes == 0

@@ -1,30 +1,127 @@
 """Files that are checked before they are read and complete before they can be seen."""
 
+import codecs
+import contextlib
 import gzip
+import io
 import os
 import tempfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
+
 from gr.data.sequences import DataError
+
+_GZIP = b"\x1f\x8b"
+# First bytes -> what a file is that cannot be read as it is.
+_PACKED = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh91AY&SY": "packed by bzip2",
+    b"\xfd7zXZ\x00": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+}
+# Byte order mark -> the encoding that it announces; UTF-32 begins as UTF-16 does, so it comes first.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], *more: type[Exception]) -> Iterator[None]:
+    """Whatever opening, unpacking, decoding or parsing raises in the block becomes one DataError.
+
+    Args:
+        path: the file that is read in the block, for the message.
+        *more: exceptions of the block's own parser, beside those of the system, gzip and Arrow.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except UnicodeError as error:
+        encoding = getattr(error, "encoding", "Unicode").upper()
+        raise DataError(
+            f"{path}: not {encoding} text ({getattr(error, 'reason', error)}); name its encoding, "
+            "or fetch it again"
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read; change its permissions") from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException, *more) as error:
+        fault = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: damaged ({fault}); fetch it again") from error
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """The path of a file that is there and not empty; a DataError says which of the two fails."""
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name the file in it")
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path, or fetch the data first")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; fetch it again")
+    with reading(path):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name the file in it")
+        if not path.exists():
+            raise DataError(f"{path} does not exist; check the path, or fetch the data first")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; fetch it again")
     return path
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file for reading, unpacking it where its name ends in `.gz`."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+@contextlib.contextmanager
+def open_bytes(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Opens a file for reading as in `reading`, unpacking gzip whatever the file is called.
+
+    Raises:
+        DataError: no such file, or one that is damaged, empty or packed in another way.
+    """
+    path = existing_file(path)
+    with reading(path), contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        if file.peek(len(_GZIP)).startswith(_GZIP):
+            file = stack.enter_context(gzip.open(path, "rb"))
+        start = file.peek(16)
+        if not start:
+            raise DataError(f"{path} is empty; fetch it again")
+        for mark, kind in _PACKED.items():
+            if start.startswith(mark):
+                raise DataError(f"{path} is {kind}; unpack it first")
+        yield file
+
+
+@contextlib.contextmanager
+def open_text(
+    path: str | os.PathLike[str], encoding: str = "utf-8", *, errors: str = "strict"
+) -> Iterator[io.TextIOWrapper]:
+    """As `open_bytes`, decoded, with line ends as they stand in the file.
+
+    A byte order mark is no part of the text, and says which of the Unicode encodings it is where
+    `encoding` is another of them.
+
+    Args:
+        path: the file.
+        encoding: the text's encoding.
+        errors: what becomes of bytes that are not such text, as in `open`.
+
+    Raises:
+        DataError: as `open_bytes`, an unknown encoding, or bytes that are not such text.
+    """
+    with open_bytes(path) as file:
+        try:
+            unicode = codecs.lookup(encoding).name.startswith("utf")
+            if unicode:
+                start = file.peek(4)
+                encoding = next((e for m, e in _MARKS.items() if start.startswith(m)), encoding)
+            text = io.TextIOWrapper(file, encoding, errors, newline="")
+        except LookupError as error:
+            raise DataError(
+                f"{path}: unknown encoding {encoding!r}; name one of Python's, such as 'utf-8' or "
+                "'cp1252'"
+            ) from error
+        yield text
 
 
 def write_atomically(

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from gr.data.sequences import Sequences, Splits
-from gr.semantic_ids.readers import load_npy
+from gr.semantic_ids.arrays import load_item_rows
 from gr.semantic_ids.semantic_ids import SemanticIdError
 from gr.semantic_ids.terms import terms
 
 _MAX_TERMS = 50_000  # TF-IDF keeps the most frequent terms.
-_ROUNDING = 8.0  # Numbers that differ by no more steps of their precision are equal but for rounding.
+_ROUNDING = (
+    8.0  # Numbers that differ by no more steps of their precision are equal but for rounding.
+)
 _LARGEST = 1e100  # Squares of numbers between its inverse and itself are floats.
 
 
@@ -184,20 +186,21 @@ def catalogue_vectors(
     return sentence_vectors(texts, text_model) * has_text[:, None]
 
 
-def load_vectors(path: str | os.PathLike, num_items: int) -> np.ndarray:
-    """Float32 vectors `[N, D]` from a `.npy` file whose row `i` belongs to item row `i`."""
+def load_vectors(
+    path: str | os.PathLike,
+    item_ids: Sequence[str] | np.ndarray,
+    *,
+    ids_path: str | os.PathLike = "",
+    order: str = "",
+) -> np.ndarray:
+    """Vectors `[N, D]` of items from a `.npz` or `.npy` file, see `load_item_rows`."""
     path = os.fspath(path)
-    vectors = load_npy(path)
-    if vectors.ndim != 2 or len(vectors) != num_items or vectors.shape[1] == 0:
-        raise SemanticIdError(
-            f"{path}: expected an array [{num_items}, D], one row an item, "
-            f"got shape {list(vectors.shape)}."
-        )
+    vectors = load_item_rows(path, "vectors", item_ids, ids_path=ids_path, order=order)
     try:
         check_vectors(vectors)
     except SemanticIdError as error:
         raise SemanticIdError(f"{path}: {error}") from error
-    return vectors.astype(np.float32)
+    return vectors
 
 
 def check_vectors(vectors: np.ndarray) -> None:

@@ -52,6 +52,7 @@ def read_amazon_reviews(
     *,
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads reviews as JSON lines, plain or `.gz`: 2014 and 2018, or 2023, told apart by their
@@ -64,6 +65,7 @@ def read_amazon_reviews(
             is known to be incomplete: a product that it lacks has empty fields.
         k_core: keep only users and items with at least so many reviews; 5 is usual.
         min_rating: keep only reviews with at least so many stars.
+        drop_duplicates: of reviews with the same user, item and time keep the first.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
@@ -80,7 +82,9 @@ def read_amazon_reviews(
     table = table.rename_columns([fields[name] for name in table.column_names])
     if fields is _FIELDS_2023:
         table = _in_seconds(table)
-    return _sequences(path, table, skipped, metadata_path, k_core, min_rating, skip_bad_rows)
+    return _sequences(
+        path, table, skipped, metadata_path, k_core, min_rating, drop_duplicates, skip_bad_rows
+    )
 
 
 def read_amazon_ratings(
@@ -90,6 +94,7 @@ def read_amazon_ratings(
     edition: int,
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads the CSV files of ratings alone, plain or `.gz`.
@@ -101,6 +106,7 @@ def read_amazon_ratings(
             2023 (header). The first two cannot be told apart by their columns, so it must be said.
         k_core: keep only users and items with at least so many ratings.
         min_rating: keep only ratings at least so high.
+        drop_duplicates: of ratings with the same user, item and time keep the first.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
@@ -121,7 +127,7 @@ def read_amazon_ratings(
         numbers=["rating", "time"],
         separator=",",
         quoted=True,
-        header_lines=int(columns is None),
+        header=columns is None,
     )
     table, skipped = read_rows(path, form, skip_bad_rows=skip_bad_rows)
     user, item = table["user"][0].as_py(), table["item"][0].as_py()
@@ -132,7 +138,9 @@ def read_amazon_ratings(
         )
     if edition == 2023:
         table = _in_seconds(table)
-    return _sequences(path, table, skipped, metadata_path, k_core, min_rating, skip_bad_rows)
+    return _sequences(
+        path, table, skipped, metadata_path, k_core, min_rating, drop_duplicates, skip_bad_rows
+    )
 
 
 def _sequences(
@@ -142,6 +150,7 @@ def _sequences(
     metadata_path: str | os.PathLike[str] | None,
     k_core: int,
     min_rating: float | None,
+    drop_duplicates: bool,
     skip_bad_rows: bool,
 ) -> Sequences:
     items_table, skipped_items = None, 0
@@ -155,6 +164,7 @@ def _sequences(
         items_table=items_table,
         k_core=k_core,
         min_rating=min_rating,
+        drop_duplicates=drop_duplicates,
         skipped_rows=skipped + skipped_items,
     )
 

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gr.data.sequences import DataError, Sequences
+from gr.data.times import seconds_of
 
 
 def sequences_from_table(
@@ -14,23 +15,28 @@ def sequences_from_table(
     items_table: pa.Table | None = None,
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skipped_rows: int = 0,
 ) -> Sequences:
     """Builds sequences from one row an interaction.
 
-    Filters come first: ratings below `min_rating`, then the k-core. Nothing else is dropped; an
-    interaction that the source repeats is kept as often as it stands there. Users and items that
+    Filters come first: ratings below `min_rating`, then duplicates, then the k-core. Unless
+    `drop_duplicates` says otherwise, an interaction that the source repeats is kept as often as it
+    stands there. Users and items that
     remain are numbered in the order in which the source first names them. A user's interactions are
     sorted by time, those of equal time (or all, where there is no time) staying in the order of the
     source.
 
     Args:
-        table: columns `user` and `item` (strings), optionally `rating` and `time` (float64).
+        table: columns `user` and `item` (strings), optionally `rating` (float64) and `time` (numbers,
+            or timestamps, which become seconds).
         source: the file, for messages.
-        items_table: column `item` and any text columns, which become `item_fields`; of several rows
-            for one item the first counts, and items that it lacks get empty text.
+        items_table: the items' ids, then any text columns, which become `item_fields`; of several
+            rows for one item the first counts, and items that it lacks get empty text.
         k_core: keep only users and items with at least so many interactions; 0 keeps all.
         min_rating: keep only interactions rated at least so high.
+        drop_duplicates: of interactions with the same user, item and, where there are times, time
+            keep the first.
         skipped_rows: bad rows already left out, for the record.
 
     Raises:
@@ -42,18 +48,23 @@ def sequences_from_table(
         table = table.filter(pc.greater_equal(table["rating"], min_rating))
     users, user_ids = _numbered(table["user"])
     items, item_ids = _numbered(table["item"])
-    times = table["time"].to_numpy() if "time" in table.column_names else None
+    # Sorting by `keys` is exact where `times`, being float64, may have been rounded.
+    keys, times = seconds_of(table["time"]) if "time" in table.column_names else (None, None)
+    if drop_duplicates:
+        kept = _first_of_equals(users, items, *(() if keys is None else (keys,)))
+        users, items = users[kept], items[kept]
+        keys, times = (None, None) if keys is None else (keys[kept], times[kept])
     if k_core > 0:
         kept = k_core_rows(users, items, k_core)
         users, user_ids = _renumbered(users[kept], user_ids)
         items, item_ids = _renumbered(items[kept], item_ids)
-        times = None if times is None else times[kept]
+        keys, times = (None, None) if keys is None else (keys[kept], times[kept])
     if not len(users):
         raise DataError(
             f"{source}: no interaction is left with min_rating={min_rating}, k_core={k_core}; "
             "lower them"
         )
-    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    order = np.argsort(users, kind="stable") if keys is None else np.lexsort((keys, users))
     return Sequences(
         items=items[order].astype(np.int32),
         offsets=offsets_of(np.bincount(users, minlength=len(user_ids))),
@@ -92,11 +103,17 @@ def k_core_rows(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     return rows
 
 
+def _first_of_equals(*columns: np.ndarray) -> np.ndarray:
+    """The positions, ascending, at which a row of these columns `[E]` occurs for the first time."""
+    order = np.lexsort(columns)  # Stable, so the first of equals comes first.
+    new = np.ones(len(order), bool)
+    new[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+    return np.sort(order[new])
+
+
 def _numbered(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers strings in the order of first appearance: `[E]` int numbers, `[n]` str."""
-    encoded = ids.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    encoded = ids.dictionary_encode().unify_dictionaries().combine_chunks()
     return encoded.indices.to_numpy(), np.array(encoded.dictionary.to_pylist(), dtype=str)
 
 
@@ -109,10 +126,9 @@ def _renumbered(numbers: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.nd
 def _fields_of(item_ids: np.ndarray, items_table: pa.Table) -> dict[str, np.ndarray]:
     """Text fields in the order of the item rows: name -> `[N]` str."""
     rows = pc.index_in(
-        pa.array(item_ids.tolist(), pa.string()), items_table["item"].combine_chunks()
+        pa.array(item_ids.tolist(), pa.string()), items_table.column(0).combine_chunks()
     )
     return {
-        name: pc.fill_null(items_table[name].take(rows), "").to_numpy()
-        for name in items_table.column_names
-        if name != "item"
+        name: pc.fill_null(column.take(rows), "").to_numpy()
+        for name, column in zip(items_table.column_names[1:], items_table.columns[1:], strict=True)
     }

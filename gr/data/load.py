@@ -11,6 +11,7 @@ from gr.data.minionerec import read_minionerec
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
 from gr.data.recbole import read_recbole
+from gr.data.rows import near_name
 from gr.data.sequences import DataError, Sequences
 from gr.data.synthetic import synthetic_sequences
 from gr.data.tables import read_table
@@ -48,7 +49,8 @@ def load_sequences(
     reader = read_recbole if format == _FETCHED else FORMATS.get(format)
     if reader is None:
         known = ", ".join(sorted((*FORMATS, _FETCHED, _WITHOUT_PATH)))
-        raise DataError(f"unknown data format {format!r}; choose one of {known}")
+        near = near_name(str(format), [*FORMATS, _FETCHED, _WITHOUT_PATH])
+        raise DataError(f"unknown data format {format!r}; choose one of {known}{near}")
     if path is None:
         raise DataError(f"data format {format!r} needs a path")
     _check_options(format, reader, options)
@@ -64,6 +66,7 @@ def _check_options(format: str, reader: Callable[..., Sequences], options: dict[
     if unknown:
         raise DataError(
             f"data format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+            f"{near_name(unknown[0], known)}"
         )
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:

@@ -123,9 +123,16 @@ def _rows(
 ) -> Iterator[tuple[int, str, _Row | str]]:
     """Each row's line, user, and content or fault; notes in `fields` what it says of its items."""
     names = read_header(path, ",", quoted=True)
-    require_columns(path, names, _IDS)
     present = {field: column for field, column in _FIELDS.items() if column in names}
-    form = RowFormat(names=names, ids=_IDS, separator=",", quoted=True, header_lines=1)
+    require_columns(path, names, [*_IDS, *present.values()])
+    form = RowFormat(
+        names=names,
+        ids=_IDS,
+        text=list(present.values()),
+        separator=",",
+        quoted=True,
+        header=True,
+    )
     for line, cells in numbered_cells(path, form):
         fault = cells if isinstance(cells, str) else form.fault(cells)
         if fault is not None:

@@ -29,6 +29,7 @@ def read_movielens(
     *,
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads an unpacked MovieLens data set, telling its layout by the files in the folder.
@@ -42,6 +43,7 @@ def read_movielens(
         folder: where the files are.
         k_core: keep only users and movies with at least so many ratings.
         min_rating: keep only ratings at least so high.
+        drop_duplicates: of ratings with the same user, movie and time keep the first.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
@@ -54,7 +56,11 @@ def read_movielens(
     read = _LAYOUTS[file_name]
     if read is None:
         return read_recbole(
-            folder / file_name, k_core=k_core, min_rating=min_rating, skip_bad_rows=skip_bad_rows
+            folder / file_name,
+            k_core=k_core,
+            min_rating=min_rating,
+            drop_duplicates=drop_duplicates,
+            skip_bad_rows=skip_bad_rows,
         )
     (ratings, skipped), (movies, skipped_movies) = read(folder, skip_bad_rows)
     return sequences_from_table(
@@ -63,6 +69,7 @@ def read_movielens(
         items_table=movies,
         k_core=k_core,
         min_rating=min_rating,
+        drop_duplicates=drop_duplicates,
         skipped_rows=skipped + skipped_movies,
     )
 
@@ -86,7 +93,7 @@ def _read_csv(folder: Path, skip_bad_rows: bool) -> tuple[_Counted, _Counted]:
         text=["title", "genres"],
         separator=",",
         quoted=True,
-        header_lines=1,
+        header=True,
     )
     table, skipped_movies = read_rows(path, form, skip_bad_rows=skip_bad_rows)
     movies = _movies(*(table[name].to_pylist() for name in _CSV_MOVIE_NAMES))
@@ -95,7 +102,7 @@ def _read_csv(folder: Path, skip_bad_rows: bool) -> tuple[_Counted, _Counted]:
     names = read_header(path, ",", quoted=True)
     require_columns(path, names, _CSV_RATING_NAMES)
     renamed = dict(zip(_CSV_RATING_NAMES, _RATING_NAMES, strict=True))
-    form = _rating_form(movies, [renamed.get(name, name) for name in names], ",", header_lines=1)
+    form = _rating_form(movies, [renamed.get(name, name) for name in names], ",", header=True)
     return read_rows(path, form, skip_bad_rows=skip_bad_rows), (movies, skipped_movies)
 
 
@@ -146,15 +153,16 @@ _LAYOUTS: dict[str, Callable[[Path, bool], tuple[_Counted, _Counted]] | None] = 
 
 
 def _rating_form(
-    movies: pa.Table, names: list[str], separator: str, header_lines: int = 0
+    movies: pa.Table, names: list[str], separator: str, header: bool = False
 ) -> RowFormat:
     return RowFormat(
         names=names,
         ids=["user", "item"],
-        numbers=["rating", "time"],
+        numbers=["rating"],
+        times=["time"],
         separator=separator,
         quoted=separator == ",",
-        header_lines=header_lines,
+        header=header,
         known=("item", movies["item"].to_pylist()),
     )
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table
-from gr.data.rows import RowFormat, read_header, read_rows, require_columns
+from gr.data.rows import RowFormat, column_roles, read_header, read_rows, require_columns
 from gr.data.sequences import Sequences
 
 # Atomic files name the same things differently from data set to data set.
@@ -31,6 +31,7 @@ def read_recbole(
     rating: str = "rating",
     k_core: int = 0,
     min_rating: float | None = None,
+    drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads RecBole atomic files.
@@ -46,6 +47,7 @@ def read_recbole(
         rating: name of the ratings' column, needed only for `min_rating`.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
+        drop_duplicates: of interactions with the same user, item and time keep the first.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
@@ -53,14 +55,16 @@ def read_recbole(
     """
     path = existing_file(path)
     names = _header(path)
-    needed = {user: "user", item: "item"}
-    numbers = {} if time is None else {time: "time"}
-    if min_rating is not None:
-        numbers[rating] = "rating"
-    require_columns(path, names, [*needed, *numbers])
+    roles = column_roles(
+        path, user=user, item=item, time=time, rating=None if min_rating is None else rating
+    )
+    require_columns(path, names, list(roles))
 
-    if items_path is None and path.with_suffix(".item").exists():
-        items_path = path.with_suffix(".item")
+    if items_path is None:
+        packed = path.suffix == ".gz"
+        beside = (path.with_suffix("") if packed else path).with_suffix(".item")
+        choices = (beside, beside.with_name(f"{beside.name}.gz"))
+        items_path = next((choice for choice in choices if choice.exists()), None)
     items_table, skipped_items = None, 0
     if items_path is not None:
         items_table, skipped_items = _read_items(items_path, item, skip_bad_rows)
@@ -68,20 +72,21 @@ def read_recbole(
         path,
         RowFormat(
             names=names,
-            ids=list(needed),
-            numbers=list(numbers),
-            header_lines=1,
-            known=None if items_table is None else (item, items_table["item"].to_pylist()),
+            ids=[user, item],
+            numbers=[] if min_rating is None else [rating],
+            times=[] if time is None else [time],
+            header=True,
+            known=None if items_table is None else (item, items_table.column(0).to_pylist()),
         ),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = {**needed, **numbers}
     return sequences_from_table(
-        table.rename_columns([renamed[name] for name in table.column_names]),
+        table.rename_columns([roles[name] for name in table.column_names]),
         source=path,
         items_table=items_table,
         k_core=k_core,
         min_rating=min_rating,
+        drop_duplicates=drop_duplicates,
         skipped_rows=skipped + skipped_items,
     )
 
@@ -98,7 +103,7 @@ def _read_items(
     require_columns(path, names, [item])
     table, skipped = read_rows(
         path,
-        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header_lines=1),
+        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header=True),
         skip_bad_rows=skip_bad_rows,
     )
     renamed = [

@@ -16,7 +16,7 @@ CSV = RowFormat(
     text=["note"],
     separator=",",
     quoted=True,
-    header_lines=1,
+    header=True,
 )
 
 
@@ -131,7 +131,7 @@ def test_both_ways_of_reading_agree(tmp_path_factory, expected):
         "".join(f"{user}\t{item}\t{time!r}\n" for user, item, time in expected),
     )
     fast = rows_module._read_fast(path, FORM)
-    slow, skipped = rows_module._read_slow(path, FORM, skip_bad_rows=False)
+    slow, skipped, _ = rows_module._read_slow(path, FORM, skip_bad_rows=False)
     assert skipped == 0
     assert slow.to_pydict() == {
         name: list(column)

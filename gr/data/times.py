@@ -1,0 +1,107 @@
+"""Times as people write them: any ordered number, or dates and times of ISO 8601."""
+
+import datetime
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EXACT = 2**53  # From here on a float64 does not tell all whole numbers apart.
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+WAY_OUT = "write times as numbers or like 2018-09-20 or 2018-09-20T10:51:09Z"
+
+
+def is_number(cell: object) -> bool:
+    """Whether a cell is, or spells, a finite number."""
+    try:
+        return math.isfinite(float(cell)) and not (isinstance(cell, str) and "_" in cell)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def instant(cell: str) -> int | None:
+    """Nanoseconds since 1970 of an ISO date or time, which is in UTC unless it says otherwise."""
+    try:
+        moment = datetime.datetime.fromisoformat(cell.strip().removesuffix(" UTC"))
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    finer = re.search(r"[.,]\d{6}(\d{1,3})", cell)  # Which `datetime` leaves out.
+    micros = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+    return 1000 * micros + (int(finer[1].ljust(3, "0")) if finer else 0)
+
+
+def cast_times(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """All cells of a column as numbers, or all as timestamps; None where that takes a closer look."""
+    try:
+        numbers = texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        pass
+    else:
+        least, most = pc.min_max(numbers).as_py().values()
+        if least is not None and (least <= -_EXACT or most >= _EXACT):
+            for exact in (pa.int64(), pa.uint64()):
+                try:
+                    return texts.cast(exact)
+                except pa.ArrowInvalid:
+                    continue
+        return numbers
+    for unit in ("ns", "us"):  # The second for dates that the first does not reach.
+        for zone in (None, "UTC"):
+            try:
+                return texts.cast(pa.timestamp(unit, zone))
+            except pa.ArrowInvalid:
+                continue
+    return None
+
+
+def times_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As `cast_times`, cell by cell where need be.
+
+    The first cell that is either says whether the column holds numbers or dates; a cell that is not
+    of that kind becomes null.
+    """
+    found = cast_times(texts)
+    if found is not None:
+        return found
+    cells = texts.to_pylist()
+    first = next((c for c in cells if is_number(c) or (c and instant(c) is not None)), "")
+    if is_number(first):
+        return _numbers([cell if is_number(cell) else None for cell in cells])
+    instants = [None if cell is None or is_number(cell) else instant(cell) for cell in cells]
+    if any(i is not None and not -(2**63) <= i < 2**63 for i in instants):
+        micros = [None if i is None else i // 1000 for i in instants]
+        return pa.chunked_array([pa.array(micros, pa.timestamp("us"))])
+    return pa.chunked_array([pa.array(instants, pa.timestamp("ns"))])
+
+
+def seconds_of(times: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Times without nulls as keys to sort by, exact, and as float64: timestamps in seconds."""
+    if not pa.types.is_timestamp(times.type):
+        keys = times.to_numpy()
+        return keys, keys.astype(np.float64)
+    keys = times.cast(pa.int64()).to_numpy()
+    per_second = _PER_SECOND[times.type.unit]
+    if per_second < 10**9:
+        return keys, keys / per_second
+    # In this way nanoseconds that are whole microseconds give the same numbers as those.
+    micros, nanos = np.divmod(keys, 1000)
+    return keys, micros / 10**6 + nanos / 10**9
+
+
+def _numbers(cells: Sequence[str | None]) -> pa.ChunkedArray:
+    """Finite numbers as float64, or as integers where all are and float64 would round them."""
+    floats = [None if cell is None else float(cell) for cell in cells]
+    if any(number is not None and abs(number) >= _EXACT for number in floats):
+        for exact in (pa.int64(), pa.uint64()):
+            try:
+                whole = [None if cell is None else int(cell) for cell in cells]
+                return pa.chunked_array([pa.array(whole, exact)])
+            except (ValueError, OverflowError):
+                continue
+    return pa.chunked_array([pa.array(floats, pa.float64())])

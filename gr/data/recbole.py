@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table
 from gr.data.rows import RowFormat, column_roles, read_header, read_rows, require_columns
-from gr.data.sequences import Sequences
+from gr.data.sequences import DataError, Sequences
 
 # Atomic files name the same things differently from data set to data set.
 _FIELD_NAMES = {
@@ -29,6 +29,7 @@ def read_recbole(
     item: str = "item_id",
     time: str | None = "timestamp",
     rating: str = "rating",
+    title: str | None = None,
     k_core: int = 0,
     min_rating: float | None = None,
     drop_duplicates: bool = False,
@@ -45,6 +46,7 @@ def read_recbole(
         item: name of the items' column.
         time: name of the times' column; None takes a user's interactions in the order of the file.
         rating: name of the ratings' column, needed only for `min_rating`.
+        title: name of the items' column that becomes `title`, where it is not one of those.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
         drop_duplicates: of interactions with the same user, item and time keep the first.
@@ -66,8 +68,10 @@ def read_recbole(
         choices = (beside, beside.with_name(f"{beside.name}.gz"))
         items_path = next((choice for choice in choices if choice.exists()), None)
     items_table, skipped_items = None, 0
+    if items_path is None and title is not None:
+        raise DataError(f"{path}: title is of the item file; give items_path")
     if items_path is not None:
-        items_table, skipped_items = _read_items(items_path, item, skip_bad_rows)
+        items_table, skipped_items = _read_items(items_path, item, title, skip_bad_rows)
     table, skipped = read_rows(
         path,
         RowFormat(
@@ -97,18 +101,20 @@ def _header(path: Path) -> list[str]:
 
 
 def _read_items(
-    path: str | os.PathLike[str], item: str, skip_bad_rows: bool
+    path: str | os.PathLike[str], item: str, title: str | None, skip_bad_rows: bool
 ) -> tuple[pa.Table, int]:
     names = _header(existing_file(path))
-    require_columns(path, names, [item])
+    roles = column_roles(path, item=item, title=title)
+    require_columns(path, names, list(roles))
+    others = [name for name in names if name != item]
+    if title is not None:  # Takes the place of what is called so otherwise.
+        others = [n for n in others if n == title or _FIELD_NAMES.get(n, n) != "title"]
     table, skipped = read_rows(
         path,
-        RowFormat(names=names, ids=[item], text=[n for n in names if n != item], header=True),
+        RowFormat(names=names, ids=[item], text=others, header=True),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = [
-        "item" if name == item else _FIELD_NAMES.get(name, name) for name in table.column_names
-    ]
+    renamed = [roles.get(name) or _FIELD_NAMES.get(name, name) for name in table.column_names]
     table = table.rename_columns(renamed)
     if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
         listed = pc.replace_substring(table["genres"], " ", ", ")

@@ -3,7 +3,6 @@
 Everything runs on the host, on one thread, so that the same seed gives the same vectors anywhere.
 """
 
-import html
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gr.data.sequences import Sequences, Splits
+from gr.data.text import clean_text
 from gr.semantic_ids.arrays import load_item_rows
 from gr.semantic_ids.semantic_ids import SemanticIdError
 from gr.semantic_ids.terms import terms
@@ -285,7 +285,7 @@ def _joined_texts(sequences: Sequences, names: Sequence[str]) -> list[str]:
     """The named fields of each item, one after another; no texts at all without a field."""
     columns = [sequences.item_fields[name] for name in names]
     return [
-        " ".join(html.unescape(" ".join(str(part) for part in parts)).split())
+        " ".join(filter(None, (clean_text(str(part)) for part in parts)))
         for parts in zip(*columns, strict=True)
     ]
 

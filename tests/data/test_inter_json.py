@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gr.data import DataError, leave_one_out, read_inter_json
-from gr.data.inter_json import as_text
+from gr.data.text import as_text
 
 
 def write(folder, inter, items=None):

@@ -35,8 +35,7 @@ _HIDDEN = re.compile(
 # What begins in this way, or holds the last, is code of a page and no text.
 _CODE = re.compile(
     r"""\s*(?:
-        <!doctype\s+html | <html\b
-      | (?:var|const)\s+[\w$]+\s*=
+        (?:var|const)\s+[\w$]+\s*=
       | (?:window|document|jQuery)[.\[(]\w
       | \$\((?:document|window|function|["'])
       | [(!]?\s*function\s*[\w$]*\s*\([^)]*\)\s*\{

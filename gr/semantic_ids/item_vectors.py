@@ -19,7 +19,7 @@ _MAX_TERMS = 50_000  # TF-IDF keeps the most frequent terms.
 _ROUNDING = (
     8.0  # Numbers that differ by no more steps of their precision are equal but for rounding.
 )
-_LARGEST = 1e100  # Squares of numbers between its inverse and itself are floats.
+LARGEST = 1e100  # Squares of numbers between its inverse and itself are floats.
 
 
 def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> list[str]:
@@ -216,11 +216,11 @@ def check_vectors(vectors: np.ndarray) -> None:
             f"({(~finite).sum()} such rows)."
         )
     # max and min instead of abs, which the smallest integer has none of.
-    largest = max(float(vectors.max()), -float(vectors.min()))
-    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
+    large = np.maximum(vectors.max(axis=1), -vectors.min(axis=1).astype(np.float64)) > LARGEST
+    if large.any():
         raise SemanticIdError(
-            f"the vectors' largest number is {largest:.3g}, whose square no float holds; scale "
-            "them."
+            f"the vector of item row {np.argmax(large)} has numbers beyond {LARGEST:g}; scale the "
+            "vectors."
         )
 
 

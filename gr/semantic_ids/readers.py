@@ -125,7 +125,7 @@ def _is_header(
     def kind(key: str) -> tuple[bool, bool]:
         return any(map(str.isdigit, key)), any(map(str.isalpha, key))
 
-    # `sku,0,1` before `B00X,3,4` may be a header, `B00Y,0,1` is an item.
+    # `what,0,1` before `B00X,3,4` may be a header, `B00Y,0,1` is an item.
     if len(rows) > 1 and kind(first) not in {kind(row[0]) for row in rows[1:]}:
         raise SemanticIdError(
             f"{path}: line 1, {rows[0]}, may be a header or an item; call the columns item_id, code_1,"

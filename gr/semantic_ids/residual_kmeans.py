@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from gr.semantic_ids.item_vectors import check_vectors, middle_values
+from gr.semantic_ids.item_vectors import LARGEST, check_vectors, middle_values
 from gr.semantic_ids.semantic_ids import SemanticIdError
 
 _BALANCED_ROUNDS = 10  # Lloyd rounds under the capacity constraint, from k-means' centroids.
@@ -71,6 +71,8 @@ def fit_residual_kmeans(
         raise SemanticIdError(
             f"num_levels and codebook_size must be at least 1, got {num_levels}, {codebook_size}."
         )
+    if 0 < np.abs(residuals).max() < 1 / LARGEST:
+        raise SemanticIdError(f"no number of the vectors is beyond {1 / LARGEST:g}; scale them.")
     grain = noise = _grain(residuals)
     origin = middle_values(residuals)
     points = residuals - origin  # What is fitted; `residuals` are what `encode` will see.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from gr.data.files import existing_file, open_bytes, open_text
@@ -100,6 +101,8 @@ def id_of(record: dict[str, Any], name: str) -> str:
         raise DataError(f"{name} is no id: {_shown(value)}")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{name} is not UTF-8 text: {_shown(value)}")
+    if isinstance(value, str) and "\0" in value:  # Which NumPy's strings lose at their end.
+        raise DataError(f"{name} holds a NUL character: {_shown(value)}")
     return str(value)
 
 
@@ -143,6 +146,8 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
             if times is None:
                 return None
             table = table.set_column(table.column_names.index(name), name, times)
+        if any(pc.any(pc.match_substring(table[name], "\0")).as_py() for name in form.ids):
+            return None
         return table if table.num_rows and sound(table, form) else None
     return None
 

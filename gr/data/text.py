@@ -29,11 +29,20 @@ def _tags(names: str) -> re.Pattern[str]:
 
 _INLINE_TAG, _BLOCK_TAG = _tags(_INLINE), _tags(_BLOCK)
 _HIDDEN = re.compile(
-    r"<!--.*?(?:-->|$)|<!doctype\b[^>]*>|<(script|style)(?:\s[^>]*)?>.*?(?:</\1\s*>|$)",
+    r"<!doctype\b[^>]*>|<(script|style)(?:\s[^>]*)?>.*?(?:</\1\s*>|$)",
     re.IGNORECASE | re.DOTALL,
 )
-# What begins in this way, or holds the last, is code of a page and no text.
-_CODE = re.compile(
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+# Rules of a style sheet before the text; of properties the first word, of selectors the first part.
+_STYLES = re.compile(
+    rf"""(?:\s*(?:[.\#][a-zA-Z_]|(?:{"|".join((_INLINE + " " + _BLOCK).split())})[.:\#,>\s{{])[^{{}}<]*
+    \{{\s*(?:margin|padding|color|background|display|width|height|font|border|position|float|text
+    |line|overflow|top|left|right|bottom|content|z-index|min|max|vertical|list|cursor|opacity)
+    [\w-]*\s*:[^{{}}]*(?:\}}|$))+""",
+    re.VERBOSE,
+)
+# What begins in this way, or holds the last, is a page's script and no text.
+_SCRIPT = re.compile(
     r"""\s*(?:
         (?:var|const)\s+[\w$]+\s*=
       | (?:window|document|jQuery)[.\[(]\w
@@ -43,10 +52,6 @@ _CODE = re.compile(
       | P\.(?:when|register|now)\(
       | class="a-
       | @(?:media|import|charset|font-face|keyframes)\b
-      | (?:[.\#][a-zA-Z]|(?:body|html|div|span|table|td|ul|li|img|h[1-6])\b)[^{}<>]*\{\s*
-        (?:margin|padding|color|background|display|width|height|font|border|position|float|text
-        |line|overflow|top|left|right|bottom|content|z-index|min|max|vertical|list|cursor|opacity)
-        [\w-]*\s*:
     )|.*\(new\ Date(?:\(\))?\)\.getTime\(\)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -58,16 +63,21 @@ _DEEPEST = 20  # Levels of lists and dictionaries within each other.
 def without_markup(text: str) -> str:
     """A text with HTML entities resolved (also twice escaped ones) and tags taken away.
 
-    Only elements of HTML are tags: "I <3 NY", "a < b" and "<a_12>" stay. What is a page's script or
-    style becomes the empty text. A text without any of these stays as it is, white space included.
+    Only elements of HTML are tags: "I <3 NY", "a < b" and "<a_12>" stay. A page's script becomes
+    the empty text, and the rules of a style sheet before a text go. A text without any of these
+    stays as it is, white space included.
     """
     plain = text
     while "&" in plain and (resolved := html.unescape(plain)) != plain:
         plain = resolved
-    if _CODE.match(plain):
-        return ""
     if "<" in plain:
+        head, end, tail = plain.rpartition("-->")  # Beyond it nothing ends a comment.
+        plain = (_COMMENT.sub(" ", head + end) + tail).replace("<!--", " ")
         plain = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", plain)))
+    if _SCRIPT.match(plain):
+        return ""
+    if styles := _STYLES.match(plain):
+        plain = plain[styles.end() :]
     return text if plain == text else " ".join(plain.split())
 
 

@@ -81,6 +81,7 @@ BAD_LINES = {
     '{"username": true, "product_id": "1", "date": "2018-01-01"}': "username is no id: True",
     '{"username": "\\ud800", "product_id": "1", "date": "2018-01-01"}': "username is not UTF-8 text",
     "{'username': 1j, 'product_id': '1', 'date': '2018-01-01'}": "username is no id: 1j",
+    '{"username": "a\\u0000", "product_id": "1", "date": "2018-01-01"}': "username holds a NUL",
     '{"username": "z", "product_id": "1", "date": 5}': "date is 5, but others are dates",
     '{"username": "z", "product_id": "1", "date": "once"}': "date is not a number: 'once', and no",
     '{"username": "z", "product_id": "1", "date": ' + "9" * 400 + "}": "date is not a number: 9",
@@ -156,7 +157,11 @@ def test_what_was_written_is_read_or_counted(tmp_path_factory, records, noise, e
     path = tmp_path_factory.getbasetemp() / "random.json"
     lines = [repr(row) if as_python else json.dumps(row) for row, as_python in records]
     path.write_bytes("".join(line + end for line in [*lines, *noise]).encode())
-    good = [row for row, _ in records if row["u"] not in ("", None) and row["i"]]
+    good = [
+        row
+        for row, _ in records
+        if row["u"] not in ("", None) and row["i"] and "\0" not in f"{row['u']}{row['i']}"
+    ]
     bad = len(records) - len(good) + sum(bool(line.strip()) for line in noise)
     fields = {"user": "u", "item": "i", "time": "t"}
     if not good:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-_QUOTE, _NEWLINE, _RETURN = b'"\n\r'
+_QUOTE = ord('"')
+_REMEDY = " (quotes that are text: double them, or read the table without quoting)"
 
 
 class Lines:
@@ -73,7 +74,7 @@ def _quoted_row(line: str, lines: Lines, separator: str) -> list[str] | tuple[in
             line, start, seek = lines.next(), 0, 0
             if not line:
                 lines.take_back(passed)
-                return opened, f"the quote that opens column {len(cells) + 1} never closes"
+                return opened, f"the quote that opens column {len(cells) + 1} never closes{_REMEDY}"
             passed.append(line)
         pieces.append(line[start:quote])
         cells.append("".join(pieces).replace('""', '"'))
@@ -82,15 +83,15 @@ def _quoted_row(line: str, lines: Lines, separator: str) -> list[str] | tuple[in
             return cells
         if not line.startswith(separator, at):
             lines.take_back(passed)
-            return opened, f"text follows the quotes around column {len(cells)}"
+            return opened, f"text follows the quotes around column {len(cells)}{_REMEDY}"
         at += len(separator)
 
 
 class PlainText:
     """Looks at the UTF-8 bytes of a table, block by block, for what Arrow's parser splits otherwise.
 
-    That are quotes which do not enclose a whole cell: there, and at a quote that never closes, Arrow
-    goes on without a word. A quote of even number (from 0) must open a cell or be the second of a
+    These are quotes that do not enclose a whole cell, and quotes that never close: Arrow goes on there
+    without a word. A quote of even number (from 0) must open a cell or be the second of a
     doubled one, a quote of odd number must close a cell or be the first of a doubled one.
     """
 

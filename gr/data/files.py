@@ -18,7 +18,7 @@ from gr.data.sequences import DataError
 _GZIP = b"\x1f\x8b"
 # First bytes -> what a file is that cannot be read as it is.
 _PACKED = {
-    b"PK\x03\x04": "a zip archive",
+    b"PK\x03\x04": "a zip archive (as Excel workbooks are)",
     b"BZh91AY&SY": "packed by bzip2",
     b"\xfd7zXZ\x00": "packed by xz",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
@@ -88,7 +88,7 @@ def open_bytes(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise DataError(f"{path} is empty; fetch it again")
         for mark, kind in _PACKED.items():
             if start.startswith(mark):
-                raise DataError(f"{path} is {kind}; unpack it first")
+                raise DataError(f"{path} is {kind}; unpack it, or save it as text")
         yield file
 
 

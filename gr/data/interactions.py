@@ -8,6 +8,8 @@ from gr.data.sequences import DataError, Sequences
 from gr.data.text import without_markup
 from gr.data.times import seconds_of
 
+_MAX_ID_CHARACTERS = 2**30  # 4 GiB.
+
 
 def sequences_from_table(
     table: pa.Table,
@@ -47,8 +49,8 @@ def sequences_from_table(
         if "rating" not in table.column_names:
             raise DataError(f"{source}: min_rating needs ratings, and there are none; leave it out")
         table = table.filter(pc.greater_equal(table["rating"], min_rating))
-    users, user_ids = _numbered(table["user"])
-    items, item_ids = _numbered(table["item"])
+    users, user_ids = _numbered(table["user"], source)
+    items, item_ids = _numbered(table["item"], source)
     # Sorting by `keys` is exact where `times`, being float64, may have been rounded.
     keys, times = seconds_of(table["time"]) if "time" in table.column_names else (None, None)
     if drop_duplicates:
@@ -112,10 +114,18 @@ def _first_of_equals(*columns: np.ndarray) -> np.ndarray:
     return np.sort(order[new])
 
 
-def _numbered(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _numbered(ids: pa.ChunkedArray, source: object) -> tuple[np.ndarray, np.ndarray]:
     """Numbers strings in the order of first appearance: `[E]` int numbers, `[n]` str."""
     encoded = ids.dictionary_encode().unify_dictionaries().combine_chunks()
-    return encoded.indices.to_numpy(), np.array(encoded.dictionary.to_pylist(), dtype=str)
+    distinct = encoded.dictionary.to_pylist()
+    longest = max(distinct, key=len, default="")
+    # The array of ids gives each as much space as the longest takes.
+    if len(longest) * len(distinct) > _MAX_ID_CHARACTERS:
+        raise DataError(
+            f"{source}: an id of {len(longest):,} characters, which begins {longest[:40]!r}, among "
+            f"{len(distinct):,} ids; check its row"
+        )
+    return encoded.indices.to_numpy(), np.array(distinct, dtype=str)
 
 
 def _renumbered(numbers: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from gr.data.files import existing_file, open_bytes, open_text
-from gr.data.rows import RowFormat, arrow_types, bad_row, sound
+from gr.data.rows import RowFormat, arrow_types, bad_row, shown, sound
 from gr.data.sequences import DataError
 from gr.data.times import WAY_OUT, cast_times, instant, is_number, times_of
 
@@ -98,18 +98,12 @@ def id_of(record: dict[str, Any], name: str) -> str:
     if isinstance(value, float) and value.is_integer():  # Once beside a missing one.
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f"{name} is no id: {_shown(value)}")
+        raise DataError(f"{name} is no id: {shown(value)}")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f"{name} is not UTF-8 text: {_shown(value)}")
+        raise DataError(f"{name} is not UTF-8 text: {shown(value)}")
     if isinstance(value, str) and "\0" in value:  # Which NumPy's strings lose at their end.
-        raise DataError(f"{name} holds a NUL character: {_shown(value)}")
+        raise DataError(f"{name} holds a NUL character: {shown(value)}")
     return str(value)
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _literal(line: str) -> Any:
@@ -163,7 +157,7 @@ def _read_slow(path: Path, form: RowFormat, skip_bad_rows: bool) -> tuple[pa.Tab
             number = is_number(record[name])
             if kinds.setdefault(name, number) != number:
                 others = "numbers" if kinds[name] else "dates"
-                fault = f"{name} is {_shown(record[name])}, but others are {others}"
+                fault = f"{name} is {shown(record[name])}, but others are {others}"
         if fault is None:
             for name, column in columns.items():
                 if name in form.ids:
@@ -193,10 +187,10 @@ def _fault(record: dict[str, Any], form: RowFormat) -> str | None:
             return str(fault)
     for name in form.numbers:
         if isinstance(record[name], bool) or not is_number(record[name]):
-            return f"{name} is not a number: {_shown(record[name])}"
+            return f"{name} is not a number: {shown(record[name])}"
     for name in form.times:
         value = record[name]
         good = is_number(value) or (isinstance(value, str) and instant(value) is not None)
         if isinstance(value, bool) or not good:
-            return f"{name} is not a number: {_shown(value)}, and no time; {WAY_OUT}"
+            return f"{name} is not a number: {shown(value)}, and no time; {WAY_OUT}"
     return None

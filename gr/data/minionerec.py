@@ -141,28 +141,33 @@ def _rows(
             continue
         row = dict(zip(names, cells, strict=True))
         history = _strings(row["history_item_id"])
-        if not history:
+        if not history or not all(history):
             yield line, "", f"history_item_id is no list of items: {row['history_item_id']!r}"
             continue
         for field, column in present.items():
             texts = fields[field]
-            texts.setdefault(row["item_id"], row[column])
+            if row[column]:
+                texts.setdefault(row["item_id"], row[column])
             # Few items are never targets, and lists are slow to parse.
             if not all(item in texts for item in history):
                 told = _strings(row.get(f"history_{column}", ""))
                 if told is not None and len(told) == len(history):
                     for item, text in zip(history, told, strict=True):
-                        texts.setdefault(item, text)
+                        if text:
+                            texts.setdefault(item, text)
         yield line, row["user_id"], _Row(split, path, line, history, row["item_id"])
 
 
 def _strings(cell: str) -> list[str] | None:
-    """The elements of a list written as in Python, as strings; None for anything else."""
+    """The elements of a list written as in Python, as strings (no element is an empty one); None
+    for anything else."""
     try:
         value = ast.literal_eval(cell)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
-    return [str(element) for element in value] if isinstance(value, list) else None
+    if not isinstance(value, list):
+        return None
+    return ["" if element is None else str(element) for element in value]
 
 
 def _overlap(merged: list[str], history: list[str]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
-from gr.data.files import write_atomically
+from gr.data.files import reading, write_atomically
 from gr.data.movielens import GENRES_100K, split_title
 from gr.data.sequences import DataError
 
@@ -44,7 +44,8 @@ def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
     inter_path = Path(folder) / "ml-100k.inter"
     item_path = inter_path.with_suffix(".item")
     if inter_path.exists() and item_path.exists():
-        _check(inter_path, inter_path.read_text("utf-8"), item_path.read_text("utf-8"))
+        with reading(folder):
+            _check(inter_path, inter_path.read_text("utf-8"), item_path.read_text("utf-8"))
         return inter_path
 
     tried = []

@@ -1,6 +1,7 @@
 """Parquet tables: the same columns, and the same faults, as `gr.data.rows` reads from text."""
 
 import contextlib
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gr.data.files import open_bytes, reading
-from gr.data.rows import REMEDY, RowFormat, require_columns, unknown_id
+from gr.data.rows import REMEDY, RowFormat, require_columns, shown, unknown_id
 from gr.data.sequences import DataError
 from gr.data.text import as_text
 from gr.data.times import WAY_OUT, is_number, times_of
@@ -94,6 +95,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not is_parquet(path):
         raise DataError(f"{path} is no Parquet file; fetch it again, or name it for what it is")
     with open_bytes(path) as file, reading(path, ValueError):
+        if isinstance(file, gzip.GzipFile):  # In which to jump about takes long.
+            file = pa.BufferReader(file.read())
         # Checksums are looked at where the writer left some.
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             yield parquet
@@ -103,14 +106,14 @@ def _fault(form: RowFormat, name: str, stored: pa.Scalar, converted: pa.Scalar) 
     """What is wrong with a cell."""
     value = stored.as_py()
     if value is None or value != value or value == "":
-        return f"{name} is {value!r}, missing or unknown"
+        return f"{name} is {shown(value)}, missing or unknown"
     if isinstance(value, str) and "\0" in value:
-        return f"{name} holds a NUL byte: {value!r}"
+        return f"{name} holds a NUL byte: {shown(value)}"
     if name in form.ids and converted.as_py() is None:
-        return f"{name} is {value!r}; as a float it is no id: store ids as strings or integers"
+        return f"{name} is {shown(value)}; as a float it is no id: store ids as strings or integers"
     if name in form.ids:
         return unknown_id(name, form.known[1], converted.as_py())
-    return f"{name} is {value!r}, neither number nor time; {WAY_OUT}"
+    return f"{name} is {shown(value)}, neither number nor time; {WAY_OUT}"
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -163,10 +166,14 @@ def _as_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
             return column.cast(pa.float64())
     if pa.types.is_timestamp(kind) or pa.types.is_integer(kind):
         return column
+    if pa.types.is_boolean(kind):
+        raise pa.ArrowInvalid("neither numbers nor times")
     return column.cast(pa.float64())
 
 
 def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_string(column.type):
         return pc.fill_null(column, "")
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     return pa.chunked_array([pa.array(map(as_text, column.to_pylist()), pa.string())])

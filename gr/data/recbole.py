@@ -30,6 +30,7 @@ def read_recbole(
     time: str | None = "timestamp",
     rating: str = "rating",
     title: str | None = None,
+    encoding: str = "utf-8",
     k_core: int = 0,
     min_rating: float | None = None,
     drop_duplicates: bool = False,
@@ -44,9 +45,11 @@ def read_recbole(
             fields become `item_fields`; `movie_title` becomes `title`, `class` `genres`.
         user: name of the users' column, without its type, as for the following three.
         item: name of the items' column.
-        time: name of the times' column; None takes a user's interactions in the order of the file.
+        time: name of the times' column, numbers or ISO dates and times; None takes a user's
+            interactions in the order of the file.
         rating: name of the ratings' column, needed only for `min_rating`.
         title: name of the items' column that becomes `title`, where it is not one of those.
+        encoding: of both files.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
         drop_duplicates: of interactions with the same user, item and time keep the first.
@@ -56,7 +59,7 @@ def read_recbole(
         DataError: a missing file or column, or a bad row.
     """
     path = existing_file(path)
-    names = _header(path)
+    names = _header(path, encoding)
     roles = column_roles(
         path, user=user, item=item, time=time, rating=None if min_rating is None else rating
     )
@@ -71,7 +74,7 @@ def read_recbole(
     if items_path is None and title is not None:
         raise DataError(f"{path}: title is of the item file; give items_path")
     if items_path is not None:
-        items_table, skipped_items = _read_items(items_path, item, title, skip_bad_rows)
+        items_table, skipped_items = _read_items(items_path, item, title, encoding, skip_bad_rows)
     table, skipped = read_rows(
         path,
         RowFormat(
@@ -80,6 +83,7 @@ def read_recbole(
             numbers=[] if min_rating is None else [rating],
             times=[] if time is None else [time],
             header=True,
+            encoding=encoding,
             known=None if items_table is None else (item, items_table.column(0).to_pylist()),
         ),
         skip_bad_rows=skip_bad_rows,
@@ -95,26 +99,34 @@ def read_recbole(
     )
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, encoding: str) -> list[str]:
     """Column names without their types (`user_id:token` -> `user_id`)."""
-    return [name.partition(":")[0] for name in read_header(path, "\t")]
+    return [name.partition(":")[0] for name in read_header(path, "\t", encoding=encoding)]
 
 
 def _read_items(
-    path: str | os.PathLike[str], item: str, title: str | None, skip_bad_rows: bool
+    path: str | os.PathLike[str],
+    item: str,
+    title: str | None,
+    encoding: str,
+    skip_bad_rows: bool,
 ) -> tuple[pa.Table, int]:
-    names = _header(existing_file(path))
+    names = _header(existing_file(path), encoding)
     roles = column_roles(path, item=item, title=title)
     require_columns(path, names, list(roles))
     others = [name for name in names if name != item]
     if title is not None:  # Takes the place of what is called so otherwise.
-        others = [n for n in others if n == title or _FIELD_NAMES.get(n, n) != "title"]
+        others = [title, *(n for n in others if n not in (title, "title"))]
     table, skipped = read_rows(
         path,
-        RowFormat(names=names, ids=[item], text=others, header=True),
+        RowFormat(names=names, ids=[item], text=others, header=True, encoding=encoding),
         skip_bad_rows=skip_bad_rows,
     )
-    renamed = [roles.get(name) or _FIELD_NAMES.get(name, name) for name in table.column_names]
+    renamed = ["item"]
+    for name in others:
+        ours = roles.get(name) or _FIELD_NAMES.get(name, name)
+        taken = name not in roles and ours in (*names, *renamed)
+        renamed.append(name if taken else ours)
     table = table.rename_columns(renamed)
     if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
         listed = pc.replace_substring(table["genres"], " ", ", ")

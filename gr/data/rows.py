@@ -11,7 +11,7 @@ import difflib
 import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,7 +53,7 @@ class RowFormat:
     def fault(self, cells: Sequence[str]) -> str | None:
         """What is wrong with a row, or None."""
         if len(cells) != len(self.names):
-            return f"{len(cells)} columns instead of {len(self.names)} ({', '.join(self.names)})"
+            return f"{len(cells)} columns instead of {len(self.names)} ({listed(self.names)})"
         row = dict(zip(self.names, cells, strict=True))
         for name in self.wanted:
             if "\0" in row[name]:
@@ -65,10 +65,10 @@ class RowFormat:
                 return f"{name} is empty"
         for name in self.numbers:
             if not is_number(row[name]):
-                return f"{name} is not a number: {row[name]!r}"
+                return f"{name} is not a number: {shown(row[name])}"
         for name in self.times:
             if not is_number(row[name]) and instant(row[name]) is None:
-                return f"{name} is not a number: {row[name]!r}, and no time; {WAY_OUT}"
+                return f"{name} is not a number: {shown(row[name])}, and no time; {WAY_OUT}"
         if self.known is not None and row[self.known[0]] not in self._known_ids:
             return unknown_id(*self.known, row[self.known[0]])
         return None
@@ -87,7 +87,7 @@ def unknown_id(name: str, known: Collection[str], value: str) -> str:
     """The fault of an id that is not among those that its column may hold."""
     whole = value.removesuffix(".0")
     hint = f" ({whole!r} is known, and ids are compared as text)" if whole != value else ""
-    return f"unknown {name} {value!r}{hint if whole in known else ''}"
+    return f"unknown {name} {shown(value)}{hint if whole in known else ''}"
 
 
 def read_header(
@@ -128,9 +128,22 @@ def column_roles(path: str | Path, **columns: str | None) -> dict[str, str]:
     return roles
 
 
+def shown(value: object) -> str:
+    """A value as it stands in messages, where it must not fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:90]}... ({len(text):,} characters)"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as they stand in messages."""
+    names = list(names)
+    more = f", ... ({len(names):,} in all)" if len(names) > 40 else ""
+    return ", ".join(names[:40]) + more
+
+
 def near_name(name: str, known: Collection[str]) -> str:
     """What a misspelt name may have meant, as the end of a message."""
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -140,7 +153,7 @@ def require_columns(path: str | Path, present: Collection[str], wanted: Collecti
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(map(repr, missing))}; the file has "
-            f"{', '.join(map(repr, present))}; name the right ones{near_name(missing[0], present)}"
+            f"{listed(map(shown, present))}; name the right ones{near_name(missing[0], present)}"
         )
     counts = Counter(present)
     for name in wanted:
@@ -246,16 +259,15 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
         if form.header:
             next(numbered_rows(lines, form.separator, form.quoted), None)
     with open_text(path, form.encoding) as text:
-        read = _utf8(text)
-        separator = form.separator
-        if len(separator.encode()) > 1:
-            content = b"".join(iter(lambda: read(_BLOCK_BYTES), b""))
-            if _SEPARATOR in content or (form.quoted and b'"' in content):
-                return None
-            read = io.BytesIO(content.replace(separator.encode(), _SEPARATOR)).read
-            separator = _SEPARATOR.decode()
-        file = _PlainFile(read, PlainText(separator, form.quoted))
         try:
+            read, separator = _utf8(text), form.separator
+            if len(separator.encode()) > 1:
+                content = b"".join(iter(lambda: read(_BLOCK_BYTES), b""))
+                if _SEPARATOR in content or (form.quoted and b'"' in content):
+                    return None
+                read = io.BytesIO(content.replace(separator.encode(), _SEPARATOR)).read
+                separator = _SEPARATOR.decode()
+            file = _PlainFile(read, PlainText(separator, form.quoted))
             table = pa_csv.read_csv(
                 pa.PythonFile(file, "r"),
                 read_options=pa_csv.ReadOptions(
@@ -301,12 +313,10 @@ def _read_slow(path: Path, form: RowFormat, skip_bad_rows: bool) -> tuple[pa.Tab
     for line, cells in numbered_cells(path, form):
         fault = cells if isinstance(cells, str) else form.fault(cells)
         for name in form.times if fault is None else ():
-            if kinds.setdefault(name, is_number(cells[place[name]])) != is_number(
-                cells[place[name]]
-            ):
-                fault = f"{name} is {cells[place[name]]!r}, but others are " + (
-                    "numbers" if kinds[name] else "dates"
-                )
+            cell = cells[place[name]]
+            if kinds.setdefault(name, is_number(cell)) != is_number(cell):
+                others = "numbers" if kinds[name] else "dates"
+                fault = f"{name} is {shown(cell)}, but others are {others}"
         if fault is None:
             for name, column in columns.items():
                 cell = cells[place[name]]

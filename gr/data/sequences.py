@@ -25,7 +25,7 @@ class Sequences:
     user_ids: np.ndarray  # [U] str, as in the source.
     item_ids: np.ndarray  # [N] str, as in the source.
     times: np.ndarray | None = (
-        None  # [E] float64 seconds or any ordered number; None where unknown.
+        None  # [E] float64 seconds or any ordered number, rounded if need be; None where unknown.
     )
     item_fields: Mapping[str, np.ndarray] = dataclasses.field(
         default_factory=dict

@@ -40,7 +40,8 @@ def read_table(
 ) -> Sequences:
     """Reads a table of interactions with named, or numbered, columns.
 
-    Rows and cells are split as `gr.data.cells` says. Ids are text and taken as they stand: in text
+    Rows and cells are split as `gr.data.cells` says; blank lines are no rows, and a row with a quote
+    that never closes is one bad row, of one line. Ids are text and taken as they stand: in text
     files "1.0" is not "1", and "NA" is an id; in Parquet the integer 1 and the float 1.0 are "1". An
     interaction whose user or item is empty, null or NaN is a bad row, as is one without a finite time
     where times are read.
@@ -171,7 +172,8 @@ class _Table:
         if self._is_parquet():
             return RowFormat(names=parquet_columns(self.path))
         suffix = self._suffix()
-        separator = self.separator
+        # A shell passes on the two characters of '\\t'.
+        separator = "\t" if self.separator == "\\t" else self.separator
         if separator is None:
             separator = _SEPARATORS.get(suffix)
         if separator is None:
@@ -200,7 +202,7 @@ class _Table:
 
     def _column(self, names: list[str], column: str | int) -> str:
         """The name of a column that may be given by its number."""
-        if isinstance(column, str):
+        if not isinstance(column, int):
             return column
         if not 0 <= column < len(names):
             raise DataError(

@@ -43,7 +43,7 @@ _STYLES = re.compile(
 )
 # What begins in this way, or holds the last, is a page's script and no text.
 _SCRIPT = re.compile(
-    r"""\s*(?:
+    r"""(?:
         (?:var|const)\s+[\w$]+\s*=
       | (?:window|document|jQuery)[.\[(]\w
       | \$\((?:document|window|function|["'])
@@ -74,9 +74,10 @@ def without_markup(text: str) -> str:
         head, end, tail = plain.rpartition("-->")  # Beyond it nothing ends a comment.
         plain = (_COMMENT.sub(" ", head + end) + tail).replace("<!--", " ")
         plain = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", plain)))
-    if _SCRIPT.match(plain):
+    start = len(plain) - len(plain.lstrip())
+    if _SCRIPT.match(plain, start):
         return ""
-    if styles := _STYLES.match(plain):
+    if styles := _STYLES.match(plain, start):
         plain = plain[styles.end() :]
     return text if plain == text else " ".join(plain.split())
 

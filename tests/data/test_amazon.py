@@ -57,6 +57,10 @@ def test_reviews(tmp_path, records, pack):
     path.write_bytes(gzip.compress(content) if pack else content)
     sequences = read_amazon_reviews(path)
     expect_the_three(sequences)
+    path.write_bytes(gzip.compress(2 * content) if pack else 2 * content)
+    assert len(read_amazon_reviews(path).items) == 6
+    expect_the_three(read_amazon_reviews(path, drop_duplicates=True))
+    path.write_bytes(content)  # Whatever the name says.
     assert len(read_amazon_reviews(path, min_rating=4).items) == 2
     with pytest.raises(DataError, match="no interaction is left with min_rating=None, k_core=2"):
         read_amazon_reviews(path, k_core=2)

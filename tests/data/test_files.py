@@ -30,7 +30,7 @@ def test_gzip_is_told_by_the_content_and_not_by_the_name(tmp_path, name, pack):
         (gzip.compress(b""), "is empty"),
         (b"\x1f\x8b", "damaged"),
         (gzip.compress(bytes(range(256)) * 99)[:-9], "damaged"),
-        (b"PK\x03\x04rest", "is a zip archive; unpack it"),
+        (b"PK\x03\x04rest", "is a zip archive .as Excel workbooks are.; unpack it"),
         (bz2.compress(b"a"), "is packed by bzip2; unpack it"),
         (gzip.compress(lzma.compress(b"a")), "is packed by xz; unpack it"),
     ],

@@ -46,6 +46,28 @@ def test_repeated_interactions_are_kept():
     assert sequences.items.tolist() == [0, 0, 0]
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=20), st.booleans())
+def test_dropping_duplicates_keeps_the_first_of_each(rows, with_times):
+    columns = ["user", "item", "time"] if with_times else ["user", "item"]
+    log = table([(f"u{u}", f"i{i}", 0.0, 2**60 + t) for u, i, t in rows]).select(columns)
+    sequences = sequences_from_table(log, source="log", drop_duplicates=True)
+    users = np.repeat(sequences.user_ids, sequences.lengths).tolist()
+    found = list(zip(users, sequences.item_ids[sequences.items].tolist(), strict=True))
+    kept = list(dict.fromkeys(row if with_times else row[:2] for row in rows))
+    if with_times:
+        kept.sort(key=lambda row: row[2])
+    first = list(dict.fromkeys(row[0] for row in rows))
+    kept.sort(key=lambda row: first.index(row[0]))
+    assert found == [(f"u{row[0]}", f"i{row[1]}") for row in kept]
+
+
+def test_an_id_too_long_for_an_array_of_them_is_told():
+    log = pa.table({"user": ["u" * 2**21, *map(str, range(2**9))], "item": ["x"] * (2**9 + 1)})
+    with pytest.raises(DataError, match="log: an id of 2,097,152 characters, which begins 'uuu"):
+        sequences_from_table(log, source="log")
+
+
 def test_low_ratings_go_before_the_core_is_taken():
     sequences = sequences_from_table(table(ROWS), source="log", k_core=2)
     assert sequences.user_ids.tolist() == ["bob", "ann"]

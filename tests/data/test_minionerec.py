@@ -125,3 +125,26 @@ def test_missing_columns(tmp_path):
     (tmp_path / "train.csv").write_text("user_id,item_id\nA1,3\n")
     with pytest.raises(DataError, match="no column 'history_item_id'"):
         read_minionerec(tmp_path)
+
+
+def test_elements_that_are_missing(tmp_path):
+    named = row("A1", [7], 3)
+    named[1] = [None]  # No title of item 7 here; there is one in the next row.
+    broken = row("A2", [3], 5)
+    broken[3] = [3, None]
+    write(tmp_path, train=[named, row("A3", [7], 5)], valid=[], test=[broken])
+    with pytest.raises(
+        DataError, match=r"test\.csv:2: history_item_id is no list of items: '.3, None"
+    ):
+        read_minionerec(tmp_path)
+    sequences = read_minionerec(tmp_path, skip_bad_rows=True)
+    assert sequences.skipped_rows == 1
+    assert sequences.item_fields["title"][sequences.item_ids.tolist().index("7")] == "It's 7"
+
+
+def test_a_column_that_stands_twice(tmp_path):
+    write(tmp_path, [row("A1", [7], 3)], [], [])
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace("item_sid", "item_id"))
+    with pytest.raises(DataError, match=r"train\.csv: column '(history_)?item_id' stands twice"):
+        read_minionerec(tmp_path)

@@ -52,8 +52,15 @@ def u_item(movies):
     return "\n".join((*lines, "")).encode("latin-1")
 
 
-@pytest.mark.parametrize("write", [write_dat, write_csv, write_100k])
-def test_every_layout_reads_the_same(tmp_path, write):
+@pytest.mark.parametrize(
+    ("write", "name", "separator"),
+    [
+        (write_dat, "ratings.dat", "::"),
+        (write_csv, "ratings.csv", ","),
+        (write_100k, "u.data", "\t"),
+    ],
+)
+def test_every_layout_reads_the_same(tmp_path, write, name, separator):
     write(tmp_path)
     sequences = read_movielens(tmp_path)
     assert sequences.user_ids.tolist() == ["5", "6"]
@@ -67,6 +74,10 @@ def test_every_layout_reads_the_same(tmp_path, write):
         "genres": ["", "Drama", "Animation, Children's, Comedy"],
     }
     assert len(read_movielens(tmp_path, min_rating=4).items) == 2
+    with (tmp_path / name).open("a") as file:
+        file.write(separator.join(RATINGS[0]))
+    assert len(read_movielens(tmp_path).items) == 5
+    assert len(read_movielens(tmp_path, drop_duplicates=True).items) == 4
 
 
 @pytest.mark.parametrize(
@@ -231,3 +242,10 @@ def test_pip_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(movielens_fetch.subprocess, "run", lambda *args, **kwargs: Done())
     with pytest.raises(DataError, match="ERROR: no matching distribution"):
         movielens_fetch._download_wheel("recbole==1.2.1", tmp_path)
+
+
+def test_kept_files_that_are_no_text(tmp_path):
+    (tmp_path / "ml-100k.inter").write_bytes(b"\xff")
+    (tmp_path / "ml-100k.item").write_bytes(b"x")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        fetch_movielens_100k(tmp_path)

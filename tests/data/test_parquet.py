@@ -100,11 +100,17 @@ def test_ids_of_every_type_are_the_same_text(tmp_path, ids):
 def test_items_with_lists(tmp_path):
     items = parquet(
         tmp_path,
-        {"what": ["y", "x"], "tags": [["a", "b"], None], "name": ["Why", None]},
+        {
+            "what": ["y", "x"],
+            "tags": [["a", "b"], None],
+            "name": ["Why", None],
+            "price": [1.5, float("nan")],
+        },
         "items.parquet",
     )
     sequences = read_table(parquet(tmp_path, GOOD), items, **COLUMNS, title="name")
     assert sequences.item_fields["tags"].tolist() == ["", "a, b"]
+    assert sequences.item_fields["price"].tolist() == ["", "1.5"]
     assert sequences.titles().tolist() == ["x", "Why"]
 
 
@@ -143,8 +149,9 @@ def test_where_all_rows_are_bad_the_first_fault_is_told(tmp_path):
 def test_unusable_files_and_columns(tmp_path):
     with pytest.raises(DataError, match="column 'who' of type"):
         read_table(parquet(tmp_path, {**GOOD, "who": [[1], [2], [3]]}), **COLUMNS)
-    with pytest.raises(DataError, match="column 'when' of type"):
-        read_table(parquet(tmp_path, {**GOOD, "when": [HOUR] * 3}), **COLUMNS)
+    for no_time in (HOUR, True, {"at": 1}):
+        with pytest.raises(DataError, match="column 'when' of type"):
+            read_table(parquet(tmp_path, {**GOOD, "when": [no_time] * 3}), **COLUMNS)
     with pytest.raises(DataError, match="no column 'when'; the file has 'who', 'what'"):
         read_table(parquet(tmp_path, {"who": [1], "what": [2]}), **COLUMNS)
     twice = pa.Table.from_arrays([pa.array([1])] * 3, names=["who", "what", "what"])

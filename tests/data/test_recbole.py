@@ -1,3 +1,5 @@
+import gzip
+
 import pytest
 
 from gr.data import DataError, read_recbole
@@ -77,3 +79,42 @@ def test_columns_by_other_names_and_no_times(tmp_path):
     assert sequences.item_ids[sequences.items].tolist() == ["x", "y"]
     with pytest.raises(DataError, match="no column 'rating'"):
         read_recbole(path, user="session", item="product", time=None, min_rating=3)
+
+
+def test_packed_files_encodings_and_dates(path):
+    text = path.read_text().replace("\t20\n", "\t2020-01-01\n").replace("\t10\n", "\t2019-01-01\n")
+    packed = path.with_name("packed.inter.gz")
+    packed.write_bytes(gzip.compress(text.replace("\t5\n", "\t1970-01-01T00:00:05Z\n").encode()))
+    packed.with_name("packed.item.gz").write_bytes(
+        gzip.compress(ITEM.replace("Toy", "Toÿ").encode("latin-1"))
+    )
+    sequences = read_recbole(packed, encoding="latin-1")
+    assert sequences.times.tolist() == [1546300800, 1577836800, 5]
+    assert sequences.titles().tolist() == ["Toÿ Story", "GoldenEye"]
+    with pytest.raises(DataError, match=r"item\.gz:2: movie_title is not utf-8 text"):
+        read_recbole(packed)
+
+
+def test_fields_of_one_name_keep_their_own(path):
+    path.with_suffix(".item").write_text(
+        "class:t\tgenre:t\titem:t\titem_id:t\n1\ta b\tx\t1\n1\tc\ty\t2\n"
+    )
+    fields = read_recbole(path).item_fields
+    assert {name: field.tolist() for name, field in fields.items()} == {
+        "genres": ["1", "1"],
+        "genre": ["a b", "c"],
+        "item": ["x", "y"],
+    }
+
+
+def test_one_column_cannot_have_two_roles(path):
+    with pytest.raises(
+        DataError, match=r"toy\.inter: column 'user_id' is named as user and as item"
+    ):
+        read_recbole(path, item="user_id")
+
+
+def test_duplicates_are_dropped_on_demand(path):
+    path.write_text(INTER + "7\t1\t2\t20\n7\t1\t5\t21\n")
+    assert len(read_recbole(path).items) == 5
+    assert read_recbole(path, drop_duplicates=True).times.tolist() == [10, 20, 21, 5]

@@ -175,3 +175,22 @@ def test_a_missing_column_is_named_with_those_there_are():
 def test_numbers():
     assert all(map(is_number, ("1", " 2.5", "-1e9", 3)))
     assert not any(map(is_number, ("", "one", "nan", "inf", None, "1,5")))
+
+
+def test_messages_stay_short_whatever_the_file_holds(tmp_path):
+    path = write(tmp_path, "a\tx\t1\nb\ty\t" + "9" * 10_000 + "x\n")
+    with pytest.raises(DataError, match=r"log\.tsv:2: time .* \(10,003 characters\)") as error:
+        read_rows(path, FORM)
+    assert len(str(error.value)) < 500
+    with pytest.raises(DataError, match=r"no column 'user'.*\.\.\. \(9,999 in all\)") as error:
+        require_columns(path, list(map(str, range(9999))), ["user"])
+    assert len(str(error.value)) < 700
+
+
+def test_text_of_one_bad_byte_is_a_bad_row_in_every_encoding(tmp_path):
+    form = RowFormat(["item", "title"], ["item"], text=["title"], separator="::", encoding="cp1252")
+    path = write(tmp_path, b"1::A\n2::\x81\n3::C\n")
+    with pytest.raises(DataError, match=r"log\.tsv:2: title is not cp1252 text"):
+        read_rows(path, form)
+    table, skipped = read_rows(path, form, skip_bad_rows=True)
+    assert (table["item"].to_pylist(), skipped) == (["1", "3"], 1)

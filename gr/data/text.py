@@ -33,9 +33,11 @@ _HIDDEN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-# Rules of a style sheet before the text; of properties the first word, of selectors the first part.
+# Rules of a style sheet before the text, perhaps in a comment that nothing ends; of properties the
+# first word, of selectors the first part.
 _STYLES = re.compile(
-    rf"""(?:\s*(?:[.\#][a-zA-Z_]|(?:{"|".join((_INLINE + " " + _BLOCK).split())})[.:\#,>\s{{])[^{{}}<]*
+    rf"""(?:<!--)?(?:\s*
+    (?:[.\#][a-zA-Z_]|(?:{"|".join((_INLINE + " " + _BLOCK).split())})[.:\#,>\s{{])[^{{}}<]*
     \{{\s*(?:margin|padding|color|background|display|width|height|font|border|position|float|text
     |line|overflow|top|left|right|bottom|content|z-index|min|max|vertical|list|cursor|opacity)
     [\w-]*\s*:[^{{}}]*(?:\}}|$))+""",
@@ -72,7 +74,7 @@ def without_markup(text: str) -> str:
         plain = resolved
     if "<" in plain:
         head, end, tail = plain.rpartition("-->")  # Beyond it nothing ends a comment.
-        plain = (_COMMENT.sub(" ", head + end) + tail).replace("<!--", " ")
+        plain = _COMMENT.sub(" ", head + end) + tail
         plain = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", plain)))
     start = len(plain) - len(plain.lstrip())
     if _SCRIPT.match(plain, start):

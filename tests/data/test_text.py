@@ -23,7 +23,7 @@ from gr.data.text import as_text, clean_text, without_markup
         ("&lt;b&gt;bold&lt;/b&gt;", "bold"),
         ('Pen <span class="a-si', "Pen"),
         ("Pen<!-- note -->", "Pen"),
-        ("<!-- Pen", "Pen"),
+        ("<!-- .a {color: red} .b {margin: 0} Pen", "Pen"),
         (
             ".STYLE1 {color: #009900;}div.a > b{ font-size:1px }hr.x {border: 0} Pen {new}",
             "Pen {new}",
@@ -42,7 +42,7 @@ def test_markup_goes(text, expected):
         *("I <3 NY", "a < b", "x > y", "1<2>0", "<>", "a<b and b>c", "a<b and c=d>e", "5 <p"),
         *("<a_1><b_2><c_3>", "<o:p>", "R&D, Q&A", "Rock&Roll", "Function (Mathematics)", "5 & 6"),
         *("Window. A novel", "#1 Dad {mug}", "Variation = theme", "The body: a guide {new}"),
-        *("Box {color: red}", "p {value}", "Time {max: 3}ly"),
+        *("Box {color: red}", "p {value}", "Time {max: 3}ly", "<!-- Pen"),
     ],
 )
 def test_what_is_no_markup_stays(text):

@@ -107,6 +107,21 @@ def test_texts_nested_too_deeply_are_named_by_item(tmp_path):
         read_inter_json(path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "titles"),
+    [
+        ({"Title": ["A", "B"]}, ["A", "B"]),
+        ({"movie_title": ["A", ""]}, ["A", "1"]),
+        ({"title": ["A", "  "], "subtitle": ["x", "y"]}, ["A", "1"]),
+        ({"book_title": ["A", "B"], "TITLE": ["x", "y"]}, ["0", "1"]),  # Nobody said which.
+        ({"name": ["A", "B"]}, ["0", "1"]),
+    ],
+)
+def test_titles_by_the_name_of_their_field(tmp_path, fields, titles):
+    items = {str(row): {name: f[row] for name, f in fields.items()} for row in range(2)}
+    assert read_inter_json(write(tmp_path, {"a": [0]}, items)).titles().tolist() == titles
+
+
 def test_a_title_of_any_name(tmp_path):
     items = {"0": {"name": "Pen", "title": ""}, "1": {"name": "<b>Ink</b>", "title": "x"}}
     path = write(tmp_path, {"a": [0, 1]}, items)

@@ -93,7 +93,7 @@ def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, 
     options = dict(config.semantic_ids)
     for name in ("path", "item_ids", "vectors"):
         value = options.get(name, "")
-        # Vectors are a file's or a kind of them; of what can be both, the file at hand counts.
+        # `vectors` may also be a kind of them. What was written here counts before the data folder.
         if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
             found = name != "path" and os.path.exists(value)
             options[name] = value if found else str(data_path(config, value))

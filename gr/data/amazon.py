@@ -53,7 +53,7 @@ def read_amazon_reviews(
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads reviews as JSON lines, plain or `.gz`: 2014 and 2018, or 2023, told apart by their
-    fields.
+    fields. Lines may also be Python dictionaries.
 
     Args:
         path: the reviews.

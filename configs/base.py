@@ -30,6 +30,8 @@ def base_config() -> ConfigDict:
     # Semantic IDs: read from `path` (relative to the data folder), or built; see `make_semantic_ids`.
     c.semantic_ids = ConfigDict()
     c.semantic_ids.path = ""
+    c.semantic_ids.item_ids = ""  # For a .npy file: a list of its rows' item ids, ...
+    c.semantic_ids.order = ""  # ... or "items" where they are in the order of the data's items.
     c.semantic_ids.vectors = "both"
     c.semantic_ids.text_model = "tfidf"
     c.semantic_ids.dim = 64

@@ -91,8 +91,12 @@ def data_path(config: ConfigDict, path: str) -> Path:
 def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:
     """Reads or builds the semantic IDs, with their report."""
     options = dict(config.semantic_ids)
-    if options["path"]:
-        options["path"] = str(data_path(config, options["path"]))
+    for name in ("path", "item_ids", "vectors"):
+        value = options.get(name, "")
+        # `vectors` may also be a kind of them. What was written here counts before the data folder.
+        if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
+            found = name != "path" and os.path.exists(value)
+            options[name] = value if found else str(data_path(config, value))
     return make_semantic_ids(splits, **options)
 
 

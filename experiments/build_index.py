@@ -16,7 +16,7 @@ from absl import app, flags
 from experiments.errors import one_line_errors
 from gr.evaluation import format_table
 from gr.semantic_ids import read_semantic_ids
-from gr.semantic_ids.readers import load_npy
+from gr.semantic_ids.arrays import load_npy
 from gr.trie import TrieIndex
 from gr.trie.statistics import Statistics, statistics
 

@@ -1,7 +1,7 @@
 """Click logs to users' sequences, sequences to splits, splits to batches.
 
 `load_sequences(format, path)` or a reader of its own (`read_movielens`, `read_amazon_reviews`,
-`read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_minionerec`, `read_table`,
+`read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_json_lines`, `read_minionerec`, `read_table`,
 `synthetic_sequences`) gives `Sequences`: who took which items, oldest first. `leave_one_out`,
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
 interactions are targets of training, validation and test. `train_batches_by_target`,
@@ -12,6 +12,7 @@ file and line and says what to do.
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
 from gr.data.inter_json import read_inter_json
+from gr.data.json_lines import read_json_lines
 from gr.data.load import FORMATS, load_sequences
 from gr.data.lookup import find_items
 from gr.data.minionerec import read_minionerec, read_minionerec_splits
@@ -50,6 +51,7 @@ __all__ = [
     "read_amazon_ratings",
     "read_amazon_reviews",
     "read_inter_json",
+    "read_json_lines",
     "read_minionerec",
     "read_minionerec_splits",
     "read_movielens",

@@ -1,22 +1,19 @@
 """Amazon reviews of 2014 and 2018 (McAuley et al.) and 2023 (Hou et al.), with product metadata."""
 
-import ast
-import json
 import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gr.data.files import existing_file
-from gr.data.inter_json import as_text
 from gr.data.interactions import sequences_from_table
-from gr.data.json_rows import numbered_lines, numbered_objects, read_json_rows
+from gr.data.json_rows import numbered_lines, numbered_objects, objects, read_json_rows
 from gr.data.rows import RowFormat, bad_row, read_header, read_rows, require_columns
 from gr.data.sequences import DataError, Sequences
+from gr.data.text import as_text
 
 _MILLISECONDS = 1000.0
 
@@ -56,7 +53,7 @@ def read_amazon_reviews(
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads reviews as JSON lines, plain or `.gz`: 2014 and 2018, or 2023, told apart by their
-    fields.
+    fields. Lines may also be Python dictionaries.
 
     Args:
         path: the reviews.
@@ -196,31 +193,28 @@ def _read_metadata(
     found, skipped = set(), 0
     for number, line in numbered_lines(path):
         # Python dictionaries are slow to parse, and most products of a whole category are unwanted.
-        start = re.match(rb"\{'asin': '(\w+)'", line)
-        if start and start[1].decode() not in wanted:
+        start = re.match(r"\{'asin': '(\w+)'", line)
+        if start and start[1] not in wanted:
             continue
-        record = _record(line)
-        item = None if record is None else record.get("parent_asin") or record.get("asin")
-        if not isinstance(item, str):
-            if not skip_bad_rows:
-                raise bad_row(path, number, "no JSON object or Python dictionary with an asin")
-            skipped += 1
-        elif item in wanted and item not in found:
+        for record in objects(line):
+            item = None
+            if isinstance(record, dict):
+                item = record.get("parent_asin") or record.get("asin")
+            try:
+                if not isinstance(item, str):
+                    raise DataError("no JSON object or Python dictionary with an asin")
+                if item not in wanted or item in found:
+                    continue
+                texts = {
+                    name: next(filter(None, map(as_text, map(record.get, sources))), "")
+                    for name, sources in _METADATA_FIELDS.items()
+                }
+            except DataError as fault:
+                if not skip_bad_rows:
+                    raise bad_row(path, number, str(fault)) from fault
+                skipped += 1
+                continue
             found.add(item)
-            columns["item"].append(item)
-            for name, sources in _METADATA_FIELDS.items():
-                texts = (as_text(record.get(source)) for source in sources)
-                columns[name].append(next(filter(None, texts), ""))
+            for name, text in {"item": item, **texts}.items():
+                columns[name].append(text)
     return pa.table({name: pa.array(c, pa.string()) for name, c in columns.items()}), skipped
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A line's JSON object or, as the metadata of 2014 has them, Python dictionary; else None."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        try:
-            record = ast.literal_eval(line.decode("utf-8").strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return None
-    return record if isinstance(record, dict) else None

@@ -3,7 +3,6 @@ first) and `NAME.item.json` (item number -> text fields). The item -> Semantic I
 is read in `gr.semantic_ids`.
 """
 
-import html
 import itertools
 import json
 import os
@@ -12,16 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from gr.data.files import existing_file, open_bytes
+from gr.data.files import existing_file, open_text
 from gr.data.interactions import offsets_of
-from gr.data.rows import REMEDY
+from gr.data.rows import REMEDY, near_name
 from gr.data.sequences import DataError, Sequences
+from gr.data.text import as_text
+
+_MOST_GAPS = (
+    1000  # More item numbers an interaction than this are a mistake, and would fill memory.
+)
 
 
 def read_inter_json(
     path: str | os.PathLike[str],
     items_path: str | os.PathLike[str] | None = None,
     *,
+    title: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Sequences:
     """Reads sequences in the shared JSON form; users in the order of the file, item row `i` is item
@@ -32,6 +37,7 @@ def read_inter_json(
         items_path: the `*.item.json` file; by default the one beside `path`, if there is one. It
             says how many items there are; without it there are as many as the largest item number
             asks for.
+        title: the field of the items that becomes `title`, in the place of one so named.
         skip_bad_rows: leave out, and count, interactions whose item is no item number or out of
             range.
 
@@ -44,6 +50,14 @@ def read_inter_json(
         items_path = beside
     records = None if items_path is None else _read_records(Path(items_path))
     num_items = None if records is None else len(records)
+    fields = {} if records is None else _fields(Path(items_path), records)
+    if title is not None:
+        if title not in fields:
+            raise DataError(
+                f"{items_path or path}: no items' field {title!r}; there are {', '.join(fields)}"
+                f"{near_name(title, fields)}"
+            )
+        fields["title"] = fields.pop(title)
 
     histories = _load_object(path)
     for user, history in histories.items():
@@ -74,34 +88,31 @@ def read_inter_json(
         raise DataError(f"{path}: no interactions; check the format")
     if num_items is None:
         num_items = int(numbers.max()) + 1
+        if num_items > _MOST_GAPS * (len(numbers) + 1000):
+            raise DataError(
+                f"{path}: item number {num_items - 1} of {len(numbers)} interactions; items must be "
+                "numbered from 0 without large gaps, or named in a *.item.json file"
+            )
     return Sequences(
         items=numbers.astype(np.int32),
         offsets=offsets_of(lengths),
         user_ids=np.array(list(histories), dtype=str),
         item_ids=np.arange(num_items).astype(str),
-        item_fields={} if records is None else text_fields(records),
+        item_fields=fields,
         skipped_rows=int(bad.sum()),
     )
 
 
-def text_fields(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Turns records `[N]` into columns of text, name -> `[N]` str; what a record lacks is empty."""
-    names = dict.fromkeys(itertools.chain.from_iterable(records))
-    return {
-        name: np.array([as_text(record.get(name)) for record in records], dtype=object)
-        for name in names
-    }
-
-
-def as_text(value: Any) -> str:
-    """A JSON value as one line of text: lists joined by commas, HTML entities resolved."""
-    if value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        return ", ".join(filter(None, map(as_text, value)))
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {as_text(part)}" for key, part in value.items())
-    return " ".join(html.unescape(str(value)).split())
+def _fields(path: Path, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Records `[N]` as columns of text, name -> `[N]` str; what a record lacks is empty."""
+    columns = {name: [] for name in itertools.chain.from_iterable(records)}
+    for number, record in enumerate(records):
+        for name, column in columns.items():
+            try:
+                column.append(as_text(record.get(name)))
+            except DataError as error:
+                raise DataError(f"{path}: item {str(number)!r}: {name}: {error}") from error
+    return {name: np.array(column, dtype=object) for name, column in columns.items()}
 
 
 def _inter_file(path: Path) -> Path:
@@ -126,15 +137,19 @@ def _load_object(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: key {twice!r} stands twice in one object; keep one of them")
         return loaded
 
-    try:
-        with open_bytes(path) as file:
+    with open_text(path) as file:
+        try:
             loaded = json.load(file, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}); fetch the file again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}); fetch the file again") from error
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}:{error.lineno}: not JSON ({error.msg}); fetch the file again"
+            ) from error
+        except RecursionError as error:
+            raise DataError(f"{path}: nested too deeply for this form; check the format") from error
+        except (DataError, UnicodeError):
+            raise
+        except ValueError as error:  # A number of thousands of digits.
+            raise DataError(f"{path}: not JSON ({error}); fetch the file again") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{path}: a JSON {type(loaded).__name__}, not an object; check the format")
     return loaded

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gr.data.sequences import DataError, Sequences
+from gr.data.text import without_markup
 from gr.data.times import seconds_of
 
 _MAX_ID_CHARACTERS = 2**30  # 4 GiB.
@@ -139,6 +140,9 @@ def _fields_of(item_ids: np.ndarray, items_table: pa.Table) -> dict[str, np.ndar
         pa.array(item_ids.tolist(), pa.string()), items_table.column(0).combine_chunks()
     )
     return {
-        name: pc.fill_null(column.take(rows), "").to_numpy()
+        name: np.array(
+            [without_markup(text) for text in pc.fill_null(column.take(rows), "").to_pylist()],
+            dtype=object,
+        )
         for name, column in zip(items_table.column_names[1:], items_table.columns[1:], strict=True)
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
 from gr.data.inter_json import read_inter_json
+from gr.data.json_lines import read_json_lines
 from gr.data.minionerec import read_minionerec
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
@@ -20,6 +21,7 @@ FORMATS: dict[str, Callable[..., Sequences]] = {
     "amazon_ratings": read_amazon_ratings,
     "amazon_reviews": read_amazon_reviews,
     "inter_json": read_inter_json,
+    "json_lines": read_json_lines,
     "minionerec": read_minionerec,
     "movielens": read_movielens,
     "recbole": read_recbole,

@@ -12,6 +12,7 @@ from gr.data.files import existing_file
 from gr.data.interactions import offsets_of
 from gr.data.rows import RowFormat, bad_row, numbered_cells, read_header, require_columns
 from gr.data.sequences import DataError, Sequences, Splits, Targets
+from gr.data.text import clean_text
 
 _IDS = ["user_id", "history_item_id", "item_id"]
 # Item field -> the target's column; the history's has the same name after `history_`.
@@ -96,7 +97,7 @@ def read_minionerec_splits(
         user_ids=np.array(list(users), dtype=str),
         item_ids=np.array(list(item_rows), dtype=str),
         item_fields={
-            field: np.array([texts.get(item, "") for item in item_rows], dtype=object)
+            field: np.array([clean_text(texts.get(item, "")) for item in item_rows], dtype=object)
             for field, texts in fields.items()
             if texts
         },

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gr.data.files import open_bytes, reading
-from gr.data.inter_json import as_text
 from gr.data.rows import REMEDY, RowFormat, require_columns, shown, unknown_id
 from gr.data.sequences import DataError
+from gr.data.text import as_text
 from gr.data.times import WAY_OUT, is_number, times_of
 
 _MAGIC = b"PAR1"

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table
 from gr.data.rows import RowFormat, column_roles, read_header, read_rows, require_columns
-from gr.data.sequences import Sequences
+from gr.data.sequences import DataError, Sequences
 
 # Atomic files name the same things differently from data set to data set.
 _FIELD_NAMES = {
@@ -29,6 +29,7 @@ def read_recbole(
     item: str = "item_id",
     time: str | None = "timestamp",
     rating: str = "rating",
+    title: str | None = None,
     encoding: str = "utf-8",
     k_core: int = 0,
     min_rating: float | None = None,
@@ -47,6 +48,7 @@ def read_recbole(
         time: name of the times' column, numbers or ISO dates and times; None takes a user's
             interactions in the order of the file.
         rating: name of the ratings' column, needed only for `min_rating`.
+        title: name of the items' column that becomes `title`, where it is not one of those.
         encoding: of both files.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
@@ -69,8 +71,10 @@ def read_recbole(
         choices = (beside, beside.with_name(f"{beside.name}.gz"))
         items_path = next((choice for choice in choices if choice.exists()), None)
     items_table, skipped_items = None, 0
+    if items_path is None and title is not None:
+        raise DataError(f"{path}: title is of the item file; give items_path")
     if items_path is not None:
-        items_table, skipped_items = _read_items(items_path, item, encoding, skip_bad_rows)
+        items_table, skipped_items = _read_items(items_path, item, title, encoding, skip_bad_rows)
     table, skipped = read_rows(
         path,
         RowFormat(
@@ -101,25 +105,28 @@ def _header(path: Path, encoding: str) -> list[str]:
 
 
 def _read_items(
-    path: str | os.PathLike[str], item: str, encoding: str, skip_bad_rows: bool
+    path: str | os.PathLike[str],
+    item: str,
+    title: str | None,
+    encoding: str,
+    skip_bad_rows: bool,
 ) -> tuple[pa.Table, int]:
     names = _header(existing_file(path), encoding)
-    require_columns(path, names, [item])
+    roles = column_roles(path, item=item, title=title)
+    require_columns(path, names, list(roles))
+    others = [name for name in names if name != item]
+    if title is not None:  # Takes the place of what is called so otherwise.
+        others = [title, *(n for n in others if n not in (title, "title"))]
     table, skipped = read_rows(
         path,
-        RowFormat(
-            names=names,
-            ids=[item],
-            text=[n for n in names if n != item],
-            header=True,
-            encoding=encoding,
-        ),
+        RowFormat(names=names, ids=[item], text=others, header=True, encoding=encoding),
         skip_bad_rows=skip_bad_rows,
     )
     renamed = ["item"]
-    for name in table.column_names[1:]:
-        ours = _FIELD_NAMES.get(name, name)
-        renamed.append(name if ours in (*names, *renamed) else ours)
+    for name in others:
+        ours = roles.get(name) or _FIELD_NAMES.get(name, name)
+        taken = name not in roles and ours in (*names, *renamed)
+        renamed.append(name if taken else ours)
     table = table.rename_columns(renamed)
     if "genres" in renamed:  # A sequence of tokens; elsewhere its separator, a space, may be text.
         listed = pc.replace_substring(table["genres"], " ", ", ")

@@ -52,11 +52,18 @@ class Sequences:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def titles(self) -> np.ndarray:
-        """A human-readable name for each item, [N] str: its title, else its id."""
-        titles = self.item_fields.get("title")
-        if titles is None:
+        """A human-readable name for each item on one line, [N] str: its title, else its id.
+
+        Titles are the field `title`, else the only one whose name ends so (`Title`, `movie_title`).
+        """
+        fields = [name for name in self.item_fields if name.lower().endswith("title")]
+        if "title" in fields:
+            fields = ["title"]
+        if len(fields) != 1:
             return self.item_ids
-        return np.where(titles == "", self.item_ids, titles)
+        titles = [" ".join(str(title).split()) for title in self.item_fields[fields[0]]]
+        pairs = zip(titles, self.item_ids, strict=True)
+        return np.array([title or item for title, item in pairs], dtype=object)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The whole way from data to `SemanticIds`, with a report on how good they are."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def make_semantic_ids(
     splits: Splits,
     *,
     path: str = "",
+    item_ids: str = "",
+    order: str = "",
     vectors: str = BOTH,
     dim: int = 64,
     num_levels: int = 3,
@@ -69,8 +72,11 @@ def make_semantic_ids(
     Args:
       splits: The data; of the interactions only the training part is looked at.
       path: A file of finished SIDs, read as they are (shared ones stay shared); the other
-        arguments then have no effect. "" to build them.
-      vectors: "text", "interactions", "both", or the path of a `.npy` file `[N, D]`.
+        arguments but the next two then have no effect. "" to build them.
+      item_ids: A file of the item ids of a `.npy` file's rows, be it of SIDs or of vectors.
+      order: "items" where such rows are in the order of the data's item rows. One of the two must
+        be given, or the file be a `.npz` one that holds `item_ids`.
+      vectors: "text", "interactions", "both", or the path of a `.npy` or `.npz` file of vectors.
       dim: Width of each kind of vector.
       num_levels: Levels of residual k-means; "extra_code" adds one.
       codebook_size: Codes of a level.
@@ -84,11 +90,21 @@ def make_semantic_ids(
     """
     sequences = splits.sequences
     if path:
-        semantic_ids = read_semantic_ids(path, sequences.item_ids)
+        semantic_ids = read_semantic_ids(path, sequences.item_ids, ids_path=item_ids, order=order)
         return semantic_ids, _report(path, SHARE, semantic_ids, semantic_ids)
-    item_rows = _make_vectors(splits, vectors, dim, text_model, seed)
+    if vectors in (TEXT, INTERACTIONS, BOTH):
+        blocks = _vectors_of(splits, vectors, dim, text_model, seed)
+    elif os.path.splitext(vectors)[1].lower() in (".npy", ".npz"):
+        blocks = [
+            item_vectors.load_vectors(vectors, sequences.item_ids, ids_path=item_ids, order=order)
+        ]
+    else:
+        raise SemanticIdError(
+            f"vectors={vectors!r} is unknown; known are {TEXT!r}, {INTERACTIONS!r}, {BOTH!r} and "
+            "the path of a .npy or .npz file."
+        )
     semantic_ids, report = build_semantic_ids(
-        item_rows,
+        item_vectors.concatenate_vectors(blocks),
         sequences.item_ids,
         num_levels=num_levels,
         codebook_size=codebook_size,
@@ -100,16 +116,11 @@ def make_semantic_ids(
     return semantic_ids, report | {"source": f"residual k-means of vectors={vectors}"}
 
 
-def _make_vectors(splits: Splits, kind: str, dim: int, text_model: str, seed: int) -> np.ndarray:
-    """Vectors `[N, D]` of the kind that `make_semantic_ids` names."""
+def _vectors_of(
+    splits: Splits, kind: str, dim: int, text_model: str, seed: int
+) -> list[np.ndarray]:
+    """Blocks `[N, D]` of vectors of the kind that `make_semantic_ids` names."""
     sequences = splits.sequences
-    if kind not in (TEXT, INTERACTIONS, BOTH):
-        if not kind.endswith(".npy"):
-            raise SemanticIdError(
-                f"vectors={kind!r} is unknown; known are {TEXT!r}, {INTERACTIONS!r}, {BOTH!r} and "
-                "the path of a .npy file."
-            )
-        return item_vectors.load_vectors(kind, sequences.num_items)
     blocks = []
     if kind != INTERACTIONS:
         texts = item_vectors.item_texts(sequences)
@@ -120,7 +131,7 @@ def _make_vectors(splits: Splits, kind: str, dim: int, text_model: str, seed: in
     if kind != TEXT:
         training = item_vectors.training_interactions(splits)
         blocks.append(item_vectors.interaction_vectors(sequences, training, dim, seed))
-    return item_vectors.concatenate_vectors(blocks)
+    return blocks
 
 
 def _report(source: str, collision: str, before: SemanticIds, after: SemanticIds) -> dict[str, Any]:

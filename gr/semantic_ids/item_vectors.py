@@ -3,7 +3,6 @@
 Everything runs on the host, on one thread, so that the same seed gives the same vectors anywhere.
 """
 
-import html
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +10,16 @@ from typing import Any
 import numpy as np
 
 from gr.data.sequences import Sequences, Splits
-from gr.semantic_ids.readers import load_npy
+from gr.data.text import clean_text
+from gr.semantic_ids.arrays import load_item_rows
 from gr.semantic_ids.semantic_ids import SemanticIdError
+from gr.semantic_ids.terms import terms
 
 _MAX_TERMS = 50_000  # TF-IDF keeps the most frequent terms.
+_ROUNDING = (
+    8.0  # Numbers that differ by no more steps of their precision are equal but for rounding.
+)
+LARGEST = 1e100  # Squares of numbers between its inverse and itself are floats.
 
 
 def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> list[str]:
@@ -41,29 +46,27 @@ def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> lis
 
 
 def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
-    """TF-IDF of words and word pairs, reduced by truncated SVD: float32 `[N, dim]`.
+    """TF-IDF of words and word pairs (see `terms`), reduced by truncated SVD: float32 `[N, dim]`.
 
-    Rows have length 1, or 0 where an item has no known word. Columns beyond the rank are 0. Terms
-    of a single item are left out once there are 100 items.
+    Rows have length 1, or 0 where an item has no known word; equal texts have equal rows. Columns
+    beyond the rank are 0. Terms of a single item are left out once there are 100 items.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
+        analyzer=terms,
         sublinear_tf=True,
-        ngram_range=(1, 2),
         min_df=2 if len(texts) >= 100 else 1,
         max_features=_MAX_TERMS,
-        stop_words="english",
-        strip_accents="unicode",
     )
     try:
-        terms = vectorizer.fit_transform(texts)
+        matrix = vectorizer.fit_transform(texts)
     except ValueError as error:
         raise SemanticIdError(
             f"no usable words in the items' text ({error}); use vectors='interactions'."
         ) from error
-    left, singular = _truncated_svd(terms, dim, seed)
-    return _unit_rows(left * singular)
+    left, singular = _truncated_svd(matrix, dim, seed)
+    return _unit_rows(left * singular)[_first_of_equals(texts)]
 
 
 def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
@@ -78,7 +81,8 @@ def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
             f"text_model={model!r} needs the package sentence-transformers: "
             "pip install -e '.[text]', or use text_model='tfidf'."
         ) from error
-    return _unit_rows(np.asarray(SentenceTransformer(model).encode(list(texts))))
+    vectors = _unit_rows(np.asarray(SentenceTransformer(model).encode(list(texts))))
+    return vectors[_first_of_equals(texts)]
 
 
 def training_interactions(splits: Splits) -> np.ndarray:
@@ -182,20 +186,21 @@ def catalogue_vectors(
     return sentence_vectors(texts, text_model) * has_text[:, None]
 
 
-def load_vectors(path: str | os.PathLike, num_items: int) -> np.ndarray:
-    """Float32 vectors `[N, D]` from a `.npy` file whose row `i` belongs to item row `i`."""
+def load_vectors(
+    path: str | os.PathLike,
+    item_ids: Sequence[str] | np.ndarray,
+    *,
+    ids_path: str | os.PathLike = "",
+    order: str = "",
+) -> np.ndarray:
+    """Vectors `[N, D]` of items from a `.npz` or `.npy` file, see `load_item_rows`."""
     path = os.fspath(path)
-    vectors = load_npy(path)
-    if vectors.ndim != 2 or len(vectors) != num_items or vectors.shape[1] == 0:
-        raise SemanticIdError(
-            f"{path}: expected an array [{num_items}, D], one row an item, "
-            f"got shape {list(vectors.shape)}."
-        )
+    vectors = load_item_rows(path, "vectors", item_ids, ids_path=ids_path, order=order)
     try:
         check_vectors(vectors)
     except SemanticIdError as error:
         raise SemanticIdError(f"{path}: {error}") from error
-    return vectors.astype(np.float32)
+    return vectors
 
 
 def check_vectors(vectors: np.ndarray) -> None:
@@ -210,6 +215,13 @@ def check_vectors(vectors: np.ndarray) -> None:
             f"the vector of item row {np.argmin(finite)} is not finite "
             f"({(~finite).sum()} such rows)."
         )
+    # max and min instead of abs, which the smallest integer has none of.
+    large = np.maximum(vectors.max(axis=1), -vectors.min(axis=1).astype(np.float64)) > LARGEST
+    if large.any():
+        raise SemanticIdError(
+            f"the vector of item row {np.argmax(large)} has numbers beyond {LARGEST:g}; scale the "
+            "vectors."
+        )
 
 
 def concatenate_vectors(
@@ -218,23 +230,62 @@ def concatenate_vectors(
     """Puts blocks `[N, D_b]` side by side, float32 `[N, sum D_b]`, each with its weight (1).
 
     k-means sees squared distances, so each block is first divided by the square root of its total
-    variance: with equal weights all blocks contribute equally.
+    variance: with equal weights all blocks contribute equally. Blocks are centred before, since a
+    large common part would cost float32 its digits, and columns that are constant but for rounding
+    become 0.
+
+    Raises `SemanticIdError` for a block that is no finite array, whose number of rows differs from
+    the first one's, or that is constant but for rounding.
     """
     weights = [1.0] * len(blocks) if weights is None else weights
+    if len(weights) != len(blocks) or not blocks:
+        raise SemanticIdError(f"{len(blocks)} blocks of vectors and {len(weights)} weights.")
     scaled = []
     for block, weight in zip(blocks, weights, strict=True):
-        variance = np.var(block.astype(np.float64), axis=0).sum()
+        check_vectors(block)
+        if len(block) != len(blocks[0]):
+            raise SemanticIdError(
+                f"a block has {len(block)} rows where the first has {len(blocks[0])}; give one row "
+                "an item."
+            )
+        centred = _without_constants(block)
+        variance = np.var(centred, axis=0).sum()
         if variance == 0:
             raise SemanticIdError("all items have the same vector in one block; leave it out.")
-        scaled.append((block * (weight / np.sqrt(variance))).astype(np.float32))
+        scaled.append((centred * (weight / np.sqrt(variance))).astype(np.float32))
     return np.concatenate(scaled, axis=1)
+
+
+def _without_constants(block: np.ndarray) -> np.ndarray:
+    """A block `[N, D]` around a value of each column, float64; 0 where only rounding differs."""
+    epsilon = np.finfo(block.dtype).eps if block.dtype.kind == "f" else 0.0
+    values = block.astype(np.float64)
+    centred = values - middle_values(values)
+    spread = centred.max(axis=0) - centred.min(axis=0)
+    noise = _ROUNDING * epsilon * np.abs(values).max(axis=0)
+    # A product of matrices rounds by the length of its rows, in a column of small numbers too.
+    if spread.max() <= noise.max():
+        noise = np.inf
+    return np.where(spread <= noise, 0.0, centred)
+
+
+def middle_values(vectors: np.ndarray) -> np.ndarray:
+    """The median of each column of `[N, D]`, as one of its values: taking it away loses no digits."""
+    middle = (len(vectors) - 1) // 2
+    return np.partition(vectors, middle, axis=0)[middle]
+
+
+def _first_of_equals(texts: Sequence[str]) -> np.ndarray:
+    """For each text the row of the first that equals it, [N]."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(text, row) for row, text in enumerate(texts)])
 
 
 def _joined_texts(sequences: Sequences, names: Sequence[str]) -> list[str]:
     """The named fields of each item, one after another; no texts at all without a field."""
     columns = [sequences.item_fields[name] for name in names]
     return [
-        " ".join(html.unescape(" ".join(str(part) for part in parts)).split())
+        " ".join(filter(None, (clean_text(str(part)) for part in parts)))
         for parts in zip(*columns, strict=True)
     ]
 
@@ -250,6 +301,7 @@ def _truncated_svd(matrix: Any, dim: int, seed: int) -> tuple[np.ndarray, np.nda
         left, singular, _ = randomized_svd(
             matrix, n_components=min(dim, *matrix.shape), n_iter=7, random_state=seed
         )
+    singular[singular <= _ROUNDING * np.finfo(np.float64).eps * singular[0]] = 0.0
     missing = dim - len(singular)
     return np.pad(left, ((0, 0), (0, missing))), np.pad(singular, (0, missing))
 

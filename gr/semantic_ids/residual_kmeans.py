@@ -1,20 +1,24 @@
 """Residual k-means (RQ-k-means): item vectors -> L codes, coarse to fine, with frozen codebooks.
 
 Level 0 clusters the vectors, level `l` what the levels above left over. The same seed gives the
-same codes on any number of threads: fitting runs on one, and `_nearest` settles ties by rule.
+same codes on any number of threads, wherever the origin lies and whatever the unit is: fitting runs
+on one thread, on centred and scaled numbers, and distances are sums over the differences of one
+vector and one centroid, so that nothing else of a batch, and no large common part, enters them.
 """
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 
-from gr.semantic_ids.item_vectors import check_vectors
+from gr.semantic_ids.item_vectors import LARGEST, check_vectors, middle_values
 from gr.semantic_ids.semantic_ids import SemanticIdError
 
 _BALANCED_ROUNDS = 10  # Lloyd rounds under the capacity constraint, from k-means' centroids.
-_TIE = 1e-9  # Relative to the data's squared scale: smaller differences are rounding, not distance.
-_CHUNK = 8192  # Rows of a distance matrix held at once.
+_TIE = 1e-9  # Distances that differ by less, relative to the smaller, are equal.
+_NOISE = 1e-10  # Relative to vectors: what is smaller, once centroids are taken away, is rounding.
+_CHUNK = 1 << 22  # Distances held at once.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,8 +44,9 @@ class ResidualCodebooks:
                 f"{self.centroids[0].shape[1]}."
             )
         codes = np.empty((len(residuals), len(self.centroids)), dtype=np.int32)
+        grain = _grain(residuals)
         for level, centroids in enumerate(self.centroids):
-            codes[:, level] = _nearest(residuals, centroids)
+            codes[:, level] = _nearest(residuals, centroids, grain)
             residuals -= centroids[codes[:, level]]
         return codes
 
@@ -66,17 +71,24 @@ def fit_residual_kmeans(
         raise SemanticIdError(
             f"num_levels and codebook_size must be at least 1, got {num_levels}, {codebook_size}."
         )
-    scale = np.abs(residuals).max()
+    if 0 < np.abs(residuals).max() < 1 / LARGEST:
+        raise SemanticIdError(f"no number of the vectors is beyond {1 / LARGEST:g}; scale them.")
+    grain = noise = _grain(residuals)
+    origin = middle_values(residuals)
+    points = residuals - origin  # What is fitted; `residuals` are what `encode` will see.
     all_centroids, codes = [], np.empty((len(residuals), num_levels), dtype=np.int32)
     for level in range(num_levels):
-        size = min(codebook_size, _num_distinct_rows(residuals, scale))
-        centroids = _kmeans(residuals, size, seed + level)
+        centroids = _kmeans(points, codebook_size, noise, seed + level)
         if balanced:
-            codes[:, level], centroids = _balanced_lloyd(residuals, centroids)
-        else:
-            codes[:, level] = _nearest(residuals, centroids)
-        residuals -= centroids[codes[:, level]]
-        all_centroids.append(centroids)
+            codes[:, level], centroids = _balanced_lloyd(points, centroids)
+        all_centroids.append(centroids + origin)
+        if not balanced:
+            codes[:, level] = _nearest(residuals, all_centroids[-1], grain)
+        if level == 0:
+            noise = np.maximum(noise, _NOISE * np.abs(points).max(axis=1))
+            origin = np.zeros_like(origin)
+        points -= centroids[codes[:, level]]
+        residuals -= all_centroids[-1][codes[:, level]]
     return ResidualCodebooks(tuple(all_centroids)), codes
 
 
@@ -145,56 +157,84 @@ def check_codebooks(report: list[dict[str, float]], min_perplexity: float) -> No
             )
 
 
-def _kmeans(points: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Centroids `[size, D]` of points `[N, D]`."""
+def _kmeans(points: np.ndarray, codebook_size: int, noise: np.ndarray, seed: int) -> np.ndarray:
+    """Centroids `[K, D]` of points `[N, D]` that rounding may have moved by `noise` [N].
+
+    K is `codebook_size`, or the number of distinct points where that is smaller.
+    """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    origin = middle_values(points)
+    points = points - origin
+    scale = float(np.abs(points).max()) or 1.0
+    points /= scale
+    # With the digits of float32 points are the same whatever rounding a shift or a unit brought in.
+    rounded = points.astype(np.float32).astype(np.float64)
+    size = min(codebook_size, _num_distinct_rows(rounded, 8 * float(np.median(noise)) / scale))
     # k-means++ starts are good already; two runs guard against an unlucky one at double the time.
     kmeans = KMeans(size, n_init=2, max_iter=100, random_state=seed, copy_x=True)
-    with threadpool_limits(limits=1):
-        return kmeans.fit(points).cluster_centers_
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Points that are too near each other for two centroids share one; the report counts that.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        codes = kmeans.fit_predict(rounded)
+    return (kmeans.cluster_centers_ + _means(points - rounded, codes, size)) * scale + origin
+
+
+def _means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:
+    """The mean `[size, D]` of each code's points `[N, D]`, 0 for a code without any."""
+    sums = np.zeros((size, points.shape[1]))
+    np.add.at(sums, codes, points)
+    return sums / np.maximum(np.bincount(codes, minlength=size), 1)[:, None]
+
+
+def _num_distinct_rows(points: np.ndarray, noise: float) -> int:
+    """Different rows, where differences below `noise` are none."""
+    if noise > 0:
+        # In steps of a power of two, which leave numbers of few digits as they are.
+        points = np.round(points / 2.0 ** math.ceil(math.log2(noise))) + 0.0  # Turns -0 into 0.
+    return len(np.unique(points, axis=0))
 
 
 def _balanced_lloyd(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [N] within capacity, and their centroids `[K, D]`."""
     size = len(centroids)
     capacity = math.ceil(len(points) / size)
-    squares = np.square(points).sum(axis=1, keepdims=True)
-    scale = max(squares.max(), 1e-300)
     for _ in range(_BALANCED_ROUNDS):
-        # Here items are compared with each other, so their own squares count; rounding
-        # makes equal distances equal whatever the order of summation.
-        distances = (squares + _relative_distances(points, centroids)) / scale
-        codes = assign_balanced(np.round(distances, 9), capacity)
-        counts = np.bincount(codes, minlength=size)
-        sums = np.zeros_like(centroids)
-        np.add.at(sums, codes, points)
-        means = sums / np.maximum(counts, 1)[:, None]
-        centroids = np.where(counts[:, None] > 0, means, centroids)
+        distances = _distances(points, centroids)
+        # With the digits of float32, distances that differ by rounding alone are equal.
+        distances = (distances / (distances.max() or 1.0)).astype(np.float32)
+        codes = assign_balanced(distances, capacity)
+        # Around the old centroids, which a code without items keeps.
+        centroids = centroids + _means(points - centroids[codes], codes, size)
     return codes, centroids
 
 
-def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each point, [n]; the lowest of those that are equally near."""
+def _nearest(points: np.ndarray, centroids: np.ndarray, grain: np.ndarray) -> np.ndarray:
+    """The nearest centroid of each point, [n]; the lowest of those that are equally near.
+
+    `grain` [n] is how far rounding may have moved each point.
+    """
     codes = np.empty(len(points), dtype=np.int32)
-    scale = max(np.square(points).sum(axis=1).max(), np.square(centroids).sum(axis=1).max())
-    for start in range(0, len(points), _CHUNK):
-        distances = _relative_distances(points[start : start + _CHUNK], centroids)
-        # Rounding depends on threads and batch size; within it, the first code wins everywhere.
-        near = distances <= distances.min(axis=1, keepdims=True) + _TIE * scale
-        codes[start : start + _CHUNK] = near.argmax(axis=1)
+    chunk = max(1, _CHUNK // len(centroids))
+    for start in range(0, len(points), chunk):
+        rows = slice(start, start + chunk)
+        distances = _distances(points[rows], centroids)
+        least = distances.min(axis=1)
+        near = distances <= (least * (1 + _TIE) + grain[rows])[:, None]
+        codes[rows] = near.argmax(axis=1)
     return codes
 
 
-def _relative_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Squared distances `[n, K]` less each point's own square, which is the same for all codes."""
-    return np.square(centroids).sum(axis=1) - 2.0 * points @ centroids.T
+def _distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Distances `[n, K]`; each from one point and one centroid alone, without any cancellation."""
+    from scipy.spatial.distance import cdist
+
+    return cdist(points, centroids)
 
 
-def _num_distinct_rows(points: np.ndarray, scale: float) -> int:
-    """Different rows, where differences below 1e-9 of the data's scale are none."""
-    if scale == 0:
-        return 1
-    rounded = np.round(points / scale, 9) + 0.0  # + 0.0 turns -0 into 0.
-    return len(np.unique(rounded, axis=0))
+def _grain(vectors: np.ndarray) -> np.ndarray:
+    """How far rounding may move each vector `[n, D]` when centroids are taken from it, [n]."""
+    width = math.sqrt(vectors.shape[1])
+    return 4 * np.finfo(np.float64).eps * width * np.abs(vectors).max(axis=1)

@@ -127,6 +127,38 @@ def test_metadata_of_2014_is_python_and_of_2023_json(tmp_path):
         }
 
 
+def test_reviews_as_python_dictionaries(tmp_path):
+    path = tmp_path / "reviews.json"
+    path.write_text("".join(f"{record!r}\n" for record in OLD))
+    expect_the_three(read_amazon_reviews(path))
+
+
+PAGES = {
+    "var aPageStart = (new Date()).getTime();\nvar ue_t0 = ue_t0 || +new Date();": PEN,
+    "<script>\nvar x = 1;\n</script>": PEN,
+    ".a-box {margin: 0}": PEN,
+    '<span class="a-size-medium">Pen &amp;amp; Ink</span>': "Pen & Ink",
+    "Pen <3 Ink<br>red": "Pen <3 Ink red",
+}
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_titles_are_no_pages(tmp_path, title):
+    path, metadata = tmp_path / "reviews.json", tmp_path / "meta.json"
+    path.write_text(lines(OLD))
+    metadata.write_text(json.dumps({"asin": PEN, "title": title}) + "\n")
+    assert read_amazon_reviews(path, metadata).titles().tolist() == [TAPE, PAGES[title]]
+
+
+def test_metadata_nested_too_deeply_is_a_bad_row(tmp_path):
+    path, metadata = tmp_path / "r.json", tmp_path / "meta.json"
+    path.write_text(lines(OLD))
+    metadata.write_text(f'{{"asin": "{PEN}", "description": ' + "[" * 50 + "]" * 50 + "}\n")
+    with pytest.raises(DataError, match=r"meta\.json:1: lists are nested deeper"):
+        read_amazon_reviews(path, metadata)
+    assert read_amazon_reviews(path, metadata, skip_bad_rows=True).skipped_rows == 1
+
+
 def test_metadata_is_never_executed(tmp_path):
     path, metadata, victim = tmp_path / "r.json", tmp_path / "meta.json", tmp_path / "victim"
     path.write_text(lines(OLD))

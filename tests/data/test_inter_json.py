@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from gr.data import DataError, leave_one_out, read_inter_json
-from gr.data.inter_json import as_text
 
 
 def write(folder, inter, items=None):
@@ -85,10 +84,51 @@ def test_a_folder_must_hold_one_data_set(tmp_path):
         read_inter_json(tmp_path)
 
 
-def test_text_of_json_values():
-    assert as_text([["A", "B"], [], None, "C\n D"]) == "A, B, C D"
-    assert as_text({"Color": "red", "n": 2}) == "Color: red, n: 2"
-    assert as_text(None) == ""
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": [' + "9" * 5000 + "]}", "not JSON"),
+        (b'{"caf\xe9": [1]}', "not UTF-8 text"),
+        ('{"a": [2000000000]}', "item number 2000000000 of 1 interactions.*without large gaps"),
+    ],
+    ids=["depth", "digits", "Latin-1", "gap"],
+)
+def test_files_that_json_itself_trips_over(tmp_path, content, fault):
+    path = tmp_path / "Toy.inter.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=fault):
+        read_inter_json(path)
+
+
+def test_texts_nested_too_deeply_are_named_by_item(tmp_path):
+    path = write(tmp_path, {"a": [0]}, '{"0": {"title": ' + "[" * 50 + "]" * 50 + "}}")
+    with pytest.raises(DataError, match="item '0': title: lists are nested deeper"):
+        read_inter_json(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "titles"),
+    [
+        ({"Title": ["A", "B"]}, ["A", "B"]),
+        ({"movie_title": ["A", ""]}, ["A", "1"]),
+        ({"title": ["A", "  "], "subtitle": ["x", "y"]}, ["A", "1"]),
+        ({"book_title": ["A", "B"], "TITLE": ["x", "y"]}, ["0", "1"]),  # Nobody said which.
+        ({"name": ["A", "B"]}, ["0", "1"]),
+    ],
+)
+def test_titles_by_the_name_of_their_field(tmp_path, fields, titles):
+    items = {str(row): {name: f[row] for name, f in fields.items()} for row in range(2)}
+    assert read_inter_json(write(tmp_path, {"a": [0]}, items)).titles().tolist() == titles
+
+
+def test_a_title_of_any_name(tmp_path):
+    items = {"0": {"name": "Pen", "title": ""}, "1": {"name": "<b>Ink</b>", "title": "x"}}
+    path = write(tmp_path, {"a": [0, 1]}, items)
+    assert read_inter_json(path).titles().tolist() == ["0", "x"]
+    assert read_inter_json(path, title="name").titles().tolist() == ["Pen", "Ink"]
+    with pytest.raises(DataError, match="no items' field 'names'.*did you mean 'name'"):
+        read_inter_json(path, title="names")
 
 
 @pytest.mark.skipif("GR_DATA" not in os.environ, reason="GR_DATA does not name the real data")

@@ -10,6 +10,7 @@ def test_every_reader_is_found_by_its_name():
         "amazon_ratings",
         "amazon_reviews",
         "inter_json",
+        "json_lines",
         "minionerec",
         "movielens",
         "recbole",

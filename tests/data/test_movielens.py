@@ -52,6 +52,16 @@ def u_item(movies):
     return "\n".join((*lines, "")).encode("latin-1")
 
 
+@pytest.mark.parametrize("write", [write_dat, write_csv, write_100k])
+def test_titles_without_entities_and_tags(tmp_path, write):
+    write(tmp_path)
+    path = next(p for p in sorted(tmp_path.iterdir()) if b"Toy Story" in p.read_bytes())
+    path.write_bytes(path.read_bytes().replace(b"Toy Story (", b"Tom &amp;amp; <b>Jerry</b> ("))
+    sequences = read_movielens(tmp_path)
+    assert sequences.titles()[2] == "Tom & Jerry"
+    assert sequences.item_fields["release_year"][2] == "1995"
+
+
 @pytest.mark.parametrize(
     ("write", "name", "separator"),
     [

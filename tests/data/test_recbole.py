@@ -43,6 +43,20 @@ def test_without_an_item_file_titles_are_ids(path):
     assert sequences.titles().tolist() == ["1", "2"]
 
 
+def test_a_title_of_any_name(path):
+    path.with_suffix(".item").write_text(
+        "item_id:token\tname:token_seq\tmovie_title:token_seq\n"
+        "1\tToy &amp; Story\tx\n2\t<b>GoldenEye</b>\ty\n"
+    )
+    assert read_recbole(path).titles().tolist() == ["x", "y"]
+    assert read_recbole(path, title="name").titles().tolist() == ["Toy & Story", "GoldenEye"]
+    with pytest.raises(DataError, match=r"toy\.item: no column 'names'.*'name'"):
+        read_recbole(path, title="names")
+    path.with_suffix(".item").unlink()
+    with pytest.raises(DataError, match="title is of the item file; give items_path"):
+        read_recbole(path, title="name")
+
+
 def test_filters(path):
     assert read_recbole(path, min_rating=4).item_ids.tolist() == ["1", "2"]
     assert len(read_recbole(path, min_rating=4).items) == 2

@@ -98,7 +98,7 @@ def test_other_files(name, write, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ids": "none.json"}, "none.json: No such file"),
+        ({"ids": "none.json"}, "none.json does not exist"),
         ({"ids": "ids.txt"}, "ids.txt: unknown ending"),
         ({"vocab_size": 5}, "vocabulary in [0, 5)|outside [0, 5)"),
         ({"attributes": "wrong.npy"}, "attributes must be [N, A] with N = 5"),

@@ -14,7 +14,7 @@ from configs.base import base_config
 from configs.base_rl import base_rl_config
 from experiments import build, build_rl
 from experiments.comparing import check_study, jobs
-from gr.data import load_sequences
+from gr.data import leave_one_out, load_sequences
 from gr.data.load import FORMATS
 from gr.models import ModelError
 from gr.semantic_ids import SemanticIds, make_semantic_ids
@@ -211,3 +211,22 @@ def test_unknown_fields_and_wrong_types_are_refused(load):
 def test_an_unknown_backbone_is_refused(load):
     with pytest.raises(ModelError, match="backbone='transformer' is unknown: use encoder_decoder"):
         build.make_model(load("ml100k", "--config.backbone=transformer"), SEMANTIC_IDS)
+
+
+def test_vectors_and_ids_of_the_data_folder(load, tmp_path):
+    config = load("synthetic")
+    config.data_dir = str(tmp_path)
+    splits = leave_one_out(load_sequences("synthetic", num_users=50, num_items=40))
+    ids = splits.sequences.item_ids
+    (tmp_path / "list.txt").write_text("\n".join(ids[::-1]))
+    codes = np.stack([np.arange(40), np.arange(40) % 7], axis=1)
+    np.save(tmp_path / "codes.npy", codes[::-1])
+    config.semantic_ids.update(path="codes.npy", item_ids="list.txt")
+    np.testing.assert_array_equal(build.load_semantic_ids(config, splits)[0].codes, codes)
+    np.save(tmp_path / "vectors.npy", codes[::-1] * 1.0)
+    config.semantic_ids.update(path="", vectors="vectors.npy", min_perplexity=0.0)
+    expected = tmp_path / "vectors.npz"
+    np.savez(expected, vectors=codes * 1.0, item_ids=ids)
+    by_list, _ = build.load_semantic_ids(config, splits)
+    config.semantic_ids.update(vectors=str(expected), item_ids="")
+    np.testing.assert_array_equal(build.load_semantic_ids(config, splits)[0].codes, by_list.codes)

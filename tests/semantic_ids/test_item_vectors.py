@@ -152,21 +152,69 @@ def test_blocks_contribute_equally_unless_weighted():
     np.testing.assert_allclose(np.var(both[:, 3:], axis=0).sum(), 1, rtol=1e-3)
     weighted = concatenate_vectors([small, large], [1, 2])
     np.testing.assert_allclose(weighted[:, 3:], 2 * both[:, 3:], rtol=1e-5)
-    with pytest.raises(SemanticIdError, match="same vector"):
-        concatenate_vectors([small, np.ones((50, 2))])
+    with pytest.raises(SemanticIdError, match="2 blocks of vectors and 1 weights"):
+        concatenate_vectors([small, large], [1])
+    with pytest.raises(SemanticIdError, match="49 rows where the first has 50"):
+        concatenate_vectors([small, large[1:]])
+    with pytest.raises(SemanticIdError, match="item row 3 is not finite"):
+        concatenate_vectors([small, np.where(np.arange(50)[:, None] == 3, np.nan, large)])
+
+
+CONSTANT = "all items have the same vector in one block; leave it out"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("steps", [0, 1, 2], ids=lambda steps: f"{steps} steps of rounding")
+def test_blocks_that_are_constant_but_for_rounding_are_refused(dtype, magnitude, steps):
+    rng = np.random.default_rng(0)
+    row = (magnitude * rng.normal(size=3)).astype(dtype)
+    block = row + rng.integers(-steps, steps + 1, size=(50, 3)) * np.spacing(np.abs(row))
+    block = block.astype(dtype)
+    with pytest.raises(SemanticIdError, match=CONSTANT):
+        concatenate_vectors([rng.normal(size=(50, 2)), block])
+    # One item apart is no rounding, wherever the others are.
+    block = np.tile(row, (50, 1))
+    block[7, 0] += dtype(0.01 * magnitude)
+    scaled = concatenate_vectors([block])
+    assert np.abs(scaled).max() == pytest.approx(np.sqrt(50 * 50 / 49), rel=1e-3)
+    assert (np.delete(scaled, 7, axis=0) == scaled[0]).all()
+
+
+def test_a_constant_column_stays_out_of_the_scale():
+    rng = np.random.default_rng(0)
+    good = rng.normal(size=(50, 2))
+    constant = np.full((50, 1), 1e9)
+    constant[::2] = np.nextafter(1e9, 2e9)
+    scaled = concatenate_vectors([np.hstack([good, constant])])
+    assert (scaled[:, 2] == 0).all()
+    np.testing.assert_allclose(np.var(scaled, axis=0).sum(), 1, rtol=1e-5)
+
+
+def test_a_block_far_from_the_origin_keeps_its_digits():
+    block = np.random.default_rng(0).normal(size=(50, 2))
+    near, far = (concatenate_vectors([block + offset]) for offset in (0, 1e8))
+    np.testing.assert_allclose(near - near.mean(axis=0), far - far.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["Beauty", "Office Products, Office & School Supplies", "商品 鞋"])
+def test_equal_texts_have_equal_vectors_and_make_no_block(text):
+    vectors = text_vectors([text] * 60, 8, 0)
+    assert (vectors == vectors[0]).all() and np.linalg.norm(vectors[0]) == pytest.approx(1)
+    with pytest.raises(SemanticIdError, match=CONSTANT):
+        concatenate_vectors([vectors])
 
 
 def test_vectors_from_a_file(tmp_path):
     path = tmp_path / "v.npy"
     np.save(path, np.arange(6).reshape(3, 2))
-    assert load_vectors(path, 3).tolist() == [[0, 1], [2, 3], [4, 5]]
-    with pytest.raises(SemanticIdError, match=r"v\.npy: expected an array \[4, D\].* \[3, 2\]"):
-        load_vectors(path, 4)
+    vectors = load_vectors(path, ["a", "b", "c"], order="items")
+    assert vectors.tolist() == [[0, 1], [2, 3], [4, 5]]
     np.save(path, np.array([[1.0], [np.nan]]))
     with pytest.raises(SemanticIdError, match=r"v\.npy: the vector of item row 1 is not finite"):
-        load_vectors(path, 2)
+        load_vectors(path, ["a", "b"], order="items")
     with pytest.raises(SemanticIdError, match=r"none\.npy: cannot be read"):
-        load_vectors(tmp_path / "none.npy", 2)
+        load_vectors(tmp_path / "none.npy", ["a", "b"], order="items")
 
 
 def all_but_the_last_two(histories, num_items, **fields):

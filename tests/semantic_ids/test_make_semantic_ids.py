@@ -1,5 +1,6 @@
 """The whole way from splits to Semantic IDs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -80,9 +81,10 @@ def test_same_seed_same_ids(splits):
 def test_vectors_and_ids_from_files(splits, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 5))
     np.save(tmp_path / "v.npy", vectors)
-    ids, _ = make_semantic_ids(splits, vectors=str(tmp_path / "v.npy"), collision="share", **SMALL)
+    path = str(tmp_path / "v.npy")
+    ids, _ = make_semantic_ids(splits, vectors=path, order="items", collision="share", **SMALL)
     built, _ = build_semantic_ids(
-        vectors.astype(np.float32),
+        vectors,
         splits.sequences.item_ids,
         num_levels=2,
         codebook_size=3,
@@ -96,6 +98,43 @@ def test_vectors_and_ids_from_files(splits, tmp_path):
     np.testing.assert_array_equal(read.codes, ids.codes)
     assert (report["source"], report["collision"]) == (path, "share")
     assert report["after_policy"] == ids.collisions()
+
+
+def test_rows_of_a_file_go_to_their_items(splits, tmp_path):
+    rng = np.random.default_rng(0)
+    vectors, order = rng.normal(size=(NUM_ITEMS, 5)), rng.permutation(NUM_ITEMS)
+    np.savez(tmp_path / "v.npz", vectors=vectors, item_ids=splits.sequences.item_ids)
+    expected, _ = make_semantic_ids(splits, vectors=str(tmp_path / "v.npz"), **SMALL)
+    np.save(tmp_path / "v.npy", vectors[order])
+    (tmp_path / "ids.txt").write_text("\n".join(splits.sequences.item_ids[order]))
+    files = {"vectors": str(tmp_path / "v.npy"), "item_ids": str(tmp_path / "ids.txt")}
+    ids, _ = make_semantic_ids(splits, **files, **SMALL)
+    np.testing.assert_array_equal(ids.codes, expected.codes)
+    with pytest.raises(SemanticIdError, match=r"v\.npy: nobody said which items"):
+        make_semantic_ids(splits, vectors=files["vectors"], **SMALL)
+    np.save(tmp_path / "codes.npy", ids.codes[order])
+    read, _ = make_semantic_ids(
+        splits, path=str(tmp_path / "codes.npy"), item_ids=files["item_ids"]
+    )
+    np.testing.assert_array_equal(read.codes, ids.codes)
+    with pytest.raises(SemanticIdError, match=r"codes\.npy: nobody said which items"):
+        make_semantic_ids(splits, path=str(tmp_path / "codes.npy"))
+
+
+@pytest.mark.parametrize("text", ["Beauty", "Office Products, Office & School Supplies"])
+def test_items_that_are_all_alike_are_refused(splits, tmp_path, text):
+    fields = {"categories": np.array([text] * NUM_ITEMS, dtype=object)}
+    alike = dataclasses.replace(
+        splits, sequences=dataclasses.replace(splits.sequences, item_fields=fields)
+    )
+    for vectors in ("text", "both"):
+        with pytest.raises(SemanticIdError, match="same vector in one block; leave it out"):
+            make_semantic_ids(alike, vectors=vectors, min_perplexity=0.0, **SMALL)
+    make_semantic_ids(alike, vectors="interactions", **SMALL)
+    path = tmp_path / "v.npy"
+    np.save(path, np.full((NUM_ITEMS, 3), 0.1) + 1e-17 * (np.arange(NUM_ITEMS) % 4)[:, None])
+    with pytest.raises(SemanticIdError, match="same vector in one block; leave it out"):
+        make_semantic_ids(splits, vectors=str(path), order="items", **SMALL)
 
 
 def test_refusals(splits):
@@ -112,6 +151,6 @@ def test_refusals(splits):
     with pytest.raises(SemanticIdError, match="collision='drop'"):
         make_semantic_ids(splits, collision="drop", **SMALL)
     with pytest.raises(SemanticIdError, match=r"neither\.npy: cannot be read"):
-        make_semantic_ids(splits, vectors="neither.npy", **SMALL)
+        make_semantic_ids(splits, vectors="neither.npy", order="items", **SMALL)
     with pytest.raises(SemanticIdError, match="vectors='texts' is unknown; known are 'text'"):
         make_semantic_ids(splits, vectors="texts", **SMALL)

@@ -85,6 +85,74 @@ def test_encoding_known_items_gives_their_codes_in_any_batch():
     )
 
 
+@hypothesis.given(
+    hnp.arrays(np.float64, (7, 3), elements=st.integers(-4, 4) | st.floats(-3, 3)),
+    st.sampled_from([0.0, 1e6, -1e8]),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_no_code_depends_on_the_rest_of_the_batch(vectors, offset):
+    codebooks = ResidualCodebooks(
+        # A lattice, so that ties are many, and a level with equal centroids.
+        (np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [-2, 0, 1]]) + offset, np.eye(3)[[0, 0, 1]])
+    )
+    vectors = vectors + offset
+    together = codebooks.encode(vectors)
+    alone = np.concatenate([codebooks.encode(vector[None]) for vector in vectors])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(codebooks.encode(np.repeat(vectors, 50, 0))[::50], alone)
+
+
+def places(kind):
+    rng = np.random.default_rng(1)
+    return {
+        "normal": rng.normal(size=(150, 5)),
+        "uniform": rng.uniform(0, 1000, size=(150, 2)),
+        "lattice": rng.integers(0, 6, size=(120, 3)).astype(float),  # Ties, and equal rows.
+        "tenths": rng.integers(0, 6, size=(120, 3)) * 0.1,
+    }[kind]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "uniform", "lattice", "tenths"])
+def test_codes_depend_neither_on_the_origin_nor_on_the_unit(kind, balanced):
+    def fit(vectors):
+        codebooks, codes = fit_residual_kmeans(
+            vectors, num_levels=2, codebook_size=12, seed=0, balanced=balanced
+        )
+        if not balanced:
+            np.testing.assert_array_equal(codebooks.encode(vectors), codes)
+        return codes
+
+    vectors = places(kind)
+    spread = vectors.std()
+    expected = fit(vectors)
+    assert len(np.unique(expected[:, 0])) == 12
+    for unit in (1e-12, 3.0, 1e12):
+        np.testing.assert_array_equal(fit(vectors * unit), expected)
+    # Beyond 1e5 deviations tenths are no longer as far from each other as they were.
+    for distance in (1e3, 1e5) if kind == "tenths" else (1e3, 1e5, -1e8):
+        shifted = vectors + round(distance * spread)
+        np.testing.assert_array_equal(fit(shifted), expected)
+    single = (vectors + round(1e5 * spread)).astype(np.float32)
+    np.testing.assert_array_equal(fit(single), fit(single - np.float64(round(1e5 * spread))))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
+def test_every_vector_has_its_nearest_centroid(offset):
+    vectors = np.random.default_rng(0).uniform(0, 1000, size=(200, 2)) + [offset, 9 * offset]
+    codebooks, codes = fit_residual_kmeans(vectors, num_levels=1, codebook_size=64, seed=0)
+    distances = np.linalg.norm(vectors[:, None] - codebooks.centroids[0], axis=2)
+    np.testing.assert_array_equal(distances.argmin(axis=1), codes[:, 0])
+    assert len(np.unique(codes)) == 64
+
+
+def test_an_outlier_leaves_the_others_their_codes():
+    vectors = np.random.default_rng(0).normal(size=(100, 3))
+    vectors[7] = 1e7
+    _, codes = fit_residual_kmeans(vectors, num_levels=2, codebook_size=16, seed=0)
+    assert len(np.unique(codes[:, 0])) == 16 and (codes[:, 0] == codes[7, 0]).sum() == 1
+
+
 def test_encoding_new_items_goes_to_the_nearest_of_frozen_centroids():
     codebooks = ResidualCodebooks(
         (np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([[0.0, 1.0], [0.0, -1.0], [2.0, 0.0]]))
@@ -123,6 +191,8 @@ def test_one_item_and_equal_items():
         (np.zeros(3), r"must be \[N, D\]"),
         (np.zeros((0, 3)), r"must be \[N, D\]"),
         (np.array([["a"]]), "real numbers"),
+        (np.array([[1e120], [0.0]]), r"item row 0 has numbers beyond 1e\+100; scale"),
+        (np.array([[1e-120], [0.0]]), "no number of the vectors is beyond 1e-100; scale"),
     ],
 )
 def test_bad_vectors(vectors, message):

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 
 from experiments.reporting import sid_numbers
-from gr.data import Splits, Targets, histories
+from gr.data import Histories, Splits, Targets
 from gr.data.files import write_atomically
 from gr.evaluation import (
     Rankings,
@@ -114,7 +114,6 @@ def load_baselines(path: str) -> tuple[Baselines, dict[str, np.ndarray]] | None:
     return Baselines(rankings, json.loads(str(arrays["settings"]))), made_of
 
 
-def whole_histories(splits: Splits, targets: Targets) -> np.ndarray:
-    """Everything each user did before the target, `[n, T]`, -1-padded."""
-    lengths = targets.positions - splits.sequences.offsets[targets.users]
-    return histories(splits.sequences, targets, int(lengths.max(initial=1)))
+def whole_histories(splits: Splits, targets: Targets) -> Histories:
+    """Everything each user did before the target."""
+    return Histories.of(splits.sequences, targets)

@@ -31,7 +31,13 @@ from gr.evaluation.comparison import (
     survival,
     training_seconds,
 )
-from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.evaluation.evaluators import (
+    Decoded,
+    decode_targets,
+    distinct_items,
+    fetched,
+    prefix_hits,
+)
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.policy_plots import training_curves_of_policy
@@ -104,9 +110,11 @@ __all__ = [
     "compare_searches",
     "coverage",
     "decode_targets",
+    "distinct_items",
     "equal_budget",
     "evaluate_rankings",
     "evaluate_with_baselines",
+    "fetched",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_popularity",

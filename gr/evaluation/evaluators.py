@@ -1,5 +1,6 @@
 """Decodes the targets of a split with a model, in batches, and keeps what the metrics need."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gr.data import Sequences, Targets
-from gr.data.pipeline import evaluation_batches, histories
+from gr.data import PAD_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.decoding import Candidates, beam_search
 from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
@@ -118,15 +118,56 @@ def decoded_by_target(
         sequences, targets, batch_size=batch_size, max_history=max_history, buckets=buckets
     )
     seen = _seen_items(sequences, targets) if exclude_seen else None
-    parts, rows = [], []
-    for batch in _bar(batches, len(targets), progress):
-        excluded = None if seen is None else ExcludeItems(seen[np.maximum(batch["rows"], 0)])
-        parts.append(decode(batch, excluded))
-        rows.append(batch["rows"])
-    parts = jax.device_get(parts)  # The only wait: until here batches were queued on the device.
-    order = np.concatenate(rows)
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return [_in_target_order(column, order, len(targets)) for column in columns]
+
+    def decoded() -> Iterator[tuple[np.ndarray, tuple]]:
+        for batch in batches:
+            rows = batch["rows"]
+            users = np.where(rows < 0, rows[0], rows)  # Filler repeats the batch's first user.
+            excluded = None if seen is None else ExcludeItems(distinct_items(seen[users]))
+            yield rows, decode(batch, excluded)
+
+    columns = None  # Each [n, ...], in the targets' order.
+    with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
+        for rows, found in fetched(decoded()):
+            if columns is None:
+                columns = [np.empty((len(targets), *v.shape[1:]), v.dtype) for v in found]
+            real = rows >= 0
+            for column, values in zip(columns, found, strict=True):
+                column[rows[real]] = values[real]
+            bar.update(int(real.sum()))
+    return columns
+
+
+def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
+    """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
+
+    So the device has work while the host waits, holds few results at once, and what is told of progress has happened.
+    """
+    queue = collections.deque()
+    for result in results:
+        queue.append(result)
+        if len(queue) > ahead:
+            yield jax.device_get(queue.popleft())
+    while queue:
+        yield jax.device_get(queue.popleft())
+
+
+def distinct_items(histories: Histories) -> np.ndarray:
+    """The different items of each history, `[n, S]` int32, -1-padded.
+
+    S is 16, 64, 256, ...: the fewer widths, the fewer programs are compiled.
+    """
+    sets = [
+        np.unique(histories.items[a:b])
+        for a, b in zip(histories.starts, histories.stops, strict=True)
+    ]
+    width = _NARROWEST
+    while width < max(map(len, sets), default=0):
+        width *= 4
+    padded = np.full((len(sets), width), PAD_ITEM, dtype=np.int32)
+    for row, items in zip(padded, sets, strict=True):
+        row[: len(items)] = items
+    return padded
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "temperature", "normalise_over"))
@@ -171,22 +212,9 @@ def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> 
     return jnp.stack(alive, axis=1) & (nodes != NO_NODE)
 
 
-def _seen_items(sequences: Sequences, targets: Targets) -> np.ndarray:
-    """Every item before each target, `[n, S]`, -1-padded; S a power of two, for few compiled shapes."""
-    longest = int((targets.positions - sequences.offsets[targets.users]).max(initial=1))
-    return histories(sequences, targets, longest, width=1 << (longest - 1).bit_length())
+def _seen_items(sequences: Sequences, targets: Targets) -> Histories:
+    """Every item before each target, also beyond what the model sees; padded only batch by batch."""
+    return Histories.of(sequences, targets)
 
 
-def _in_target_order(values: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """Undoes the batching: `values[j]` belongs to target `order[j]`, a filler row where that is -1."""
-    real = order >= 0
-    result = np.empty((count, *values.shape[1:]), values.dtype)
-    result[order[real]] = values[real]
-    return result
-
-
-def _bar(batches: Iterable[Mapping[str, np.ndarray]], total: int, show: bool) -> Iterator:
-    with tqdm.tqdm(total=total, desc="decode", unit=" users", disable=not show) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(int(batch["weight"].sum()))
+_NARROWEST = 16

@@ -422,12 +422,14 @@ def test_rows_by_user_are_a_multiple():
 @given(data_sets(), st.integers(1, 6), st.integers(1, 9), st.integers(0, 4))
 def test_evaluation_has_every_target_once(data, batch_size, max_history, num_buckets):
     sequences, targets = data
-    batches = evaluation_batches(
-        sequences,
-        targets,
-        batch_size=batch_size,
-        max_history=max_history,
-        buckets=num_buckets or explicit_buckets(max_history),
+    batches = list(
+        evaluation_batches(
+            sequences,
+            targets,
+            batch_size=batch_size,
+            max_history=max_history,
+            buckets=num_buckets or explicit_buckets(max_history),
+        )
     )
     rows = np.concatenate([batch["rows"] for batch in batches])
     weight = np.concatenate([batch["weight"] for batch in batches])

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import build, build_rl, comparison_pages, rl, train
 from experiments.baselines import Baselines, kept_baselines
-from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth
+from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
 from experiments.workdir import SEMANTIC_IDS_FILE, load_run, load_semantic_ids
 from gr.data import Splits
 from gr.data.files import write_atomically
@@ -99,9 +99,11 @@ class Job:
         if self.with_report:
             if build_rl.is_rl(config):
                 rl.report(config, self.workdir)
-            exclude = run.config.decoding.exclude_seen
             as_run = dataclasses.replace(self, config=config.to_dict())
-            baselines = _baselines(as_run, run.splits, run.catalogue.semantic_ids, exclude)
+            baselines = {
+                rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
+                for rule in VARIANTS
+            }
             evaluate(run, self.split, decoded, baselines=baselines)
         depth = run.config.decoding.num_beams
         arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
@@ -354,6 +356,7 @@ def baseline_metrics(job: Job) -> dict[str, dict[str, dict[str, float]]]:
 
 def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
     """The study's."""
+    config = ConfigDict(job.config)
     rule = VARIANTS[exclude].replace(" ", "_")
     return kept_baselines(
         os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),
@@ -361,7 +364,8 @@ def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: boo
         semantic_ids,
         getattr(splits, job.split),
         exclude=exclude,
-        depth=ranking_depth(ConfigDict(job.config)),
+        depth=ranking_depth(config),
+        watched=watched_targets(config, splits),
     )
 
 

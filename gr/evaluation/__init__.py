@@ -82,7 +82,7 @@ from gr.evaluation.summary import (
     evaluate_with_baselines,
     user_metrics,
 )
-from gr.evaluation.tables import format_metrics, format_table
+from gr.evaluation.tables import format_metrics, format_table, seen_note, target_notes
 
 __all__ = [
     "NOT_FOUND",
@@ -142,10 +142,12 @@ __all__ = [
     "search_targets",
     "search_tree_plot",
     "searches_plot",
+    "seen_note",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
     "survival",
+    "target_notes",
     "top_items",
     "training_counts",
     "training_curves_of_policy",

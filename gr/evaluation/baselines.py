@@ -17,6 +17,7 @@ from gr.evaluation.metrics import ndcg
 from gr.evaluation.popularity import popularity_order, training_counts, training_mask
 from gr.evaluation.rankings import (
     NO_ITEM,
+    NOT_FOUND,
     EvaluationError,
     Rankings,
     first_listed,
@@ -204,7 +205,8 @@ def rankings_of_baseline(
       targets: the item that comes after each, `[n]`.
       sid_of_item: the SID number of each of N items, equal where items share one, `[N]`.
       depth: the largest k at which the rankings can be evaluated.
-      exclude: whether the items of a history are kept out of its list.
+      exclude: whether the items of a history are kept out of its list. A target that is among them
+        is then a miss, as it is in a model's beams, though an item with its SID may be listed.
     """
     histories, targets = _as_histories(histories), np.asarray(targets)
     if targets.shape != (len(histories),):
@@ -226,7 +228,10 @@ def rankings_of_baseline(
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("targets", "sid_ranks", "item_ranks", "items", "candidates", "duplicates")
     }
-    return Rankings(**joined, seen=histories.hold(targets), exclude=exclude)
+    seen = histories.hold(targets)
+    if exclude:
+        joined["sid_ranks"] = np.where(seen, NOT_FOUND, joined["sid_ranks"])
+    return Rankings(**joined, seen=seen, exclude=exclude)
 
 
 def _as_histories(histories: Histories | np.ndarray) -> Histories:

@@ -247,6 +247,7 @@ def compare(
     }
 
     # What is shown with them.
+    baselines = study_baselines(first)
     curves = {
         label: {
             s: read_metrics(os.path.join(job.workdir, "metrics.jsonl")) for s, job in by.items()
@@ -264,9 +265,10 @@ def compare(
             label: training(list(by.values()), list(curves[label].values()))
             for label, by in of_label.items()
         },
-        baselines=baseline_metrics(first),
+        baselines=baseline_metrics(baselines),
         curves=curves,
         users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
+        targets_seen=int(next(iter(baselines[True].rankings.values())).seen.sum()),
         num_beams=first.config["decoding"]["num_beams"],
         versions=list({json.dumps(v, sort_keys=True): v for v in map(_versions, done)}.values()),
         configs={label: next(iter(by.values())).config for label, by in of_label.items()},
@@ -339,18 +341,28 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
     return facts
 
 
-def baseline_metrics(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """Rule -> baseline -> metric, the same for every run of a study and so ranked once for all."""
-    config = ConfigDict(job.config)
-    splits = build.load_data(config, job.workdir)
+def study_baselines(job: Job) -> dict[bool, Baselines]:
+    """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
+    splits = build.load_data(ConfigDict(job.config), job.workdir)
     semantic_ids = load_semantic_ids(job.workdir, splits)
-    ks = [k for k in (*KS, 3) if k <= ranking_depth(config)]
+    return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
+
+
+def baseline_metrics(
+    baselines: Mapping[bool, Baselines],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Rule -> baseline -> metric."""
     return {
-        rule: {
-            name: {key: float(of.mean()) for key, of in user_metrics(rankings, ks).items()}
-            for name, rankings in _baselines(job, splits, semantic_ids, exclude).rankings.items()
+        VARIANTS[rule]: {
+            name: {
+                key: float(values.mean())
+                for key, values in user_metrics(
+                    rankings, [k for k in (*KS, 3) if k <= rankings.depth]
+                ).items()
+            }
+            for name, rankings in of_rule.rankings.items()
         }
-        for exclude, rule in VARIANTS.items()
+        for rule, of_rule in baselines.items()
     }
 
 

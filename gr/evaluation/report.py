@@ -140,7 +140,7 @@ def verdict(data: ReportData) -> str:
         return "No NDCG@10 of the model was measured, so there is no verdict."
     bounds = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
     interval = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
-    opening = f"NDCG@10 {value:.4f}{interval}"
+    opening = f"NDCG@10 {value:.4f}{interval}{f' ({data.rule})' if data.rule else ''}"
     baselines = _baselines(data)
     if not baselines:
         return f"{opening}; no baseline was evaluated beside it."

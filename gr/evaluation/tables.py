@@ -64,14 +64,18 @@ def target_notes(metrics: Mapping) -> list[str]:
     return notes
 
 
-def seen_note(seen: int, users: int, *, impossible: bool) -> str:
-    """One sentence on so many targets of `users` that repeat an item of their history."""
+def seen_note(
+    seen: int, users: int, *, impossible: bool, remedy: str = "--exclude_seen=false"
+) -> str:
+    """One sentence on so many targets of `users` that repeat an item of their history.
+
+    `impossible` are they where seen items are removed; `remedy` is what allows them.
+    """
     share = f"{seen:,} of {users:,} targets ({seen / users:.1%}) are in the user's history"
     if not impossible:
         return f"{share}."
     return (
-        f"Warning: {share} and can never be hit while seen items are removed; "
-        "--exclude_seen=false allows them."
+        f"Warning: {share} and can never be hit while seen items are removed; {remedy} allows them."
     )
 
 

@@ -147,10 +147,10 @@ def validation(
     seen = int(Histories.of(splits.sequences, targets).hold(wanted).sum())
     if config.decoding.exclude_seen and seen:
         remedy = "--config.decoding.exclude_seen=false"
-        told = seen_note(seen, len(targets), impossible=True, remedy=remedy)
+        told = seen_note(seen, len(targets), impossible=True, split="validation", remedy=remedy)
         if seen == len(targets):
             raise EvaluationError(f"no validation metric can rise above 0. {told}")
-        print(f"validation: {told}")
+        print(told)
 
     def evaluate(model: nnx.Module) -> dict[str, float]:
         decoded = build.decode(config, catalogue, model, splits, targets)

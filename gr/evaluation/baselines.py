@@ -148,7 +148,9 @@ def fit_item_knn(
             "neighbours, no negative shrinkage, and 1 or more recent items (or None for all)."
         )
     popular = popularity_order(training_counts(splits))
-    similarities = _pruned_cosines(_item_users(splits), neighbours, shrinkage, _places(popular))
+    (similarities,) = _pruned_cosines(
+        _item_users(splits), [neighbours], shrinkage, _places(popular)
+    )
     return _knn_ranker(similarities, popular, recent)
 
 
@@ -175,16 +177,18 @@ def tune_item_knn(
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(max_users, len(targets))).astype(int))
     histories, targets = _as_histories(histories)[chosen], targets[chosen]
     popular, item_users = popularity_order(training_counts(splits)), _item_users(splits)
-    best_quality, best = -1.0, None
-    for count, shrinkage in itertools.product(neighbours, shrinkages):
-        similarities = _pruned_cosines(item_users, count, shrinkage, _places(popular))
-        for recent in recents:
-            ranker = _knn_ranker(similarities, popular, recent)
-            ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
-            quality = ndcg(ranks, 10).mean()
-            if quality > best_quality:
-                settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
-                best_quality, best = quality, (ranker, settings)
+    best_order, best = None, None
+    for place, shrinkage in enumerate(shrinkages):
+        pruned = _pruned_cosines(item_users, neighbours, shrinkage, _places(popular))
+        for count, similarities in zip(neighbours, pruned, strict=True):
+            for recent in recents:
+                ranker = _knn_ranker(similarities, popular, recent)
+                ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
+                # Of equals the one whose settings are named first.
+                order = (-ndcg(ranks, 10).mean(), neighbours.index(count), place)
+                if best_order is None or order < best_order:
+                    settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
+                    best_order, best = order, (ranker, settings)
     return best
 
 
@@ -337,24 +341,46 @@ def _item_sets(histories: np.ndarray, num_items: int) -> sparse.csr_array:
 
 
 def _pruned_cosines(
-    item_users: sparse.csr_array, neighbours: int, shrinkage: float, ties: np.ndarray
-) -> sparse.csr_array:
-    """Shrunk cosines of items `[N, N]`; row j keeps the `neighbours` most similar to item j."""
+    item_users: sparse.csr_array, neighbours: Sequence[int], shrinkage: float, ties: np.ndarray
+) -> list[sparse.csr_array]:
+    """Shrunk cosines of items `[N, N]`, one matrix a number of neighbours: row j keeps so many of the most similar."""
     num_items = item_users.shape[0]
     norms = np.sqrt(item_users.sum(axis=1))
-    # At most so many other items share a user with each.
+    # At most so many items share a user with each.
     reach = np.minimum(item_users @ item_users.sum(axis=0), num_items)
-    blocks = []
+    blocks = [[] for _ in neighbours]
     for rows in _slices_of(reach):
-        start = rows.start
         common = (item_users[rows] @ item_users.T).tocoo()
-        other = common.row + start != common.col
-        row, column, count = common.row[other], common.col[other], common.data[other]
-        cosine = count / (norms[row + start] * norms[column] + shrinkage)
+        row, column = common.row, common.col
+        cosine = common.data / (norms[row + rows.start] * norms[column] + shrinkage)
+        cosine[row + rows.start == column] = 0
+        kept = _best_of_rows(row, cosine, ties[column], max(neighbours))
+        row, column, cosine = row[kept], column[kept], cosine[kept]
         order = np.lexsort((ties[column], -cosine, row))
         row, column, cosine = row[order], column[order], cosine[order]
-        first_of_row = np.searchsorted(row, row)
-        kept = np.arange(len(row)) - first_of_row < neighbours
-        shape = (rows.stop - start, num_items)
-        blocks.append(sparse.csr_array((cosine[kept], (row[kept], column[kept])), shape=shape))
-    return sparse.vstack(blocks, format="csr")
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        shape = (rows.stop - rows.start, num_items)
+        for count, of_count in zip(neighbours, blocks, strict=True):
+            kept = (place < count) & (cosine > 0)
+            of_count.append(
+                sparse.csr_array((cosine[kept], (row[kept], column[kept])), shape=shape)
+            )
+    return [sparse.vstack(of_count, format="csr") for of_count in blocks]
+
+
+def _best_of_rows(rows: np.ndarray, scores: np.ndarray, ties: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` best entries of each row are, of equal ones the least in `ties`: `[E]`, ... -> bool `[E]`.
+
+    Entries stand in order of their row. Sorting them all would take far longer where one user has most of the items.
+    """
+    best = np.ones(len(rows), dtype=bool)
+    ends = np.cumsum(np.bincount(rows))
+    for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
+        if end - start > count:
+            score, tie = scores[start:end], ties[start:end]
+            least = np.partition(score, -count)[-count]
+            above, equal = score > least, score == least
+            places_left = count - np.count_nonzero(above)
+            last = np.partition(tie[equal], places_left - 1)[places_left - 1]
+            best[start:end] = above | (equal & (tie <= last))
+    return best

@@ -12,6 +12,8 @@ import numpy as np
 import tqdm
 
 from gr.data import PAD_ITEM, Histories, Sequences, Targets, evaluation_batches
+from gr.data.buckets import resolve_buckets
+from gr.data.examples import target_examples
 from gr.decoding import Candidates, beam_search
 from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
@@ -111,13 +113,14 @@ def decoded_by_target(
 ) -> list[np.ndarray]:
     """What `decode(batch, excluded)` returns for batches of targets, each array in the targets' order.
 
-    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; the rest is as in
-    `decode_targets`.
+    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
+    very many are in smaller batches. The rest is as in `decode_targets`.
     """
-    batches = evaluation_batches(
-        sequences, targets, batch_size=batch_size, max_history=max_history, buckets=buckets
-    )
+    # Resolved here, for the same buckets in batches of any size; it also checks the targets.
+    lengths = target_examples(sequences, targets, max_history).lengths
+    shape = {"max_history": max_history, "buckets": resolve_buckets(buckets, lengths, max_history)}
     seen = _seen_items(sequences, targets) if exclude_seen else None
+    batches = _batches(sequences, targets, seen, batch_size=batch_size, **shape)
 
     def decoded() -> Iterator[tuple[np.ndarray, tuple]]:
         for batch in batches:
@@ -138,6 +141,24 @@ def decoded_by_target(
     return columns
 
 
+def _batches(
+    sequences: Sequences, targets: Targets, seen: Histories | None, *, batch_size: int, **shape: Any
+) -> Iterator[dict[str, np.ndarray]]:
+    """`evaluation_batches`, of a quarter of the users for every four times `_MANY` items that these have seen."""
+    quartered = np.zeros(len(targets), int)
+    if seen is not None:
+        long = np.flatnonzero(seen.lengths > _MANY)
+        counts = [len(np.unique(seen[row : row + 1].padded())) for row in long]
+        quartered[long] = np.ceil(np.log2(np.maximum(counts, _MANY) / _MANY) / 2)
+    for times in np.unique(quartered):
+        chosen = np.flatnonzero(quartered == times)
+        part = Targets(targets.users[chosen], targets.positions[chosen])
+        size = max(1, batch_size >> 2 * times)
+        for batch in evaluation_batches(sequences, part, batch_size=size, **shape):
+            rows = np.where(batch["rows"] < 0, -1, chosen[batch["rows"]])
+            yield {**batch, "rows": rows}
+
+
 def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
     """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
 
@@ -155,15 +176,15 @@ def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
 def distinct_items(histories: Histories) -> np.ndarray:
     """The different items of each history, `[n, S]` int32, -1-padded.
 
-    S is 16, 64, 256, ...: the fewer widths, the fewer programs are compiled.
+    S is 64 or a power of four from 1,024 on: a program is compiled for each width that there is.
     """
     sets = [
-        np.unique(histories.items[a:b])
-        for a, b in zip(histories.starts, histories.stops, strict=True)
+        np.unique(histories.items[start:stop])
+        for start, stop in zip(histories.starts, histories.stops, strict=True)
     ]
-    width = _NARROWEST
-    while width < max(map(len, sets), default=0):
-        width *= 4
+    longest = max(map(len, sets), default=0)
+    bits = (longest - 1).bit_length()
+    width = 64 if longest <= 64 else max(_MANY, 1 << bits + bits % 2)
     padded = np.full((len(sets), width), PAD_ITEM, dtype=np.int32)
     for row, items in zip(padded, sets, strict=True):
         row[: len(items)] = items
@@ -212,9 +233,9 @@ def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> 
     return jnp.stack(alive, axis=1) & (nodes != NO_NODE)
 
 
+_MANY = 1024  # Seen items of each user in a whole batch; a power of four.
+
+
 def _seen_items(sequences: Sequences, targets: Targets) -> Histories:
     """Every item before each target, also beyond what the model sees; padded only batch by batch."""
     return Histories.of(sequences, targets)
-
-
-_NARROWEST = 16

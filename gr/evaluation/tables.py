@@ -65,13 +65,18 @@ def target_notes(metrics: Mapping) -> list[str]:
 
 
 def seen_note(
-    seen: int, users: int, *, impossible: bool, remedy: str = "--exclude_seen=false"
+    seen: int,
+    users: int,
+    *,
+    impossible: bool,
+    split: str = "",
+    remedy: str = "--exclude_seen=false",
 ) -> str:
-    """One sentence on so many targets of `users` that repeat an item of their history.
+    """One sentence on so many targets of `users`, of a split, that repeat an item of their history.
 
     `impossible` are they where seen items are removed; `remedy` is what allows them.
     """
-    share = f"{seen:,} of {users:,} targets ({seen / users:.1%}) are in the user's history"
+    share = f"{seen:,} of {users:,} {f'{split} targets'.strip()} ({seen / users:.1%}) are in the user's history"
     if not impossible:
         return f"{share}."
     return (

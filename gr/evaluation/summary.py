@@ -59,8 +59,9 @@ def evaluate_rankings(
 
     Returns:
       `users`; where the rankings tell of seen targets `targets_seen`, how many of the users' targets
-      are in their histories, and `targets_impossible`, how many of these can never be hit because
-      histories were kept out of the lists; `targets_outside`, targets that are none of the N items;
+      are in their histories, their share `targets_seen_share`, and `targets_impossible`, how many
+      can never be hit because histories were kept out of the lists; `targets_outside`, how many
+      targets are none of the N items;
       `hit@k`, `ndcg@k`, `mrr@k` (a hit is the target's SID) and `item_hit@k`, ... (the
       target itself), means over users; `coverage@k`, `gini@k`, `novelty@k` of the top-k items;
       `candidates`, valid candidates a user, and `duplicate_share` of them; for the targets in each
@@ -150,6 +151,7 @@ def _point_metrics(
     metrics = {"users": len(rankings)}
     if rankings.seen is not None:
         metrics["targets_seen"] = int(rankings.seen.sum())
+        metrics["targets_seen_share"] = float(rankings.seen.mean())
         if rankings.exclude is not None:
             metrics["targets_impossible"] = metrics["targets_seen"] if rankings.exclude else 0
     metrics["targets_outside"] = int(outside.sum())

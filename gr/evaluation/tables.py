@@ -55,7 +55,11 @@ def target_notes(metrics: Mapping) -> list[str]:
     """
     users, notes = metrics["users"], []
     if seen := metrics.get("targets_seen"):
-        notes.append(seen_note(seen, users, impossible=metrics.get("targets_impossible") == seen))
+        note = seen_note(seen, users, impossible=metrics.get("targets_impossible") == seen)
+        others = [
+            r for r, of in metrics.get("variants", {}).items() if of.get("targets_impossible")
+        ]
+        notes.append(" ".join([note, *(f"With {rule} they can never be hit." for rule in others)]))
     if outside := metrics.get("targets_outside"):
         notes.append(
             f"Warning: {outside:,} of {users:,} targets are no item of the catalogue and count as "

@@ -375,7 +375,7 @@ def _best_of_rows(rows: np.ndarray, scores: np.ndarray, ties: np.ndarray, count:
     """
     best = np.ones(len(rows), dtype=bool)
     ends = np.cumsum(np.bincount(rows))
-    for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
+    for start, end in itertools.pairwise([0, *ends]):
         if end - start > count:
             score, tie = scores[start:end], ties[start:end]
             least = np.partition(score, -count)[-count]

@@ -78,7 +78,7 @@ class ReportData:
     # Lines {"step": 10, "split": "train" | "validation", "values": {"loss": 1.0, ...}}.
     curves: Sequence[Mapping] = ()
     best_step: int | None = None  # None: the step with the best validation metric, else loss.
-    # Label -> value of the main metric on the validation split, for lines across the learning curve.
+    # Label -> the best baseline's main metric on the validation split, a line across the learning curve.
     references: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # Label -> share of users (0 to 1) whose target's prefix is in the beam after each code, [L].
     prefix_recall: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)

@@ -208,9 +208,9 @@ def test_users_are_shown_with_target_and_flags(source, page):
 
 def test_learning_curves_name_the_best_step(page):
     assert "Best step: 20, validation NDCG@10 0.0580." in page.text
-    assert "(test)" not in page.text and "Lines across" not in page.text
+    assert "(test)" not in page.text and "Line across" not in page.text
     with_line = Page(render_report(_data(references={"markov (validation)": 0.05})))
-    assert "markov (validation)" in with_line.text and "Lines across" in with_line.text
+    assert "markov (validation)" in with_line.text and "Line across" in with_line.text
 
 
 def test_prefix_recall_names_the_code_that_loses_most(page):

@@ -66,7 +66,7 @@ def decode_targets(
         num_beams: M.
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or how many of them; the decoder compiles once for each.
-        batch_size: users decoded at once.
+        batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children"; see `beam_search`.

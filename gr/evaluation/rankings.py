@@ -64,6 +64,10 @@ def rankings_of_beams(
     be understated.
     """
     beams, targets = _checked(beams, targets, ndim=3, depth=depth)
+    if seen is not None and np.shape(seen) != targets.shape:
+        raise EvaluationError(
+            f"seen {np.shape(seen)}: expected a truth value for each target {targets.shape}."
+        )
     if beams.shape[1] < depth:
         raise EvaluationError(
             f"{beams.shape[1]} beams cannot be evaluated at k={depth}: decode with at least "

@@ -147,6 +147,11 @@ def _point_metrics(
     ks: Sequence[int],
 ) -> dict:
     """The dictionary of `evaluate_rankings` without its intervals."""
+    if rankings.items.max(initial=0) >= len(train_counts):
+        raise EvaluationError(
+            f"a list holds item {rankings.items.max()}, and train_counts are of {len(train_counts)} items: "
+            "count the interactions of the items that were ranked."
+        )
     outside = ~inside_catalogue(rankings.targets, len(train_counts))
     metrics = {"users": len(rankings)}
     if rankings.seen is not None:

@@ -111,6 +111,10 @@ def test_bad_settings_are_refused():
         evaluate_rankings(MODEL, COUNTS, ks=(1, 5))
     with pytest.raises(EvaluationError, match="no users"):
         evaluate_rankings(rankings_of_beams(BEAMS[:0], TARGETS[:0], depth=2), COUNTS, ks=(1,))
+    with pytest.raises(EvaluationError, match="holds item 4, and train_counts are of 3 items"):
+        evaluate_rankings(MODEL, COUNTS[:3], **SETTINGS)
+    with pytest.raises(EvaluationError, match="a truth value for each target"):
+        ranked(True, seen=SEEN[:2])
     other = rankings_of_beams(BEAMS, TARGETS[::-1], depth=2)
     with pytest.raises(EvaluationError, match="baseline chain"):
         evaluate_with_baselines(MODEL, {"chain": other}, COUNTS, **SETTINGS)

@@ -105,7 +105,9 @@ def base_config() -> ConfigDict:
     # What the model's distribution is: "vocabulary", or "children" (of a prefix in the trie), for a model trained so
     # (MSL, with temperature loss.tau). "trained": as loss.name and loss.tau say.
     c.decoding.normalise_over = "trained"
-    c.decoding.exclude_seen = True  # Items of the history are not recommended again.
+    # Items of the history are not recommended again. False where people take the same again, as in music and sessions:
+    # such targets could never be hit.
+    c.decoding.exclude_seen = True
 
     # Devices: the mesh's axes.
     c.mesh = ConfigDict()

@@ -31,8 +31,9 @@ from ml_collections import ConfigDict
 from experiments import benchmarking, build
 from experiments.benchmarking import FLAGS, PEAK, Stratum
 from experiments.errors import one_line_errors
-from gr.data import Splits, evaluation_batches, histories
+from gr.data import Histories, Splits, evaluation_batches
 from gr.decoding import Candidates, beam_search
+from gr.evaluation import distinct_items
 from gr.models import Cache
 from gr.trie import ExcludeItems, TrieIndex
 
@@ -130,10 +131,9 @@ def make_requests(
         max_history=max_history,
         buckets=config.data.num_buckets,
     )
-    longest = int((targets.positions - sequences.offsets[targets.users]).max())
-    seen = histories(sequences, targets, longest, width=1 << (longest - 1).bit_length())
-    batches = [{**batch, "seen": seen[np.maximum(batch["rows"], 0)]} for batch in batches]
-    requests["test_histories"] = benchmarking.strata(batches, "history")
+    seen = Histories.of(sequences, targets)
+    batches = [{**b, "seen": distinct_items(seen[np.maximum(b["rows"], 0)])} for b in batches]
+    requests["test_histories"] = benchmarking.strata(batches, "history", "seen")
     return requests
 
 

@@ -99,11 +99,12 @@ class Stratum:
     examples: float
 
 
-def strata(batches: Iterable[dict[str, np.ndarray]], field: str) -> dict[tuple, Stratum]:
-    """Groups batches by the shape of a field, which is what decides how long they take."""
+def strata(batches: Iterable[dict[str, np.ndarray]], *fields: str) -> dict[tuple, Stratum]:
+    """Groups batches by the shapes of fields (one tuple of all), which are what decides how long they take."""
     groups: dict[tuple, list] = {}
     for batch in batches:
-        groups.setdefault(batch[field].shape, []).append(batch)
+        shape = tuple(size for field in fields for size in batch[field].shape)
+        groups.setdefault(shape, []).append(batch)
     return {
         shape: Stratum(
             batches=groups[shape][:_KEPT_BATCHES],

@@ -19,10 +19,18 @@ from absl import app, flags
 
 from experiments import build
 from experiments.errors import one_line_errors
+from experiments.evaluate import VARIANTS
 from experiments.workdir import Run, load_run
+from gr.data import Histories
 from gr.data.files import write_atomically
 from gr.decoding import PRESETS, SearchConfig
-from gr.evaluation import EvaluationError, compare_searches, format_searches, searches_plot
+from gr.evaluation import (
+    EvaluationError,
+    compare_searches,
+    format_searches,
+    searches_plot,
+    seen_note,
+)
 
 
 @one_line_errors
@@ -89,14 +97,20 @@ def compare(
         searches=searches,
     )
     guide = "a trained value head" if run.value_head else "no value head"
+    exclude = run.config.decoding.exclude_seen
     print(format_searches(rows))
-    print(f"{len(targets):,} users of {split}; VED has {guide}")
+    print(f"{len(targets):,} users of {split}, {VARIANTS[exclude]}; VED has {guide}")
+    seen = int(Histories.of(sequences, targets).hold(sequences.items[targets.positions]).sum())
+    if seen:
+        remedy = "a run with decoding.exclude_seen=false"
+        print(seen_note(seen, len(targets), impossible=exclude, remedy=remedy))
 
     result = {
         "split": split,
         "checkpoint_step": run.step,
         "users": len(targets),
-        "exclude_seen": run.config.decoding.exclude_seen,
+        "exclude_seen": exclude,
+        "targets_seen": seen,
         "value_head": run.value_head is not None,
         "configs": {name: dataclasses.asdict(search) for name, search in searches.items()},
         "searches": rows,

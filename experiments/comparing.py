@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import build, build_rl, comparison_pages, rl, train
 from experiments.baselines import Baselines, kept_baselines
-from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth
+from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
 from experiments.workdir import SEMANTIC_IDS_FILE, load_run, load_semantic_ids
 from gr.data import Splits
 from gr.data.files import write_atomically
@@ -99,9 +99,11 @@ class Job:
         if self.with_report:
             if build_rl.is_rl(config):
                 rl.report(config, self.workdir)
-            exclude = run.config.decoding.exclude_seen
             as_run = dataclasses.replace(self, config=config.to_dict())
-            baselines = _baselines(as_run, run.splits, run.catalogue.semantic_ids, exclude)
+            baselines = {
+                rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
+                for rule in VARIANTS
+            }
             evaluate(run, self.split, decoded, baselines=baselines)
         depth = run.config.decoding.num_beams
         arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
@@ -245,6 +247,7 @@ def compare(
     }
 
     # What is shown with them.
+    baselines = study_baselines(first)
     curves = {
         label: {
             s: read_metrics(os.path.join(job.workdir, "metrics.jsonl")) for s, job in by.items()
@@ -262,9 +265,10 @@ def compare(
             label: training(list(by.values()), list(curves[label].values()))
             for label, by in of_label.items()
         },
-        baselines=baseline_metrics(first),
+        baselines=baseline_metrics(baselines),
         curves=curves,
         users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
+        targets_seen=int(next(iter(baselines[True].rankings.values())).seen.sum()),
         num_beams=first.config["decoding"]["num_beams"],
         versions=list({json.dumps(v, sort_keys=True): v for v in map(_versions, done)}.values()),
         configs={label: next(iter(by.values())).config for label, by in of_label.items()},
@@ -337,23 +341,34 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
     return facts
 
 
-def baseline_metrics(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """Rule -> baseline -> metric, the same for every run of a study and so ranked once for all."""
-    config = ConfigDict(job.config)
-    splits = build.load_data(config, job.workdir)
+def study_baselines(job: Job) -> dict[bool, Baselines]:
+    """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
+    splits = build.load_data(ConfigDict(job.config), job.workdir)
     semantic_ids = load_semantic_ids(job.workdir, splits)
-    ks = [k for k in (*KS, 3) if k <= ranking_depth(config)]
+    return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
+
+
+def baseline_metrics(
+    baselines: Mapping[bool, Baselines],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Rule -> baseline -> metric."""
     return {
-        rule: {
-            name: {key: float(of.mean()) for key, of in user_metrics(rankings, ks).items()}
-            for name, rankings in _baselines(job, splits, semantic_ids, exclude).rankings.items()
+        VARIANTS[rule]: {
+            name: {
+                key: float(values.mean())
+                for key, values in user_metrics(
+                    rankings, [k for k in (*KS, 3) if k <= rankings.depth]
+                ).items()
+            }
+            for name, rankings in of_rule.rankings.items()
         }
-        for exclude, rule in VARIANTS.items()
+        for rule, of_rule in baselines.items()
     }
 
 
 def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
     """The study's."""
+    config = ConfigDict(job.config)
     rule = VARIANTS[exclude].replace(" ", "_")
     return kept_baselines(
         os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),
@@ -361,7 +376,8 @@ def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: boo
         semantic_ids,
         getattr(splits, job.split),
         exclude=exclude,
-        depth=ranking_depth(ConfigDict(job.config)),
+        depth=ranking_depth(config),
+        watched=watched_targets(config, splits),
     )
 
 

@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+from experiments.evaluate import VARIANTS
 from gr.data.files import write_atomically
-from gr.evaluation import Compared, format_table, render_comparison
+from gr.evaluation import Compared, format_table, render_comparison, seen_note
 from gr.evaluation.comparison_plots import (
     prefix_survival_plot,
     prefix_weight_plot,
@@ -39,6 +40,7 @@ class Comparison:
         str, Mapping[int, Sequence[Mapping]]
     ]  # Label -> seed -> lines of metrics.jsonl.
     users: int
+    targets_seen: int  # Users whose target is in their history.
     num_beams: int
     versions: Sequence[Mapping[str, object]]  # Those of the runs, each once.
     configs: Mapping[str, Mapping]  # Label -> resolved configuration of its first run.
@@ -113,6 +115,14 @@ def notes(page: Comparison) -> list[str]:
         f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID. Minutes are those between "
         "the first and the last line of a run's metrics, validation included, without the time that it was stopped.",
     ]
+    if page.targets_seen:
+        remedy = f"the rule of the other tables, {VARIANTS[False]},"
+        lines.append(seen_note(page.targets_seen, page.users, impossible=True, remedy=remedy))
+    if len(set(trained_under(page).values())) > 1:
+        lines.append(
+            "Not all variants removed seen items from validation while they trained: their validation curves and best "
+            "steps are not to be compared."
+        )
     for versions in page.versions:
         packages = versions.get("packages", {})
         changed = ", with changes" if versions.get("git_modified") else ""
@@ -127,6 +137,14 @@ def notes(page: Comparison) -> list[str]:
     if page.missing:
         lines.append(f"Not done yet: {'; '.join(page.missing)}.")
     return lines
+
+
+def trained_under(page: Comparison) -> dict[str, str]:
+    """Label -> the rule of its validation while it trained."""
+    return {
+        label: VARIANTS[config["decoding"]["exclude_seen"]]
+        for label, config in page.configs.items()
+    }
 
 
 def commands(page: Comparison) -> list[str]:
@@ -172,7 +190,10 @@ def figures(page: Comparison) -> dict:
         drawn[f"prefix_recall_{stem}"] = prefix_survival_plot(
             compared, beams=page.num_beams, reference=page.reference
         )
-    drawn["validation"] = validation_plot(page.curves)
+    rules, curves = trained_under(page), page.curves
+    if len(set(rules.values())) > 1:
+        curves = {f"{label}, {rules[label]}": by_seed for label, by_seed in curves.items()}
+    drawn["validation"] = validation_plot(curves)
     with_weights = {
         label: next(iter(by_seed.values()))
         for label, by_seed in page.curves.items()

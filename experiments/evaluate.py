@@ -2,9 +2,11 @@ r"""Evaluates a trained run beside its baselines and writes the report.
 
     python -m experiments.evaluate --workdir=DIR --split=test
 
-Prints the table, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
-`report_SPLIT.html` into the workdir. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's in
-the report.
+Prints the tables, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
+`report_SPLIT.html` into the workdir. Differences and the verdict are of one of these rules: that of
+`decoding.exclude_seen` in the run's config, or of `--exclude_seen=true|false`; the rows of the other are the file's
+`variants`. Where targets repeat what is in the users' histories, it says how many.
+`--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's in the report.
 
     python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
 
@@ -12,10 +14,9 @@ ranks what another decoder finds, "sample" (without replacement), "ved" or "ved_
 first or by descents as published; the run's value head guides it, if it has one), with so many token evaluations a
 user; writes `metrics_SPLIT_DECODER.json` and no report.
 
-Baselines rank under the same rule as the model, with seen items removed if
-`decoding.exclude_seen`: popularity, a first-order Markov chain, item-kNN as it is usually run (cosine, 100 neighbours,
-the whole history), and a far stronger one whose neighbours, shrinkage and reach into the history are tuned on
-validation.
+Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN as it is usually run
+(cosine, 100 neighbours, the whole history), and a far stronger one whose neighbours, shrinkage and reach into the
+history are tuned on validation under that rule.
 """
 
 import json
@@ -26,18 +27,17 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments import build, reporting
-from experiments.baselines import Baselines, rank_baselines
+from experiments import build, build_rl, reporting
+from experiments.baselines import Baselines, rank_baselines, whole_histories
 from experiments.errors import one_line_errors
 from experiments.workdir import Run, load_run
-from gr.data import Targets
+from gr.data import Splits, Targets
 from gr.data.files import write_atomically
 from gr.decoding import PRESETS
 from gr.evaluation import (
     Decoded,
     EvaluationError,
     equal_budget,
-    evaluate_rankings,
     evaluate_with_baselines,
     format_metrics,
     rankings_of_beams,
@@ -65,9 +65,11 @@ def main(argv: Sequence[str]) -> None:
         )
     run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
     if by_beams:
-        evaluate(run, _SPLIT.value, beside=_BESIDE.value)
+        evaluate(run, _SPLIT.value, beside=_BESIDE.value, exclude_seen=_EXCLUDE_SEEN.value)
     else:
-        evaluate_search(run, _SPLIT.value, _DECODER.value, _BUDGET.value)
+        evaluate_search(
+            run, _SPLIT.value, _DECODER.value, _BUDGET.value, exclude_seen=_EXCLUDE_SEEN.value
+        )
 
 
 def evaluate(
@@ -75,8 +77,9 @@ def evaluate(
     split: str,
     decoded: Mapping[bool, Decoded] | None = None,
     *,
-    baselines: Baselines | None = None,
+    baselines: Mapping[bool, Baselines] | None = None,
     beside: str | None = None,
+    exclude_seen: bool | None = None,
 ) -> dict:
     """Decode, rank the baselines, compare, report; returns what it writes into `metrics_SPLIT.json`.
 
@@ -84,14 +87,15 @@ def evaluate(
         run: the trained run.
         split: "validation" or "test".
         decoded: what the model decoded, with seen items removed (True) and with all items allowed, if that is known.
-        baselines: under the main rule and to `ranking_depth`, if those are known.
+        baselines: under the same two rules and to `ranking_depth`, if those are known.
         beside: workdir of another evaluated run, whose prefix recall the report shows beside this one's.
+        exclude_seen: whether the rule that the report is about removes seen items; None: as the run's config says.
 
     Raises:
         EvaluationError: if the other run was not evaluated on this split, or on other users or codes.
     """
     splits, targets = run.splits, getattr(run.splits, split)
-    exclude = run.config.decoding.exclude_seen
+    exclude = _main_rule(run, exclude_seen)
     other_run = None
     if beside is not None:  # Read first, so that what is wrong with it is said before the decoding.
         other_run = reporting.read_other_run(beside, split)
@@ -115,6 +119,7 @@ def evaluate(
         run,
         targets,
         {rule: found.items for rule, found in decoded.items()},
+        exclude=exclude,
         depth=ranking_depth(run.config),
         baselines=baselines,
     )
@@ -134,9 +139,12 @@ def evaluate(
     return metrics
 
 
-def evaluate_search(run: Run, split: str, decoder: str, budget: int) -> dict:
+def evaluate_search(
+    run: Run, split: str, decoder: str, budget: int, *, exclude_seen: bool | None = None
+) -> dict:
     """As `evaluate`, with the candidates that another decoder finds; returns what it writes."""
     splits, targets = run.splits, getattr(run.splits, split)
+    exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.catalogue.semantic_ids.num_levels)
     found = {
         rule: build.search(
@@ -156,9 +164,10 @@ def evaluate_search(run: Run, split: str, decoder: str, budget: int) -> dict:
         run,
         targets,
         {rule: searched.items for rule, searched in found.items()},
+        exclude=exclude,
         depth=min(max(KS), config.num_candidates),
     )
-    main = found[run.config.decoding.exclude_seen]
+    main = found[exclude]
     metrics |= {
         "split": split,
         "decoder": decoder,
@@ -174,45 +183,68 @@ def evaluate_search(run: Run, split: str, decoder: str, budget: int) -> dict:
     return metrics
 
 
+def _main_rule(run: Run, exclude_seen: bool | None) -> bool:
+    return run.config.decoding.exclude_seen if exclude_seen is None else exclude_seen
+
+
 def _beside_baselines(
     run: Run,
     targets: Targets,
     items: Mapping[bool, np.ndarray],
     *,
+    exclude: bool,
     depth: int,
-    baselines: Baselines | None = None,
+    baselines: Mapping[bool, Baselines] | None = None,
 ) -> dict:
-    """The metrics of ranked items `[n, M, C]` under both rules, and of the baselines under the main one."""
-    splits, exclude = run.splits, run.config.decoding.exclude_seen
+    """The metrics of ranked items `[n, M, C]` and of the baselines: the main rule's, and as `variants` the other's."""
+    splits, config = run.splits, run.config
     wanted = splits.sequences.items[targets.positions]
+    seen = whole_histories(splits, targets).hold(wanted)
     ks = tuple(k for k in KS if k <= depth)
-    rankings = {
-        rule: rankings_of_beams(found, wanted, depth=depth) for rule, found in items.items()
-    }
     if baselines is None:
-        baselines = rank_baselines(
-            splits, run.catalogue.semantic_ids, targets, exclude=exclude, depth=depth
-        )
+        baselines = {
+            rule: rank_baselines(
+                splits,
+                run.catalogue.semantic_ids,
+                targets,
+                exclude=rule,
+                depth=depth,
+                watched=watched_targets(config, splits),
+            )
+            for rule in items
+        }
     counts = training_counts(splits)
-    metrics = evaluate_with_baselines(rankings[exclude], baselines.rankings, counts, ks=ks)
-    other = evaluate_rankings(rankings[not exclude], counts, ks=ks)
-    return metrics | {
-        "checkpoint_step": run.step,
-        "rule": VARIANTS[exclude],
-        "variants": {VARIANTS[not exclude]: other},
-        "item_knn_tuned_settings": baselines.settings,
+    by_rule = {
+        rule: evaluate_with_baselines(
+            rankings_of_beams(found, wanted, depth=depth, seen=seen, exclude=rule),
+            baselines[rule].rankings,
+            counts,
+            ks=ks,
+        )
+        | {"rule": VARIANTS[rule], "item_knn_tuned_settings": baselines[rule].settings}
+        for rule, found in items.items()
     }
+    trained_under = config.decoding.exclude_seen
+    return by_rule[exclude] | {
+        "checkpoint_step": run.step,
+        "variants": {VARIANTS[not exclude]: by_rule[not exclude]},
+        "validation_baselines": {
+            "rule": VARIANTS[trained_under],
+            "ndcg@10": baselines[trained_under].validation,
+        },
+    }
+
+
+def watched_targets(config: ConfigDict, splits: Splits) -> Targets:
+    """The validation targets that a run is measured at while it trains."""
+    of_main = config.rl if build_rl.is_rl(config) else config.training
+    return build.spread_targets(splits.validation, of_main.eval_users)
 
 
 def _print(run: Run, metrics: Mapping) -> None:
-    """The table, at the largest k up to 10 there is, and the model under the other rule."""
+    """The tables, at the largest k up to 10 there is."""
     k = max(k for k in KS if k <= 10 and f"ndcg@{k}" in metrics)
     print(format_metrics(metrics, model_name=run.config.backbone, k=k))
-    ((rule, other),) = metrics["variants"].items()
-    print(
-        f"{metrics['rule']}, of model and baselines; with {rule} the model has "
-        f"Hit@{k} {other[f'hit@{k}']:.4f}, NDCG@{k} {other[f'ndcg@{k}']:.4f}"
-    )
 
 
 def ranking_depth(config: ConfigDict) -> int:
@@ -228,6 +260,11 @@ if __name__ == "__main__":
     _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
     _CHECKPOINT = flags.DEFINE_enum(
         "checkpoint", "best", ("best", "last"), "Which model to evaluate."
+    )
+    _EXCLUDE_SEEN = flags.DEFINE_boolean(
+        "exclude_seen",
+        None,
+        "Whether the rule that the report is about removes seen items, if not as in the run's config.",
     )
     _DATA_DIR = flags.DEFINE_string(
         "data_dir", "", "The data's folder, if it has moved since training."

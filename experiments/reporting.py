@@ -17,6 +17,7 @@ from gr.evaluation import (
     EvaluationError,
     Example,
     ReportData,
+    target_notes,
     write_report,
 )
 from gr.semantic_ids import SemanticIds
@@ -98,8 +99,6 @@ def write_run_report(
     """
     sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
     config = run.config
-    main_row = f"{config.backbone} ({metrics['rule']})"
-    variants = {f"{config.backbone} ({rule})": row for rule, row in metrics["variants"].items()}
     prefix_recall = metrics["prefix_recall"]
     if other_run is not None:
         prefix_recall = prefix_recall_beside(prefix_recall, config.loss.name, other_run)
@@ -119,12 +118,18 @@ def write_run_report(
             "training": f"{config.loss.name}, {config.training.level} level",
             "beams": config.decoding.num_beams,
         },
-        metrics={main_row: metrics, **variants, **metrics["baselines"]},
-        main_row=main_row,
-        variants=tuple(variants),
+        metrics={config.backbone: metrics, **metrics["baselines"]},
+        main_row=config.backbone,
+        rule=metrics["rule"],
+        variants={
+            rule: {config.backbone: of_rule, **of_rule["baselines"]}
+            for rule, of_rule in metrics["variants"].items()
+        },
+        notes=target_notes(metrics),
         differences=metrics["differences"],
         curves=read_metrics(os.path.join(run.workdir, "metrics.jsonl")),
         best_step=run.step,
+        references=best_on_validation(metrics["validation_baselines"]),
         prefix_recall=prefix_recall,
         num_beams=config.decoding.num_beams,
         codebooks=[
@@ -140,6 +145,12 @@ def write_run_report(
         revision=versions.get("git_revision") or "",
     )
     write_report(path, data)
+
+
+def best_on_validation(baselines: Mapping) -> dict[str, float]:
+    """The best baseline of `validation_baselines`, labelled, with its NDCG@10."""
+    name, value = max(baselines["ndcg@10"].items(), key=lambda item: item[1])
+    return {f"{name} (validation, {baselines['rule']})": value}
 
 
 def sid_numbers(semantic_ids: SemanticIds) -> np.ndarray:

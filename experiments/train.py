@@ -17,9 +17,9 @@ from ml_collections import ConfigDict, config_flags
 from experiments import build
 from experiments.errors import one_line_errors
 from experiments.workdir import SEMANTIC_IDS_FILE, load_semantic_ids
-from gr.data import Splits
+from gr.data import Histories, Splits
 from gr.data.files import write_atomically
-from gr.evaluation import hit, ndcg, sid_ranks
+from gr.evaluation import EvaluationError, hit, ndcg, seen_note, sid_ranks
 from gr.semantic_ids import SemanticIds, report_table
 from gr.training import (
     Checkpointer,
@@ -136,9 +136,21 @@ def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticI
 def validation(
     config: ConfigDict, catalogue: build.Catalogue, splits: Splits, num_users: int
 ) -> Callable[[nnx.Module], dict[str, float]]:
-    """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all."""
+    """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all.
+
+    Raises:
+        EvaluationError: if none of their targets can be hit, because all are in the histories and seen items are
+            removed: the metrics would be 0 whatever is learnt.
+    """
     targets = build.spread_targets(splits.validation, num_users)
     wanted = splits.sequences.items[targets.positions]
+    seen = int(Histories.of(splits.sequences, targets).hold(wanted).sum())
+    if config.decoding.exclude_seen and seen:
+        remedy = "--config.decoding.exclude_seen=false"
+        told = seen_note(seen, len(targets), impossible=True, split="validation", remedy=remedy)
+        if seen == len(targets):
+            raise EvaluationError(f"no validation metric can rise above 0. {told}")
+        print(told)
 
     def evaluate(model: nnx.Module) -> dict[str, float]:
         decoded = build.decode(config, catalogue, model, splits, targets)

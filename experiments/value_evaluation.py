@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import build, build_rl
 from gr.data import Splits
 from gr.data.pipeline import evaluation_batches
-from gr.evaluation import ValueCalibration, value_calibration
+from gr.evaluation import ValueCalibration, fetched, value_calibration
 from gr.losses import distinct_prefixes, exact_match, monte_carlo_returns, prefix_means
 from gr.models import path_states
 from gr.training import ActorCritic, Environment, RolloutConfig, roll_out
@@ -42,7 +42,7 @@ class ValueEvaluation:
     def calibration(self, model: ActorCritic) -> tuple[ValueCalibration, float]:
         """The calibration, and the mean squared error over all prefixes."""
         rollout, key = build_rl.rollout_config(self.config), jax.random.key(self.config.seed)
-        parts = [
+        parts = (
             _values_and_returns(
                 model,
                 self.environment,
@@ -52,9 +52,9 @@ class ValueEvaluation:
                 gamma=self.config.value.gamma,
             )
             for number, batch in enumerate(self.batches)
-        ]
+        )
         values, returns, counted = (
-            np.concatenate(column) for column in zip(*jax.device_get(parts), strict=True)
+            np.concatenate(column) for column in zip(*fetched(parts), strict=True)
         )
         error = float(np.square(values - returns)[counted].mean())
         return value_calibration(values, returns, counted, first_depth=0), error

@@ -6,8 +6,9 @@
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
 interactions are targets of training, validation and test. `train_batches_by_target`,
 `train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
-`bucket_lengths`. `find_items` finds items by id or title. Bad input raises `DataError`, which names
-file and line and says what to do.
+`bucket_lengths`; `Histories` are whole ones, not padded. `find_items` finds items by id or title.
+Bad input raises `DataError`, which names file and line and says
+what to do.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
@@ -19,6 +20,7 @@ from gr.data.minionerec import read_minionerec, read_minionerec_splits
 from gr.data.movielens import read_movielens
 from gr.data.movielens_fetch import fetch_movielens_100k
 from gr.data.pipeline import (
+    Histories,
     TrainBatches,
     bucket_lengths,
     evaluation_batches,
@@ -36,6 +38,7 @@ __all__ = [
     "FORMATS",
     "PAD_ITEM",
     "DataError",
+    "Histories",
     "Sequences",
     "Splits",
     "Targets",

@@ -122,10 +122,85 @@ def histories(
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histories:
+    """Everything before each of n targets, as stretches of one array: no item is held twice.
+
+    `np.asarray` of it is the padded array `[n, T]`, as wide as the longest history; `padded` of some of its rows
+    (`histories[rows]`) is as wide as the longest of those.
+    """
+
+    items: np.ndarray  # [E] int32 item rows.
+    starts: np.ndarray  # [n] int64: history `j` is `items[starts[j]:stops[j]]`, oldest item first.
+    stops: np.ndarray  # [n] int64.
+
+    @staticmethod
+    def of(sequences: Sequences, targets: Targets) -> "Histories":
+        """The whole histories of targets; a DataError for targets of other sequences. They may be empty."""
+        _check_targets(sequences, targets)
+        return Histories(sequences.items, sequences.offsets[targets.users], targets.positions)
+
+    @staticmethod
+    def of_rows(rows: np.ndarray) -> "Histories":
+        """The same as rows of items `[n, T]`, in which anything negative is padding, wherever it stands."""
+        real = rows >= 0
+        stops = np.cumsum(real.sum(axis=1))
+        return Histories(rows[real], np.concatenate([[0], stops[:-1]])[: len(rows)], stops)
+
+    def __len__(self) -> int:
+        return len(self.stops)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Histories":
+        return Histories(self.items, self.starts[rows], self.stops[rows])
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.padded().astype(dtype or self.items.dtype, copy=False)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Items in each history, `[n]` int64."""
+        return self.stops - self.starts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the padded array."""
+        return len(self), int(self.lengths.max(initial=0))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is held."""
+        return self.items.nbytes + self.starts.nbytes + self.stops.nbytes
+
+    def padded(self) -> np.ndarray:
+        """The rows `[n, T]`, right-padded with `PAD_ITEM`."""
+        return _slices(self.items, self.starts, self.lengths, self.shape[1])
+
+    def hold(self, wanted: np.ndarray) -> np.ndarray:
+        """Whether each history holds the item that is named for it: `[n]` -> bool `[n]`.
+
+        Without a look at each history, whose lengths may add up to far more than the data.
+        """
+        # Items as first digit and positions as second: an item's first place at or after a start is the next number.
+        base = len(self.items) + 1
+        places = np.sort(self.items.astype(np.int64) * base + np.arange(len(self.items)))
+        first = np.clip(wanted, -1, np.iinfo(np.int32).max).astype(np.int64) * base
+        after = np.searchsorted(places, first + self.starts)
+        found = np.append(places, np.iinfo(np.int64).max)[after]
+        return found < first + self.stops
+
+
 def _places(sequences: Sequences, targets: Targets) -> np.ndarray:
     """Each target's place in its user's sequence, `[n]`, after checking that it has one."""
     if not len(targets):
         raise DataError("there are no targets to make batches of; check the split")
+    _check_targets(sequences, targets)
+    return targets.positions - sequences.offsets[targets.users]
+
+
+def _check_targets(sequences: Sequences, targets: Targets) -> None:
+    """Raises a DataError unless every target is in the sequence of its user."""
+    if not len(targets):
+        return
     users, positions, offsets = targets.users, targets.positions, sequences.offsets
     if users.min() < 0 or users.max() >= sequences.num_users:
         raise DataError(
@@ -140,7 +215,6 @@ def _places(sequences: Sequences, targets: Targets) -> np.ndarray:
             f"user {user!r}: target position {positions[at]} is not in "
             "the user's sequence; were the targets made from other sequences?"
         )
-    return positions - offsets[users]
 
 
 def _places_with_history(sequences: Sequences, targets: Targets) -> np.ndarray:

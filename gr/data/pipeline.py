@@ -12,7 +12,7 @@ for each bucket, and the number of batches does not depend on the seed.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +23,10 @@ from gr.data.buckets import (
     batch_rows,
     bucket_lengths,
     cut_batches,
-    longest_first,
     require_positive,
     resolve_buckets,
 )
-from gr.data.examples import Batch, histories, target_examples, window_examples
+from gr.data.examples import Batch, Histories, histories, target_examples, window_examples
 from gr.data.jitter import time_jitter as make_time_jitter
 from gr.data.sequences import DataError, Sequences, Targets
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:  # Importing Grain takes a second, which evaluation need not p
     import grain
 
 __all__ = [
+    "Histories",
     "TrainBatches",
     "bucket_lengths",
     "evaluation_batches",
@@ -183,11 +183,12 @@ def evaluation_batches(
     batch_size: int,
     max_history: int,
     buckets: int | Sequence[int],
-) -> list[Batch]:
+) -> Iterator[Batch]:
     """Batches of every target exactly once, longest histories first, always in the same order.
 
     As in `train_batches_by_target`, with `rows [B]` int32 besides: the index into `targets`, -1 for
-    the filler rows of the last batch.
+    the filler rows of the last batch. The first row of a batch is no filler. Each batch is made when
+    it is asked for.
 
     Raises:
         DataError: no targets, a target without history, bad buckets, or bad sizes.
@@ -196,13 +197,16 @@ def evaluation_batches(
     require_positive(batch_size=batch_size)
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
     bucket_of = assign_buckets(examples.lengths, buckets)
-    order = longest_first(bucket_of)
-    batches = []
-    for start, bucket in cut_batches(bucket_of, (batch_size,) * len(buckets)):
+    # By the whole history rather than by bucket, so that users who did much share batches also beyond `max_history`.
+    order = np.argsort(sequences.offsets[targets.users] - targets.positions, kind="stable")
+
+    def batch(start: int, bucket: int) -> Batch:
         rows, real = batch_rows(order, start, batch_size)
-        batch = examples.batch(rows, real, buckets[bucket])
-        batches.append({"rows": np.where(real, rows, -1).astype(np.int32), **batch})
-    return batches
+        of_rows = examples.batch(rows, real, buckets[bucket])
+        return {"rows": np.where(real, rows, -1).astype(np.int32), **of_rows}
+
+    cuts = cut_batches(bucket_of, (batch_size,) * len(buckets))
+    return (batch(start, bucket) for start, bucket in cuts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,13 @@ from gr.evaluation.comparison import (
     survival,
     training_seconds,
 )
-from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.evaluation.evaluators import (
+    Decoded,
+    decode_targets,
+    distinct_items,
+    fetched,
+    prefix_hits,
+)
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.policy_plots import training_curves_of_policy
@@ -76,7 +82,7 @@ from gr.evaluation.summary import (
     evaluate_with_baselines,
     user_metrics,
 )
-from gr.evaluation.tables import format_metrics, format_table
+from gr.evaluation.tables import format_metrics, format_table, seen_note, target_notes
 
 __all__ = [
     "NOT_FOUND",
@@ -104,9 +110,11 @@ __all__ = [
     "compare_searches",
     "coverage",
     "decode_targets",
+    "distinct_items",
     "equal_budget",
     "evaluate_rankings",
     "evaluate_with_baselines",
+    "fetched",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_popularity",
@@ -134,10 +142,12 @@ __all__ = [
     "search_targets",
     "search_tree_plot",
     "searches_plot",
+    "seen_note",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
     "survival",
+    "target_notes",
     "top_items",
     "training_counts",
     "training_curves_of_policy",

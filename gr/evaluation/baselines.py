@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import sparse
 
+from gr.data.examples import Histories
 from gr.data.sequences import Splits
 from gr.evaluation.metrics import ndcg
 from gr.evaluation.popularity import popularity_order, training_counts, training_mask
 from gr.evaluation.rankings import (
     NO_ITEM,
+    NOT_FOUND,
     EvaluationError,
     Rankings,
     first_listed,
@@ -25,7 +27,7 @@ from gr.evaluation.rankings import (
     sid_depth,
 )
 
-_CHUNK = 2**22  # Scores held at once.
+_CHUNK = 2**20  # Entries of a padded or dense table held at once.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +39,43 @@ class Ranker:
     scored: Callable[[np.ndarray, int], np.ndarray]
     backoff: bool = True  # Whether unscored items follow the scored ones, by popularity.
 
-    def rank(self, histories: np.ndarray, top_k: int, *, exclude: bool = False) -> np.ndarray:
-        """The best items after each history: `[n, T]`, padded on either side -> `[n, top_k]`.
+    def rank(
+        self, histories: Histories | np.ndarray, top_k: int, *, exclude: bool = False
+    ) -> np.ndarray:
+        """The best items after each of n histories, `[n, top_k]`.
 
         With `exclude`, no item of a history is in its list. A list is padded with NO_ITEM only
         where the catalogue has no further item to give (or, without `backoff`, none with a score).
-        """
-        if histories.ndim != 2 or top_k < 1 or np.any(histories >= len(self.popular)):
-            raise EvaluationError(
-                f"histories of shape {histories.shape}, top_k={top_k}: expected [n, T] rows of the "
-                f"{len(self.popular)} items that the baseline was fitted on, and top_k >= 1."
-            )
-        chunk = max(1, _CHUNK // len(self.popular))
-        lists = [
-            self._rank_chunk(histories[start : start + chunk], top_k, exclude)
-            for start in range(0, len(histories), chunk)
-        ]
-        return np.concatenate([np.empty((0, top_k), dtype=np.int32), *lists])
 
-    def _rank_chunk(self, histories: np.ndarray, top_k: int, exclude: bool) -> np.ndarray:
-        # Of `width` different items at most T are in the history, so at least top_k remain.
-        width = top_k + (histories.shape[1] if exclude else 0)
+        Args:
+          histories: whole ones, oldest item first; or rows `[n, T]`, padded on either side.
+          top_k: length of a list.
+          exclude: whether the items of a history are kept out of its list.
+
+        Raises `EvaluationError` for histories of other items than the baseline was fitted on.
+        """
+        histories, num_items = _as_histories(histories), len(self.popular)
+        if top_k < 1 or histories.items.max(initial=NO_ITEM) >= num_items:
+            raise EvaluationError(
+                f"top_k={top_k}, histories of item rows up to {histories.items.max(initial=NO_ITEM)}: "
+                f"expected top_k >= 1, and the {num_items} items that the baseline was fitted on."
+            )
+        lists = np.empty((len(histories), top_k), dtype=np.int32)
+        # Longest first, so that a chunk is hardly wider than its rows, and a long history stands in a small one.
+        lengths = histories.lengths
+        order, start = np.argsort(-lengths, kind="stable"), 0
+        while start < len(order):
+            longest = int(lengths[order[start]])
+            width = min(top_k + longest * exclude, num_items)
+            rows = order[start : start + max(1, _CHUNK // (longest + top_k + 2 * width))]
+            lists[rows] = self._rank_chunk(histories[rows].padded(), top_k, width, exclude)
+            start += len(rows)
+        return lists
+
+    def _rank_chunk(
+        self, histories: np.ndarray, top_k: int, width: int, exclude: bool
+    ) -> np.ndarray:
+        # Of `width` different items at most T are in the history, so at least top_k (or all) remain.
         parts = [self.scored(histories, width)]
         if self.backoff:
             popular = self.popular[:width]
@@ -130,13 +148,15 @@ def fit_item_knn(
             "neighbours, no negative shrinkage, and 1 or more recent items (or None for all)."
         )
     popular = popularity_order(training_counts(splits))
-    similarities = _pruned_cosines(_item_users(splits), neighbours, shrinkage, _places(popular))
+    (similarities,) = _pruned_cosines(
+        _item_users(splits), [neighbours], shrinkage, _places(popular)
+    )
     return _knn_ranker(similarities, popular, recent)
 
 
 def tune_item_knn(
     splits: Splits,
-    histories: np.ndarray,
+    histories: Histories | np.ndarray,
     targets: np.ndarray,
     *,
     neighbours: Sequence[int] = (20, 100, 500),
@@ -147,41 +167,87 @@ def tune_item_knn(
 ) -> tuple[Ranker, dict[str, float | int | None]]:
     """The item-kNN with the best item-level NDCG@10 on validation data, and its settings.
 
-    `histories [n, T]` and `targets [n]` belong to the validation split; of more than `max_users` of
-    them, evenly spaced ones are used.
+    `histories` (as `Ranker.rank` takes them) and `targets [n]` belong to the validation split; of
+    more than `max_users` of them, evenly spaced ones are used.
     """
     if len(targets) == 0:
         raise EvaluationError(
             "item-kNN cannot be tuned without users: the validation split is empty."
         )
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(max_users, len(targets))).astype(int))
-    histories, targets = histories[chosen], targets[chosen]
+    histories, targets = _as_histories(histories)[chosen], targets[chosen]
     popular, item_users = popularity_order(training_counts(splits)), _item_users(splits)
-    best_quality, best = -1.0, None
-    for count, shrinkage in itertools.product(neighbours, shrinkages):
-        similarities = _pruned_cosines(item_users, count, shrinkage, _places(popular))
-        for recent in recents:
-            ranker = _knn_ranker(similarities, popular, recent)
-            ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
-            quality = ndcg(ranks, 10).mean()
-            if quality > best_quality:
-                settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
-                best_quality, best = quality, (ranker, settings)
+    best_order, best = None, None
+    for place, shrinkage in enumerate(shrinkages):
+        pruned = _pruned_cosines(item_users, neighbours, shrinkage, _places(popular))
+        for count, similarities in zip(neighbours, pruned, strict=True):
+            for recent in recents:
+                ranker = _knn_ranker(similarities, popular, recent)
+                ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
+                # Of equals the one whose settings are named first.
+                order = (-ndcg(ranks, 10).mean(), neighbours.index(count), place)
+                if best_order is None or order < best_order:
+                    settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
+                    best_order, best = order, (ranker, settings)
     return best
 
 
 def rankings_of_baseline(
     ranker: Ranker,
-    histories: np.ndarray,
+    histories: Histories | np.ndarray,
     targets: np.ndarray,
     sid_of_item: np.ndarray,
     *,
     depth: int = 20,
     exclude: bool = False,
 ) -> Rankings:
-    """Ranks `histories [n, T]` with a baseline, exact at SID level up to `depth`."""
-    items = ranker.rank(histories, sid_depth(sid_of_item, depth), exclude=exclude)
-    return rankings_of_lists(items, targets, sid_of_item, depth=depth)
+    """Ranks n histories with a baseline, exact at SID level up to `depth`.
+
+    Args:
+      ranker: the baseline.
+      histories: as `Ranker.rank` takes them.
+      targets: the item that comes after each, `[n]`.
+      sid_of_item: the SID number of each of N items, equal where items share one, `[N]`.
+      depth: the largest k at which the rankings can be evaluated.
+      exclude: whether the items of a history are kept out of its list. A target that is among them
+        is then a miss, as it is in a model's beams, though an item with its SID may be listed.
+    """
+    histories, targets = _as_histories(histories), np.asarray(targets)
+    if targets.shape != (len(histories),):
+        raise EvaluationError(
+            f"{len(histories)} histories and targets of shape {targets.shape} do not fit: give one target each."
+        )
+    width = sid_depth(sid_of_item, depth)  # Wide where many items share a SID, hence in chunks.
+    step = max(1, _CHUNK // width)
+    parts = [
+        rankings_of_lists(
+            ranker.rank(histories[start : start + step], width, exclude=exclude),
+            targets[start : start + step],
+            sid_of_item,
+            depth=depth,
+        )
+        for start in range(0, max(1, len(targets)), step)
+    ]
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("targets", "sid_ranks", "item_ranks", "items", "candidates", "duplicates")
+    }
+    seen = histories.hold(targets)
+    if exclude:
+        joined["sid_ranks"] = np.where(seen, NOT_FOUND, joined["sid_ranks"])
+    return Rankings(**joined, seen=seen, exclude=exclude)
+
+
+def _as_histories(histories: Histories | np.ndarray) -> Histories:
+    """Rows `[n, T]` as `Histories`; `EvaluationError` for what is neither."""
+    if isinstance(histories, Histories):
+        return histories
+    rows = np.asarray(histories)
+    if rows.ndim != 2 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        raise EvaluationError(
+            f"histories of shape {rows.shape} and type {rows.dtype}: expected Histories, or rows [n, T] of items."
+        )
+    return Histories.of_rows(rows if rows.dtype.kind == "i" else rows.astype(np.int64))
 
 
 def recent_items(histories: np.ndarray, count: int) -> np.ndarray:
@@ -224,16 +290,28 @@ class _RankedRows:
 def _knn_ranker(similarities: sparse.csr_array, popular: np.ndarray, recent: int | None) -> Ranker:
     """Ranks by the summed `similarities [N, N]` rows of the last `recent` items of a history."""
     place = _places(popular)
+    similar = np.diff(similarities.indptr)  # [N] how many items are similar to each.
 
     def scored(histories: np.ndarray, width: int) -> np.ndarray:
         used = histories if recent is None else recent_items(histories, recent)
-        scores = (_item_sets(used, len(popular)) @ similarities).tocoo()
-        rows = _RankedRows.of(
-            scores.row, scores.col, scores.data, place[scores.col], num_rows=len(histories)
-        )
-        return rows.head(np.arange(len(histories)), width)
+        sets = _item_sets(used, len(popular))
+        heads = [np.empty((0, width), dtype=np.int32)]
+        for rows in _slices_of(np.minimum(sets @ similar, len(popular))):
+            scores = (sets[rows] @ similarities).tocoo()
+            ranked = _RankedRows.of(
+                scores.row, scores.col, scores.data, place[scores.col], num_rows=scores.shape[0]
+            )
+            heads.append(ranked.head(np.arange(scores.shape[0]), width))
+        return np.concatenate(heads)
 
     return Ranker(popular=popular, scored=scored)
+
+
+def _slices_of(sizes: np.ndarray) -> list[slice]:
+    """Cuts rows of these sizes `[n]` into stretches of at most about `_CHUNK` in all, or of one row."""
+    after = np.cumsum(sizes)
+    cuts = np.flatnonzero(np.diff((after - sizes) // _CHUNK, prepend=-1, append=np.inf))
+    return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
 
 
 def _places(popular: np.ndarray) -> np.ndarray:
@@ -263,22 +341,46 @@ def _item_sets(histories: np.ndarray, num_items: int) -> sparse.csr_array:
 
 
 def _pruned_cosines(
-    item_users: sparse.csr_array, neighbours: int, shrinkage: float, ties: np.ndarray
-) -> sparse.csr_array:
-    """Shrunk cosines of items `[N, N]`; row j keeps the `neighbours` most similar to item j."""
+    item_users: sparse.csr_array, neighbours: Sequence[int], shrinkage: float, ties: np.ndarray
+) -> list[sparse.csr_array]:
+    """Shrunk cosines of items `[N, N]`, one matrix a number of neighbours: row j keeps so many of the most similar."""
     num_items = item_users.shape[0]
     norms = np.sqrt(item_users.sum(axis=1))
-    blocks = []
-    chunk = max(1, _CHUNK // num_items)
-    for start in range(0, num_items, chunk):
-        common = (item_users[start : start + chunk] @ item_users.T).tocoo()
-        other = common.row + start != common.col
-        row, column, count = common.row[other], common.col[other], common.data[other]
-        cosine = count / (norms[row + start] * norms[column] + shrinkage)
+    # At most so many items share a user with each.
+    reach = np.minimum(item_users @ item_users.sum(axis=0), num_items)
+    blocks = [[] for _ in neighbours]
+    for rows in _slices_of(reach):
+        common = (item_users[rows] @ item_users.T).tocoo()
+        row, column = common.row, common.col
+        cosine = common.data / (norms[row + rows.start] * norms[column] + shrinkage)
+        cosine[row + rows.start == column] = 0
+        kept = _best_of_rows(row, cosine, ties[column], max(neighbours))
+        row, column, cosine = row[kept], column[kept], cosine[kept]
         order = np.lexsort((ties[column], -cosine, row))
         row, column, cosine = row[order], column[order], cosine[order]
-        first_of_row = np.searchsorted(row, row)
-        kept = np.arange(len(row)) - first_of_row < neighbours
-        shape = (min(chunk, num_items - start), num_items)
-        blocks.append(sparse.csr_array((cosine[kept], (row[kept], column[kept])), shape=shape))
-    return sparse.vstack(blocks, format="csr")
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        shape = (rows.stop - rows.start, num_items)
+        for count, of_count in zip(neighbours, blocks, strict=True):
+            kept = (place < count) & (cosine > 0)
+            of_count.append(
+                sparse.csr_array((cosine[kept], (row[kept], column[kept])), shape=shape)
+            )
+    return [sparse.vstack(of_count, format="csr") for of_count in blocks]
+
+
+def _best_of_rows(rows: np.ndarray, scores: np.ndarray, ties: np.ndarray, count: int) -> np.ndarray:
+    """Where the `count` best entries of each row are, of equal ones the least in `ties`: `[E]`, ... -> bool `[E]`.
+
+    Entries stand in order of their row. Sorting them all would take far longer where one user has most of the items.
+    """
+    best = np.ones(len(rows), dtype=bool)
+    ends = np.cumsum(np.bincount(rows))
+    for start, end in itertools.pairwise([0, *ends]):
+        if end - start > count:
+            score, tie = scores[start:end], ties[start:end]
+            least = np.partition(score, -count)[-count]
+            above, equal = score > least, score == least
+            places_left = count - np.count_nonzero(above)
+            last = np.partition(tie[equal], places_left - 1)[places_left - 1]
+            best[start:end] = above | (equal & (tie <= last))
+    return best

@@ -1,5 +1,6 @@
 """Decodes the targets of a split with a model, in batches, and keeps what the metrics need."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gr.data import Sequences, Targets
-from gr.data.pipeline import evaluation_batches, histories
+from gr.data import PAD_ITEM, Histories, Sequences, Targets, evaluation_batches
+from gr.data.buckets import resolve_buckets
+from gr.data.examples import target_examples
 from gr.decoding import Candidates, beam_search
 from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
@@ -64,7 +66,7 @@ def decode_targets(
         num_beams: M.
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or how many of them; the decoder compiles once for each.
-        batch_size: users decoded at once.
+        batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children"; see `beam_search`.
@@ -111,22 +113,82 @@ def decoded_by_target(
 ) -> list[np.ndarray]:
     """What `decode(batch, excluded)` returns for batches of targets, each array in the targets' order.
 
-    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; the rest is as in
-    `decode_targets`.
+    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
+    very many are in smaller batches. The rest is as in `decode_targets`.
     """
-    batches = evaluation_batches(
-        sequences, targets, batch_size=batch_size, max_history=max_history, buckets=buckets
-    )
+    # Resolved here, for the same buckets in batches of any size; it also checks the targets.
+    lengths = target_examples(sequences, targets, max_history).lengths
+    shape = {"max_history": max_history, "buckets": resolve_buckets(buckets, lengths, max_history)}
     seen = _seen_items(sequences, targets) if exclude_seen else None
-    parts, rows = [], []
-    for batch in _bar(batches, len(targets), progress):
-        excluded = None if seen is None else ExcludeItems(seen[np.maximum(batch["rows"], 0)])
-        parts.append(decode(batch, excluded))
-        rows.append(batch["rows"])
-    parts = jax.device_get(parts)  # The only wait: until here batches were queued on the device.
-    order = np.concatenate(rows)
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return [_in_target_order(column, order, len(targets)) for column in columns]
+    batches = _batches(sequences, targets, seen, batch_size=batch_size, **shape)
+
+    def decoded() -> Iterator[tuple[np.ndarray, tuple]]:
+        for batch in batches:
+            rows = batch["rows"]
+            users = np.where(rows < 0, rows[0], rows)  # Filler repeats the batch's first user.
+            excluded = None if seen is None else ExcludeItems(distinct_items(seen[users]))
+            yield rows, decode(batch, excluded)
+
+    columns = None  # Each [n, ...], in the targets' order.
+    with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
+        for rows, found in fetched(decoded()):
+            if columns is None:
+                columns = [np.empty((len(targets), *v.shape[1:]), v.dtype) for v in found]
+            real = rows >= 0
+            for column, values in zip(columns, found, strict=True):
+                column[rows[real]] = values[real]
+            bar.update(int(real.sum()))
+    return columns
+
+
+def _batches(
+    sequences: Sequences, targets: Targets, seen: Histories | None, *, batch_size: int, **shape: Any
+) -> Iterator[dict[str, np.ndarray]]:
+    """`evaluation_batches`, of a quarter of the users for every four times `_MANY` items that these have seen."""
+    quartered = np.zeros(len(targets), int)
+    if seen is not None:
+        long = np.flatnonzero(seen.lengths > _MANY)
+        counts = [len(np.unique(seen[row : row + 1].padded())) for row in long]
+        quartered[long] = np.ceil(np.log2(np.maximum(counts, _MANY) / _MANY) / 2)
+    for times in np.unique(quartered):
+        chosen = np.flatnonzero(quartered == times)
+        part = Targets(targets.users[chosen], targets.positions[chosen])
+        size = max(1, batch_size >> 2 * times)
+        for batch in evaluation_batches(sequences, part, batch_size=size, **shape):
+            rows = np.where(batch["rows"] < 0, -1, chosen[batch["rows"]])
+            yield {**batch, "rows": rows}
+
+
+def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
+    """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
+
+    So the device has work while the host waits, holds few results at once, and what is told of progress has happened.
+    """
+    queue = collections.deque()
+    for result in results:
+        queue.append(result)
+        if len(queue) > ahead:
+            yield jax.device_get(queue.popleft())
+    while queue:
+        yield jax.device_get(queue.popleft())
+
+
+def distinct_items(histories: Histories) -> np.ndarray:
+    """The different items of each history, `[n, S]` int32, -1-padded.
+
+    S is 64 or a power of four from 1,024 on: a program is compiled for each width that there is.
+    """
+    sets = [
+        np.unique(histories.items[start:stop])
+        for start, stop in zip(histories.starts, histories.stops, strict=True)
+    ]
+    longest = max(map(len, sets), default=0)
+    bits = (longest - 1).bit_length()
+    width = 64 if longest <= 64 else max(_MANY, 1 << bits + bits % 2)
+    padded = np.full((len(sets), width), PAD_ITEM, dtype=np.int32)
+    for row, items in zip(padded, sets, strict=True):
+        row[: len(items)] = items
+    return padded
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "temperature", "normalise_over"))
@@ -171,22 +233,9 @@ def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> 
     return jnp.stack(alive, axis=1) & (nodes != NO_NODE)
 
 
-def _seen_items(sequences: Sequences, targets: Targets) -> np.ndarray:
-    """Every item before each target, `[n, S]`, -1-padded; S a power of two, for few compiled shapes."""
-    longest = int((targets.positions - sequences.offsets[targets.users]).max(initial=1))
-    return histories(sequences, targets, longest, width=1 << (longest - 1).bit_length())
+_MANY = 1024  # Seen items of each user in a whole batch; a power of four.
 
 
-def _in_target_order(values: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """Undoes the batching: `values[j]` belongs to target `order[j]`, a filler row where that is -1."""
-    real = order >= 0
-    result = np.empty((count, *values.shape[1:]), values.dtype)
-    result[order[real]] = values[real]
-    return result
-
-
-def _bar(batches: Iterable[Mapping[str, np.ndarray]], total: int, show: bool) -> Iterator:
-    with tqdm.tqdm(total=total, desc="decode", unit=" users", disable=not show) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(int(batch["weight"].sum()))
+def _seen_items(sequences: Sequences, targets: Targets) -> Histories:
+    """Every item before each target, also beyond what the model sees; padded only batch by batch."""
+    return Histories.of(sequences, targets)

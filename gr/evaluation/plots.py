@@ -49,11 +49,10 @@ def metric_label(name: str) -> str:
     return f"{level}{known.get(head, head.replace('_', ' ').capitalize())}{'@' if cutoff else ''}{cutoff}"
 
 
-def row_colours(rows: Sequence[str], main_row: str | None, variants: Sequence[str] = ()) -> dict:
-    """The colour of each row in every figure: main row blue, its variants sky blue, baselines the others in turn."""
-    others = [row for row in rows if row != main_row and row not in variants]
+def row_colours(rows: Sequence[str], main_row: str | None) -> dict:
+    """The colour of each row in every figure: main row blue, baselines the others in turn."""
+    others = [row for row in rows if row != main_row]
     colours = {row: _OTHERS[index % len(_OTHERS)] for index, row in enumerate(others)}
-    colours |= {row: SKY for row in variants}
     return {row: BLUE if row == main_row else colours[row] for row in rows}
 
 
@@ -62,14 +61,13 @@ def metric_bars(
     *,
     names: Sequence[str] = ("ndcg@10", "hit@10"),
     main_row: str | None = None,
-    variants: Sequence[str] = (),
 ) -> Figure:
     """Horizontal bars of each metric in `names` (one panel each) for each row, with 95% intervals as error bars.
 
     `metrics` maps a row's name to its flat metrics, whose `intervals` may hold `[low, high]` for a metric. Rows
     without a metric are left out of its panel.
     """
-    colours = row_colours(list(metrics), main_row, variants)
+    colours = row_colours(list(metrics), main_row)
     figure, panels = figure_of(len(names), 0.7 + 0.34 * max(len(metrics), 1))
     for axes, name in zip(panels, names, strict=True):
         rows = [row for row in metrics if _number(metrics[row].get(name)) is not None]
@@ -131,11 +129,10 @@ def slice_bars(
     name: str = "ndcg@10",
     slices: Sequence[str] = ("head", "torso", "tail"),
     main_row: str | None = None,
-    variants: Sequence[str] = (),
 ) -> Figure:
     """Grouped bars: for each slice of the catalogue, one bar for each row that has `<slice>/<name>`."""
     rows = [row for row in metrics if any(f"{part}/{name}" in metrics[row] for part in slices)]
-    colours = row_colours(list(metrics), main_row, variants)
+    colours = row_colours(list(metrics), main_row)
     figure, (axes,) = figure_of(1, 3.3)
     width = 0.82 / max(len(rows), 1)
     for index, row in enumerate(rows):

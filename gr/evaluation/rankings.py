@@ -3,7 +3,7 @@
 A model ranks beams: `[n, M, C]` item rows, best beam first, where one beam is one Semantic ID (SID)
 and its C columns hold the items that share it, padded with -1; a beam without an item is invalid. A
 baseline ranks items: `[n, k]` item rows, padded with -1. Both end as `Rankings`, so that everything
-after this module treats them alike.
+after this module treats them alike. A target that the ranked catalogue lacks is a miss.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ class Rankings:
         np.ndarray
     )  # [n] valid candidates that were listed: beams of a model, items of a baseline.
     duplicates: np.ndarray  # [n] candidates that already stood above in the same list.
+    seen: np.ndarray | None = None  # [n] bool: is the target in its history? None: not told.
+    # Whether what is in a history was kept out of its list, where a seen target is never hit. None: not told.
+    exclude: bool | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -40,13 +43,31 @@ class Rankings:
         return self.items.shape[1]
 
 
-def rankings_of_beams(beams: np.ndarray, targets: np.ndarray, *, depth: int = 20) -> Rankings:
-    """Rankings of a model from its beams `[n, M, C]` (best first) and the targets `[n]`.
+def rankings_of_beams(
+    beams: np.ndarray,
+    targets: np.ndarray,
+    *,
+    depth: int = 20,
+    seen: np.ndarray | None = None,
+    exclude: bool | None = None,
+) -> Rankings:
+    """Rankings of a model from its beams, best first.
+
+    Args:
+      beams: item rows, `[n, M, C]`.
+      targets: item rows, `[n]`.
+      depth: the largest k at which the rankings can be evaluated.
+      seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: not told.
+      exclude: whether the search kept out what is in the histories; None: not told.
 
     Raises `EvaluationError` if there are fewer beams than `depth`: a Hit@k of a shorter list would
     be understated.
     """
-    _check(beams, targets, ndim=3)
+    beams, targets = _checked(beams, targets, ndim=3, depth=depth)
+    if seen is not None and np.shape(seen) != targets.shape:
+        raise EvaluationError(
+            f"seen {np.shape(seen)}: expected a truth value for each target {targets.shape}."
+        )
     if beams.shape[1] < depth:
         raise EvaluationError(
             f"{beams.shape[1]} beams cannot be evaluated at k={depth}: decode with at least "
@@ -56,12 +77,14 @@ def rankings_of_beams(beams: np.ndarray, targets: np.ndarray, *, depth: int = 20
     # Beams of one SID hold the same items, so any one item of a beam stands for its SID.
     repeated = valid & ~first_occurrences(beams.max(axis=2, initial=NO_ITEM))
     return Rankings(
-        targets=np.asarray(targets),
+        targets=targets,
         sid_ranks=sid_ranks(beams, targets),
         item_ranks=item_ranks(beams, targets),
         items=top_items(beams, depth),
         candidates=valid.sum(axis=1),
         duplicates=repeated.sum(axis=1),
+        seen=seen,
+        exclude=exclude,
     )
 
 
@@ -70,11 +93,11 @@ def rankings_of_lists(
 ) -> Rankings:
     """Rankings of a baseline from its lists `[n, k]`, targets `[n]` and items' SID numbers `[N]`.
 
-    `k` must be at least `sid_depth(sid_of_item, depth)` for the SID-level ranks to be exact; else
-    `EvaluationError`.
+    `k` must be at least `sid_depth(sid_of_item, depth)`, or N, for the SID-level ranks to be exact;
+    else `EvaluationError`, and so for a list with an item that the N lack.
     """
-    _check(items, targets, ndim=2)
-    needed = sid_depth(sid_of_item, depth)
+    items, targets = _checked(items, targets, ndim=2, depth=depth)
+    needed = min(sid_depth(sid_of_item, depth), len(sid_of_item))
     if items.shape[1] < needed:
         raise EvaluationError(
             f"lists of {items.shape[1]} items may hold fewer than {depth} distinct SIDs: rank "
@@ -82,7 +105,7 @@ def rankings_of_lists(
         )
     listed = items >= 0
     return Rankings(
-        targets=np.asarray(targets),
+        targets=targets,
         sid_ranks=sid_ranks_of_lists(items, targets, sid_of_item),
         item_ranks=item_ranks_of_lists(items, targets),
         items=_widened(items, depth)[:, :depth],
@@ -93,27 +116,29 @@ def rankings_of_lists(
 
 def sid_depth(sid_of_item: np.ndarray, depth: int) -> int:
     """How many items a list needs so that it surely holds `depth` distinct SIDs (or every item)."""
-    sizes = np.sort(np.bincount(sid_of_item))[::-1]
+    sizes = np.sort(np.unique(sid_of_item, return_counts=True)[1])[::-1]
     return max(depth, int(sizes[:depth].sum()))
 
 
 def sid_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Beams with an item above the first that holds the target: `[n, M, C]`, `[n]` -> `[n]`."""
-    _check(beams, targets, ndim=3)
-    hits = (beams == np.asarray(targets)[:, None, None]).any(axis=2)
-    return _ranks(hits, counted=(beams >= 0).any(axis=2))
+    beams, targets = _checked(beams, targets, ndim=3)
+    listed = beams >= 0
+    hits = (listed & (beams == targets[:, None, None])).any(axis=2)
+    return _ranks(hits, counted=listed.any(axis=2))
 
 
 def item_ranks(beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Items above the target, read beam by beam: `[n, M, C]`, `[n]` -> `[n]`."""
-    _check(beams, targets, ndim=3)
+    beams, targets = _checked(beams, targets, ndim=3)
     return item_ranks_of_lists(_flat(beams), targets)
 
 
 def item_ranks_of_lists(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Items above the target, padding not counted: `[n, k]`, `[n]` -> `[n]`."""
-    _check(items, targets, ndim=2)
-    return _ranks(items == np.asarray(targets)[:, None], counted=items >= 0)
+    items, targets = _checked(items, targets, ndim=2)
+    listed = items >= 0
+    return _ranks(listed & (items == targets[:, None]), counted=listed)
 
 
 def sid_ranks_of_lists(
@@ -121,12 +146,27 @@ def sid_ranks_of_lists(
 ) -> np.ndarray:
     """Distinct SIDs above the first item that has the target's SID: `[n, k]`, `[n]` -> `[n]`.
 
-    `sid_of_item [N]` numbers the SIDs: items have the same number if and only if they share a SID.
+    `sid_of_item [N]` numbers the SIDs, in any order: items have the same number if and only if they
+    share a SID. Raises `EvaluationError` for a list with an item that the N lack.
     """
-    _check(items, targets, ndim=2)
-    sids = np.where(items >= 0, sid_of_item[items], NO_ITEM)
-    hits = sids == sid_of_item[targets][:, None]
-    return _ranks(hits, counted=(items >= 0) & first_occurrences(sids))
+    items, targets = _checked(items, targets, ndim=2)
+    sid_of_item, num_items = np.asarray(sid_of_item), len(sid_of_item)
+    if items.max(initial=NO_ITEM) >= num_items:
+        raise EvaluationError(
+            f"a list holds item {items.max()}, and sid_of_item numbers the SIDs of {num_items} items: "
+            "rank the items of the catalogue that sid_of_item is of."
+        )
+    listed, known = items >= 0, inside_catalogue(targets, num_items)
+    # A last entry, which nothing that is listed has, stands for all that is no item of the catalogue.
+    sids = np.append(np.unique(sid_of_item, return_inverse=True)[1].ravel(), NO_ITEM)
+    of_lists = sids[np.where(listed, items, num_items)]
+    hits = listed & (of_lists == sids[np.where(known, targets, num_items)][:, None])
+    return _ranks(hits, counted=listed & first_occurrences(of_lists))
+
+
+def inside_catalogue(targets: np.ndarray, num_items: int) -> np.ndarray:
+    """Which targets are one of N items, `[n]` -> bool `[n]`."""
+    return (targets >= 0) & (targets < num_items)
 
 
 def top_items(beams: np.ndarray, k: int) -> np.ndarray:
@@ -171,14 +211,22 @@ def _widened(items: np.ndarray, k: int) -> np.ndarray:
     return np.pad(items, ((0, 0), (0, missing)), constant_values=NO_ITEM)
 
 
-def _check(items: np.ndarray, targets: np.ndarray, *, ndim: int) -> None:
-    """Raises `EvaluationError` for shapes that do not fit, and for targets that are no item."""
-    if items.ndim != ndim or np.shape(targets) != (len(items),):
+def _checked(
+    items: np.ndarray, targets: np.ndarray, *, ndim: int, depth: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as signed integers; `EvaluationError` for what is none, and for shapes that do not fit."""
+    items, targets = np.asarray(items), np.asarray(targets)
+    if items.ndim != ndim or targets.shape != (len(items),):
         raise EvaluationError(
-            f"ranked items {items.shape} and targets {np.shape(targets)} do not fit: expected an array "
+            f"ranked items {items.shape} and targets {targets.shape} do not fit: expected an array "
             f"of {ndim} dimensions and one target for each of its rows."
         )
-    if np.any(np.asarray(targets) < 0):
-        raise EvaluationError(
-            "a target is -1, which is padding: pass the items at the split's positions."
-        )
+    for name, values in (("ranked items", items), ("targets", targets)):
+        if values.size and not np.issubdtype(values.dtype, np.integer):
+            raise EvaluationError(
+                f"{name} are of type {values.dtype}: expected item rows, which are whole numbers."
+            )
+    if depth < 1:
+        raise EvaluationError(f"depth={depth} ranks nothing: expected 1 or more.")
+    items, targets = (v if v.dtype.kind == "i" else v.astype(np.int64) for v in (items, targets))
+    return items, targets

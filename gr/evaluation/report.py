@@ -65,16 +65,20 @@ class ReportData:
     title: str
     dataset: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
     model: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
-    # Row -> flat metrics as `evaluate_rankings` returns them; the rows are the model and the baselines.
+    # Row -> flat metrics as `evaluate_rankings` returns them; the rows are the model and the baselines, all ranked by
+    # one rule.
     metrics: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     main_row: str = ""  # The row of `metrics` that the verdict is about.
-    variants: Sequence[str] = ()  # Further rows of `metrics` that are the model, decoded otherwise.
+    rule: str = ""  # Of `metrics`, such as "seen items removed".
+    # Further rule -> row -> metrics: shown beneath, and never compared with the rows of `metrics`.
+    variants: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()  # What must be known of the targets, see `target_notes`.
     # Baseline -> metric -> (mean of main row minus baseline, low, high), paired by user.
     differences: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     # Lines {"step": 10, "split": "train" | "validation", "values": {"loss": 1.0, ...}}.
     curves: Sequence[Mapping] = ()
     best_step: int | None = None  # None: the step with the best validation metric, else loss.
-    # Label -> validation value of the main metric; empty: the best baseline's value in `metrics`.
+    # Label -> the best baseline's main metric on the validation split, a line across the learning curve.
     references: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # Label -> share of users (0 to 1) whose target's prefix is in the beam after each code, [L].
     prefix_recall: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
@@ -92,7 +96,7 @@ class ReportData:
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     """Writes the report as one HTML file, atomically, and returns its path.
 
-    Raises `EvaluationError` if `main_row`, a variant or a baseline of `differences` is no row of `metrics`.
+    Raises `EvaluationError` if `main_row` or a baseline of `differences` is no row of `metrics`.
     """
     path = Path(path)
     # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.
@@ -112,7 +116,11 @@ def render_report(data: ReportData) -> str:
         tone=_tone(data),
         columns=[key for key in COLUMNS if any(key in row for row in data.metrics.values())],
         lower_is_better=_LOWER_IS_BETTER,
-        rows=_metric_rows(data),
+        groups=[
+            {"rule": rule, "rows": _metric_rows(rows, data.main_row)}
+            for rule, rows in {data.rule: data.metrics, **data.variants}.items()
+            if rows
+        ],
         differences=_difference_rows(data),
         compared=[key for key in DIFFERENCES if any(key in by for by in data.differences.values())],
         slices=[part for part in SLICES if _slice_metric(data, part)],
@@ -132,7 +140,7 @@ def verdict(data: ReportData) -> str:
         return "No NDCG@10 of the model was measured, so there is no verdict."
     bounds = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
     interval = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
-    opening = f"NDCG@10 {value:.4f}{interval}"
+    opening = f"NDCG@10 {value:.4f}{interval}{f' ({data.rule})' if data.rule else ''}"
     baselines = _baselines(data)
     if not baselines:
         return f"{opening}; no baseline was evaluated beside it."
@@ -183,7 +191,6 @@ def codebook_facts(book: Mapping) -> dict[str, float]:
 
 def _check(data: ReportData) -> None:
     named = [("main_row", data.main_row)] if data.metrics else []
-    named += [("variants", row) for row in data.variants]
     named += [("differences", row) for row in data.differences]
     for field, row in named:
         if row not in data.metrics:
@@ -199,7 +206,7 @@ def _metric(data: ReportData, row: str, name: str = MAIN_METRIC) -> float | None
 
 def _baselines(data: ReportData) -> dict[str, float]:
     """The baselines' main metric, best first."""
-    rows = [row for row in data.metrics if row != data.main_row and row not in data.variants]
+    rows = [row for row in data.metrics if row != data.main_row]
     values = {row: _metric(data, row) for row in rows}
     present = {row: value for row, value in values.items() if value is not None}
     return dict(sorted(present.items(), key=lambda item: -item[1]))
@@ -229,10 +236,10 @@ def _tone(data: ReportData) -> str:
     return "above" if min(outcomes) > 0 else "below" if outcomes[0] < 0 else "level"
 
 
-def _metric_rows(data: ReportData) -> list[dict]:
-    """Table rows: name, kind, and for each column the value, its interval and whether it is the best."""
+def _metric_rows(by_row: Mapping[str, Mapping], main_row: str) -> list[dict]:
+    """Table rows: name, kind, and for each column the value, its interval and whether it is the best of these rows."""
     rounded = {
-        key: [round(row[key], 4) for row in data.metrics.values() if _finite(row.get(key))]
+        key: [round(row[key], 4) for row in by_row.values() if _finite(row.get(key))]
         for key in COLUMNS
     }
     best = {
@@ -241,7 +248,7 @@ def _metric_rows(data: ReportData) -> list[dict]:
         if values
     }
     rows = []
-    for name, metrics in data.metrics.items():
+    for name, metrics in by_row.items():
         cells = {
             key: {
                 "value": metrics.get(key),
@@ -250,8 +257,7 @@ def _metric_rows(data: ReportData) -> list[dict]:
             }
             for key in COLUMNS
         }
-        kind = "main" if name == data.main_row else "baseline"
-        kind = "variant" if name in data.variants else kind
+        kind = "main" if name == main_row else "baseline"
         rows.append({"name": name, "kind": kind, "cells": cells, "users": metrics.get("users")})
     return rows
 
@@ -296,21 +302,19 @@ def _figures(data: ReportData, best: float | None) -> dict:
     """Inline SVG by name, for the parts that are there."""
     from gr.evaluation import comparison_plots, plots
 
-    rows = {"main_row": data.main_row, "variants": data.variants}
     figures = {}
     for name in (MAIN_METRIC, "hit@10"):
         if any(name in row for row in data.metrics.values()):
-            figures[name] = plots.metric_bars(data.metrics, names=[name], **rows)
+            figures[name] = plots.metric_bars(data.metrics, names=[name], main_row=data.main_row)
     if any(MAIN_METRIC in by_metric for by_metric in data.differences.values()):
         figures["differences"] = plots.difference_plot(data.differences, name=MAIN_METRIC)
     parts = [part for part in SLICES if _slice_metric(data, part)]
     if parts:
-        figures["slices"] = plots.slice_bars(data.metrics, slices=parts, **rows)
+        figures["slices"] = plots.slice_bars(data.metrics, slices=parts, main_row=data.main_row)
     if data.curves:
-        baselines = _baselines(data)
-        top = {f"{name} (test)": value for name, value in list(baselines.items())[:1]}
-        references = data.references or top
-        figures["curves"] = plots.learning_curves(data.curves, references=references, best=best)
+        figures["curves"] = plots.learning_curves(
+            data.curves, references=data.references, best=best
+        )
         if any(len(plots.series(data.curves, "train", name)[0]) for name in _RATES):
             figures["rates"] = plots.rate_curves(data.curves, names=_RATES)
     if data.prefix_recall:

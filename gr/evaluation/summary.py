@@ -7,7 +7,7 @@ import numpy as np
 from gr.evaluation.bootstrap import bootstrap_intervals
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.popularity import SLICE_NAMES, popularity_slices
-from gr.evaluation.rankings import EvaluationError, Rankings
+from gr.evaluation.rankings import EvaluationError, Rankings, inside_catalogue
 
 KS = (1, 5, 10, 20)
 _RANK_METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -58,7 +58,11 @@ def evaluate_rankings(
       seed: seed of the resampling.
 
     Returns:
-      `users`; `hit@k`, `ndcg@k`, `mrr@k` (a hit is the target's SID) and `item_hit@k`, ... (the
+      `users`; where the rankings tell of seen targets `targets_seen`, how many of the users' targets
+      are in their histories, their share `targets_seen_share`, and `targets_impossible`, how many
+      can never be hit because histories were kept out of the lists; `targets_outside`, how many
+      targets are none of the N items;
+      `hit@k`, `ndcg@k`, `mrr@k` (a hit is the target's SID) and `item_hit@k`, ... (the
       target itself), means over users; `coverage@k`, `gini@k`, `novelty@k` of the top-k items;
       `candidates`, valid candidates a user, and `duplicate_share` of them; for the targets in each
       slice of the catalogue `head/users`, `head/hit@k`, `head/ndcg@k`, and so for `torso` and
@@ -91,9 +95,16 @@ def evaluate_with_baselines(
     `baselines`, the same dictionary for each baseline by name, and `differences`, which maps each
     baseline and each mean over users to `[model - baseline, low, high]`, resampled over users.
 
-    Raises `EvaluationError` where a baseline was not evaluated on the targets of the model.
+    Raises `EvaluationError` where a baseline was not evaluated on the targets of the model, or not
+    under its rule: with the items of histories kept out of the lists, or not.
     """
     for name, rankings in baselines.items():
+        rules = {rankings.exclude, model.exclude} - {None}
+        if len(rules) > 1:
+            raise EvaluationError(
+                f"exclude={rankings.exclude} for baseline {name} and {model.exclude} for the model: rank "
+                "both under one rule."
+            )
         if not np.array_equal(rankings.targets, model.targets):
             raise EvaluationError(
                 f"baseline {name} ranks other targets than the model: evaluate both on the same split."
@@ -136,7 +147,19 @@ def _point_metrics(
     ks: Sequence[int],
 ) -> dict:
     """The dictionary of `evaluate_rankings` without its intervals."""
+    if rankings.items.max(initial=0) >= len(train_counts):
+        raise EvaluationError(
+            f"a list holds item {rankings.items.max()}, and train_counts are of {len(train_counts)} items: "
+            "count the interactions of the items that were ranked."
+        )
+    outside = ~inside_catalogue(rankings.targets, len(train_counts))
     metrics = {"users": len(rankings)}
+    if rankings.seen is not None:
+        metrics["targets_seen"] = int(rankings.seen.sum())
+        metrics["targets_seen_share"] = float(rankings.seen.mean())
+        if rankings.exclude is not None:
+            metrics["targets_impossible"] = metrics["targets_seen"] if rankings.exclude else 0
+    metrics["targets_outside"] = int(outside.sum())
     metrics |= {key: float(values.mean()) for key, values in per_user.items()}
     for k in ks:
         items = rankings.items[:, :k]
@@ -146,9 +169,9 @@ def _point_metrics(
     listed = rankings.candidates.sum()
     metrics["candidates"] = float(rankings.candidates.mean())
     metrics["duplicate_share"] = float(rankings.duplicates.sum() / max(listed, 1))
-    target_slices = popularity_slices(train_counts)[rankings.targets]
+    target_slices = popularity_slices(train_counts)[np.where(outside, 0, rankings.targets)]
     for slice_id, name in enumerate(SLICE_NAMES):
-        inside = target_slices == slice_id
+        inside = ~outside & (target_slices == slice_id)
         metrics[f"{name}/users"] = int(inside.sum())
         if inside.any():
             for key in (f"{metric}@{k}" for metric in ("hit", "ndcg") for k in ks):

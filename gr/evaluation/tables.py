@@ -1,15 +1,16 @@
 """Metrics as plain text for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gr.evaluation.rankings import EvaluationError
 
 
 def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> str:
-    """Two aligned tables of the dictionary of `evaluate_with_baselines`.
+    """Aligned tables of the dictionary of `evaluate_with_baselines`, and `target_notes`.
 
-    The first has a row for the model and each baseline, with the interval of NDCG@k; the second the
-    paired difference of the model to each baseline (absent if there are none).
+    The first has a row for the model and each baseline, with the interval of NDCG@k; then comes the
+    paired difference of the model to each baseline (absent if there are none). `metrics` may name
+    its `rule`, and hold the dictionaries of other rules as `variants`: each has a table of its own.
 
     Raises `EvaluationError` if the metrics were not computed at k.
     """
@@ -17,14 +18,16 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
         raise EvaluationError(f"the metrics hold no ndcg@{k}: evaluate with ks that contain {k}.")
     columns = [f"Hit@{k}", f"NDCG@{k}", "95% interval", f"MRR@{k}", f"item Hit@{k}"]
     columns += [f"item NDCG@{k}", f"coverage@{k}", f"Gini@{k}", f"novelty@{k}"]
-    baselines = metrics.get("baselines", {})
-    rows = [["", *columns], [model_name, *_cells(metrics, k)]]
-    rows += [[name, *_cells(baseline, k)] for name, baseline in baselines.items()]
-    blocks = [format_table(rows)]
+    by_rule = {metrics.get("rule", ""): metrics, **metrics.get("variants", {})}
+    blocks = []
+    for rule, of_rule in by_rule.items():
+        rows = [[rule, *columns], [model_name, *_cells(of_rule, k)]]
+        rows += [[name, *_cells(of, k)] for name, of in of_rule.get("baselines", {}).items()]
+        blocks.append(format_table(rows))
     differences = metrics.get("differences", {})
     if differences:
         keys = (f"hit@{k}", f"ndcg@{k}", f"item_ndcg@{k}")
-        rows = [["", f"Hit@{k}", "95% interval", f"NDCG@{k}", "95% interval"]]
+        rows = [[metrics.get("rule", ""), f"Hit@{k}", "95% interval", f"NDCG@{k}", "95% interval"]]
         rows[0] += [f"item NDCG@{k}", "95% interval"]
         for name, difference in differences.items():
             row = [f"{model_name} - {name}"]
@@ -32,12 +35,57 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
                 mean, low, high = difference[key]
                 row += [f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
             rows.append(row)
-        blocks.append(format_table(rows))
+        blocks.insert(1, format_table(rows))
+    blocks += target_notes(metrics)
     blocks.append(
         f"{metrics['users']:,} users; a hit is the target's Semantic ID, or where it says item the "
         "item itself."
     )
     return "\n\n".join(blocks)
+
+
+def target_notes(metrics: Mapping) -> list[str]:
+    """What a reader of the metrics must know of their targets: which are seen, impossible, no item.
+
+    Args:
+      metrics: of `evaluate_rankings`.
+
+    Returns:
+      Sentences, none where there is nothing to tell.
+    """
+    users, notes = metrics["users"], []
+    if seen := metrics.get("targets_seen"):
+        note = seen_note(seen, users, impossible=metrics.get("targets_impossible") == seen)
+        others = [
+            r for r, of in metrics.get("variants", {}).items() if of.get("targets_impossible")
+        ]
+        notes.append(" ".join([note, *(f"With {rule} they can never be hit." for rule in others)]))
+    if outside := metrics.get("targets_outside"):
+        notes.append(
+            f"Warning: {outside:,} of {users:,} targets are no item of the catalogue and count as "
+            "misses of every ranker."
+        )
+    return notes
+
+
+def seen_note(
+    seen: int,
+    users: int,
+    *,
+    impossible: bool,
+    split: str = "",
+    remedy: str = "--exclude_seen=false",
+) -> str:
+    """One sentence on so many targets of `users`, of a split, that repeat an item of their history.
+
+    `impossible` are they where seen items are removed; `remedy` is what allows them.
+    """
+    share = f"{seen:,} of {users:,} {f'{split} targets'.strip()} ({seen / users:.1%}) are in the user's history"
+    if not impossible:
+        return f"{share}."
+    return (
+        f"Warning: {share} and can never be hit while seen items are removed; {remedy} allows them."
+    )
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -422,12 +422,14 @@ def test_rows_by_user_are_a_multiple():
 @given(data_sets(), st.integers(1, 6), st.integers(1, 9), st.integers(0, 4))
 def test_evaluation_has_every_target_once(data, batch_size, max_history, num_buckets):
     sequences, targets = data
-    batches = evaluation_batches(
-        sequences,
-        targets,
-        batch_size=batch_size,
-        max_history=max_history,
-        buckets=num_buckets or explicit_buckets(max_history),
+    batches = list(
+        evaluation_batches(
+            sequences,
+            targets,
+            batch_size=batch_size,
+            max_history=max_history,
+            buckets=num_buckets or explicit_buckets(max_history),
+        )
     )
     rows = np.concatenate([batch["rows"] for batch in batches])
     weight = np.concatenate([batch["weight"] for batch in batches])
@@ -435,6 +437,8 @@ def test_evaluation_has_every_target_once(data, batch_size, max_history, num_buc
     assert rows[: len(targets)].tolist() == rows[rows >= 0].tolist()  # Filler at the very end.
     assert sorted(rows[rows >= 0].tolist()) == list(range(len(targets)))
     assert np.array_equal(weight, rows >= 0)
+    whole = (targets.positions - sequences.offsets[targets.users])[rows[rows >= 0]]
+    assert np.all(np.diff(whole) <= 0)  # Longest first, also of those that are cut.
     widths = [batch["history"].shape[1] for batch in batches]
     assert widths == sorted(widths, reverse=True)
     for batch in batches:

@@ -1,14 +1,17 @@
 """Baselines on logs small enough to fit by hand, and the Markov chain on real data."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr.data import Histories
 from gr.data.sequences import Sequences, Splits, Targets
 from gr.evaluation import (
     EvaluationError,
@@ -254,6 +257,105 @@ def test_chunks_of_users_change_nothing(fit, monkeypatch):
     whole = fit(splits).rank(histories, 7, exclude=True)
     monkeypatch.setattr(baselines_module, "_CHUNK", 100)  # Three rows at a time.
     np.testing.assert_array_equal(fit(splits).rank(histories, 7, exclude=True), whole)
+
+
+# Whole histories, of which one may be long.
+
+
+@pytest.mark.parametrize("fit", [fit_popularity, fit_markov_chain, fit_item_knn])
+@settings(deadline=None, max_examples=50)
+@given(log=logs(), top_k=st.integers(1, 10), exclude=st.booleans(), chunk=st.integers(1, 40))
+def test_histories_rank_as_their_rows_in_chunks_of_any_size(fit, log, top_k, exclude, chunk):
+    splits, rows = log
+    ranker = fit(splits)
+    whole = ranker.rank(rows, top_k, exclude=exclude)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines_module, "_CHUNK", chunk)
+        found = fit(splits).rank(Histories.of_rows(rows), top_k, exclude=exclude)
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("fit", [fit_popularity, fit_markov_chain, fit_item_knn])
+@pytest.mark.parametrize("exclude", [True, False])
+def test_memory_does_not_grow_with_users_times_the_longest_history(fit, exclude, monkeypatch):
+    monkeypatch.setattr(baselines_module, "_CHUNK", 2**14)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 300, n) for n in (20_000, *[6] * 2000)]  # 153 MiB if padded.
+    splits = splits_of(rows, num_items=300)
+    ranker, wanted = fit(splits), splits.sequences.items[splits.test.positions]
+    tracemalloc.start()
+    past = Histories.of(splits.sequences, splits.test)
+    rankings = rankings_of_baseline(ranker, past, wanted, np.arange(300), exclude=exclude)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rankings) == 2001
+    assert peak < 8 * 2**20
+
+
+def test_fitting_does_not_hold_items_times_items(monkeypatch):
+    monkeypatch.setattr(baselines_module, "_CHUNK", 2**14)
+    splits = splits_of([np.arange(1500), *np.arange(1500).reshape(-1, 6)], num_items=1500)
+    tracemalloc.start()
+    fit_item_knn(splits, neighbours=5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20  # A dense float64 matrix would have 17 MiB, all sparse cosines more.
+
+
+def test_a_seen_target_is_a_miss_where_seen_items_are_removed():
+    # Items 2 and 3 share a SID; item 2 was seen, item 3 is listed first.
+    ranker = fit_popularity(splits_of([[3, 3, 3, 3, 2, 0, 0]], num_items=4))
+    past, targets, sids = np.array([[2, -1]] * 2), np.array([2, 3]), np.array([0, 1, 2, 2])
+    removed = rankings_of_baseline(ranker, past, targets, sids, depth=2, exclude=True)
+    assert (removed.seen.tolist(), removed.exclude) == ([True, False], True)
+    assert removed.sid_ranks.tolist() == [-1, 0]
+    allowed = rankings_of_baseline(ranker, past, targets, sids, depth=2)
+    assert (allowed.seen.tolist(), allowed.exclude) == ([True, False], False)
+    assert allowed.sid_ranks.tolist() == [0, 0]
+
+
+def test_rankings_of_a_baseline_are_joined_of_chunks(monkeypatch):
+    rng = np.random.default_rng(0)
+    splits = splits_of(rng.integers(0, 30, (40, 9)), num_items=30)
+    past, targets = Histories.of(splits.sequences, splits.test), rng.integers(-1, 32, 40)
+
+    def ranked():
+        return rankings_of_baseline(fit_markov_chain(splits), past, targets, np.arange(30), depth=7)
+
+    whole = ranked()
+    monkeypatch.setattr(baselines_module, "_CHUNK", 20)
+    for field in dataclasses.fields(whole):
+        np.testing.assert_array_equal(getattr(ranked(), field.name), getattr(whole, field.name))
+    assert whole.sid_ranks[(targets < 0) | (targets >= 30)].tolist().count(-1) > 0
+    empty = rankings_of_baseline(fit_markov_chain(splits), past[:0], [], np.arange(30), depth=7)
+    assert (len(empty), empty.depth) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("histories", "targets"), [([[0]], [1, 2]), ([0], [1]), ([[0.5]], [1]), ([[2**40]], [1])]
+)
+def test_histories_and_targets_that_do_not_fit_are_refused(histories, targets):
+    with pytest.raises(EvaluationError, match="expected|give one"):
+        rankings_of_baseline(fit_popularity(SPLITS), np.array(histories), targets, np.arange(5))
+
+
+def test_of_equally_good_settings_the_first_are_taken():
+    splits = splits_of([[0, 1, 2, 4, 4]] * 3, num_items=5)
+    grid = {"neighbours": (7, 2), "shrinkages": (3.0, 1.0), "recents": (2, None)}
+    _, chosen = tune_item_knn(splits, np.array([[0, 1]]), np.array([9]), **grid)
+    assert chosen == {"neighbours": 7, "shrinkage": 3.0, "recent": 2}
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=25), st.integers(1, 4))
+def test_the_best_of_rows_are_those_of_sorting(entries, count):
+    entries.sort(key=lambda entry: entry[0])
+    rows, scores = np.array(entries, int).reshape(-1, 2).T
+    ties = np.random.default_rng(0).permutation(len(rows))
+    kept = baselines_module._best_of_rows(rows, scores.astype(float), ties, count)
+    for row in range(4):
+        mine = np.flatnonzero(rows == row)
+        best = sorted(mine, key=lambda entry: (-scores[entry], ties[entry]))[:count]
+        assert set(mine[kept[mine]]) == set(best)
 
 
 # Hit@10 and NDCG@10 of a plain chain (no back-off), whole histories removed; measured independently

@@ -13,6 +13,7 @@ from gr.evaluation import (
     format_table,
     rankings_of_beams,
     rankings_of_lists,
+    target_notes,
 )
 
 # Popularity of items 0..5; slices: 0 head, 1 and 2 torso, 3, 4 and 5 tail.
@@ -110,9 +111,78 @@ def test_bad_settings_are_refused():
         evaluate_rankings(MODEL, COUNTS, ks=(1, 5))
     with pytest.raises(EvaluationError, match="no users"):
         evaluate_rankings(rankings_of_beams(BEAMS[:0], TARGETS[:0], depth=2), COUNTS, ks=(1,))
+    with pytest.raises(EvaluationError, match="holds item 4, and train_counts are of 3 items"):
+        evaluate_rankings(MODEL, COUNTS[:3], **SETTINGS)
+    with pytest.raises(EvaluationError, match="a truth value for each target"):
+        ranked(True, seen=SEEN[:2])
     other = rankings_of_beams(BEAMS, TARGETS[::-1], depth=2)
     with pytest.raises(EvaluationError, match="baseline chain"):
         evaluate_with_baselines(MODEL, {"chain": other}, COUNTS, **SETTINGS)
+
+
+SEEN = np.array([True, False, True, False])
+
+
+def ranked(exclude, *, targets=TARGETS, seen=SEEN):
+    return rankings_of_beams(BEAMS, targets, depth=2, seen=seen, exclude=exclude)
+
+
+def test_targets_that_are_in_the_history_are_counted():
+    for exclude, impossible in ((True, 2), (False, 0)):
+        metrics = evaluate_rankings(ranked(exclude), COUNTS, **SETTINGS)
+        assert (metrics["targets_seen"], metrics["targets_seen_share"]) == (2, 0.5)
+        assert metrics["targets_impossible"] == impossible
+    assert "targets_impossible" not in evaluate_rankings(ranked(None), COUNTS, **SETTINGS)
+    assert "targets_seen" not in evaluate_rankings(MODEL, COUNTS, **SETTINGS)  # Not told.
+
+
+def test_targets_outside_the_catalogue_are_counted_and_in_no_slice():
+    targets = np.array([0, 6, -1, 4])
+    metrics = evaluate_rankings(ranked(None, targets=targets), COUNTS, **SETTINGS)
+    assert metrics["targets_outside"] == 2
+    assert metrics["hit@2"] == 2 / 4
+    assert [metrics[f"{part}/users"] for part in ("head", "torso", "tail")] == [1, 0, 1]
+    (note,) = target_notes({"users": 4, "targets_outside": 2})
+    assert "2 of 4 targets are no item of the catalogue" in note
+    assert evaluate_rankings(MODEL, COUNTS, **SETTINGS)["targets_outside"] == 0
+
+
+def test_rows_of_two_rules_are_not_compared():
+    for one, other in ((True, False), (False, True)):
+        with pytest.raises(EvaluationError, match="both under one rule"):
+            evaluate_with_baselines(ranked(one), {"chain": ranked(other)}, COUNTS, **SETTINGS)
+    evaluate_with_baselines(ranked(True), {"chain": ranked(True)}, COUNTS, **SETTINGS)
+
+
+def test_notes_tell_what_can_never_be_hit_and_what_allows_it():
+    removed = {"users": 4, "targets_seen": 1, "targets_impossible": 1}
+    allowed = removed | {"targets_impossible": 0}
+    assert target_notes({"users": 4}) == target_notes({"users": 4, "targets_seen": 0}) == []
+    assert target_notes(removed | {"variants": {"all": allowed}}) == [
+        "Warning: 1 of 4 targets (25.0%) are in the user's history and can never be hit while seen items are "
+        "removed; --exclude_seen=false allows them."
+    ]
+    assert target_notes(allowed | {"variants": {"seen items removed": removed}}) == [
+        "1 of 4 targets (25.0%) are in the user's history. With seen items removed they can never be hit."
+    ]
+
+
+def test_every_rule_has_a_table_of_model_and_baselines():
+    by_rule = {
+        exclude: evaluate_with_baselines(
+            ranked(exclude), {"chain": ranked(exclude)}, COUNTS, **SETTINGS
+        )
+        for exclude in (True, False)
+    }
+    metrics = by_rule[True] | {"rule": "removed", "variants": {"allowed": by_rule[False]}}
+    text = format_metrics(metrics, model_name="decoder", k=2)
+    main, differences, other, note, users = text.split("\n\n")
+    assert [block.split("\n")[0].split()[0] for block in (main, differences, other)] == [
+        *("removed", "removed", "allowed")
+    ]
+    for block in (main, other):
+        assert [line.split()[0] for line in block.split("\n")[2:]] == ["decoder", "chain"]
+    assert "2 of 4 targets" in note and users.startswith("4 users")
 
 
 def test_format_table_aligns():

@@ -8,9 +8,16 @@ import oracles
 import pytest
 from flax import nnx
 
-from gr.data import DataError, Sequences, Targets
+from gr.data import DataError, Histories, Sequences, Targets
 from gr.decoding import Candidates
-from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.evaluation import evaluators
+from gr.evaluation.evaluators import (
+    Decoded,
+    decode_targets,
+    distinct_items,
+    fetched,
+    prefix_hits,
+)
 from gr.models import DecoderOnly, DecoderOnlyConfig
 from gr.training.objectives import item_token_table
 from gr.trie import TrieIndex
@@ -170,6 +177,76 @@ def test_several_targets_of_one_user_each_have_their_own_history():
         history = make_sequences().items[start:position].tolist()
         assert not set(history) & set(found.items[row].ravel().tolist())
     np.testing.assert_allclose(found.log_probs[0], decode_all().log_probs[1], atol=1e-5)
+
+
+def test_results_do_not_depend_on_how_many_users_with_long_histories_share_a_batch(monkeypatch):
+    monkeypatch.setattr(evaluators, "_MANY", 1)  # Batches of 4 users, of 1 who has seen more.
+    found, whole = decode(make_sequences(), last_items()), decode_all()
+    np.testing.assert_array_equal(found.items, whole.items)
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)
+
+
+def test_what_a_batch_holds_of_the_seen_does_not_grow_with_one_long_history():
+    """Of the batches of one user with 20,000 items, one with the same 10 again and again, and 500 others."""
+    rng, num_items = np.random.default_rng(0), 30_000
+    rows = [rng.permutation(num_items)[:20_000], np.arange(20_000) % 10]
+    rows += [rng.integers(num_items, size=6) for _ in range(500)]
+    sequences = Sequences(
+        items=np.concatenate(rows).astype(np.int32),
+        offsets=np.cumsum([0, *map(len, rows)]),
+        user_ids=np.arange(len(rows)).astype(str),
+        item_ids=np.arange(num_items).astype(str),
+    )
+    users = np.arange(len(rows), dtype=np.int32)
+    targets = Targets(users=users[::-1], positions=sequences.offsets[1:][::-1] - 1)
+    shapes = []
+
+    def decode(batch, excluded):
+        shapes.append(excluded.items.shape)
+        for row, items in zip(batch["rows"], excluded.items, strict=True):
+            user = targets.users[row]
+            assert row < 0 or set(items[items >= 0].tolist()) == set(rows[user][:-1].tolist())
+        return (batch["users"],)
+
+    (found,) = evaluators.decoded_by_target(
+        decode,
+        sequences,
+        targets,
+        max_history=5,
+        buckets=(5,),
+        batch_size=128,
+        exclude_seen=True,
+        progress=False,
+    )
+    assert found.tolist() == targets.users.tolist()
+    assert sorted(set(shapes)) == [(2, 65536), (128, 64)]
+    assert max(users * width for users, width in shapes) <= 128 * 1024
+
+
+def test_results_are_fetched_while_only_a_few_are_queued():
+    made = []
+
+    def results():
+        for number in range(6):
+            made.append(number)
+            yield jnp.full(2, number)
+
+    taken = fetched(results(), ahead=2)
+    assert next(taken).tolist() == [0, 0] and made == [0, 1, 2]
+    assert next(taken).tolist() == [1, 1] and made == [0, 1, 2, 3]
+    assert [value[0] for value in taken] == [2, 3, 4, 5]
+    assert list(fetched([])) == []
+
+
+@pytest.mark.parametrize(
+    ("longest", "width"), [(0, 64), (64, 64), (65, 1024), (1024, 1024), (1025, 4096), (4097, 16384)]
+)
+def test_widths_are_few(longest, width):
+    history = Histories.of_rows(np.array([np.arange(longest), np.zeros(longest)], np.int32))
+    items = distinct_items(history)
+    assert items.shape == (2, width)
+    assert items[0][items[0] >= 0].tolist() == list(range(longest))
+    assert items[1][items[1] >= 0].tolist() == [0] * (longest > 0)  # Each item once.
 
 
 def test_summaries_of_decoded():

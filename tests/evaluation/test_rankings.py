@@ -61,11 +61,65 @@ def test_fewer_beams_than_the_depth_are_refused():
 
 @pytest.mark.parametrize(
     ("items", "targets"),
-    [(BEAMS, [4, 5]), (BEAMS[0], [4]), (BEAMS, [-1])],
+    [(BEAMS, [4, 5]), (BEAMS[0], [4]), (BEAMS, [4.0]), (BEAMS.astype(float), [4])],
 )
-def test_shapes_that_do_not_fit_are_refused(items, targets):
+def test_shapes_and_types_that_do_not_fit_are_refused(items, targets):
     with pytest.raises(EvaluationError):
         sid_ranks(items, np.array(targets))
+
+
+# A target outside the catalogue. Item 3 is the last one, and both lists end with padding.
+OUTSIDE = (-5, -1, 4, 99, 2**40)
+LISTS = np.array([[2, 0, 3, 1, -1]] * len(OUTSIDE))
+
+
+@pytest.mark.parametrize("sid_of_item", [[0, 1, 2, 3], [7, -1, 10**12, 7]])
+def test_a_target_outside_the_catalogue_is_a_miss_in_lists_and_beams(sid_of_item):
+    targets, misses = np.array(OUTSIDE), [NOT_FOUND] * len(OUTSIDE)
+    of_lists = rankings_of_lists(LISTS, targets, np.array(sid_of_item), depth=2)
+    of_beams = rankings_of_beams(LISTS[:, :, None], targets, depth=5)
+    for rankings in (of_lists, of_beams):
+        assert rankings.sid_ranks.tolist() == rankings.item_ranks.tolist() == misses
+        assert rankings.candidates.tolist() == [4] * len(OUTSIDE)
+
+
+def test_numbers_of_sids_may_be_any_and_padding_has_none():
+    # Items 0 and 3 share a SID; that of item 1 has the number that pads lists.
+    sid_of_item = np.array([7, -1, 10**12, 7])
+    lists = np.array([[2, 3, 1, -1], [2, -1, -1, -1], [3, 1, -1, -1]])
+    assert sid_ranks_of_lists(lists, np.array([0, 1, 1]), sid_of_item).tolist() == [1, NOT_FOUND, 1]
+
+
+def test_an_item_that_the_sid_numbers_lack_is_refused():
+    with pytest.raises(EvaluationError, match="holds item 6, .* of 6 items"):
+        sid_ranks_of_lists(np.array([[1, 6]]), np.array([1]), np.arange(6))
+
+
+def test_without_users_or_candidates_there_are_rankings_and_no_hits():
+    no_targets = np.zeros(0, int)
+    for rankings in (
+        rankings_of_lists(np.zeros((0, 3)), no_targets, np.arange(3), depth=2),
+        rankings_of_beams(np.zeros((0, 3, 1)), no_targets, depth=2),
+        rankings_of_beams(np.zeros((0, 3, 0), int), [], depth=2),
+    ):
+        assert (len(rankings), rankings.depth) == (0, 2)
+    nothing = rankings_of_lists(np.full((2, 3), -1), np.array([-1, 0]), np.arange(3), depth=2)
+    assert nothing.sid_ranks.tolist() == [NOT_FOUND] * 2
+    assert nothing.candidates.tolist() == nothing.duplicates.tolist() == [0, 0]
+
+
+def test_a_depth_beyond_the_catalogue_is_padded():
+    lists = np.array([[2, 0, 1]])
+    rankings = rankings_of_lists(lists, np.array([1]), np.arange(3), depth=9)
+    assert (rankings.items.shape, rankings.sid_ranks.tolist()) == ((1, 9), [2])
+    with pytest.raises(EvaluationError, match="depth=0"):
+        rankings_of_lists(lists, np.array([1]), np.arange(3), depth=0)
+
+
+def test_unsigned_items_are_padded_like_others():
+    assert rankings_of_lists(
+        np.array([[1, 0]], np.uint8), np.array([0], np.uint8), np.arange(2), depth=3
+    ).items.tolist() == [[1, 0, -1]]
 
 
 def test_rankings_of_beams_count_candidates_and_repeated_sids():

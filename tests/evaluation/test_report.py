@@ -78,12 +78,13 @@ def _data(**changes):
         model={"backbone": "encoder_decoder", "parameters": 13_271_000},
         metrics={
             "model": _row(0.06),
-            "all items allowed": _row(0.05),
             "item-kNN": _row(0.04),
             "popularity": _row(0.01),
         },
         main_row="model",
-        variants=["all items allowed"],
+        rule="seen items removed",
+        variants={"all items allowed": {"model": _row(0.05), "item-kNN": _row(0.09)}},
+        notes=["Warning: 9 of 900 targets are seen.", "One thing more."],
         differences={
             "item-kNN": {"ndcg@10": [0.02, 0.01, 0.03], "hit@10": [0.04, -0.01, 0.09]},
             "popularity": {"ndcg@10": [0.05, 0.04, 0.06]},
@@ -157,9 +158,10 @@ def test_header_and_footer_say_what_was_run(page):
 
 def test_metrics_table_highlights_the_best_and_shows_intervals(source, page):
     assert "0.0600 0.0500– 0.0700" in page.text
+    source, other = source.split(">All items allowed</th>")
     best = re.findall(r'<td class="best"><span class="value">([\d.]+)', source)
     # Hit@5, Hit@10, NDCG@5, NDCG@10, MRR, item Hit of the model; coverage and novelty are equal in
-    # all four rows; the Gini index is best where it is lowest.
+    # all three rows; the Gini index is best where it is lowest.
     assert best[:9] == [
         "0.0600",
         "0.1200",
@@ -171,8 +173,20 @@ def test_metrics_table_highlights_the_best_and_shows_intervals(source, page):
         "0.9400",
         "9.00",
     ]
-    assert len(best) == 9 + 3 * 2
+    assert len(best) == 9 + 2 * 2
+    # Under the other rule the best is another one, though the model under this rule is below it.
+    best = re.findall(r'<td class="best"><span class="value">([\d.]+)', other)
+    assert best[:4] == ["0.5000", "9.00", "0.0900", "0.1800"]
     assert "Hit @5" in page.text and "Hit @20" not in page.text  # No row has hit@20.
+
+
+def test_rules_are_named_and_the_warning_stands_at_the_top(page):
+    assert "NDCG@10 0.0600 [0.0500, 0.0700] (seen items removed), above every baseline" in page.text
+    assert page.text.index("Seen items removed") < page.text.index("All items allowed")
+    assert "Rows under different rules are not to be compared" in page.text
+    (warning,) = page.all("p", **{"class": "warning"})
+    assert page.text.index("Warning: 9 of 900") < page.text.index("Metrics beside baselines")
+    assert "One thing more." in page.text
 
 
 def test_differences_are_marked_by_their_interval(page):
@@ -194,7 +208,9 @@ def test_users_are_shown_with_target_and_flags(source, page):
 
 def test_learning_curves_name_the_best_step(page):
     assert "Best step: 20, validation NDCG@10 0.0580." in page.text
-    assert "item-kNN (test)" in page.text
+    assert "(test)" not in page.text and "Line across" not in page.text
+    with_line = Page(render_report(_data(references={"markov (validation)": 0.05})))
+    assert "markov (validation)" in with_line.text and "Line across" in with_line.text
 
 
 def test_prefix_recall_names_the_code_that_loses_most(page):
@@ -217,7 +233,9 @@ def test_strings_are_escaped(source, page):
             model={hostile: hostile},
             metrics=metrics,
             main_row=hostile,
-            variants=[],
+            rule=hostile,
+            variants={hostile + "2": metrics},
+            notes=[hostile],
             differences={hostile: {"ndcg@10": [0.1, 0.0, 0.2]}},
             references={hostile: 0.1},
             prefix_recall={hostile: [0.5]},
@@ -258,7 +276,7 @@ def test_plots_have_text_alternatives_and_tables_have_headers(page):
     plots = page.all("div", **{"class": "plot"})
     assert len(plots) == len(page.all("svg")) == 8
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
-    assert all(attrs.get("scope") in {"col", "row"} for attrs in page.all("th"))
+    assert all(attrs.get("scope") in {"col", "row", "rowgroup"} for attrs in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
     assert page.all("meta", name="viewport") != []
 
@@ -320,7 +338,7 @@ def test_missing_parts_are_named_and_no_other(parts):
     empty = ReportData("t")
     changes = {part: getattr(empty, part) for part in parts}
     if "metrics" in parts:
-        changes |= {"variants": (), "differences": {}}
+        changes |= {"variants": {}, "differences": {}}
     text = Page(render_report(_data(**changes))).text
     named = [part for part, sentence in OPTIONAL.items() if sentence in text]
     if (
@@ -338,7 +356,7 @@ def test_a_title_alone_makes_a_report():
 
 def test_numbers_that_are_not_finite_are_shown_as_a_dash():
     metrics = {"model": _row(float("nan")), "popularity": _row(0.01, novelty=None)}
-    data = _data(metrics=metrics, variants=[], differences={"popularity": {}})
+    data = _data(metrics=metrics, differences={"popularity": {}})
     page = Page(render_report(data))
     assert verdict(data) == "No NDCG@10 of the model was measured, so there is no verdict."
     assert "–" in page.text
@@ -357,30 +375,34 @@ def test_numbers_that_are_not_finite_are_shown_as_a_dash():
             "the best baseline is item-kNN (0.0400, +50%).",
         ),
         (
-            {"main_row": "item-kNN", "variants": [], "differences": {}},
-            "NDCG@10 0.0400 [0.0300, 0.0500], below model (0.0600, −33%) by 0.0200. It is below 2 of 3 baselines.",
+            {"main_row": "item-kNN", "differences": {}},
+            "NDCG@10 0.0400 [0.0300, 0.0500], below model (0.0600, −33%) by 0.0200.",
+        ),
+        (
+            {"main_row": "popularity", "differences": {}},
+            "NDCG@10 0.0100 [0.0000, 0.0200], below model (0.0600, −83%) by 0.0500. It is below 2 of 2 baselines.",
         ),
         (
             {
-                "main_row": "all items allowed",
-                "variants": [],
+                "main_row": "popularity",
+                "metrics": {"model": _row(0.06), "popularity": _row(0.05)},
                 "differences": {"model": {"ndcg@10": [-0.01, -0.02, 0.001]}},
             },
             "NDCG@10 0.0500 [0.0400, 0.0600], below model (0.0600, −17%) by 0.0100. "
             "The difference is within the 95% interval.",
         ),
         (
-            {"metrics": {"model": {"ndcg@10": 0.06}}, "variants": [], "differences": {}},
+            {"metrics": {"model": {"ndcg@10": 0.06}}, "differences": {}},
             "NDCG@10 0.0600; no baseline was evaluated beside it.",
         ),
         (
-            {"metrics": {"model": _row(0.06), "pop": _row(0.0)}, "variants": [], "differences": {}},
+            {"metrics": {"model": _row(0.06), "pop": _row(0.0)}, "differences": {}},
             "NDCG@10 0.0600 [0.0500, 0.0700], above every baseline; the best baseline is pop (0.0000).",
         ),
     ],
 )
 def test_verdict(changes, sentence):
-    assert verdict(_data(**changes)) == sentence
+    assert verdict(_data(rule="", **changes)) == sentence
 
 
 def test_tone_follows_the_verdict():
@@ -389,7 +411,7 @@ def test_tone_follows_the_verdict():
         return re.search(r'class="verdict (\w+)"', render_report(_data(**short, **changes)))[1]
 
     assert tone() == "above"
-    assert tone(main_row="popularity", variants=[], differences={}) == "below"
+    assert tone(main_row="popularity", differences={}) == "below"
     assert tone(differences={"item-kNN": {"ndcg@10": [0.02, -0.01, 0.05]}}) == "level"
 
 
@@ -423,7 +445,6 @@ def test_codebooks_without_counts_keep_their_table():
     "changes, match",
     [
         ({"main_row": "modle"}, "main_row names 'modle'"),
-        ({"variants": ["x"]}, "variants names 'x'"),
         ({"differences": {"y": {}}}, "differences names 'y'"),
     ],
 )

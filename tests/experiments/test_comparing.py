@@ -144,6 +144,7 @@ def test_what_is_missing_and_how_it_was_made_stand_beneath_the_table(study, caps
     found = compared(study)
     printed = capsys.readouterr().out
     assert "Not done yet: ce, seed 1." in printed and found["missing"] == ["ce, seed 1"]
+    assert "not to be compared" not in printed  # All were validated under one rule.
     assert "made in 2 different surroundings" in printed and "revision abc1" in printed
     of_b = found["compared"][RULES[0]]["B"]
     assert set(of_b["by_seed"]["ndcg@10"]) == {"0", "1"}
@@ -157,6 +158,17 @@ def test_settings_are_those_that_were_run(study):
     edit_config(study["b", 1], learning_rate=0.5)  # Lowered half-way, say.
     rates = compared(study)["settings"]["training.learning_rate"]
     assert rates == {"ce": 0.003, "B": "0.003 / 0.5"}
+
+
+def test_variants_that_were_validated_under_other_rules_are_told_apart(study, capsys):
+    for seed in (0, 1):
+        config = load_config(study["b", seed].workdir)
+        config["decoding"]["exclude_seen"] = False
+        Path(study["b", seed].workdir, "config.json").write_text(json.dumps(config))
+    assert compared(study)["settings"]["decoding.exclude_seen"] == {"ce": True, "B": False}
+    assert "validation curves and best steps are not to be compared" in capsys.readouterr().out
+    page = Path(study["ce", 0].folder, "comparison.html").read_text()
+    assert all(f"{label}, {rule}" in page for label, rule in zip(("ce", "B"), RULES, strict=True))
 
 
 @pytest.mark.parametrize("what", ["items", "semantic IDs"])

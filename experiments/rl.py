@@ -13,11 +13,10 @@ writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
 import os
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import build, build_rl
+from experiments import build, build_rl, keys
 from experiments.errors import one_line_errors
 from experiments.rl_report import write_rl_report
 from experiments.train import validation
@@ -192,7 +191,7 @@ def _fit(
         config, environment, num_steps, mesh, learn_policy=learn_policy
     )
     # The second phase begins with the same batches, but searches them with other random numbers.
-    key = jax.random.fold_in(build.make_key(config), int(learn_policy))
+    key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)
     state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
         return fit(

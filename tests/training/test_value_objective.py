@@ -142,7 +142,7 @@ def test_a_head_learns_what_lies_below_each_prefix_on_a_frozen_backbone(lam):
     step = make_train_step(value_objective(config), optimizer)
     for _ in range(300):
         state, metrics = step(state, batch)
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1
     rewards = jnp.pad(batch["rewards"], ((0, 0), (0, 0), (1, 0)))
     expected = prefix_means(batch["codes"], monte_carlo_returns(rewards, GAMMA))
     np.testing.assert_allclose(state.model(batch["states"]), expected, atol=0.05)

@@ -40,7 +40,7 @@ def test_value_head_and_backbone_share_no_draws():
     config = ConfigDict(base_config().to_dict() | base_rl_config().to_dict())
     config.backbone = "decoder_only"
     config.decoder_only.update(d_model=32, num_heads=4, d_ff=64, num_layers=1)
-    options = {"num_users": 20, "num_items": 12, "mean_length": 6.0, "seed": 0}
+    options = {"num_users": 20, "num_items": 30, "mean_length": 6.0, "seed": 0}
     splits = leave_one_out(load_sequences("synthetic", **options))
     config.semantic_ids.update(num_levels=2, codebook_size=8)
     semantic_ids, _ = build.load_semantic_ids(config, splits)

@@ -138,10 +138,11 @@ def reinforce(config: ConfigDict, workdir: str) -> FitResult:
 def report(config: ConfigDict, workdir: str) -> str:
     """Writes the report of a run that has ended and returns its path."""
     run = load_run(workdir, data_dir=config.data_dir)
-    start = load_run(config.init_from, data_dir=config.data_dir)
+    # The start has the same data and semantic IDs.
+    start = restore_model(config.init_from, build.make_model(config, run.catalogue.semantic_ids))
     evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
     environment = build_rl.make_environment(run.catalogue, run.splits)
-    return write_rl_report(run, environment, evaluate(start.model), evaluate(run.model))
+    return write_rl_report(run, environment, evaluate(start), evaluate(run.model))
 
 
 def _pretrain_value(

@@ -142,3 +142,9 @@ def test_a_gradient_that_overflows_shows_how_large_the_rewards_were():
     said = r"gradient was not finite at step 1.*\(the largest reward was 1e\+30: if that is much, lower its weight\)"
     with pytest.raises(TrainingError, match=said):
         fit(start(), step, [make_batch()], total_steps=1, progress=False)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    for field in ("sync_every", "supervised_weight"):
+        with pytest.raises(TrainingError, match=f"rl.{field}=nan must not be negative or infinite"):
+            LearningConfig(**{field: float("nan")})

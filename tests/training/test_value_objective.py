@@ -101,6 +101,27 @@ def random_batch(seed=0):
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
+def test_states_of_padding_may_be_anything(stop_gradient):
+    """Neither the head's gradient nor that of the other states hears of them."""
+    batch, config = random_batch(), ValueConfig(stop_gradient=stop_gradient)
+    weight = batch["weight"].at[1].set(0.0)
+
+    @jax.jit
+    def gradients(head, states):
+        def loss(head, states):
+            return value_loss(head, states, batch["rewards"], weight, config, codes=batch["codes"])[
+                0
+            ]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(head, states)
+
+    wanted = gradients(random_head(), batch["states"])
+    for padding in (jnp.nan, jnp.inf):
+        found = gradients(random_head(), batch["states"].at[1].set(padding))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
 def test_gradients_reach_the_states_only_if_asked_for(stop_gradient):
     batch = random_batch()
 

@@ -6,7 +6,7 @@ compiled step, not constants in it.
 """
 
 import dataclasses
-import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -149,8 +149,10 @@ def weighted_sum(
             raise LossError(
                 f"reward {name!r} is no function but {_kind(reward)}: a reward is a function {_TYPE}"
             )
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise LossError(f"the weight of reward {name!r} is {weight}: use a finite number")
+        if not isinstance(weight, numbers.Real) or not abs(weight) <= LARGEST_REWARD:
+            raise LossError(
+                f"the weight of reward {name!r} is {weight}: use a finite number, of at most {LARGEST_REWARD:g}"
+            )
     return WeightedSum(
         tuple(
             jax.tree_util.Partial(reward) if jax.tree_util.all_leaves([reward]) else reward

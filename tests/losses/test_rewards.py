@@ -138,6 +138,7 @@ def test_a_reward_that_does_not_score_each_candidate_is_named(reward, said):
         ([(exact_match, float("nan"))], "the weight of reward 'exact_match' is nan"),
         ({exact_match: float("inf")}, "the weight of reward 'exact_match' is inf"),
         ({exact_match: "1"}, "the weight of reward 'exact_match' is 1: use a finite number"),
+        ({exact_match: -1e39}, "the weight of reward 'exact_match' is -1e\\+39"),
         ({exact_match: None}, "the weight of reward 'exact_match' is None"),
     ],
 )

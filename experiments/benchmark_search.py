@@ -27,7 +27,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.base_rl import base_rl_config
-from experiments import benchmarking, build
+from experiments import benchmarking, build, keys
 from experiments.benchmarking import FLAGS
 from experiments.errors import one_line_errors
 from experiments.search_baselines import PythonWalk
@@ -130,7 +130,7 @@ def measure(
         ValueHeadConfig(
             config[config.backbone].d_model, length, num_heads=value.num_heads, d_ff=value.d_ff
         ),
-        rngs=nnx.Rngs(config.seed),
+        rngs=nnx.Rngs(keys.make_key(config.seed, keys.VALUE_HEAD)),
     )
     calls: dict[str, Callable[[], Any]] = {}
     for name, chosen in make_searches(length).items():
@@ -139,7 +139,7 @@ def measure(
             walk = PythonWalk(model, head, tokens, chosen, cached=name == WALK)
             calls[name] = benchmarking.in_order(walk, list(history[:WALKED_USERS, None]))
             continue
-        key = jax.random.key(config.seed)
+        key = keys.make_key(config.seed, keys.SEARCH_EVALUATION)
         calls[name] = functools.partial(
             _search, model, head, catalogue.index, history, key, config=chosen
         )

@@ -164,12 +164,13 @@ def measure(
     epochs = {name: Epoch.draw(config, splits, n) for name, n in setting.buckets.items()}
     strata = {shape: s for epoch in epochs.values() for shape, s in epoch.strata.items()}
     batches = build.make_train_batches(config, splits)
+    catalogue = build.make_catalogue(semantic_ids)
     calls = {}
     for loss in losses:
         with_loss = config.copy_and_resolve_references()
         with_loss.update_from_flattened_dict(LOSSES[loss])
         model = build.make_model(config, semantic_ids)
-        steps = train_calls(with_loss, model, semantic_ids, batches, strata)
+        steps = train_calls(with_loss, model, catalogue, batches, strata)
         calls |= {(loss, shape): call for shape, call in steps.items()}
     product, product_gflop = benchmarking.peak_product(config[config.backbone].dtype)
     timings, compilations = benchmarking.time_in_turns(
@@ -246,7 +247,7 @@ class Epoch:
 def train_calls(
     config: ConfigDict,
     model: nnx.Module,
-    semantic_ids: SemanticIds,
+    catalogue: build.Catalogue,
     batches: TrainBatches,
     strata: dict[tuple, Stratum],
 ) -> dict[tuple, Callable[[], Any]]:
@@ -255,8 +256,8 @@ def train_calls(
     All of them go on with the same state.
     """
     mesh = make_mesh(**config.mesh)
-    optimizer, train_step = build.make_optimisation(config, semantic_ids, batches, mesh)
-    state = replicate(build.make_state(config, semantic_ids, model, optimizer), mesh)
+    optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
+    state = replicate(build.make_state(config, catalogue.semantic_ids, model, optimizer), mesh)
 
     def train(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments import keys
 from gr.data import (
     DataError,
     Splits,
@@ -136,11 +137,6 @@ def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
     )
 
 
-def make_key(config: ConfigDict) -> jax.Array:
-    """The key of all randomness in training; apart from the one that initialises the model."""
-    return jax.random.fold_in(jax.random.key(config.seed), 1)
-
-
 def num_parameters(model: nnx.Module) -> int:
     """Trainable numbers in a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))
@@ -178,11 +174,11 @@ def make_state(
 ) -> TrainState:
     """The state before the first step."""
     loss_state = init_loss_state(LossConfig(**config.loss), semantic_ids.num_levels)
-    return TrainState.create(model, optimizer, make_key(config), loss_state)
+    return TrainState.create(model, optimizer, keys.supervised_key(config.seed), loss_state)
 
 
 def make_optimisation(
-    config: ConfigDict, semantic_ids: SemanticIds, batches: TrainBatches, mesh: Mesh
+    config: ConfigDict, catalogue: Catalogue, batches: TrainBatches, mesh: Mesh
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """The optimiser and the compiled step that minimises the config's loss with it."""
     training = config.training
@@ -199,11 +195,11 @@ def make_optimisation(
         b2=training.b2,
     )
     loss = supervised_loss(
-        semantic_ids.tokens,
+        catalogue.semantic_ids.tokens,
         level=training.level,
         targets_per_batch=batches.targets_per_batch,
         loss=LossConfig(**config.loss),
-        index=make_catalogue(semantic_ids).index,
+        index=catalogue.index,
     )
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 
@@ -268,7 +264,7 @@ def search(
         catalogue.tokens,
         splits.sequences,
         targets,
-        key=jax.random.fold_in(make_key(config), 1),
+        key=keys.make_key(config.seed, keys.SEARCH_EVALUATION),
         max_history=config.data.max_history,
         buckets=config.data.num_buckets,
         batch_size=decoding.batch_size,

@@ -1,22 +1,25 @@
 """From a config to the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
 import dataclasses
+import difflib
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import build
+from experiments import build, keys
 from gr import losses
 from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
 from gr.decoding import SearchConfig
-from gr.losses import PolicyConfig, Reward
+from gr.losses import PolicyConfig, Reward, WeightedSum
 from gr.models import ValueHead, ValueHeadConfig
 from gr.semantic_ids import catalogue_vectors
 from gr.training import (
@@ -48,23 +51,38 @@ def make_environment(catalogue: build.Catalogue, splits: Splits) -> Environment:
     )
 
 
-def make_reward(config: ConfigDict, environment: Environment) -> Reward:
+def make_reward(config: ConfigDict, environment: Environment) -> WeightedSum:
     """The weighted sum of the config's rewards.
 
     Raises:
         TrainingError: for a name that is unknown, or as many weights as there are not names.
+        LossError: for a name of something else than a function, or a weight that is no finite number.
     """
     names, weights = config.reward.names, config.reward.weights
     if len(names) != len(weights) or not names:
         raise TrainingError(
             f"reward.names={tuple(names)} and reward.weights={tuple(weights)}: give at least one, and as many of both"
         )
-    return losses.weighted_sum(
-        {
-            _reward(name, environment): float(weight)
-            for name, weight in zip(names, weights, strict=True)
-        }
+    rewards = [_reward(name, environment) for name in names]
+    return losses.weighted_sum(list(zip(rewards, weights, strict=True)), names)
+
+
+def try_reward(reward: Reward, config: ConfigDict, length: int) -> None:
+    """Traces a reward on the shapes of a batch, so that a wrong one is told before anything is trained.
+
+    Raises:
+        LossError: if it does not make `[B, G]` numbers.
+    """
+    users, candidates = config.rl.batch_size, config.search.num_candidates
+    integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    outcome = losses.Outcome(
+        codes=integers((users, candidates, length)),
+        valid=jax.ShapeDtypeStruct((users, candidates), bool),
+        target=integers((users, length)),
+        items=integers((users, candidates)),
+        target_items=integers((users,)),
     )
+    jax.eval_shape(reward, outcome)
 
 
 def _reward(name: str, environment: Environment) -> Reward:
@@ -73,12 +91,16 @@ def _reward(name: str, environment: Environment) -> Reward:
     if name in REWARDS:
         return getattr(losses, name)
     module, _, function = name.partition(":")
+    choices = f"use one of {', '.join(REWARDS)}, or module:function"
+    if not (module and function):
+        near = difflib.get_close_matches(name, REWARDS, 1)
+        meant = f"did you mean {near[0]!r}? Else " if near else ""
+        raise TrainingError(f"reward {name!r} is unknown: {meant}{choices}")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TrainingError(
-            f"reward {name!r} is unknown ({error}): use one of {', '.join(REWARDS)}, or module:function"
-        ) from error
+    except Exception as error:  # A module of the user's may fail in any way.
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TrainingError(f"reward {name!r} is unknown ({said}): {choices}") from error
 
 
 def rollout_config(config: ConfigDict) -> RolloutConfig:
@@ -115,7 +137,7 @@ def make_value_head(config: ConfigDict, code_length: int) -> ValueHead:
             d_ff=value.d_ff,
             dropout=value.dropout,
         ),
-        rngs=nnx.Rngs(config.seed),
+        rngs=nnx.Rngs(keys.make_key(config.seed, keys.VALUE_HEAD)),
     )
 
 
@@ -206,13 +228,15 @@ def make_optimisation(
     optimizer = actor_critic_optimizer(
         policy if learn_policy else None, value if learning.learn_value else None
     )
+    reward = make_reward(config, environment)
+    try_reward(reward, config, environment.tokens.shape[1])
     step = make_policy_step(
         rollout_config(config),
         policy_config(config),
         value_config(config),
         learning,
         environment,
-        make_reward(config, environment),
+        reward,
         optimizer,
         schedule=schedule if learn_policy else value_schedule,
         mesh=mesh,

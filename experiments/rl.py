@@ -13,11 +13,10 @@ writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
 import os
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import build, build_rl
+from experiments import build, build_rl, keys
 from experiments.errors import one_line_errors
 from experiments.rl_report import write_rl_report
 from experiments.train import validation
@@ -139,10 +138,11 @@ def reinforce(config: ConfigDict, workdir: str) -> FitResult:
 def report(config: ConfigDict, workdir: str) -> str:
     """Writes the report of a run that has ended and returns its path."""
     run = load_run(workdir, data_dir=config.data_dir)
-    start = load_run(config.init_from, data_dir=config.data_dir)
+    # The start has the same data and semantic IDs.
+    start = restore_model(config.init_from, build.make_model(config, run.catalogue.semantic_ids))
     evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
     environment = build_rl.make_environment(run.catalogue, run.splits)
-    return write_rl_report(run, environment, evaluate(start.model), evaluate(run.model))
+    return write_rl_report(run, environment, evaluate(start), evaluate(run.model))
 
 
 def _pretrain_value(
@@ -192,7 +192,7 @@ def _fit(
         config, environment, num_steps, mesh, learn_policy=learn_policy
     )
     # The second phase begins with the same batches, but searches them with other random numbers.
-    key = jax.random.fold_in(build.make_key(config), int(learn_policy))
+    key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)
     state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
         return fit(

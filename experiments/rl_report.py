@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from experiments import build, build_rl
+from experiments import build, build_rl, keys
 from experiments.value_evaluation import ValueEvaluation
 from experiments.workdir import Run
 from gr.data import Targets
@@ -146,7 +146,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
         run.value_head,
         catalogue.index,
         history,
-        key=jax.random.key(config.seed),
+        key=keys.make_key(config.seed, keys.SEARCH_TREES),
         constraint=constraint,
         keep_tree=True,
         **build.distribution(config),

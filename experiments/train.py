@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
-    optimizer, train_step = build.make_optimisation(config, semantic_ids, batches, mesh)
+    optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
 
     # Loop.
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:

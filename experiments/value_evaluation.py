@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build, build_rl
+from experiments import build, build_rl, keys
 from gr.data import Splits
 from gr.data.pipeline import evaluation_batches
 from gr.evaluation import ValueCalibration, fetched, value_calibration
@@ -41,7 +41,8 @@ class ValueEvaluation:
 
     def calibration(self, model: ActorCritic) -> tuple[ValueCalibration, float]:
         """The calibration, and the mean squared error over all prefixes."""
-        rollout, key = build_rl.rollout_config(self.config), jax.random.key(self.config.seed)
+        rollout = build_rl.rollout_config(self.config)
+        key = keys.make_key(self.config.seed, keys.VALUE_EVALUATION)
         parts = (
             _values_and_returns(
                 model,

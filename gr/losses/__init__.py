@@ -29,8 +29,11 @@ from gr.losses.prefix import (
     update_prefix_weights,
 )
 from gr.losses.rewards import (
+    NO_REWARD,
     Outcome,
     Reward,
+    RewardFault,
+    WeightedSum,
     exact_match,
     prefix_depth,
     rank_aware,
@@ -41,6 +44,7 @@ from gr.losses.token import (
     cross_entropy,
     group_token_log_probs,
     masked_token_log_probs,
+    token_entropies,
     token_log_probs,
 )
 from gr.losses.value import (
@@ -57,10 +61,13 @@ from gr.losses.value import (
 
 __all__ = [
     "GAMMA",
+    "NO_REWARD",
     "LossError",
     "Outcome",
     "PolicyConfig",
     "Reward",
+    "RewardFault",
+    "WeightedSum",
     "cppo_mask",
     "cross_entropy",
     "depth_weights",
@@ -89,6 +96,7 @@ __all__ = [
     "td_loss",
     "td_targets",
     "tempo_advantages",
+    "token_entropies",
     "token_log_probs",
     "uniform_prefix_weights",
     "update_prefix_weights",

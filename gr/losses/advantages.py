@@ -28,8 +28,8 @@ def grpo_advantages(rewards: jax.Array, valid: jax.Array | None = None) -> jax.A
     count = valid.sum(axis=1, keepdims=True)
     mean = rewards.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
     deviation = jnp.where(valid, rewards - mean, 0.0)
-    variance = jnp.square(deviation).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
-    return jax.lax.stop_gradient(deviation / (jnp.sqrt(variance) + EPSILON))
+    std = root_mean_square(deviation, valid / jnp.maximum(count - 1, 1), axis=1)
+    return jax.lax.stop_gradient(deviation / (std + EPSILON))
 
 
 def sibling_advantages(
@@ -57,8 +57,9 @@ def sibling_advantages(
     # Sums over a parent's children are sums over its candidates, those of one child having weights of sum 1.
     mean = sum_over_group(parents, once * scores) / jnp.maximum(children, 1.0)
     deviation = scores - mean
-    variance = sum_over_group(parents, once * jnp.square(deviation)) / jnp.maximum(children, 1.0)
-    advantages = deviation / (jnp.sqrt(variance) + EPSILON)
+    share = parents * (once / jnp.maximum(children, 1.0))[:, None]
+    std = root_mean_square(deviation[:, None], share, axis=2)[:, :, 0]
+    advantages = deviation / (std + EPSILON)
     return jax.lax.stop_gradient(jnp.where(children > 1, advantages, 0.0))
 
 
@@ -139,6 +140,17 @@ def _siblings(shared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def sum_over_group(shared: jax.Array, values: jax.Array) -> jax.Array:
     """For each candidate the sum over those that share its prefix, `[B, G, L]`; not a matmul, which may round."""
     return (shared * values[:, None]).sum(axis=2)
+
+
+def root_mean_square(values: jax.Array, share: jax.Array, axis: int) -> jax.Array:
+    """`sqrt(sum of share * values^2)` over an axis, which is kept; no square of 1e30 overflows.
+
+    Values whose share is 0 have no influence, whatever they are.
+    """
+    values = jnp.where(share > 0, values, 0.0)
+    largest = jnp.abs(values).max(axis=axis, keepdims=True)
+    values = values / jnp.where(largest > 0, largest, 1.0)
+    return largest * jnp.sqrt((share * jnp.square(values)).sum(axis=axis, keepdims=True))
 
 
 def _above_lowest(rewards: jax.Array, valid: jax.Array) -> jax.Array:

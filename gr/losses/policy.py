@@ -4,6 +4,7 @@ What is old (`old_logp`), the reference, advantages and weights carry no gradien
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from gr.losses.advantages import (
     distinct_candidates,
     grpo_advantages,
+    root_mean_square,
     sibling_advantages,
     sibling_weights,
     tempo_advantages,
@@ -50,11 +52,13 @@ class PolicyConfig:
         if not 0 < self.clip_low <= 1:
             raise LossError(f"policy.clip_low={self.clip_low} must be above 0 and at most 1")
         for field in ("clip_high", "cppo_threshold"):
-            if not getattr(self, field) > 0:
-                raise LossError(f"policy.{field}={getattr(self, field)} must be above 0")
+            if not 0 < getattr(self, field) < math.inf:
+                raise LossError(f"policy.{field}={getattr(self, field)} must be above 0 and finite")
         for field in ("kl_weight", "sibling_weight", "cppo_budget"):
-            if not getattr(self, field) >= 0:
-                raise LossError(f"policy.{field}={getattr(self, field)} must not be negative")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise LossError(
+                    f"policy.{field}={getattr(self, field)} must not be negative or infinite"
+                )
         if not 0 < self.cppo_floor <= 1:
             raise LossError(f"policy.cppo_floor={self.cppo_floor} must be above 0 and at most 1")
 
@@ -251,7 +255,7 @@ def cppo_mask(
     spent_before = jnp.cumsum(changes, axis=-1) - changes
     allowed_before = budget * (jnp.cumsum(weights) - weights)
     allowed = jnp.minimum(threshold, threshold + allowed_before - spent_before)
-    returns = advantages * (logp - old_logp) <= 0
+    returns = advantages * _log_ratio(logp, old_logp, jnp.ones(logp.shape, bool)) <= 0
     return jax.lax.stop_gradient(returns | (changes <= allowed))
 
 
@@ -302,7 +306,11 @@ def _k3(logp: jax.Array, reference_logp: jax.Array, counted: jax.Array) -> jax.A
 
 
 def _log_ratio(above: jax.Array, below: jax.Array, counted: jax.Array) -> jax.Array:
-    """`above - below` within what e^x can bear; 0, without a gradient, where nothing is counted."""
+    """`above - below` within what e^x can bear; 0, without a gradient, where nothing is counted.
+
+    And where both are -inf: what is impossible under either policy is as likely under one as under the other.
+    """
+    counted = counted & ~((above == -jnp.inf) & (below == -jnp.inf))
     above = jnp.where(counted, above, 0.0).astype(jnp.float32)
     below = jnp.where(counted, below, 0.0).astype(jnp.float32)
     return jnp.clip(above - below, -MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -330,7 +338,8 @@ def _mean(values: jax.Array, weight: jax.Array, axis: int | None = None) -> jax.
 
 def _std(values: jax.Array, weight: jax.Array) -> jax.Array:
     """Weighted standard deviation over everything, `[]`."""
-    return jnp.sqrt(_mean(jnp.square(values - _mean(values, weight)), weight))
+    values, share = values.reshape(-1), weight.reshape(-1) / jnp.maximum(weight.sum(), 1e-30)
+    return root_mean_square(values - _mean(values, share), share, axis=0)[0]
 
 
 def _group_metrics(codes: jax.Array, rewards: jax.Array, valid: jax.Array) -> Metrics:
@@ -338,7 +347,8 @@ def _group_metrics(codes: jax.Array, rewards: jax.Array, valid: jax.Array) -> Me
     here = valid.astype(jnp.float32)
     users = valid.any(axis=1).astype(jnp.float32)
     mean = _mean(rewards, here, axis=1)
-    std = jnp.sqrt(_mean(jnp.square(rewards - mean[:, None]), here, axis=1))
+    share = here / jnp.maximum(here.sum(axis=1, keepdims=True), 1.0)
+    std = root_mean_square(rewards - mean[:, None], share, axis=1)[:, 0]
     lowest = jnp.where(valid, rewards, jnp.inf).min(axis=1)
     highest = jnp.where(valid, rewards, -jnp.inf).max(axis=1)
     return {

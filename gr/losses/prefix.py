@@ -28,6 +28,7 @@ def pointwise_prefix_losses(
     Returns:
         `[L]`.
     """
+    (token_logp,) = _without_padding(weight, token_logp)
     return _mean(-prefix_scores(token_logp) / _depths(token_logp), weight, normaliser)
 
 
@@ -47,7 +48,8 @@ def pairwise_prefix_losses(
     The sum is over those of n sampled items whose prefix of t tokens is not the target's, each distinct prefix once;
     `c_t = (n_t - 1) / (m_t + 1)` scales it from the `m_t` prefixes that were met to all that there are: `n_t` nodes of
     depth t, less the target's own, which the published implementation counts among the met ones. Everything is
-    computed from logarithms: scores of -200 and below do no harm. Without any negative `l_t` is 0.
+    computed from logarithms: scores of -200 and below do no harm, nor do negatives of -inf. Without any negative above
+    that `l_t` is 0, else infinite where the target's own score is -inf.
 
     Args:
         target_logp: log-probabilities of the targets' tokens `[..., L]`.
@@ -62,13 +64,19 @@ def pairwise_prefix_losses(
     Returns:
         `[L]`.
     """
+    target_logp, negative_logp = _without_padding(weight, target_logp, negative_logp)
     counts = distinct_negatives(target_nodes, negative_nodes)
     scores = jnp.where(counts, prefix_scores(negative_logp) / tau, -jnp.inf)
     met = counts.sum(axis=-2)
     scale = jnp.log(jnp.maximum(num_nodes - 1, 1).astype(jnp.float32)) - jnp.log(met + 1.0)
     own = prefix_scores(target_logp) / tau
-    others = _log_sum_exp(scores) + scale
-    return _mean((jnp.logaddexp(own, others) - own) / _depths(target_logp), weight, normaliser)
+    others, none = _log_sum_exp(scores)
+    # Of an impossible target, -inf, the loss is infinite: -inf less -inf would not be a number.
+    impossible = own == -jnp.inf
+    own = jnp.where(impossible, 0.0, own)
+    loss = jax.nn.softplus(jnp.where(none, 0.0, others + scale - own))
+    loss = jnp.where(none, 0.0, jnp.where(impossible, jnp.inf, loss))
+    return _mean(loss / _depths(target_logp), weight, normaliser)
 
 
 def distinct_negatives(target_nodes: jax.Array, negative_nodes: jax.Array) -> jax.Array:
@@ -89,7 +97,8 @@ def uniform_prefix_weights(losses: jax.Array) -> jax.Array:
 def stateless_prefix_weights(losses: jax.Array, eta: float) -> jax.Array:
     """`w_t` proportional to `l_t e^{eta l_t}`, anew at every step: the published implementation's weights `[L]`."""
     losses = jax.lax.stop_gradient(losses)
-    return _normalised(losses * jnp.exp(eta * losses))
+    growth = jnp.where(jnp.isinf(losses), losses, eta * losses)  # Since 0 * inf is not a number.
+    return _normalised(losses * _exp_of_differences(growth))
 
 
 def init_prefix_weights(length: int) -> jax.Array:
@@ -112,24 +121,43 @@ def update_prefix_weights(weights: jax.Array, losses: jax.Array, eta: float) -> 
     losses = jax.lax.stop_gradient(losses)
     shares = _normalised(losses)
     begun = weights.sum() > 0
-    return _normalised(jnp.where(begun, weights, shares) * jnp.exp(eta * shares))
+    return _normalised(jnp.where(begun, weights, shares) * _exp_of_differences(eta * shares))
+
+
+def _exp_of_differences(values: jax.Array) -> jax.Array:
+    """`e^values` but for a factor, so that the largest is 1 and nothing overflows."""
+    largest = values.max()
+    # Among infinite values those below them count for nothing.
+    return jnp.exp(jnp.where(values == largest, 0.0, values - largest))
 
 
 def _normalised(values: jax.Array) -> jax.Array:
-    """On the simplex; uniform where everything is 0."""
+    """On the simplex; uniform where everything is 0, and among what is infinite."""
+    values = jnp.where(jnp.isinf(values).any(), jnp.isinf(values).astype(values.dtype), values)
     total = values.sum()
-    return jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), 1.0 / values.shape[0])
+    return jnp.where(total == 0, 1.0 / values.shape[0], values / jnp.where(total == 0, 1.0, total))
 
 
 def _depths(token_logp: jax.Array) -> jax.Array:
     return jnp.arange(1, token_logp.shape[-1] + 1, dtype=jnp.float32)
 
 
-def _log_sum_exp(scores: jax.Array) -> jax.Array:
-    """Over the negatives of `[..., n, L]`; a very low number, with a gradient of 0, where there are none."""
+def _log_sum_exp(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Over the negatives of `[..., n, L]`, and where there are none above -inf; there it is 0, without a gradient."""
     none = (scores == -jnp.inf).all(axis=-2)
     total = jax.nn.logsumexp(jnp.where(none[..., None, :], 0.0, scores), axis=-2)
-    return jnp.where(none, -1e30, total)
+    return jnp.where(none, 0.0, total), none
+
+
+def _without_padding(weight: jax.Array | None, *token_logp: jax.Array) -> list[jax.Array]:
+    """0 at padding, before anything is computed of what stands there: 0 times inf, or NaN, is not a number."""
+    if weight is None:
+        return list(token_logp)
+    dimensions = [tuple(range(weight.ndim, x.ndim)) for x in token_logp]
+    return [
+        jnp.where(jnp.expand_dims(weight, axes) > 0, x, 0.0)
+        for axes, x in zip(dimensions, token_logp, strict=True)
+    ]
 
 
 def _mean(

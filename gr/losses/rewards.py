@@ -1,15 +1,21 @@
 """Rewards of recommended candidates: functions of one type, that are summed with weights.
 
-A reward of one's own is any function `Outcome -> [B, G]` that runs under `jit`; it is weighted like those below.
+A reward of one's own is any function `Outcome -> [B, G]` that runs under `jit`; it is weighted like those below. One
+with arrays of its own, such as prices, is `jax.tree_util.Partial(function, prices)`: then they are arguments of the
+compiled step, not constants in it.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from gr.losses.errors import LossError
+
+LARGEST_REWARD = 1e36  # Beyond it, sums over a group could overflow.
+NO_REWARD = -1  # `RewardFault.reward` where all rewards are numbers.
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +62,25 @@ def prefix_depth(outcome: Outcome) -> jax.Array:
     return jnp.where(outcome.valid, depth, 0.0)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Semantic:
+    """The reward that `semantic` returns."""
+
+    vectors: jax.Array  # [N, E] float32, of length 1 or 0.
+
+    def __call__(self, outcome: Outcome) -> jax.Array:
+        """The cosines `[B, G]`."""
+        if outcome.items is None or outcome.target_items is None:
+            raise LossError(
+                "the semantic reward compares items: give Outcome its items and target_items"
+            )
+        wanted = self.vectors[outcome.target_items][:, None]
+        cosines = (self.vectors[outcome.items] * wanted).sum(axis=-1)
+        known = (outcome.items >= 0) & (outcome.target_items >= 0)[:, None]
+        return jnp.where(outcome.valid & known, cosines, 0.0)
+
+
 def semantic(item_vectors: jax.Array) -> Reward:
     """The cosine of a candidate's and the target's item vectors (MiniOneRec's semantic reward).
 
@@ -68,39 +93,164 @@ def semantic(item_vectors: jax.Array) -> Reward:
     Raises:
         LossError: by the reward, for an outcome without item rows.
     """
-    norms = jnp.linalg.norm(item_vectors.astype(jnp.float32), axis=-1, keepdims=True)
-    vectors = item_vectors / jnp.maximum(norms, 1e-12)
-
-    def cosine(outcome: Outcome) -> jax.Array:
-        if outcome.items is None or outcome.target_items is None:
-            raise LossError(
-                "the semantic reward compares items: give Outcome its items and target_items"
-            )
-        wanted = vectors[outcome.target_items][:, None]
-        cosines = (vectors[outcome.items] * wanted).sum(axis=-1)
-        known = (outcome.items >= 0) & (outcome.target_items >= 0)[:, None]
-        return jnp.where(outcome.valid & known, cosines, 0.0)
-
-    return cosine
+    vectors = jnp.asarray(item_vectors, jnp.float32)
+    largest = jnp.abs(vectors).max(axis=-1, keepdims=True)
+    vectors = vectors / jnp.where(largest > 0, largest, 1.0)  # Whose squares cannot overflow.
+    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return Semantic(vectors / jnp.maximum(norms, 1e-12))
 
 
-def weighted_sum(rewards: Mapping[Reward, float]) -> Reward:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """The reward that `weighted_sum` returns; each part is known by its name."""
+
+    rewards: tuple[Reward, ...]  # Pytrees, so that their arrays are arguments of what is compiled.
+    weights: tuple[float, ...] = dataclasses.field(metadata={"static": True})
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, outcome: Outcome) -> jax.Array:
+        """The sum `[B, G]` float32."""
+        return self.apart(outcome).sum(axis=-1)
+
+    def apart(self, outcome: Outcome) -> jax.Array:
+        """The weighted rewards, one by one, `[B, G, R]` float32.
+
+        Raises:
+            LossError: if a reward does not return `[B, G]` numbers, naming it.
+        """
+        parts = [
+            weight * _scores(reward, name, outcome)
+            for reward, weight, name in zip(self.rewards, self.weights, self.names, strict=True)
+        ]
+        return jnp.stack(parts, axis=-1)
+
+
+def weighted_sum(
+    rewards: Mapping[Reward, float] | Sequence[tuple[Reward, float]],
+    names: Sequence[str] | None = None,
+) -> WeightedSum:
     """One reward of several.
 
     Args:
-        rewards: function -> weight.
+        rewards: function -> weight, or pairs of them.
+        names: by which errors call them; None: the functions' own.
 
     Raises:
-        LossError: if there are none.
+        LossError: if there are none, or one is no function, or its weight no finite number; by the reward, if one of
+            them does not return `[B, G]` numbers.
     """
     if not rewards:
         raise LossError("no rewards to sum: name at least one, such as exact_match with weight 1")
-    parts = tuple(rewards.items())
+    pairs = list(rewards.items() if isinstance(rewards, Mapping) else rewards)
+    names = [_name(reward) for reward, _ in pairs] if names is None else names
+    for name, (reward, weight) in zip(names, pairs, strict=True):
+        if not callable(reward):
+            raise LossError(
+                f"reward {name!r} is no function but {_kind(reward)}: a reward is a function {_TYPE}"
+            )
+        if not isinstance(weight, numbers.Real) or not abs(weight) <= LARGEST_REWARD:
+            raise LossError(
+                f"the weight of reward {name!r} is {weight}: use a finite number, of at most {LARGEST_REWARD:g}"
+            )
+    return WeightedSum(
+        tuple(
+            jax.tree_util.Partial(reward) if jax.tree_util.all_leaves([reward]) else reward
+            for reward, _ in pairs
+        ),
+        weights=tuple(float(weight) for _, weight in pairs),
+        names=tuple(names),
+    )
 
-    def total(outcome: Outcome) -> jax.Array:
-        return sum(weight * reward(outcome) for reward, weight in parts)
 
-    return total
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RewardFault:
+    """The first reward that gave something other than a usable number, and where; `[]` each."""
+
+    reward: jax.Array  # int32: its place in the sum; NO_REWARD: there is none such.
+    count: jax.Array  # int32: of how many valid candidates.
+    valid: jax.Array  # int32: how many of these there are.
+    user: jax.Array  # int32: the first one's row in the batch.
+    item: jax.Array  # int32: and its item row.
+    value: (
+        jax.Array
+    )  # float32: what it got, times the weight; without a fault the largest absolute value.
+
+    @staticmethod
+    def none() -> "RewardFault":
+        """Before any step."""
+        # Arrays of their own, since a train step donates each of them.
+        numbers = [jnp.full((), value, jnp.int32) for value in (NO_REWARD, 0, 0, 0, 0)]
+        return RewardFault(*numbers, jnp.zeros(()))
+
+    @staticmethod
+    def of(apart: jax.Array, valid: jax.Array, items: jax.Array) -> "RewardFault":
+        """Of weighted rewards `[B, G, R]` of candidates that are `valid [B, G]` and have these `items [B, G]`."""
+        apart = jnp.where(valid[..., None], apart, 0.0)
+        wrong = ~(jnp.abs(apart) <= LARGEST_REWARD)  # So that NaN is wrong too.
+        counts = wrong.sum(axis=(0, 1), dtype=jnp.int32)
+        reward = jnp.argmax(counts > 0)
+        place = jnp.argmax(wrong[..., reward])
+        value = jnp.where(
+            counts.any(), apart[..., reward].reshape(-1)[place], jnp.abs(apart).max(initial=0.0)
+        )
+        return RewardFault(
+            reward=jnp.where(counts.any(), reward, NO_REWARD).astype(jnp.int32),
+            count=counts[reward],
+            valid=valid.sum(dtype=jnp.int32),
+            user=(place // valid.shape[1]).astype(jnp.int32),
+            item=items.reshape(-1)[place].astype(jnp.int32),
+            value=value,
+        )
+
+
+_TYPE = "Outcome -> [B, G]"  # Of every reward.
+
+
+def _scores(reward: Reward, name: str, outcome: Outcome) -> jax.Array:
+    """What a reward gives, `[B, G]` float32, if it is that."""
+    try:
+        values = reward(outcome)
+    except LossError:
+        raise
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise LossError(
+            f"reward {name!r} cannot be compiled ({_first_line(error)}): write it with jax.numpy alone, jnp.where in "
+            "place of if, no np.asarray, float() or .item()"
+        ) from error
+    except Exception as error:
+        raise LossError(
+            f"reward {name!r} raised {_first_line(error)}; a reward is a function {_TYPE}"
+        ) from error
+    wanted = outcome.valid.shape
+    try:
+        scores = jnp.asarray(values)
+        scores = scores if jnp.isrealobj(scores) else None
+    except (TypeError, ValueError):
+        scores = None
+    if scores is None or scores.shape != wanted:
+        raise LossError(
+            f"reward {name!r} returned {_kind(values)}: a reward is a function {_TYPE}, here a number for each of "
+            f"{list(wanted)} candidates"
+        )
+    return scores.astype(jnp.float32)
+
+
+def _name(reward: Reward) -> str:
+    function = getattr(reward, "func", reward)  # Of a `Partial`.
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _kind(value: object) -> str:
+    """A value's type, and its shape if it has one."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:200]
 
 
 def _hits(outcome: Outcome) -> jax.Array:

@@ -1,9 +1,13 @@
-"""Losses on the tokens of the target's semantic ID."""
+"""Losses on the tokens of the target's semantic ID.
+
+Logits may be -inf, or as low and high as float32 goes: a token of logit -inf has log-probability -inf, also where no
+logit is above -inf, and no gradient becomes NaN by it. What is NaN or +inf among logits stays NaN, to be noticed.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_log_sum_exp, descend, root
+from gr.trie import TrieIndex, child_tokens, descend, root
 
 Metrics = dict[str, jax.Array]
 
@@ -14,8 +18,8 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     A gather and a log-sum-exp: the log-softmax over V is never written out.
     """
     logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    return _log_share(chosen, logits)[..., 0]
 
 
 def group_token_log_probs(first: jax.Array, later: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -30,8 +34,7 @@ def group_token_log_probs(first: jax.Array, later: jax.Array, tokens: jax.Array)
         `[..., n, L]` float32.
     """
     first = first.astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(first, axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(first, tokens[..., 0], axis=-1) - normaliser
+    chosen = _log_share(jnp.take_along_axis(first, tokens[..., 0], axis=-1), first)
     return jnp.concatenate([chosen[..., None], token_log_probs(later, tokens[..., 1:])], axis=-1)
 
 
@@ -50,15 +53,46 @@ def masked_token_log_probs(
         `[..., L]` float32.
     """
     logits = logits.astype(jnp.float32) / tau
-    nodes = root(index, tokens.shape[:-1])
     log_probs = []
-    for depth in range(tokens.shape[-1]):
-        here = logits[..., depth, :]
-        normaliser = child_log_sum_exp(index, depth, nodes, here)
-        nodes = descend(index, depth, nodes, tokens[..., depth])
-        chosen = jnp.take_along_axis(here, tokens[..., depth, None], axis=-1)[..., 0]
-        log_probs.append(jnp.where(nodes.exist, chosen - normaliser, 0.0))
+    for depth, (rivals, exists) in enumerate(allowed_logits(logits, tokens, index)):
+        # What the trie does not have is masked before anything is computed of it, lest gradients be 0 times NaN.
+        rivals = jnp.where(exists[..., None], rivals, -jnp.inf)
+        chosen = jnp.take_along_axis(logits[..., depth, :], tokens[..., depth, None], axis=-1)
+        log_probs.append(jnp.where(exists, _log_share(chosen, rivals)[..., 0], 0.0))
     return jnp.stack(log_probs, axis=-1)
+
+
+def token_entropies(logits: jax.Array) -> jax.Array:
+    """Entropy of the softmax of logits, `[..., V]` to `[...]` float32, in nats; 0 where all are -inf."""
+    logits = logits.astype(jnp.float32)
+    logits = logits - _largest(logits)
+    shares = jnp.exp(logits)
+    total = _or_one(shares.sum(axis=-1))
+    # A share of 0 may be that of a logit of -inf.
+    mean = jnp.where(shares == 0.0, 0.0, shares * logits).sum(axis=-1) / total
+    return jnp.log(total) - mean
+
+
+def allowed_logits(
+    logits: jax.Array, tokens: jax.Array, index: TrieIndex
+) -> list[tuple[jax.Array, jax.Array]]:
+    """For each depth, the logits of the tokens that the trie has behind the prefix, and whether it has the token too.
+
+    Args:
+        logits: `[..., L, V]`.
+        tokens: the semantic IDs `[..., L]`.
+        index: the trie.
+
+    Returns:
+        L pairs `[..., K]` (-inf beyond a prefix's own tokens, and behind a prefix that the trie lacks) and `[...]`.
+    """
+    nodes, found = root(index, tokens.shape[:-1]), []
+    for depth in range(tokens.shape[-1]):
+        ways, exist = child_tokens(index, depth, nodes)
+        rivals = jnp.take_along_axis(logits[..., depth, :], ways, axis=-1, mode="clip")
+        nodes = descend(index, depth, nodes, tokens[..., depth])
+        found.append((jnp.where(exist, rivals, -jnp.inf), nodes.exist))
+    return found
 
 
 def cross_entropy(
@@ -82,3 +116,22 @@ def cross_entropy(
     count = jnp.maximum(weight.sum(), 1.0)
     levels = -(token_logp * weight[..., None]).reshape(-1, token_logp.shape[-1]).sum(axis=0) / count
     return loss, {f"level_{t + 1}/loss": levels[t] for t in range(token_logp.shape[-1])}
+
+
+def _log_share(chosen: jax.Array, logits: jax.Array) -> jax.Array:
+    """Log-softmax, never above 0, of the `chosen [..., C]` among `logits [..., K]`."""
+    largest = _largest(logits)
+    total = jnp.exp(logits - largest).sum(axis=-1, keepdims=True)
+    # The largest is taken away first: beside 1e30 the logarithm of the total would be lost.
+    return (chosen - largest) - jnp.log(_or_one(total))
+
+
+def _largest(logits: jax.Array) -> jax.Array:
+    """The largest logit `[..., 1]`, without gradient; 0 where all are -inf: -inf less -inf is no number."""
+    largest = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
+    return jnp.where(largest == -jnp.inf, 0.0, largest)
+
+
+def _or_one(total: jax.Array) -> jax.Array:
+    """1 in place of 0, whose logarithm has an infinite slope; what is NaN stays NaN."""
+    return jnp.where(total == 0.0, 1.0, total)

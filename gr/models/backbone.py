@@ -23,7 +23,12 @@ def check_sizes(config: Any) -> None:
             raise ModelError(f"{field.name}={value} must be at least 1")
     if not 0 <= config.dropout < 1:
         raise ModelError(f"dropout={config.dropout} must lie in [0, 1)")
-    if config.dtype not in ("float32", "bfloat16", "float16"):
+    if config.dtype == "float16":
+        raise ModelError(
+            "dtype='float16' is not offered: its gradients vanish below 6e-8 and overflow above 65504, and losses are "
+            "not scaled here; use bfloat16"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
         raise ModelError(f"dtype={config.dtype!r} is unknown: use float32 or bfloat16")
 
 

@@ -30,6 +30,7 @@ from gr.training.mesh import make_mesh, replicate, shard_batch
 from gr.training.metric_writer import MetricWriter, read_metrics
 from gr.training.objectives import (
     LossConfig,
+    SupervisedLoss,
     init_loss_state,
     item_token_table,
     supervised_loss,
@@ -39,7 +40,7 @@ from gr.training.policy_step import LearningConfig, make_policy_step
 from gr.training.provenance import git_revision, load_config, save_run_info, versions
 from gr.training.rollouts import Environment, RolloutConfig, Rollouts, roll_out, scored_candidates
 from gr.training.state import NO_BAD_STEP, TrainState
-from gr.training.step import LossFn, TrainStep, make_train_step
+from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
 from gr.training.value_objective import ValueConfig, value_loss, value_objective
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "OUT_OF_PATIENCE",
     "ActorCritic",
     "Checkpointer",
+    "CompiledStep",
     "Environment",
     "FitResult",
     "LearningConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "RolloutConfig",
     "Rollouts",
     "Schedule",
+    "SupervisedLoss",
     "TrainState",
     "TrainStep",
     "TrainingError",

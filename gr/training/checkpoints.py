@@ -179,6 +179,7 @@ class Checkpointer:
             key=jax.device_put(key, like.key.sharding),
             loss_state=rest["loss_state"],
             bad_step=jax.device_put(np.int32(NO_BAD_STEP), like.bad_step.sharding),
+            reward_fault=like.reward_fault,
         )
         iterator_state = decode_iterator_state(record["iterators"][jax.process_index()])
         return Restored(state=state, iterator_state=iterator_state, loop=record["loop"])
@@ -259,7 +260,7 @@ class _LatestAndBest:
 
 
 def _without_model(state: TrainState) -> dict[str, Any]:
-    # bad_step is left out: only good states are saved.
+    # bad_step and reward_fault are left out: only good states are saved.
     return {"step": state.step, "opt_state": state.opt_state, "loss_state": state.loss_state}
 
 

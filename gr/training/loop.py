@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from gr.losses import NO_REWARD
 from gr.training.checkpoints import Checkpointer
 from gr.training.errors import TrainingError
 from gr.training.interrupts import StopSignals, TrainingInterrupted
@@ -94,8 +95,8 @@ def fit(
         progress: whether to show a bar.
 
     Raises:
-        TrainingError: for settings that do not fit, a loss or gradient that is not finite, a checkpoint that cannot
-            be read or written, a missing metric.
+        TrainingError: for settings that do not fit, a loss, gradient or reward that is not finite, a checkpoint that
+            cannot be read or written, a missing metric.
         TrainingInterrupted: after SIGTERM or SIGINT (Ctrl-C), when the state has been saved.
     """
     # Settings.
@@ -141,7 +142,7 @@ def fit(
         if pending is None:
             return
         interval, pending = pending, None
-        _check_finite(interval.bad_step, checkpointer)
+        check_finite(interval.bad_step)
         values = interval.values()
         if writer is not None:
             writer.write(interval.step, "train", values)
@@ -150,9 +151,14 @@ def fit(
             shown += f", best {monitor} {done.best_value:.4f}"
         bar.set_postfix_str(shown, refresh=False)
 
+    def check_finite(bad_step: jax.Array) -> None:
+        if int(jax.device_get(bad_step)) != NO_BAD_STEP:
+            # The state has stood still since then, so that the present one tells what happened.
+            raise TrainingError(_what_was_not_finite(state, train_step, checkpointer))
+
     def catch_up() -> None:
         report_pending()
-        _check_finite(state.bad_step, checkpointer)
+        check_finite(state.bad_step)
 
     def evaluate_model() -> bool:
         catch_up()
@@ -247,19 +253,32 @@ def _monitored(values: Mapping[str, float], monitor: str) -> float:
     return values[monitor]
 
 
-def _check_finite(bad_step: jax.Array, checkpointer: Checkpointer | None) -> None:
-    bad_step = int(jax.device_get(bad_step))
-    if bad_step == NO_BAD_STEP:
-        return
+def _what_was_not_finite(
+    state: TrainState, train_step: TrainStep, checkpointer: Checkpointer | None
+) -> str:
+    """What happened at the state's `bad_step`, and what to do."""
+    bad_step, fault = jax.device_get((state.bad_step, state.reward_fault))
     kept = "there is no checkpoint yet"
     if checkpointer is not None:
         checkpointer.wait()
         if checkpointer.steps:
             last = checkpointer.steps[-1]
             kept = f"the last good checkpoint is {os.path.join(checkpointer.directory, str(last))}"
-    raise TrainingError(
-        f"the loss or its gradient was not finite at step {bad_step + 1}, which was not applied; {kept}. Lower the "
-        "learning rate, clip at a smaller norm or warm up longer, then resume or start again"
+    at = f"at step {bad_step + 1}"
+    if fault.reward != NO_REWARD:
+        name = getattr(train_step, "reward_names", ())[fault.reward]
+        return (
+            f"reward {name!r} gave {fault.value:.3g} for {fault.count} of {fault.valid} candidates {at} (first: user "
+            f"row {fault.user} of the batch, item row {fault.item}), and the step was not applied; {kept}. A reward "
+            "must be a finite number for every valid candidate, also for one that it cannot score: give that 0 or the "
+            "like by jnp.where"
+        )
+    rewards = ""
+    if fault.valid:
+        rewards = f" (the largest reward was {fault.value:.3g}: if that is much, lower its weight)"
+    return (
+        f"the loss or its gradient was not finite {at}, which was not applied; {kept}. Lower the learning rate"
+        f"{rewards}, clip at a smaller norm or warm up longer, then resume or start again"
     )
 
 

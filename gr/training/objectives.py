@@ -1,7 +1,7 @@
 """What is minimised in supervised training: from a batch of item rows to a loss."""
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ from gr.losses import (
     uniform_prefix_weights,
     update_prefix_weights,
 )
+from gr.losses.token import Metrics
 from gr.semantic_ids import PAD_TOKEN
 from gr.training.errors import TrainingError
 from gr.training.places import draw_places
-from gr.training.step import LossFn
 from gr.trie import TrieIndex, walk
 
 LEVELS = (
@@ -62,10 +62,12 @@ class LossConfig:
                 f"loss.weights={self.weights!r} is unknown; use one of {', '.join(WEIGHTS)}"
             )
         for field in ("tau", "beta"):
-            if not getattr(self, field) > 0:
-                raise TrainingError(f"loss.{field}={getattr(self, field)} must be above 0")
-        if self.eta < 0:
-            raise TrainingError(f"loss.eta={self.eta} must not be negative")
+            if not 0 < getattr(self, field) < math.inf:
+                raise TrainingError(
+                    f"loss.{field}={getattr(self, field)} must be above 0 and finite"
+                )
+        if not 0 <= self.eta < math.inf:
+            raise TrainingError(f"loss.eta={self.eta} must not be negative or infinite")
         if self.num_negatives < 1:
             raise TrainingError(f"loss.num_negatives={self.num_negatives} must be at least 1")
         if not 0 < self.pairwise_share <= 1:
@@ -76,10 +78,115 @@ class LossConfig:
         """Whether prefixes have losses and weights of their own."""
         return self.name.startswith("apao_")
 
+    @property
+    def needs_trie(self) -> bool:
+        """Whether the trie has a part in it."""
+        return self.name in ("msl", "apao_pairwise")
+
 
 def init_loss_state(loss: LossConfig, length: int) -> Any:
     """What the loss carries across steps, before the first: the prefix weights `[L]`, or nothing."""
     return init_prefix_weights(length) if loss.has_prefixes else ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SupervisedLoss:
+    """The loss of batches of item rows, with the arrays that it needs; see `supervised_loss`.
+
+    A pytree: `make_train_step` hands its arrays to the compiled program.
+    """
+
+    table: jax.Array  # [N + 1, L] int32, of `item_token_table`.
+    index: TrieIndex | None  # None for a loss that needs no trie.
+    level: str = dataclasses.field(metadata={"static": True})
+    targets_per_batch: float = dataclasses.field(metadata={"static": True})
+    config: LossConfig = dataclasses.field(metadata={"static": True})
+
+    def __call__(
+        self, model: Any, batch: Any, key: jax.Array, loss_state: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        """The loss `[]`, metrics, and the prefix weights of this step, if there are any."""
+        of_batch = self._of_pairs if self.config.name == "apao_pairwise" else self._of_targets
+        return of_batch(model, batch, key, loss_state)
+
+    def _of_targets(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
+        """Losses of the targets alone."""
+        loss = self.config
+        if self.level == "target":
+            targets, weight = self.table[batch["target"]], batch["weight"]
+            logits = model.target_logits(self.table[batch["history"]], targets, key=key)
+        else:
+            items, weight = self.table[batch["items"]], batch["weight"][:, 1:]
+            targets, logits = items[:, 1:], model.sequence_logits(items, key=key)
+        if loss.name == "msl":
+            token_logp = masked_token_log_probs(logits, targets, self.index, loss.tau)
+        else:
+            token_logp = token_log_probs(logits, targets)
+        losses = None
+        if loss.name == "apao_pointwise":
+            losses = pointwise_prefix_losses(token_logp, weight, self.targets_per_batch) / loss.tau
+        return self._total(token_logp, weight, losses, loss_state)
+
+    def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
+        """Cross-entropy of all targets, and the pairwise prefix losses at those Q places that have negatives."""
+        loss = self.config
+        dropout_key, draw_key, place_key = jax.random.split(key, 3)
+        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
+        of_places = weight[:, None] if self.level == "target" else weight
+        rows, columns, place_weight = draw_places(place_key, of_places, loss.pairwise_share)
+        drawn = jax.random.randint(
+            draw_key, (len(rows), loss.num_negatives), 0, len(self.table) - 1
+        )
+        negatives = self.table[drawn]
+        if self.level == "target":
+            targets, places = self.table[batch["target"]], (rows,)
+            states, later = model.target_and_group_states(
+                self.table[batch["history"]], targets, rows, negatives[..., :-1], key=dropout_key
+            )
+        else:
+            items, places = self.table[batch["items"]], (rows, columns)
+            targets = items[:, 1:]
+            states, later = model.sequence_and_group_states(
+                items, rows, columns + 1, negatives[..., :-1], key=dropout_key
+            )
+        logits, later = model.logits(states), model.logits(later)
+
+        token_logp = token_log_probs(logits, targets)
+        losses = pairwise_prefix_losses(
+            token_logp[places],
+            group_token_log_probs(logits[..., 0, :][places], later, negatives),
+            walk(self.index, targets[places]),
+            walk(self.index, negatives),
+            self.index.node_counts[1:],
+            tau=loss.tau,
+            weight=place_weight,
+            normaliser=self.targets_per_batch,
+        )
+        if loss.all_first_codes:
+            # The first prediction has them all, so this costs nothing and is taken at every target.
+            exact = masked_token_log_probs(
+                logits[..., :1, :], targets[..., :1], self.index, loss.tau
+            )
+            first = pointwise_prefix_losses(exact, weight, self.targets_per_batch)
+            losses = losses.at[0].set(first[0])
+        return self._total(token_logp, weight, losses, loss_state)
+
+    def _total(
+        self, token_logp: jax.Array, weight: jax.Array, losses: jax.Array | None, state: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        """Cross-entropy and weighted prefix losses `[L]`, if there are any."""
+        loss = self.config
+        value, metrics = cross_entropy(token_logp, weight, self.targets_per_batch)
+        if losses is None:
+            return value, (metrics, state)
+        weights = _prefix_weights(loss, losses, state)
+        weighted = jnp.where(weights > 0, weights * losses, 0.0)  # Since 0 * inf is not a number.
+        value = loss.beta * weighted.sum() + (value if loss.with_ce else 0.0)
+        for depth in range(len(losses)):
+            metrics[f"prefix_{depth + 1}/loss"] = losses[depth]
+            metrics[f"prefix_{depth + 1}/weight"] = weights[depth]
+        return value, (metrics, weights)
 
 
 def supervised_loss(
@@ -89,8 +196,8 @@ def supervised_loss(
     targets_per_batch: float,
     loss: LossConfig | None = None,
     index: TrieIndex | None = None,
-) -> LossFn:
-    """The supervised loss of batches of item rows.
+) -> SupervisedLoss:
+    """The supervised loss of batches of item rows, for `make_train_step`.
 
     Args:
         tokens: tokens of every item `[N, L]`.
@@ -108,123 +215,19 @@ def supervised_loss(
     if level not in LEVELS:
         raise TrainingError(f"training level {level!r} is unknown; use one of {', '.join(LEVELS)}")
     loss = loss or LossConfig()
-    if loss.name in ("msl", "apao_pairwise") and index is None:
+    if loss.needs_trie and index is None:
         raise TrainingError(f"loss {loss.name!r} needs the trie: give its `index`")
     if loss.name == "apao_pairwise" and tokens.shape[1] < 2:
         raise TrainingError(
             "loss 'apao_pairwise' needs semantic IDs of two codes or more; use 'ce'"
         )
-    table = item_token_table(tokens)
-
-    def prefixes_of(token_logp: jax.Array, weight: jax.Array) -> jax.Array | None:
-        if loss.name != "apao_pointwise":
-            return None
-        return pointwise_prefix_losses(token_logp, weight, targets_per_batch) / loss.tau
-
-    def log_probs(logits: jax.Array, target: jax.Array) -> jax.Array:
-        if loss.name == "msl":
-            return masked_token_log_probs(logits, target, index, loss.tau)
-        return token_log_probs(logits, target)
-
-    def total(token_logp: jax.Array, weight: jax.Array, losses: jax.Array | None, state: Any):
-        """Cross-entropy and weighted prefix losses `[L]`, if there are any."""
-        value, metrics = cross_entropy(token_logp, weight, targets_per_batch)
-        if losses is None:
-            return value, (metrics, state)
-        weights = _prefix_weights(loss, losses, state)
-        value = loss.beta * (weights * losses).sum() + (value if loss.with_ce else 0.0)
-        for depth in range(len(losses)):
-            metrics[f"prefix_{depth + 1}/loss"] = losses[depth]
-            metrics[f"prefix_{depth + 1}/weight"] = weights[depth]
-        return value, (metrics, weights)
-
-    def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        target, weight = table[batch["target"]], batch["weight"]
-        logits = model.target_logits(table[batch["history"]], target, key=key)
-        token_logp = log_probs(logits, target)
-        return total(token_logp, weight, prefixes_of(token_logp, weight), loss_state)
-
-    def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        items, weight = table[batch["items"]], batch["weight"][:, 1:]
-        token_logp = log_probs(model.sequence_logits(items, key=key), items[:, 1:])
-        return total(token_logp, weight, prefixes_of(token_logp, weight), loss_state)
-
-    if loss.name == "apao_pairwise":
-        levels = _pairwise_levels(loss, table, index, targets_per_batch, total)
-    else:
-        levels = {"target": target_level, "user": user_level}
-    return levels[level]
-
-
-def _pairwise_levels(
-    loss: LossConfig,
-    table: jax.Array,
-    index: TrieIndex,
-    targets_per_batch: float,
-    total: Callable,
-) -> dict[str, LossFn]:
-    """The pairwise losses of both levels; `total` adds the cross-entropy."""
-    num_items = len(table) - 1
-
-    def draw(key: jax.Array, *shape: int) -> jax.Array:
-        return table[jax.random.randint(key, (*shape, loss.num_negatives), 0, num_items)]
-
-    def combined(
-        targets: jax.Array,
-        logits: jax.Array,
-        negatives: jax.Array,
-        later: jax.Array,
-        weight: jax.Array,
-        places: tuple[jax.Array, ...],
-        place_weight: jax.Array,
-        loss_state: Any,
-    ):
-        """Cross-entropy of `targets [..., L]`, and the prefix losses at those `places [Q]` that have negatives."""
-        token_logp = token_log_probs(logits, targets)
-        negative_logp = group_token_log_probs(logits[..., 0, :][places], later, negatives)
-        losses = pairwise_prefix_losses(
-            token_logp[places],
-            negative_logp,
-            walk(index, targets[places]),
-            walk(index, negatives),
-            index.node_counts[1:],
-            tau=loss.tau,
-            weight=place_weight,
-            normaliser=targets_per_batch,
-        )
-        if loss.all_first_codes:
-            # The first prediction has them all, so this costs nothing and is taken at every target.
-            exact = masked_token_log_probs(logits[..., :1, :], targets[..., :1], index, loss.tau)
-            first = pointwise_prefix_losses(exact, weight, targets_per_batch)
-            losses = losses.at[0].set(first[0])
-        return total(token_logp, weight, losses, loss_state)
-
-    def target_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        target, weight = table[batch["target"]], batch["weight"]
-        dropout_key, draw_key, place_key = jax.random.split(key, 3)
-        rows, _, place_weight = draw_places(place_key, weight[:, None], loss.pairwise_share)
-        negatives = draw(draw_key, len(rows))
-        states, later = model.target_and_group_states(
-            table[batch["history"]], target, rows, negatives[..., :-1], key=dropout_key
-        )
-        logits, later = model.logits(states), model.logits(later)
-        return combined(target, logits, negatives, later, weight, (rows,), place_weight, loss_state)
-
-    def user_level(model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        items, weight = table[batch["items"]], batch["weight"][:, 1:]
-        dropout_key, draw_key, place_key = jax.random.split(key, 3)
-        *places, place_weight = draw_places(place_key, weight, loss.pairwise_share)
-        rows, columns = places
-        negatives = draw(draw_key, len(rows))
-        states, later = model.sequence_and_group_states(
-            items, rows, columns + 1, negatives[..., :-1], key=dropout_key
-        )
-        logits, later = model.logits(states), model.logits(later)
-        return combined(
-            items[:, 1:], logits, negatives, later, weight, tuple(places), place_weight, loss_state
-        )
-
-    return {"target": target_level, "user": user_level}
+    return SupervisedLoss(
+        item_token_table(tokens),
+        index if loss.needs_trie else None,
+        level=level,
+        targets_per_batch=float(targets_per_batch),
+        config=loss,
+    )
 
 
 def _prefix_weights(loss: LossConfig, losses: jax.Array, before: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """AdamW with warm-up, clipping and gradient accumulation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,12 +78,14 @@ def make_optimizer(
     """
     if accumulation_steps < 1:
         raise TrainingError(f"accumulation_steps={accumulation_steps}; use 1 or more")
-    if clip_norm is not None and clip_norm <= 0:
+    if clip_norm is not None and not clip_norm > 0:
         raise TrainingError(f"clip_norm={clip_norm}; use a positive norm, or None for no clipping")
-    if learning_rate <= 0 or weight_decay < 0:
+    if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
         raise TrainingError(
-            f"learning_rate={learning_rate} must be positive and weight_decay={weight_decay} not negative"
+            f"learning_rate={learning_rate} must be positive and weight_decay={weight_decay} not negative, both finite"
         )
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise TrainingError(f"b1={b1} and b2={b2} must lie in [0, 1)")
     rate_of_update = make_schedule(
         learning_rate, schedule=schedule, total_steps=total_steps, warmup_steps=warmup_steps
     )

@@ -5,6 +5,7 @@ them in several epochs of minibatches. All of it is one program, so that the loo
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,16 @@ import optax
 from jax.sharding import Mesh
 
 from gr.losses import (
+    NO_REWARD,
     PolicyConfig,
     Reward,
+    RewardFault,
+    WeightedSum,
     cross_entropy,
     masked_token_log_probs,
     policy_objective,
     token_log_probs,
+    weighted_sum,
 )
 from gr.models import path_states
 from gr.training.actor_critic import ActorCritic
@@ -33,7 +38,7 @@ from gr.training.rollouts import (
     roll_out,
 )
 from gr.training.state import TrainState
-from gr.training.step import Metrics, TrainStep, advance
+from gr.training.step import CompiledStep, Metrics, advance, compile_step
 from gr.training.value_objective import ValueConfig, value_loss
 from gr.trie import TrieIndex
 
@@ -63,8 +68,10 @@ class LearningConfig:
             if getattr(self, field) < 1:
                 raise TrainingError(f"rl.{field}={getattr(self, field)} must be at least 1")
         for field in ("sync_every", "supervised_weight"):
-            if getattr(self, field) < 0:
-                raise TrainingError(f"rl.{field}={getattr(self, field)} must not be negative")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise TrainingError(
+                    f"rl.{field}={getattr(self, field)} must not be negative or infinite"
+                )
         if not (self.learn_policy or self.learn_value):
             raise TrainingError("rl: neither policy nor value head is to learn; switch one on")
 
@@ -80,12 +87,12 @@ def make_policy_step(
     *,
     schedule: Schedule | None = None,
     mesh: Mesh | None = None,
-) -> TrainStep:
+) -> CompiledStep:
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state, compiles once per shape.
 
     The state's model is an `ActorCritic`, its `loss_state` the reference policy: a backbone. Batches are those of
     `train_batches_by_target`, with as many rows as `num_minibatches` divides. As in supervised training nothing is
-    applied if a loss or gradient of the step is not finite.
+    applied if a loss, gradient or reward of the step is not finite; of a reward, `TrainState.reward_fault` says which.
 
     Args:
         rollout: how candidates are found and scored.
@@ -93,7 +100,7 @@ def make_policy_step(
         value: the value head's.
         learning: how often is learnt from them.
         environment: the items.
-        reward: of candidates.
+        reward: of candidates; one of several is a `weighted_sum`, which gives them names.
         optimizer: of `actor_critic_optimizer`.
         schedule: learning rate of the policy by updates, to be logged.
         mesh: see `make_train_step`.
@@ -103,14 +110,19 @@ def make_policy_step(
         `value_loss` (`value/loss` in all), of `loss`, their sum, and of `grad_norm`; `learning_rate`.
     """
     updates = learning.num_epochs * learning.num_minibatches
+    reward = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
 
-    def step(state: TrainState, batch: Any, environment: Environment) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Any, fixed: tuple[Environment, WeightedSum]
+    ) -> tuple[TrainState, Metrics]:
+        environment, reward = fixed
         search_key, order_key, learn_key = jax.random.split(
             jax.random.fold_in(state.key, state.step), 3
         )
         rollouts, metrics = roll_out(
             rollout, environment, reward, state.model, state.loss_state, batch, search_key
         )
+        fault = RewardFault.of(rollouts.rewards_apart, rollouts.valid, rollouts.items)
         loss_fn = _loss_of_rollouts(rollout, policy, value, learning, environment.index)
         parts = _minibatches(order_key, len(batch["weight"]), learning)
 
@@ -127,16 +139,17 @@ def make_policy_step(
         keys = jax.random.split(learn_key, updates)
         (model, opt_state), found = jax.lax.scan(update, carry, (parts, keys))
         finite = jnp.isfinite(found["loss"]).all() & jnp.isfinite(found["grad_norm"]).all()
+        finite &= (
+            fault.reward == NO_REWARD
+        )  # Also while the value head learns alone, which has no use for rewards.
         metrics |= {name: values.mean() for name, values in found.items()}
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step * updates)
         reference = _reference(learning, state, model.backbone)
-        new_state = advance(state, model, opt_state, reference, finite, mesh)
+        new_state = advance(state, model, opt_state, reference, finite, mesh, fault)
         return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
-    compiled = jax.jit(step, donate_argnums=0)
-    # The environment is handed over rather than closed over, which would make its arrays constants of the program.
-    return lambda state, batch: compiled(state, batch, environment)
+    return compile_step(step, (environment, reward), mesh, reward.names)
 
 
 def _loss_of_rollouts(

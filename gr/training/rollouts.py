@@ -15,12 +15,16 @@ from gr.losses import (
     group_token_log_probs,
     masked_token_log_probs,
     semantic_rewards,
+    token_entropies,
+    weighted_sum,
 )
+from gr.losses.rewards import WeightedSum
+from gr.losses.token import allowed_logits
 from gr.models import path_states
 from gr.training.actor_critic import ActorCritic
 from gr.training.errors import TrainingError
 from gr.training.objectives import item_token_table
-from gr.trie import ExcludeItems, NodeVectors, TrieIndex, child_log_sum_exp, descend, root
+from gr.trie import ExcludeItems, NodeVectors, TrieIndex
 
 PREFIX_VECTORS = ("node", "group")
 
@@ -81,7 +85,9 @@ class Rollouts:
     weight: jax.Array  # [B] float32: 0 for filler rows.
     codes: jax.Array  # [B, G, L] int32 tokens; 0 where not valid.
     valid: jax.Array  # [B, G] bool; False for filler rows too.
+    items: jax.Array  # [B, G] int32 item rows; -1 where not valid.
     rewards: jax.Array  # [B, G] float32, what the policy is to raise.
+    rewards_apart: jax.Array  # [B, G, R] float32: the weighted parts of which it is the sum.
     value_rewards: jax.Array  # [B, G, L] float32, of the value head alone.
     logp: (
         jax.Array
@@ -105,7 +111,7 @@ def roll_out(
     Args:
         config: how.
         environment: the items.
-        reward: of the candidates.
+        reward: of the candidates; of a `weighted_sum` the parts are kept too.
         model: the policy and the value head that guides its search.
         reference: a backbone, what the policy is kept near.
         batch: `history [B, T]`, `target [B]` and `weight [B]`, as `train_batches_by_target` makes them.
@@ -134,13 +140,17 @@ def roll_out(
     outcome = Outcome(codes, valid, target, items, batch["target"])
     logp, entropy = scored_candidates(config, environment, model.backbone, history, codes)
     reference_logp, _ = scored_candidates(config, environment, reference, history, codes)
+    parts = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
+    rewards_apart = jnp.where(valid[..., None], parts.apart(outcome), 0.0)
     rollouts = Rollouts(
         history=history,
         target=target,
         weight=batch["weight"],
         codes=codes,
         valid=valid,
-        rewards=jnp.where(valid, reward(outcome), 0.0),
+        items=items,
+        rewards=rewards_apart.sum(axis=-1),
+        rewards_apart=rewards_apart,
         value_rewards=_value_rewards(config, environment, outcome),
         logp=logp,
         reference_logp=reference_logp,
@@ -185,20 +195,12 @@ def log_probs_of_states(
 def _entropies(
     config: RolloutConfig, index: TrieIndex, logits: jax.Array, codes: jax.Array
 ) -> jax.Array:
-    """Entropy of the distribution that each code was chosen from, by `H = lse(z) - d lse(s z) / ds` at s = 1."""
+    """Entropy `[B, G, L]` of the distribution that each code was chosen from."""
     logits = logits / config.temperature
-
-    def normalisers(logits: jax.Array) -> jax.Array:
-        if config.normalise_over != "children":
-            return jax.nn.logsumexp(logits, axis=-1)
-        nodes, found = root(index, codes.shape[:-1]), []
-        for depth in range(codes.shape[-1]):
-            found.append(child_log_sum_exp(index, depth, nodes, logits[..., depth, :]))
-            nodes = descend(index, depth, nodes, codes[..., depth])
-        return jnp.stack(found, axis=-1)
-
-    normaliser, mean = jax.jvp(normalisers, (logits,), (logits,))
-    return normaliser - mean
+    if config.normalise_over != "children":
+        return token_entropies(logits)
+    allowed = allowed_logits(logits, codes, index)
+    return jnp.stack([token_entropies(rivals) for rivals, _ in allowed], axis=-1)
 
 
 def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Outcome) -> jax.Array:
@@ -220,10 +222,11 @@ def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Out
 def _importance(found: Candidates, logp: jax.Array, valid: jax.Array) -> jax.Array:
     """Weights of candidates `[B, G]`, 0 where not valid.
 
-    Of those drawn without replacement, probability over inclusion probability: an unbiased estimate of a mean over
-    independent draws (arXiv 1903.06059, section 4). Of those that a search found, the probability among them: the mean
-    over the policy's draws, if it drew among them only. Without weights an unlikely candidate counts as much as a
-    likely one, and what a search found improbable is pushed down for ever.
+    Of those drawn without replacement, probability over inclusion probability (arXiv 1903.06059, section 4). The loss
+    divides by the weights' sum: an estimate of the mean over independent draws whose bias vanishes as G grows, of far
+    less variance than the sum without that division, which has none. Of those that a search found, the probability
+    among them: the mean over the policy's draws, if it drew among them only. Without weights an unlikely candidate
+    counts as much as a likely one, and what a search found improbable is pushed down for ever.
     """
     log_weight = jnp.where(valid, logp.sum(-1), -jnp.inf)
     if found.draws is not None:

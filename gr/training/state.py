@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr.losses import RewardFault
 from gr.training.errors import TrainingError
 
 NO_BAD_STEP = -1  # `TrainState.bad_step` while every loss and gradient has been finite.
@@ -30,7 +31,8 @@ class TrainState:
     )
     bad_step: (
         jax.Array
-    )  # [] int32, the first step with a loss or gradient not finite, or NO_BAD_STEP.
+    )  # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
+    reward_fault: RewardFault  # What that step had to say of its rewards, if it has any.
 
     @classmethod
     def create(
@@ -64,4 +66,5 @@ class TrainState:
             key=key,
             loss_state=loss_state,
             bad_step=jnp.full((), NO_BAD_STEP, jnp.int32),
+            reward_fault=RewardFault.none(),
         )

@@ -1,5 +1,6 @@
 """One step of gradient descent, compiled."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,13 +9,47 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gr.losses import RewardFault
+from gr.training.mesh import replicate
 from gr.training.optimizers import Schedule
 from gr.training.state import NO_BAD_STEP, TrainState
 
-# loss_fn(model, batch, key, loss_state) -> (loss [], (metrics: name -> [], loss_state)).
+# loss_fn(model, batch, key, loss_state) -> (loss [], (metrics: name -> [], loss_state)). One with arrays of its own is
+# `jax.tree_util.Partial(function, *arrays)`, or a registered dataclass with `__call__`, such as `SupervisedLoss`.
 LossFn = Callable[[Any, Any, jax.Array, Any], tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]]
 Metrics = dict[str, jax.Array]  # name -> [] float32.
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A jitted train step with the arrays that no step changes, such as the token table and the trie.
+
+    They are arguments of the program: closed over, they would be constants in it, and made anew for each shape.
+    """
+
+    program: Any  # The jitted `(state, batch, fixed) -> (state, metrics)`.
+    fixed: Any  # A pytree.
+    reward_names: tuple[str, ...] = ()  # As `TrainState.reward_fault` numbers them.
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """One step; it donates the state."""
+        return self.program(state, batch, self.fixed)
+
+    def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+        """The program for these shapes, to be looked at."""
+        return self.program.lower(state, batch, self.fixed)
+
+
+def compile_step(
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]],
+    fixed: Any,
+    mesh: Mesh | None,
+    reward_names: tuple[str, ...] = (),
+) -> CompiledStep:
+    """Jits a step that takes `fixed` too, and puts that where the state is."""
+    fixed = jax.device_put(fixed) if mesh is None else replicate(fixed, mesh)
+    return CompiledStep(jax.jit(step, donate_argnums=0), fixed, reward_names)
 
 
 def make_train_step(
@@ -23,8 +58,10 @@ def make_train_step(
     *,
     schedule: Schedule | None = None,
     mesh: Mesh | None = None,
-) -> TrainStep:
+) -> CompiledStep:
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state and compiles once per shape.
+
+    A loss that is a pytree hands its arrays over to the program; what a plain function closes over becomes constants.
 
     Metrics are those of the loss, `loss`, `grad_norm` (before clipping), and `learning_rate` if the optimiser's
     `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, nothing is applied and
@@ -32,7 +69,7 @@ def make_train_step(
     With a `mesh` the new state is held whole on every device, and gradients are summed over its "data" axis.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:
         # Loss and gradient.
         key = jax.random.fold_in(state.key, state.step)
         (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -52,7 +89,9 @@ def make_train_step(
             metrics["learning_rate"] = schedule(state.step)
         return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
-    return jax.jit(step, donate_argnums=0)
+    if jax.tree_util.all_leaves([loss_fn]):  # A plain function.
+        loss_fn = jax.tree_util.Partial(loss_fn)
+    return compile_step(step, loss_fn, mesh)
 
 
 def advance(
@@ -62,6 +101,7 @@ def advance(
     loss_state: Any,
     finite: jax.Array,
     mesh: Mesh | None,
+    reward_fault: RewardFault | None = None,
 ) -> TrainState:
     """The state after a step that proposes these; the same, but for `bad_step`, if something was not finite.
 
@@ -74,13 +114,19 @@ def advance(
         (model, opt_state, loss_state),
         (state.model, state.opt_state, state.loss_state),
     )
+    bad = fine_so_far & ~finite
+    if reward_fault is None:
+        reward_fault = state.reward_fault
     new_state = TrainState(
         step=state.step + good.astype(jnp.int32),
         model=model,
         opt_state=opt_state,
         key=state.key,
         loss_state=loss_state,
-        bad_step=jnp.where(fine_so_far & ~finite, state.step, state.bad_step),
+        bad_step=jnp.where(bad, state.step, state.bad_step),
+        reward_fault=jax.tree.map(
+            lambda new, old: jnp.where(bad, new, old), reward_fault, state.reward_fault
+        ),
     )
     if mesh is None:
         return new_state

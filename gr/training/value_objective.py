@@ -52,10 +52,9 @@ def value_loss(
 
     Args:
         head: a `ValueHead`.
-        states: hidden states of all prefixes of the candidates `[B, G, L + 1, D]`, as `path_states` gives them; finite
-            numbers also where the weight is 0.
+        states: hidden states of all prefixes of the candidates `[B, G, L + 1, D]`, as `path_states` gives them.
         rewards: of the prefixes of 1..L codes `[B, G, L]`, as `semantic_rewards` gives them.
-        weight: `[B, G]`, 1 for candidates, 0 for what is invalid or padding, which has no influence.
+        weight: `[B, G]`, 1 for candidates, 0 for what is invalid or padding, where even NaN has no influence.
         config: how; None for the published way.
         codes: the candidates' codes `[B, G, L]`: each distinct prefix of a group then counts once, and its target is
             the mean over the candidates below it. None: each candidate counts for itself.
@@ -68,6 +67,8 @@ def value_loss(
     config = config or ValueConfig()
     if config.stop_gradient:
         states = jax.lax.stop_gradient(states)
+    # Before the head sees them: the gradient of its weights would be 0 times NaN.
+    states = jnp.where(weight[..., None, None] > 0, states, 0)
     values = head(states, key=key)
     if config.with_root:
         rewards = jnp.pad(rewards, ((0, 0), (0, 0), (1, 0)))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs.base_rl import base_rl_config
 from experiments import build, build_rl
 from gr.data import Targets, leave_one_out, load_sequences
-from gr.losses import Outcome
+from gr.losses import LossError, Outcome
 from gr.training import TrainingError
 
 
@@ -57,7 +57,41 @@ def test_rewards_are_summed_by_name_and_weight():
         target=jnp.array([[1, 3]]),
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
-    for wrong in ("tests.experiments.test_build_rl:none", "no_such_module:f"):
+    for wrong in ("tests.experiments.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
         config.reward.names = ("exact_match", wrong)
         with pytest.raises(TrainingError, match="is unknown"):
             build_rl.make_reward(config, None)
+    config.reward.names = ("exact_mach", "rank_aware")
+    with pytest.raises(TrainingError, match="'exact_mach' is unknown: did you mean 'exact_match'"):
+        build_rl.make_reward(config, None)
+
+
+NO_FUNCTION = 3.0
+
+
+def of_users(outcome):
+    """No number for each candidate."""
+    return outcome.valid[:, 0]
+
+
+def on_the_host(outcome):
+    """Runs when it is traced, but not on traced arrays."""
+    return np.asarray(outcome.items) > 0
+
+
+def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
+    config = base_rl_config()
+    config.reward.names, config.reward.weights = ("exact_match",), (float("nan"),)
+    with pytest.raises(LossError, match="the weight of reward 'exact_match' is nan"):
+        build_rl.make_reward(config, None)
+    config.reward.weights = (1.0,)
+    build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
+    here = "tests.experiments.test_build_rl:"
+    config.reward.names = (here + "NO_FUNCTION",)
+    with pytest.raises(LossError, match=f"reward '{here}NO_FUNCTION' is no function but a float"):
+        build_rl.make_reward(config, None)
+    for name, said in (("of_users", r"returned bool\[64\]"), ("on_the_host", "cannot be compiled")):
+        config.reward.names = (here + name,)
+        reward = build_rl.make_reward(config, None)
+        with pytest.raises(LossError, match=f"reward '{here}{name}' {said}"):
+            build_rl.try_reward(reward, config, 3)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr.models import ModelError, ValueHead, ValueHeadConfig, path_states
+from gr.models import (
+    DecoderOnlyConfig,
+    EncoderDecoderConfig,
+    ModelError,
+    ValueHead,
+    ValueHeadConfig,
+    path_states,
+)
 from tests.models.test_backbones import FLOAT32, LENGTH, make_model, random_items
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -112,6 +119,25 @@ def test_values_are_float32_whatever_computes_them():
     values = values_of(make_head(config), states.astype(jnp.bfloat16))
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, values_of(make_head(), states), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype: ValueHeadConfig(8, 3, dtype=dtype),
+        lambda dtype: DecoderOnlyConfig(8, 3, dtype=dtype),
+        lambda dtype: EncoderDecoderConfig(8, 3, dtype=dtype),
+    ],
+)
+def test_types_that_would_need_a_scaled_loss_are_refused(make):
+    make("bfloat16")
+    with pytest.raises(ModelError, match="dtype='float16' is not offered: .* use bfloat16"):
+        make("float16")
+    for dtype in ("float64", "int8", "bf16", ""):
+        with pytest.raises(
+            ModelError, match=f"dtype='{dtype}' is unknown: use float32 or bfloat16"
+        ):
+            make(dtype)
 
 
 def test_what_does_not_fit_is_refused():

@@ -204,6 +204,10 @@ def test_unknown_names_are_refused():
         LossConfig("apao_pointwise", weights="even")
     with pytest.raises(TrainingError, match=r"loss.tau=0 must be above 0"):
         LossConfig(tau=0)
+    for field in ("tau", "beta", "eta"):
+        for value in (float("nan"), float("inf"), -1.0):
+            with pytest.raises(TrainingError, match=f"loss.{field}={value} must"):
+                LossConfig(**{field: value})
     with pytest.raises(TrainingError, match="needs the trie: give its `index`"):
         supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=LossConfig("msl"))
 

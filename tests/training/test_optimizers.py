@@ -75,7 +75,12 @@ def is_adam(state):
         ({"total_steps": 0}, "total_steps=0"),
         ({"accumulation_steps": 0}, "accumulation_steps=0"),
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
+        ({"clip_norm": float("nan")}, "clip_norm=nan"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"b2": 1.0}, "b2=1.0"),
     ],
 )
 def test_bad_settings_are_named(settings, named):

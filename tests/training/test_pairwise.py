@@ -192,6 +192,20 @@ def test_drawn_places_stand_for_all(share):
     assert (np.abs(counts - weight) <= 5 * spread * weight + 1e-6).all()
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_every_place_counts_once_over_all_draws(share, monkeypatch):
+    """The expectation itself: a stratum's draw is one of `count` equally likely cells, of which each is tried."""
+    weight = np.random.default_rng(0).integers(0, 2, (4, 6)).astype(np.float32)
+    count = int(weight.sum())
+    counts = np.zeros_like(weight)
+    for cell in range(count):
+        middle = (cell + 0.5) / count
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, u=middle: jnp.full(shape, u))
+        rows, columns, place_weight = map(np.asarray, draw_places(KEY, weight, share))
+        np.add.at(counts, (rows, columns), place_weight / count)
+    np.testing.assert_allclose(counts, weight, rtol=1e-5)
+
+
 def test_a_batch_without_places_weighs_nothing():
     _, _, weight = draw_places(KEY, np.zeros((3, 4), np.float32), 0.5)
     assert (np.asarray(weight) == 0).all()

@@ -101,6 +101,27 @@ def random_batch(seed=0):
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
+def test_states_of_padding_may_be_anything(stop_gradient):
+    """Neither the head's gradient nor that of the other states hears of them."""
+    batch, config = random_batch(), ValueConfig(stop_gradient=stop_gradient)
+    weight = batch["weight"].at[1].set(0.0)
+
+    @jax.jit
+    def gradients(head, states):
+        def loss(head, states):
+            return value_loss(head, states, batch["rewards"], weight, config, codes=batch["codes"])[
+                0
+            ]
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(head, states)
+
+    wanted = gradients(random_head(), batch["states"])
+    for padding in (jnp.nan, jnp.inf):
+        found = gradients(random_head(), batch["states"].at[1].set(padding))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
 def test_gradients_reach_the_states_only_if_asked_for(stop_gradient):
     batch = random_batch()
 
@@ -142,7 +163,7 @@ def test_a_head_learns_what_lies_below_each_prefix_on_a_frozen_backbone(lam):
     step = make_train_step(value_objective(config), optimizer)
     for _ in range(300):
         state, metrics = step(state, batch)
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1
     rewards = jnp.pad(batch["rewards"], ((0, 0), (0, 0), (1, 0)))
     expected = prefix_means(batch["codes"], monte_carlo_returns(rewards, GAMMA))
     np.testing.assert_allclose(state.model(batch["states"]), expected, atol=0.05)

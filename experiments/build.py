@@ -1,6 +1,7 @@
 """From a config to the objects of an experiment: data, semantic IDs, index, model, batches."""
 
 import dataclasses
+import difflib
 import os
 from pathlib import Path
 
@@ -52,7 +53,7 @@ ENVIRONMENT_VARIABLE = "GR_DATA"
 def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
     """Reads the config's data and splits it; what must be fetched goes into `workdir/data`."""
     data = config.data
-    options = dict(data.options)
+    options = {name: value for name, value in data.options.items() if value is not None}
     if data.format == "synthetic":
         path = None
     elif data.format == "movielens_100k":
@@ -74,18 +75,40 @@ def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
 
 
 def data_path(config: ConfigDict, path: str) -> Path:
-    """Where a file of the data lies: `data_dir/path`, or `data_dir` holding the file itself."""
+    """Where a file of the data lies: an absolute path as it stands, else below the data folder, which may also hold the
+    file itself. Without a data folder, paths start from the current folder.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if not path:
+        raise DataError("data.path is empty: name the file, --config.data.path=FILE")
     folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if not folder:
-        raise DataError(
-            f"{path}: no data folder is named; set {ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER "
-            "when training and --data_dir=FOLDER afterwards (--config=configs/synthetic.py needs no data)"
-        )
-    choices = (Path(folder) / path, Path(folder) / Path(path).name)
+    choices = [Path(folder) / path]
+    if folder:
+        choices.append(Path(folder) / Path(path).name)
     for choice in choices:
         if choice.exists():
             return choice
-    raise DataError(f"{choices[0]}: no such file; the data folder is the one that holds {path}")
+    if not folder:
+        raise DataError(
+            f"{path}: no such file{_beside(Path(path))}, and no data folder is named: give an absolute path, set "
+            f"{ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER when training and --data_dir=FOLDER "
+            "afterwards (--config=configs/synthetic.py needs no data)"
+        )
+    hint = _beside(choices[0]) or _beside(choices[1])
+    if not hint and Path(path).exists():
+        hint = f", but in the current folder there is one: to take it, give {Path(path).absolute()}"
+    raise DataError(
+        f"{choices[0]}: no such file{hint}; the data folder is the one that holds {path}"
+    )
+
+
+def _beside(path: Path) -> str:
+    """A file of a similar name in the same folder, as a question."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
 def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:

@@ -6,10 +6,12 @@
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
 interactions are targets of training, validation and test. `train_batches_by_target`,
 `train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
-`bucket_lengths`. Bad input raises `DataError`, which names file and line and says what to do.
+`bucket_lengths`. `fingerprint` tells data apart. Bad input raises `DataError`, which names file
+and line and says what to do.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
+from gr.data.fingerprint import fingerprint, fingerprint_differences
 from gr.data.inter_json import read_inter_json
 from gr.data.load import FORMATS, load_sequences
 from gr.data.minionerec import read_minionerec, read_minionerec_splits
@@ -41,6 +43,8 @@ __all__ = [
     "by_time",
     "evaluation_batches",
     "fetch_movielens_100k",
+    "fingerprint",
+    "fingerprint_differences",
     "histories",
     "leave_one_out",
     "load_sequences",

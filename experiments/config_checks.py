@@ -166,7 +166,9 @@ def load_config_file(path: str) -> ConfigDict:
         place = f"{path}, line {lines[-1]}" if lines else path
         raise ConfigError(f"{place}: {_of_config_dict(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: get_config() gives no ConfigDict but {config!r}")
+        raise ConfigError(
+            f"{path}: get_config() gives no ConfigDict but {config!r}; end it with return c"
+        )
     return config
 
 
@@ -209,11 +211,22 @@ def _unknown(field: str, known: Iterable[str]) -> str:
 
 def _of_config_dict(error: Exception) -> str:
     """What a ConfigDict, or anything else in a config file, complains about."""
-    text = str(error.args[0]) if error.args else ""
-    found = re.match(r"""(?:Key )?["'](\w+)["'](?: does not exist|\s*(?:\n|\\n|$))""", text)
-    if isinstance(error, (AttributeError, KeyError)) and found:
+    inner = error
+    while inner.args and isinstance(inner.args[0], Exception):
+        inner = inner.args[0]
+    text = str(inner.args[0]) if inner.args else ""
+    unknown = re.match(r"""(?:Key "(\w+)" does not exist|'(\w+)'(?:\n|$))""", text)
+    if isinstance(error, (AttributeError, KeyError)) and unknown:
         close = re.search(r'Did you mean "(\w+)"', text)
-        return f"unknown field {found[1]}" + (f"; did you mean {close[1]}?" if close else "")
+        field = unknown[1] or unknown[2]
+        return f"unknown field {field}" + (f"; did you mean {close[1]}?" if close else "")
+    kinds = re.match(
+        r"Could not override field '(\w+)'.*? (\S.*) is of original type <class '(\w+)'> and cannot be casted to type "
+        r"<class '(\w+)'>",
+        text.replace(" (reference).", ""),
+    )
+    if kinds:
+        return f"{kinds[1]} = {kinds[2]} is of type {kinds[3]}, not {kinds[4]}"
     return f"{type(error).__name__}: {one_line(error)}"
 
 
@@ -253,7 +266,9 @@ def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float))
     if isinstance(default, (tuple, list)):
-        return isinstance(value, (tuple, list))
+        return isinstance(value, (tuple, list)) and all(
+            _is_like(one, default[0]) for one in value if default
+        )
     return isinstance(value, type(default))
 
 
@@ -278,16 +293,17 @@ def _check_value(name: str, value: Any, prefix: str) -> None:
     elif isinstance(value, int):
         good, told = value >= 1, "1 or more"
     else:
-        good, told = value > 0, "a number above 0"
+        good, told = value > 0, "a finite number above 0"
     if not good or not math.isfinite(value):
         raise ConfigError(f"{field}={value}: use {told}")
 
 
 def _check_choice(field: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
+        close = did_you_mean(value, known)
         words = ", ".join(word or "''" for word in known)
         raise ConfigError(
-            f"{field}={value!r} is unknown{did_you_mean(value, known)}; use one of {words}"
+            f"{field}={value!r} is unknown{f'{close} Use' if close else '; use'} one of {words}"
         )
 
 

@@ -10,12 +10,12 @@ from gr.data.sequences import Splits
 
 # What a checksum is of.
 PARTS = {
-    "item_ids": "item ids or their order",
-    "user_ids": "user ids or their order",
-    "sequences": "users' interactions or their order",
+    "item_ids": "the item ids (or their order)",
+    "user_ids": "the user ids (or their order)",
+    "sequences": "what users took, or when in their histories",
     "splits": "which interactions are targets",
-    "times": "times",
-    "texts": "items' text fields",
+    "times": "the times",
+    "texts": "the items' text fields",
 }
 
 
@@ -70,7 +70,7 @@ def fingerprint_differences(
         for name, words in PARTS.items()
         if name not in ignore and before["checksums"].get(name) != now["checksums"].get(name)
     ]
-    return [f"as many as before, but other {' and '.join(parts)}"] if parts else []
+    return [f"the counts agree, but not {', '.join(parts)}"] if parts else []
 
 
 def _ints(values: np.ndarray) -> np.ndarray:

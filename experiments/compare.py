@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from experiments import comparing
 from experiments.comparing import Job
-from experiments.errors import MENDABLE, one_line_errors, run_main
+from experiments.errors import MENDABLE, one_line_errors, run_main, start_backend
 from experiments.workdir import occupied
 from gr.training import TrainingError, TrainingInterrupted
 
@@ -163,6 +163,7 @@ def do(job: Job) -> None:
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
+    start_backend()
     try:
         job.run()
     except MENDABLE as error:

@@ -157,8 +157,8 @@ def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
     study = ConfigDict({"name": ", ".join(paths), "seeds": (0,), "labels": {}, "variants": {}})
     study.reference = next(iter(paths))
     for name, path in paths.items():
-        if not name.isidentifier() or not os.path.isfile(path):
-            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE with an existing file")
+        if not name.isidentifier() or not path:
+            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE")
         study.variants[name] = load_config_file(path)
     return study
 

@@ -27,6 +27,7 @@ _CHOICES = {
     "data.split": ("leave_one_out", "by_time"),
     "loss.name": LOSSES,
     "loss.weights": WEIGHTS,
+    "semantic_ids.vectors": ("text", "interactions", "both", "FILE.npy"),
     "semantic_ids.collision": ("extra_code", "share"),
     "training.level": LEVELS,
     "training.schedule": tuple(DECAYS),
@@ -109,7 +110,13 @@ def check_monitor(config: ConfigDict, prefix: str = "") -> None:
         "decoding.num_beams" not in flat or flat["semantic_ids.path"]
     ):
         return  # The number of levels is not known yet.
-    known = [f"{metric}@{k}" for k in (10, 20) if k <= beams for metric in ("hit", "ndcg")]
+    ranked = {f"{metric}@{k}": k for k in (10, 20) for metric in ("hit", "ndcg")}
+    if ranked.get(flat[name], 0) > beams:
+        raise ConfigError(
+            f"{prefix}{name}={flat[name]!r} needs as many beams, and decoding.num_beams is {beams}; raise it, or "
+            f"take --config.{name}=loss"
+        )
+    known = [metric for metric, k in ranked.items() if k <= beams]
     known += ["loss", *(f"prefix_recall/{level + 1}" for level in range(depth))]
     _check_choice(f"{prefix}{name}", flat[name], known)
 
@@ -274,7 +281,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 def _check_value(name: str, value: Any, prefix: str) -> None:
     field = f"{prefix}{name}"
-    if name in _CHOICES:
+    if name in _CHOICES and not (name == "semantic_ids.vectors" and value.endswith(".npy")):
         _check_choice(field, value, _CHOICES[name])
     if isinstance(value, (tuple, list)):
         for one in value:

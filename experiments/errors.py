@@ -91,7 +91,7 @@ def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # Of an override.
         raise SystemExit(f"error: {one_line(error)}") from error
     if starts_backend:
-        _start_backend()
+        start_backend()
     return rest
 
 
@@ -105,7 +105,8 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
     return value
 
 
-def _start_backend() -> None:
+def start_backend() -> None:
+    """Starts JAX's devices; one line if there are none, as for a JAX_PLATFORMS that is not here."""
     try:
         jax.devices()
     except Exception as error:  # JAX raises even AssertionError for a plugin that is not there.

@@ -200,10 +200,12 @@ def check_config_of(workdir: str, config: ConfigDict, may_differ: Sequence[str])
     """
     if has_begun(workdir):
         longer = (
-            "The learning rate's schedule spans all epochs, so that a run cannot become longer; to go on from its best "
-            f"model, add to the same command: --workdir={workdir.rstrip('/')}_longer "
+            "The learning rate's schedule spans all epochs, so that their number cannot change in a run; to go on from "
+            f"its best model, add to the same command: --workdir={workdir.rstrip('/')}_longer "
             f"--config.training.init_from={workdir}"
         )
+        if not os.path.exists(os.path.join(workdir, DATA_FILE)):  # Nothing else tells other data.
+            may_differ = [field for field in may_differ if field != "data.path"]
         check_run_info(
             workdir,
             config.to_dict(),

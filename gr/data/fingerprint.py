@@ -23,6 +23,9 @@ def fingerprint(splits: Splits) -> dict[str, Any]:
     """Counts and checksums of data: JSON values, the same wherever and whenever the same data are read."""
     sequences = splits.sequences
     targets = (splits.train, splits.validation, splits.test)
+    roles = np.zeros(len(sequences.items), np.uint8)  # Of each interaction, a bit for each split.
+    for bit, part in enumerate(targets):
+        roles[part.positions] |= 1 << bit
     fields = sorted(sequences.item_fields)
     times = [] if sequences.times is None else [sequences.times.astype("<f8", copy=False)]
     return {
@@ -36,9 +39,12 @@ def fingerprint(splits: Splits) -> dict[str, Any]:
             "item_ids": _checksum(_texts(sequences.item_ids)),
             "user_ids": _checksum(_texts(sequences.user_ids)),
             "sequences": _checksum(
-                [sequences.items.astype("<i4", copy=False), _ints(sequences.offsets)]
+                [
+                    sequences.items.astype("<i4", copy=False),
+                    sequences.offsets.astype("<i8", copy=False),
+                ]
             ),
-            "splits": _checksum([_ints(part.positions) for part in targets]),
+            "splits": _checksum([roles]),
             "times": _checksum(times),
             "texts": _checksum(
                 [
@@ -73,14 +79,11 @@ def fingerprint_differences(
     return [f"the counts agree, but not {', '.join(parts)}"] if parts else []
 
 
-def _ints(values: np.ndarray) -> np.ndarray:
-    return values.astype("<i8", copy=False)
-
-
 def _texts(values: Collection[str]) -> list[np.ndarray]:
     """Strings as bytes, and their lengths, so that no two lists of them give the same."""
-    lengths = np.array([len(value) for value in values], "<i8")
-    joined = "".join(map(str, values)).encode("utf-8", "surrogatepass")
+    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    lengths = np.fromiter(map(len, values), "<i8", len(values))
+    joined = "".join(values).encode("utf-8", "surrogatepass")
     return [lengths, np.frombuffer(joined, np.uint8)]
 
 

@@ -35,15 +35,15 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
+            if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise TrainingError(
-                    f"{path} cannot be locked ({error.strerror}): this file system has no locks, which keep a second "
-                    "process out; use a workdir on another one"
-                ) from error
-            raise TrainingError(
-                f"{workdir} is in use by {_holder(file) or 'another process'}; wait for it or stop it, or use another "
-                "--workdir"
-            ) from None
+                    f"{workdir} is in use by {_holder(file) or 'another process'}; wait for it or stop it, or use "
+                    "another --workdir"
+                ) from None
+            print(
+                f"note: {path} cannot be locked ({error.strerror}), which keeps a second process out; see to it that "
+                "none uses this workdir"
+            )
         here = socket.gethostname()
         before = _holder(file)
         if before and not before.endswith(f" on {here}"):

@@ -216,16 +216,15 @@ SUPERVISED, OF_RL = base_config(), base_rl_config()
 
 def with_defaults(field, value, config=SUPERVISED):
     """A default config that can be used, with one field set past the types that a ConfigDict keeps."""
-    config = ConfigDict(config.copy_and_resolve_references(), type_safe=False)
-    if "data" in config:
-        config.data.format = "synthetic"
+    plain = config.to_dict()
+    if "data" in plain:
+        plain["data"]["format"] = "synthetic"
     *blocks, name = field.split(".")
-    block = config
+    block = plain
     for part in blocks:
         block = block[part]
-    with block.unlocked():
-        block[name] = value
-    return config
+    block[name] = value
+    return ConfigDict(plain)
 
 
 def numeric(config):
@@ -285,7 +284,7 @@ CAN_BE_0 = {
         ("data.split", "by_tim", "did you mean by_time?"),
         ("loss.name", "apao_pontwise", "did you mean apao_pointwise?"),
         ("training.schedule", "cosin", "did you mean cosine?"),
-        ("training.monitor", "ndcg@01", "did you mean ndcg@10?"),
+        ("training.monitor", "ndgc@10", "did you mean ndcg@10?"),
         ("decoding.num_beams", 5, "'ndcg@10' needs as many beams, and decoding.num_beams is 5"),
         ("decoding.normalise_over", "children?", "did you mean children?"),
         ("semantic_ids.vectors", "interaction", "did you mean interactions?"),
@@ -296,7 +295,7 @@ CAN_BE_0 = {
         ),
         ("traning", ConfigDict(), "unknown field traning; did you mean training?"),
         ("semantic_ids.codebooksize", 3, "did you mean codebook_size?"),
-        ("training", ConfigDict({"num_epochs": 3}), "training.level is missing"),
+        ("training", ConfigDict({"num_epochs": 3}), "is missing: set single fields of a block"),
         ("training", 3, "training=3 is no block of fields"),
         ("training.num_epochs", True, "training.num_epochs=True is of type bool"),
         ("decoding.exclude_seen", 1, "decoding.exclude_seen=1 is of type int"),

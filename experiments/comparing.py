@@ -19,6 +19,7 @@ from experiments.workdir import (
     check_data,
     check_same_data,
     has_begun,
+    has_config,
     load_run,
     load_semantic_ids,
 )
@@ -77,7 +78,7 @@ class Job:
 
     def check(self) -> None:
         """Raises `TrainingError` if its folder holds a run with another configuration."""
-        if has_begun(self.workdir) or self.is_done:
+        if has_begun(self.workdir) or (self.is_done and has_config(self.workdir)):
             config, may_differ = ConfigDict(self.config), train.MAY_DIFFER
             if build_rl.is_rl(config):
                 config, may_differ = rl.resolved(config), rl.MAY_DIFFER

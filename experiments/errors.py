@@ -60,10 +60,13 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
             main(argv)
         except MENDABLE as error:
             raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt:  # Training itself saves its state and says so.
+            raise SystemExit("stopped") from None
         except OSError as error:  # A disk that is full, a file that may not be read or written.
-            if error.filename is None or error.strerror is None:
+            if error.strerror is None:
                 raise
-            raise SystemExit(f"error: {error.filename}: {error.strerror}") from error
+            place = f"{error.filename}: " if error.filename else ""
+            raise SystemExit(f"error: {place}{error.strerror}") from error
 
     return wrapped
 
@@ -76,7 +79,7 @@ def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
         if path:
             check_overrides(load_config_file(path), argv[1:])
         rest = flags.FLAGS(argv)
-        if path:
+        if defined and flags.FLAGS.config is not None:
             check_config(flags.FLAGS.config)
     except (ConfigError, flags.Error) as error:
         missing = re.fullmatch(

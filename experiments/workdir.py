@@ -47,10 +47,8 @@ _LEFT = {
     *(DATA_FILE, REPORT_FILE, SEMANTIC_IDS_FILE, VALUE_FOLDER),
 }
 
-# A trained model scores items by their semantic IDs, so that neither times nor texts change what it recommends; and
-# a run that goes on has its IDs already.
+# A trained model scores items by their semantic IDs, so that neither times nor texts change what it recommends.
 _OF_NO_MATTER_TO_A_MODEL = ("times", "texts")
-_OF_NO_MATTER_TO_A_RUN = ("texts",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +235,7 @@ def check_data(
         workdir: of the run.
         splits: the data at hand.
         allow: whether other data are only noted.
-        resume: whether the run is to go on, which needs the same times too.
+        resume: whether the run is to go on, which needs the same times too, and for rewards the same texts.
         remedy: what allows other data.
 
     Raises:
@@ -246,7 +244,9 @@ def check_data(
     before = _data_of(workdir)
     if before is None:
         return
-    ignore = _OF_NO_MATTER_TO_A_RUN if resume else _OF_NO_MATTER_TO_A_MODEL
+    ignore = _OF_NO_MATTER_TO_A_MODEL
+    if resume:  # Supervised training has its IDs already; rewards may look at the texts again.
+        ignore = () if build_rl.is_rl(load_config(workdir)) else ("texts",)
     differences = fingerprint_differences(before, fingerprint(splits), ignore=ignore)
     if not differences:
         return

@@ -81,6 +81,7 @@ def base_config() -> ConfigDict:
     )
     # Workdir of a run whose best model and semantic IDs this one starts from; "": a fresh model.
     c.training.init_from = ""
+    c.training.init_from_other_data = False  # Whether that run may have been trained on other data.
     c.training.batch_size = 128  # Examples in a batch, for level "target".
     c.training.items_per_batch = 512  # Item positions in a batch, for level "user".
     c.training.num_epochs = 30
@@ -113,4 +114,7 @@ def base_config() -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = 1
     c.mesh.model = 1
+
+    c.lock()  # From here on a misspelt field is an error, not a new field.
+    c.data.options.unlock()
     return c

@@ -10,6 +10,9 @@ def base_rl_config() -> ConfigDict:
     c.seed = 0
     c.data_dir = ""  # As in `configs/base.py`; "": that of the supervised run.
     c.init_from = ""  # Workdir of the supervised run.
+    c.init_from_other_data = (
+        False  # Whether it may have been trained on other data than there are now.
+    )
 
     # Rollouts. See `gr.decoding.SearchConfig`.
     c.search = ConfigDict()
@@ -88,4 +91,4 @@ def base_rl_config() -> ConfigDict:
     c.rl.checkpoint_every = 25
     c.rl.monitor = "ndcg@10"  # Or "loss", of validation.
     c.rl.patience = 8  # Evaluations without improvement.
-    return c
+    return c.lock()  # From here on a misspelt field is an error, not a new field.

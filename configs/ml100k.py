@@ -5,7 +5,8 @@ r"""MovieLens-100K (Harper and Konstan, 2015): the demo. Fetched, tokenised, tra
 
 A decoder-only model of 249,120 parameters, trained on all positions of every user's sequence. Half of the ratings
 are given in the same second as the one before, and whole pages within a minute, so every epoch sees them in another
-order (`data.time_jitter`). Expected: see docs/results.md.
+order (`data.time_jitter`). That is for these data: ratings were given long after the films were seen. The order of a
+click log is what there is to learn, so start from `configs/table.py` for one. Expected: see docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
     c.data.format = "movielens_100k"  # Fetched into WORKDIR/data, unless data_dir holds it.
     c.data.max_history = 30
     c.data.num_buckets = 1  # Almost every window is full: one compilation.
-    c.data.time_jitter = 60.0
+    c.data.time_jitter = 60.0  # Seconds; for these ratings, whose order within a page says nothing.
 
     c.semantic_ids.num_levels = 2  # And an extra code for the items that share those two.
     c.semantic_ids.codebook_size = 64

@@ -30,11 +30,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import benchmarking, trie_report
 from experiments.benchmarking import FLAGS
-from experiments.errors import one_line_errors
+from experiments.errors import one_line_errors, run_main
 from experiments.trie_baselines import ReplayedModel, masked_search, normalisers
 from experiments.trie_cases import AXES, FAST, SLOW, Case, read_cases, read_methods, reason_to_skip
 from experiments.trie_corpus import (
@@ -70,7 +70,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     flags.DEFINE_integer("seed", 0, "Of items and logits.", 0)
     flags.DEFINE_string("json", None, "File to write the measurements to.")
     flags.mark_flag_as_required("json")
-    app.run(main)
+    run_main(main)
 
 
 @one_line_errors

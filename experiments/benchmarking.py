@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from jax import monitoring
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build
+from experiments.errors import run_main
 from gr.data import Splits
 from gr.data.files import write_atomically
 from gr.evaluation import format_table
@@ -52,7 +53,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         "seconds_per_row", 8.0, "Time spent on each row, compilation aside; three rounds at least."
     )
     flags.mark_flags_as_required(["config", "json"])
-    app.run(main)
+    run_main(main)
 
 
 def backbones() -> list[str]:

@@ -1,12 +1,18 @@
 """From a config to the objects of an experiment: data, semantic IDs, index, model, batches."""
 
 import dataclasses
+import difflib
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+import pyarrow as pa
+import pyarrow.parquet as pq
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,6 +30,7 @@ from gr.data import (
     train_batches_by_target,
     train_batches_by_user,
 )
+from gr.data.rows import read_header
 from gr.decoding import SearchConfig
 from gr.evaluation import Decoded, Searched, decode_targets, search_targets
 from gr.models import (
@@ -48,12 +55,15 @@ from gr.training import (
 from gr.trie import TrieIndex
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
+_LIKE_A_TIME = re.compile(
+    r"(?i)(.*[_. ])?(time|timestamp|datetime|date|ts|unix|when|created|created_at|at)([_. ].*)?"
+)
 
 
 def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
     """Reads the config's data and splits it; what must be fetched goes into `workdir/data`."""
     data = config.data
-    options = dict(data.options)
+    options = _options(config)
     if data.format == "synthetic":
         path = None
     elif data.format == "movielens_100k":
@@ -62,6 +72,8 @@ def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
         path = data_path(config, data.path)
     if data.format not in ("synthetic", "movielens_100k"):
         options["skip_bad_rows"] = data.skip_bad_rows
+    if data.format == "table":
+        _look_at_columns(path, options)
     sequences = load_sequences(data.format, path, **options)
     if sequences.skipped_rows:
         print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
@@ -74,19 +86,84 @@ def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
     return by_time(sequences, *cuts)
 
 
-def data_path(config: ConfigDict, path: str) -> Path:
-    """Where a file of the data lies: `data_dir/path`, or `data_dir` holding the file itself."""
-    folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if not folder:
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """The reader's options that are set; its other files may lie where the data does."""
+    options = {name: value for name, value in config.data.options.items() if value is not None}
+    for name, value in options.items():
+        if name.endswith("_path") and not Path(value).exists():
+            options[name] = data_path(config, value)
+    return options
+
+
+def _look_at_columns(path: Path, options: Mapping[str, Any]) -> None:
+    """Helps whoever has not named the columns of a table yet, or not all that they should.
+
+    Raises:
+        DataError: if the columns of users or items are not named.
+    """
+    columns = _columns(path, options.get("separator"))
+    missing = [name for name in ("user", "item") if name not in options]
+    if missing:
+        how = " and ".join(f"--config.data.options.{name}=COLUMN" for name in missing)
+        there = f"it has the columns {', '.join(columns)}; " if columns else ""
         raise DataError(
-            f"{path}: no data folder is named; set {ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER "
-            "when training and --data_dir=FOLDER afterwards (--config=configs/synthetic.py needs no data)"
+            f"{path}: {there}name that of the {'s and that of the '.join(missing)}s by {how}"
         )
-    choices = (Path(folder) / path, Path(folder) / Path(path).name)
+    times = [] if "time" in options else [name for name in columns if _LIKE_A_TIME.fullmatch(name)]
+    if times and options.get("header", True):
+        print(
+            f"note: users' interactions are taken in the order of the file. Its column {times[0]!r} looks like a time; "
+            f"to sort by it: --config.data.options.time={times[0]}"
+        )
+
+
+def _columns(path: Path, separator: str | None) -> list[str]:
+    """The columns of a table; none where it cannot be read, of which the reader will tell."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PAR1":
+                return pq.read_schema(path).names
+        default = "\t" if ".tsv" in path.name.lower() else ","
+        return read_header(path, separator or default, quoted=True)
+    except (DataError, pa.ArrowException, OSError):
+        return []
+
+
+def data_path(config: ConfigDict, path: str) -> Path:
+    """Where a file of the data lies: an absolute path as it stands, else below the data folder, which may also hold the
+    file itself. Without a data folder, paths start from the current folder.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if not path:
+        raise DataError("data.path is empty: name the file, --config.data.path=FILE")
+    folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
+    choices = [Path(folder) / path]
+    if folder:
+        choices.append(Path(folder) / Path(path).name)
     for choice in choices:
         if choice.exists():
             return choice
-    raise DataError(f"{choices[0]}: no such file; the data folder is the one that holds {path}")
+    if not folder:
+        raise DataError(
+            f"{path}: no such file{_beside(Path(path))}, and no data folder is named: give an absolute path, set "
+            f"{ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER when training and --data_dir=FOLDER "
+            "afterwards (--config=configs/synthetic.py needs no data)"
+        )
+    hint = _beside(choices[0]) or _beside(choices[1])
+    if not hint and Path(path).exists():
+        hint = f", but in the current folder there is one: to take it, give {Path(path).absolute()}"
+    raise DataError(
+        f"{choices[0]}: no such file{hint}; the data folder is the one that holds {path}"
+    )
+
+
+def _beside(path: Path) -> str:
+    """A file of a similar name in the same folder, as a question."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
 def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:

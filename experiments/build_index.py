@@ -11,9 +11,9 @@ JSON, else in the file's order. Read the index with `TrieIndex.load`.
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments.errors import one_line_errors
+from experiments.errors import one_line_errors, run_main
 from gr.evaluation import format_table
 from gr.semantic_ids import read_semantic_ids
 from gr.semantic_ids.arrays import load_npy
@@ -86,4 +86,4 @@ def _text(counted: Statistics, index: TrieIndex) -> str:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["ids", "output"])
-    app.run(main)
+    run_main(main)

@@ -36,7 +36,17 @@ from gr.training import (
 )
 
 REWARDS = ("exact_match", "rank_aware", "prefix_depth", "semantic")
-FIELDS = ("name", "seed", "init_from", "search", "reward", "policy", "value", "rl")
+FIELDS = (
+    "name",
+    "seed",
+    "init_from",
+    "init_from_other_data",
+    "search",
+    "reward",
+    "policy",
+    "value",
+    "rl",
+)
 
 
 def is_rl(config: Mapping[str, Any]) -> bool:

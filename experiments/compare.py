@@ -23,13 +23,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from experiments import comparing
 from experiments.comparing import Job
-from experiments.errors import one_line_errors
+from experiments.errors import MENDABLE, one_line_errors, run_main, start_backend
+from experiments.workdir import occupied
 from gr.training import TrainingError, TrainingInterrupted
 
 LOG_TAIL = 4096  # Bytes in which a log's last line is looked for.
@@ -45,10 +46,11 @@ def main(argv: Sequence[str]) -> None:
     if unknown:
         raise TrainingError(f"--only={unknown[0]}: use some of {', '.join(study.variants)}")
     jobs = comparing.jobs(study, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
-    failed = run_all(jobs, names, _JOBS.value)
-    if any(job.is_done for job in jobs):
-        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-        comparing.compare(study, _WORKDIR.value, jobs, command=command)
+    with occupied(_WORKDIR.value, of_study=True):
+        failed = run_all(jobs, names, _JOBS.value)
+        if any(job.is_done for job in jobs):
+            command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+            comparing.compare(study, _WORKDIR.value, jobs, command=command)
     if failed:
         reasons = "; ".join(f"{job.label} failed, see {job.log}" for job in failed)
         raise TrainingError(f"{reasons}. The same command tries again")
@@ -66,6 +68,7 @@ def study_from_flags() -> ConfigDict:
     else:
         pairs = [text.partition("=") for text in _CONFIGS.value]
         study = comparing.study_of_files({name: path for name, _, path in pairs})
+        comparing.check_study(study)
     if _SEEDS.value:
         if not all(text.isdecimal() for text in _SEEDS.value):
             raise TrainingError(f"--seeds={','.join(_SEEDS.value)}: use numbers such as 0,1,2")
@@ -160,8 +163,11 @@ def do(job: Job) -> None:
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
+    start_backend()
     try:
         job.run()
+    except MENDABLE as error:
+        raise SystemExit(f"error: {error}") from error
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -209,4 +215,4 @@ if __name__ == "__main__":
     _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.", lower_bound=1)
     _DATA_DIR = flags.DEFINE_string("data_dir", "", "The data's folder, instead of the configs'.")
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    run_main(main, starts_backend=False)  # Its runs do, each in a process of its own.

@@ -15,10 +15,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 
 from experiments import build
-from experiments.errors import one_line_errors
+from experiments.errors import one_line_errors, run_main
 from experiments.evaluate import VARIANTS
 from experiments.workdir import Run, load_run
 from gr.data import Histories
@@ -43,7 +43,12 @@ def main(argv: Sequence[str]) -> None:
         raise EvaluationError(
             f"--budgets={','.join(_BUDGETS.value)}: give whole numbers, with commas"
         ) from error
-    run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
+    run = load_run(
+        _WORKDIR.value,
+        data_dir=_DATA_DIR.value,
+        which=_CHECKPOINT.value,
+        other_data=_OTHER_DATA.value,
+    )
     told = {name: flag.value for name, flag in _OF_VED.items() if flag.value is not None}
     searches = {
         name: dataclasses.replace(PRESETS[name], **told if PRESETS[name].name == "ved" else {})
@@ -157,5 +162,8 @@ if __name__ == "__main__":
     _DATA_DIR = flags.DEFINE_string(
         "data_dir", "", "The data's folder, if it has moved since training."
     )
+    _OTHER_DATA = flags.DEFINE_boolean(
+        "other_data", False, "Allow data that the run was not trained on."
+    )
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    run_main(main)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import zipfile
@@ -13,8 +12,17 @@ from ml_collections import ConfigDict
 
 from experiments import build, build_rl, comparison_pages, rl, train
 from experiments.baselines import Baselines, kept_baselines
+from experiments.config_checks import STUDY_FIELDS, check_config, load_config_file
 from experiments.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
-from experiments.workdir import SEMANTIC_IDS_FILE, load_run, load_semantic_ids
+from experiments.workdir import (
+    SEMANTIC_IDS_FILE,
+    check_data,
+    check_same_data,
+    has_begun,
+    has_config,
+    load_run,
+    load_semantic_ids,
+)
 from gr.data import Splits
 from gr.data.files import write_atomically
 from gr.evaluation import (
@@ -26,10 +34,9 @@ from gr.evaluation import (
     user_metrics,
 )
 from gr.semantic_ids import SemanticIds
-from gr.training import TrainingError, load_config, read_metrics, save_run_info
+from gr.training import TrainingError, check_run_info, load_config, read_metrics
 
 MIN_BEAMS = 10  # Variants are compared at 10.
-STUDY_FIELDS = ("name", "seeds", "reference", "labels", "variants")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +78,11 @@ class Job:
 
     def check(self) -> None:
         """Raises `TrainingError` if its folder holds a run with another configuration."""
-        if os.path.exists(os.path.join(self.workdir, "config.json")):
-            config, may_differ = self.config, train.MAY_DIFFER
+        if has_begun(self.workdir) or (self.is_done and has_config(self.workdir)):
+            config, may_differ = ConfigDict(self.config), train.MAY_DIFFER
             if build_rl.is_rl(config):
-                config = rl.resolved(ConfigDict(config)).to_dict()
-                may_differ = rl.MAY_DIFFER
-            save_run_info(self.workdir, config, may_differ=may_differ, only_check=True)
+                config, may_differ = rl.resolved(config), rl.MAY_DIFFER
+            check_run_info(self.workdir, config.to_dict(), may_differ=may_differ)
 
     def run(self) -> None:
         """Trains, or goes on, and evaluates."""
@@ -140,12 +146,13 @@ class Job:
 
 
 def check_study(study: ConfigDict) -> None:
-    """Raises `TrainingError` for what is no study config."""
+    """Raises `TrainingError` for what is no study config, `ConfigError` for one whose experiments cannot be run."""
     missing = [name for name in STUDY_FIELDS if name not in study]
     if missing:
         raise TrainingError(
             f"--config: this is no study, it lacks {', '.join(missing)}; name experiments by --configs=NAME=FILE"
         )
+    check_config(study)
 
 
 def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
@@ -153,14 +160,9 @@ def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
     study = ConfigDict({"name": ", ".join(paths), "seeds": (0,), "labels": {}, "variants": {}})
     study.reference = next(iter(paths))
     for name, path in paths.items():
-        if not name.isidentifier() or not os.path.isfile(path):
-            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE with an existing file")
-        spec = importlib.util.spec_from_file_location(f"_study_{name}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise TrainingError(f"--configs: {path} is no config, it has no get_config()")
-        study.variants[name] = module.get_config()
+        if not name.isidentifier() or not path:
+            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE")
+        study.variants[name] = load_config_file(path)
     return study
 
 
@@ -286,6 +288,7 @@ def check_same_items(done: Sequence[Job]) -> None:
     """Raises `EvaluationError` unless all runs have the same items with the same semantic IDs."""
     first = SemanticIds.load(os.path.join(done[0].workdir, SEMANTIC_IDS_FILE))
     for job in done[1:]:
+        check_same_data(done[0].workdir, job.workdir)
         found = SemanticIds.load(os.path.join(job.workdir, SEMANTIC_IDS_FILE))
         for what, one, other in (
             ("items", found.item_ids, first.item_ids),
@@ -344,6 +347,7 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
 def study_baselines(job: Job) -> dict[bool, Baselines]:
     """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
     splits = build.load_data(ConfigDict(job.config), job.workdir)
+    check_data(job.workdir, splits, remedy="another --workdir")
     semantic_ids = load_semantic_ids(job.workdir, splits)
     return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
 

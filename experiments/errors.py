@@ -1,10 +1,20 @@
 """What all mains share: quiet libraries, and one line for an error that the user can mend."""
 
 import functools
+import os
+import re
 from collections.abc import Callable, Sequence
 
-from absl import logging
+import jax
+from absl import app, flags, logging
 
+from experiments.config_checks import (
+    ConfigError,
+    check_config,
+    check_overrides,
+    load_config_file,
+    one_line,
+)
 from gr.data import DataError
 from gr.decoding import DecodingError
 from gr.evaluation import EvaluationError
@@ -14,7 +24,8 @@ from gr.semantic_ids import SemanticIdError
 from gr.training import TrainingError, TrainingInterrupted
 from gr.trie import TrieError
 
-_MENDABLE = (
+MENDABLE = (
+    ConfigError,
     DataError,
     DecodingError,
     EvaluationError,
@@ -27,6 +38,16 @@ _MENDABLE = (
 )
 
 
+def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = True) -> None:
+    """Runs a main, its flags being defined: `app.run`, with one line for what is wrong with the command line.
+
+    Args:
+        main: wrapped by `one_line_errors`.
+        starts_backend: whether the process itself computes: then it is said at once if JAX cannot.
+    """
+    app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
+
+
 def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
     """Wraps an absl main: `error: MESSAGE` and exit status 1 for what the message says how to mend."""
 
@@ -37,7 +58,64 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
         logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it writes.
         try:
             main(argv)
-        except _MENDABLE as error:
+        except MENDABLE as error:
             raise SystemExit(f"error: {error}") from error
+        except KeyboardInterrupt:  # Training itself saves its state and says so.
+            raise SystemExit("stopped") from None
+        except OSError as error:  # A disk that is full, a file that may not be read or written.
+            if error.strerror is None:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            raise SystemExit(f"error: {place}{error.strerror}") from error
 
     return wrapped
+
+
+def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
+    """Parses the command line; what absl and ml_collections say in many lines, or with a stack, is said in one."""
+    try:
+        defined = "config" in flags.FLAGS
+        path = _value_of("config", argv) if defined else None
+        if path:
+            check_overrides(load_config_file(path), argv[1:])
+        rest = flags.FLAGS(argv)
+        if defined and flags.FLAGS.config is not None:
+            check_config(flags.FLAGS.config)
+    except (ConfigError, flags.Error) as error:
+        missing = re.fullmatch(
+            r"flag --(\w+)=None: .*must have a value other than None\.", str(error)
+        )
+        told = (
+            f"--{missing[1]}=... is missing (--help lists all flags)"
+            if missing
+            else one_line(error)
+        )
+        raise SystemExit(f"error: {told}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # Of an override.
+        raise SystemExit(f"error: {one_line(error)}") from error
+    if starts_backend:
+        start_backend()
+    return rest
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """The last `--name=VALUE` or `--name VALUE` of a command line."""
+    value = None
+    for place, argument in enumerate(argv[1:], start=1):
+        flag, equals, text = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            value = text if equals else next(iter(argv[place + 1 :]), None)
+    return value
+
+
+def start_backend() -> None:
+    """Starts JAX's devices; one line if there are none, as for a JAX_PLATFORMS that is not here."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises even AssertionError for a plugin that is not there.
+        platforms = os.environ.get("JAX_PLATFORMS")
+        remedy = "install what its devices need, pip install -e '.[cuda]' or '.[tpu]'"
+        if platforms:
+            remedy = f"unset JAX_PLATFORMS, which is {platforms!r}, to compute on what is there, or {remedy}"
+        reason = f" ({one_line(error)[:160]})" if str(error) else ""
+        raise SystemExit(f"error: JAX finds no device to compute on{reason}; {remedy}") from error

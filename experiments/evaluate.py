@@ -24,13 +24,13 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import build, build_rl, reporting
 from experiments.baselines import Baselines, rank_baselines, whole_histories
-from experiments.errors import one_line_errors
-from experiments.workdir import Run, load_run
+from experiments.errors import one_line_errors, run_main
+from experiments.workdir import Run, check_same_data, load_run
 from gr.data import Splits, Targets
 from gr.data.files import write_atomically
 from gr.decoding import PRESETS
@@ -63,7 +63,12 @@ def main(argv: Sequence[str]) -> None:
         raise EvaluationError(
             f"--decoder={_DECODER.value} needs --budget=TOKENS and takes no --beside"
         )
-    run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
+    run = load_run(
+        _WORKDIR.value,
+        data_dir=_DATA_DIR.value,
+        which=_CHECKPOINT.value,
+        other_data=_OTHER_DATA.value,
+    )
     if by_beams:
         evaluate(run, _SPLIT.value, beside=_BESIDE.value, exclude_seen=_EXCLUDE_SEEN.value)
     else:
@@ -99,6 +104,7 @@ def evaluate(
     other_run = None
     if beside is not None:  # Read first, so that what is wrong with it is said before the decoding.
         other_run = reporting.read_other_run(beside, split)
+        check_same_data(run.workdir, beside)
         reporting.check_beside(other_run, len(targets), run.catalogue.semantic_ids.num_levels)
 
     # The model, under both rules.
@@ -269,6 +275,9 @@ if __name__ == "__main__":
     _DATA_DIR = flags.DEFINE_string(
         "data_dir", "", "The data's folder, if it has moved since training."
     )
+    _OTHER_DATA = flags.DEFINE_boolean(
+        "other_data", False, "Allow data that the run was not trained on."
+    )
     _BESIDE = flags.DEFINE_string(
         "beside", None, "Workdir of another evaluated run, for the plot of prefix recall."
     )
@@ -277,4 +286,4 @@ if __name__ == "__main__":
         "budget", None, "Token evaluations a user, for every --decoder but beam."
     )
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    run_main(main)

@@ -12,10 +12,10 @@ import difflib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import build
-from experiments.errors import one_line_errors
+from experiments.errors import one_line_errors, run_main
 from experiments.reporting import candidates_by_title, item_details
 from experiments.workdir import Run, load_run
 from gr.data import PAD_ITEM, DataError, Sequences, find_items
@@ -31,7 +31,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if bool(_USER.value) == bool(_HISTORY.value):
         raise DataError("give either --user=ID or --history='title or id, ...'")
-    run = load_run(_WORKDIR.value, data_dir=_DATA_DIR.value, which=_CHECKPOINT.value)
+    run = load_run(
+        _WORKDIR.value,
+        data_dir=_DATA_DIR.value,
+        which=_CHECKPOINT.value,
+        other_data=_OTHER_DATA.value,
+    )
     sequences = run.splits.sequences
     if _USER.value:
         history = user_history(sequences, _USER.value)
@@ -125,5 +130,8 @@ if __name__ == "__main__":
     _DATA_DIR = flags.DEFINE_string(
         "data_dir", "", "The data's folder, if it has moved since training."
     )
+    _OTHER_DATA = flags.DEFINE_boolean(
+        "other_data", False, "Allow data that the run was not trained on."
+    )
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    run_main(main)

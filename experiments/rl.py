@@ -13,17 +13,28 @@ writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
 import os
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build, build_rl, keys
-from experiments.errors import one_line_errors
+from experiments.config_checks import check_experiment, check_monitor
+from experiments.errors import one_line_errors, run_main
 from experiments.rl_report import write_rl_report
 from experiments.train import validation
 from experiments.value_evaluation import ValueEvaluation
-from experiments.workdir import SEMANTIC_IDS_FILE, load_run, saved_config
+from experiments.workdir import (
+    VALUE_FOLDER,
+    Run,
+    check_config_of,
+    check_data,
+    has_begun,
+    keep,
+    load_run,
+    occupied,
+    saved_config,
+    take_semantic_ids,
+)
 from gr.data import Splits, TrainBatches
-from gr.semantic_ids import SemanticIds
 from gr.training import (
     ActorCritic,
     Checkpointer,
@@ -35,15 +46,14 @@ from gr.training import (
     fit,
     make_mesh,
     restore_model,
-    save_run_info,
 )
-
-VALUE_FOLDER = "value_head"
 
 # What may change when a run is resumed: see `experiments.train`. Not `rl.eval_users`, who may not be learnt from.
 MAY_DIFFER = (
     "data_dir",
+    "data.path",
     "init_from",  # Its model is in this run's own checkpoints.
+    "init_from_other_data",
     "rl.checkpoint_every",
     "rl.clip_norm",
     "rl.eval_every",
@@ -72,13 +82,10 @@ def resolved(config: ConfigDict) -> ConfigDict:
     """The whole config of a run: the supervised run's, with this experiment's fields.
 
     Raises:
-        TrainingError: if there is no supervised run, or the config is of no reinforcement learning.
+        ConfigError: if the config is of no reinforcement learning, or cannot be used.
+        TrainingError: if there is no supervised run.
     """
-    if not build_rl.is_rl(config):
-        raise TrainingError(
-            "--config: this is no experiment of reinforcement learning, it lacks init_from; start one from "
-            "configs/base_rl.py"
-        )
+    check_experiment(config, of_rl=True)
     init_from = config.init_from
     if not init_from:
         raise TrainingError(
@@ -91,6 +98,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
         merged[name] = config[name]
     merged.init_from = init_from
     merged.data_dir = config.data_dir or merged.data_dir
+    check_monitor(merged)
     return merged
 
 
@@ -101,12 +109,22 @@ def reinforce(config: ConfigDict, workdir: str) -> FitResult:
         TrainingError: if the workdir holds a run of another config, or training fails.
         TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    os.makedirs(workdir, exist_ok=True)
-    save_run_info(workdir, config.to_dict(), may_differ=MAY_DIFFER)
-    start = load_run(config.init_from, data_dir=config.data_dir)
-    path = os.path.join(workdir, SEMANTIC_IDS_FILE)
-    if not os.path.exists(path):
-        SemanticIds.load(os.path.join(config.init_from, SEMANTIC_IDS_FILE)).save(path)
+    with occupied(workdir):
+        return _reinforce(config, workdir)
+
+
+def _reinforce(config: ConfigDict, workdir: str) -> FitResult:
+    check_config_of(workdir, config, MAY_DIFFER)
+    start = load_run(
+        config.init_from,
+        data_dir=config.data_dir,
+        other_data=config.init_from_other_data,
+        remedy="--config.init_from_other_data",
+    )
+    if has_begun(workdir):
+        check_data(workdir, start.splits, resume=True)
+    else:
+        take_semantic_ids(config.init_from, start.splits, workdir)
     environment = build_rl.make_environment(start.catalogue, start.splits)
     batches = build_rl.make_batches(config, start.splits)
     head = build_rl.make_value_head(config, start.catalogue.semantic_ids.num_levels)
@@ -116,6 +134,7 @@ def reinforce(config: ConfigDict, workdir: str) -> FitResult:
         f"the policy, {build.num_parameters(head):,} of the value head; {config.rl.num_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} users"
     )
+    keep(workdir, config, start.splits)
     if config.value.learn and config.value.pretrain_steps:
         model = _pretrain_value(config, workdir, environment, start.splits, batches, model)
     return _fit(
@@ -221,4 +240,4 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    run_main(main)

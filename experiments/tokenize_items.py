@@ -4,48 +4,54 @@ r"""Builds the Semantic IDs of a data set and shows how good they are.
         [--config.semantic_ids.num_levels=3 ...]
 
 Prints usage and perplexity of each level, collisions, and items that share a first code; writes
-`semantic_ids.npz` (see `SemanticIds.save`) and `semantic_ids_report.json` into the workdir.
+`semantic_ids.npz` (see `SemanticIds.save`) and `semantic_ids_report.json` into the workdir. A run that is trained there
+with the same settings and data takes them.
 """
 
-import json
-import os
 from collections.abc import Sequence
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments import build
-from gr.data.sequences import DataError
-from gr.semantic_ids import SemanticIdError, example_table, report_table
+from experiments.config_checks import check_experiment
+from experiments.errors import one_line_errors, run_main
+from experiments.workdir import has_begun, make_semantic_ids, occupied
+from gr.semantic_ids import example_table, report_table
+from gr.training import TrainingError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into.")
 
-
+@one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Data, IDs, report, files."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    config, workdir = _CONFIG.value, _WORKDIR.value
-    try:
-        splits = build.load_data(config, workdir)
-        semantic_ids, report = build.load_semantic_ids(config, splits)
-    except (DataError, SemanticIdError) as error:
-        raise SystemExit(f"error: {error}") from error
+    """Makes semantic IDs as the flags say."""
+    del argv
+    tokenize(_CONFIG.value, _WORKDIR.value)
 
+
+def tokenize(config: ConfigDict, workdir: str) -> None:
+    """Data, IDs, report, files.
+
+    Raises:
+        ConfigError: for a config that cannot be used.
+        TrainingError: if another process works in the workdir, or a run there was trained on its semantic IDs; and
+            the errors of the rooms that read the data and make the IDs.
+    """
+    check_experiment(config)
+    with occupied(workdir):
+        if has_begun(workdir):
+            raise TrainingError(
+                f"{workdir} holds a run that was trained on its semantic IDs; name another --workdir"
+            )
+        splits = build.load_data(config, workdir)
+        semantic_ids, report = make_semantic_ids(config, splits, workdir)
     print(report_table(report))
     print(example_table(splits.sequences, semantic_ids))
-
-    os.makedirs(workdir, exist_ok=True)
-    ids_path = os.path.join(workdir, "semantic_ids.npz")
-    report_path = os.path.join(workdir, "semantic_ids_report.json")
-    semantic_ids.save(ids_path)
-    with open(report_path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
-    os.replace(report_path + ".tmp", report_path)
-    print(f"wrote {ids_path}\nwrote {report_path}")
+    print(f"wrote {workdir}: semantic_ids.npz, semantic_ids_report.json")
 
 
 if __name__ == "__main__":
+    # Here rather than above, so that a notebook may import several mains, whose flags share names.
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    run_main(main)

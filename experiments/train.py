@@ -2,25 +2,33 @@ r"""Trains a recommender on a config's data; the same command resumes a run that
 
     python -m experiments.train --config=configs/ml100k.py --workdir=DIR [--config.FIELD=VALUE ...]
 
-Writes into the workdir: the resolved `config.json` and `versions.json`, `semantic_ids.npz` with its report,
-`checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files.
+Writes into the workdir: the resolved `config.json`, `versions.json` and `data.json` (what the data were),
+`semantic_ids.npz` with its report, `checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files. A run
+that has a checkpoint goes on with the same config and data alone; before that, the corrected command begins anew.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build
-from experiments.errors import one_line_errors
-from experiments.workdir import SEMANTIC_IDS_FILE, load_semantic_ids
+from experiments.config_checks import check_experiment
+from experiments.errors import one_line_errors, run_main
+from experiments.workdir import (
+    check_config_of,
+    check_data,
+    has_begun,
+    keep,
+    load_semantic_ids,
+    make_semantic_ids,
+    occupied,
+    take_semantic_ids,
+)
 from gr.data import Histories, Splits
-from gr.data.files import write_atomically
 from gr.evaluation import EvaluationError, hit, ndcg, seen_note, sid_ranks
-from gr.semantic_ids import SemanticIds, report_table
+from gr.semantic_ids import report_table
 from gr.training import (
     Checkpointer,
     FitResult,
@@ -28,19 +36,18 @@ from gr.training import (
     fit,
     make_mesh,
     restore_model,
-    save_run_info,
 )
 
-REPORT_FILE = "semantic_ids_report.json"
-
-# What may change when a run is resumed: where the data lie, how often the run is looked at, and what mends a run
-# whose loss was not finite.
+# What may change when a run is resumed: where the data lie (they are compared), how often the run is looked at, and
+# what mends a run whose loss was not finite.
 MAY_DIFFER = (
+    "data.path",
     "data_dir",
     "training.checkpoint_every_epochs",
     "training.clip_norm",
     "training.eval_every_epochs",
     "training.eval_users",
+    "training.init_from_other_data",  # Asked before the first step alone.
     "training.learning_rate",
     "training.log_every",
     "training.patience",
@@ -64,12 +71,20 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
     """Data, semantic IDs, model, loop: trains into the workdir, or goes on with the run that it holds.
 
     Raises:
-        TrainingError: if the workdir holds a run of another config, or training fails; and the errors of the rooms
-            that read the data and build the semantic IDs and the model.
+        ConfigError: for a config that cannot be used.
+        TrainingError: if the workdir is used by another process or holds a run of another config or other data, or
+            training fails; and the errors of the rooms that read the data and build the semantic IDs and the model.
         TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    os.makedirs(workdir, exist_ok=True)
-    save_run_info(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+    check_experiment(config)
+    with occupied(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: str) -> FitResult:
+    check_config_of(workdir, config, MAY_DIFFER)
+    training, goes_on = config.training, has_begun(workdir)
+    mesh = make_mesh(**config.mesh)
 
     # Data and semantic IDs.
     splits = build.load_data(config, workdir)
@@ -78,28 +93,41 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
         f"{sequences.num_users:,} users, {sequences.num_items:,} items, {len(sequences.items):,} interactions; "
         f"targets: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"
     )
-    semantic_ids = _semantic_ids(config, splits, workdir)
+    if goes_on:
+        check_data(workdir, splits, resume=True)
+        semantic_ids = load_semantic_ids(workdir, splits)
+    elif training.init_from:
+        check_data(
+            training.init_from,
+            splits,
+            allow=training.init_from_other_data,
+            remedy="--config.training.init_from_other_data",
+        )
+        semantic_ids = take_semantic_ids(training.init_from, splits, workdir)
+    else:
+        semantic_ids, report = make_semantic_ids(config, splits, workdir)
+        print(report_table(report))
     catalogue = build.make_catalogue(semantic_ids)
 
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits)
-    training = config.training
     steps_per_epoch = batches.batches_per_epoch
     total_steps = steps_per_epoch * training.num_epochs
     model = build.make_model(config, semantic_ids)
-    if training.init_from:
+    if training.init_from and not goes_on:
         model = restore_model(training.init_from, model)
-    mesh = make_mesh(**config.mesh)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
     optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
+    state = build.make_state(config, semantic_ids, model, optimizer)
 
     # Loop.
+    keep(workdir, config, splits)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
         return fit(
-            build.make_state(config, semantic_ids, model, optimizer),
+            state,
             train_step,
             batches,
             total_steps=total_steps,
@@ -115,22 +143,6 @@ def train(config: ConfigDict, workdir: str) -> FitResult:
             writer=writer,
             mesh=mesh,
         )
-
-
-def _semantic_ids(config: ConfigDict, splits: Splits, workdir: str) -> SemanticIds:
-    """The workdir's semantic IDs, made now if there are none yet: a resumed run must keep its own."""
-    path = os.path.join(workdir, SEMANTIC_IDS_FILE)
-    if os.path.exists(path):
-        return load_semantic_ids(workdir, splits)
-    if config.training.init_from:
-        semantic_ids = load_semantic_ids(config.training.init_from, splits)
-        semantic_ids.save(path)
-        return semantic_ids
-    semantic_ids, report = build.load_semantic_ids(config, splits)
-    print(report_table(report))
-    write_atomically(os.path.join(workdir, REPORT_FILE), json.dumps(report, indent=2).encode())
-    semantic_ids.save(path)
-    return semantic_ids
 
 
 def validation(
@@ -172,4 +184,4 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    run_main(main)

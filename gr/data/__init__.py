@@ -6,12 +6,13 @@
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
 interactions are targets of training, validation and test. `train_batches_by_target`,
 `train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
-`bucket_lengths`; `Histories` are whole ones, not padded. `find_items` finds items by id or title.
-Bad input raises `DataError`, which names file and line and says
+`bucket_lengths`; `Histories` are whole ones, not padded. `find_items` finds items by id or title,
+`fingerprint` tells data apart. Bad input raises `DataError`, which names file and line and says
 what to do.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
+from gr.data.fingerprint import fingerprint, fingerprint_differences
 from gr.data.inter_json import read_inter_json
 from gr.data.json_lines import read_json_lines
 from gr.data.load import FORMATS, load_sequences
@@ -48,6 +49,8 @@ __all__ = [
     "evaluation_batches",
     "fetch_movielens_100k",
     "find_items",
+    "fingerprint",
+    "fingerprint_differences",
     "histories",
     "leave_one_out",
     "load_sequences",

@@ -1,7 +1,8 @@
 """Train state, optimisers, the compiled step, the loop, checkpoints and records of a run.
 
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
-`MetricWriter` on its workdir, which `save_run_info` marks; afterwards `restore_model(workdir, model, "best")`.
+`MetricWriter` on its workdir, which `locked` keeps for it and `save_run_info` marks; afterwards
+`restore_model(workdir, model, "best")`.
 `value_loss` is what a value head minimises, alone by `value_objective` or beside a policy.
 
 Reinforcement learning is the same run with `make_policy_step`: its model is an `ActorCritic`, its `loss_state` the
@@ -14,10 +15,12 @@ from gr.training.checkpoints import (
     Restored,
     checkpoint_step,
     checkpoints_directory,
+    has_checkpoint,
     restore_model,
 )
 from gr.training.errors import TrainingError
 from gr.training.interrupts import TrainingInterrupted
+from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
     NO_MORE_BATCHES,
@@ -37,7 +40,13 @@ from gr.training.objectives import (
 )
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
 from gr.training.policy_step import LearningConfig, make_policy_step
-from gr.training.provenance import git_revision, load_config, save_run_info, versions
+from gr.training.provenance import (
+    check_run_info,
+    git_revision,
+    load_config,
+    save_run_info,
+    versions,
+)
 from gr.training.rollouts import Environment, RolloutConfig, Rollouts, roll_out, scored_candidates
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
@@ -68,14 +77,17 @@ __all__ = [
     "TrainingInterrupted",
     "ValueConfig",
     "actor_critic_optimizer",
+    "check_run_info",
     "checkpoint_step",
     "checkpoints_directory",
     "decay_mask",
     "fit",
     "git_revision",
+    "has_checkpoint",
     "init_loss_state",
     "item_token_table",
     "load_config",
+    "locked",
     "make_mesh",
     "make_optimizer",
     "make_policy_step",

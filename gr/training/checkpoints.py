@@ -192,23 +192,31 @@ class Checkpointer:
         )
 
 
-def restore_model(workdir: str | os.PathLike, model: Any, which: str = "best") -> Any:
-    """Returns the model of a run's "best" or "last" checkpoint.
+def restore_model(workdir: str | os.PathLike, model: Any, which: str | int = "best") -> Any:
+    """Returns the model of a run's "best" or "last" checkpoint, also while the run goes on.
 
     Args:
         workdir: of the run.
         model: gives the structure and, if its leaves are arrays, the devices; `jax.eval_shape` of the model's
             construction is enough, and then the first device is used.
-        which: "best" by the monitored validation metric, or "last".
+        which: "best" by the monitored validation metric, "last", or a step.
 
     Raises:
         TrainingError: if there is no such checkpoint, it is damaged, or it is of a different model.
     """
     directory = checkpoints_directory(workdir)
-    step = checkpoint_step(workdir, which)
-    arrays = read_arrays(
-        directory, step, "model", named_leaves(model), read_record(directory, step)
-    )
+    step = which if isinstance(which, int) else checkpoint_step(workdir, which)
+    try:
+        arrays = read_arrays(
+            directory, step, "model", named_leaves(model), read_record(directory, step)
+        )
+    except TrainingError as error:
+        if step in list_steps(directory):
+            raise
+        raise TrainingError(
+            f"{os.path.join(directory, str(step))} is gone: a run that still trains there has a newer one; start the "
+            "same command again"
+        ) from error
     return with_leaves(model, arrays)
 
 
@@ -238,6 +246,11 @@ def checkpoint_step(workdir: str | os.PathLike, which: str = "best") -> int:
             f"{directory}/{best_step}, the best checkpoint, is gone; use 'last' (step {steps[-1]}) or train on"
         )
     return best_step
+
+
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a run has got so far that there is something to resume."""
+    return bool(list_steps(checkpoints_directory(workdir)))
 
 
 def checkpoints_directory(workdir: str | os.PathLike) -> str:

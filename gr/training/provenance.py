@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,43 +17,56 @@ PACKAGES = ("gr", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
 MISSING = "(missing)"
 
 
-def save_run_info(
-    workdir: str | os.PathLike,
-    config: Mapping[str, Any],
-    *,
-    may_differ: Collection[str] = (),
-    only_check: bool = False,
-) -> None:
-    """Writes `config.json` and `versions.json` into the workdir; to be called at the start of a run.
+def save_run_info(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes `config.json` and `versions.json` into the workdir, in place of those already there.
+
+    To be called when nothing but training is left to do, after `check_run_info`.
 
     Args:
         workdir: of the run.
         config: the resolved configuration, JSON values, nested or not.
-        may_differ: dotted fields in which a resumed run may differ from the `config.json` already there, such as
-            the number of steps; the file then gets the new values.
-        only_check: whether to write nothing.
+    """
+    if jax.process_index() == 0:
+        os.makedirs(workdir, exist_ok=True)
+        _write_json(os.path.join(workdir, "config.json"), config)
+        _write_json(os.path.join(workdir, "versions.json"), versions())
+
+
+def check_run_info(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Collection[str] = (),
+    ways_out: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Checks that a run may go on with a configuration; to be called before anything else is done in the workdir.
+
+    Args:
+        workdir: of a run that has begun.
+        config: the resolved configuration, JSON values, nested or not.
+        may_differ: dotted fields in which it may differ from the workdir's `config.json`.
+        ways_out: what to do instead where a field differs, by dotted field.
 
     Raises:
-        TrainingError: if the workdir belongs to a run with another configuration.
+        TrainingError: if the workdir belongs to a run with another configuration, or there is none.
     """
     config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists.
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        before, now = _flatten(load_config(workdir)), _flatten(config)
-        differences = [
+    before, now = _flatten(load_config(workdir)), _flatten(config)
+    differing = [
+        field
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field, MISSING) != now.get(field, MISSING) and field not in may_differ
+    ]
+    if differing:
+        told = "; ".join(
             f"{field} was {before.get(field, MISSING)!r} and is {now.get(field, MISSING)!r}"
-            for field in sorted(before.keys() | now.keys())
-            if before.get(field, MISSING) != now.get(field, MISSING) and field not in may_differ
-        ]
-        if differences:
-            raise TrainingError(
-                f"{path} is of another run: {'; '.join(differences)}. Use the same values to resume that run, or "
-                "another workdir"
-            )
-    if not only_check and jax.process_index() == 0:  # Only a run itself may start a backend.
-        os.makedirs(workdir, exist_ok=True)
-        _write_json(path, config)
-        _write_json(os.path.join(workdir, "versions.json"), versions())
+            for field in differing
+        )
+        ways = "".join(f". {ways_out[field]}" for field in differing if field in ways_out)
+        raise TrainingError(
+            f"{os.path.join(workdir, 'config.json')} is of another run: {told}. Use the same values to resume that "
+            f"run, or another workdir{ways}"
+        )
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:

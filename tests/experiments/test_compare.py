@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.comparing import Job, flattened, jobs, settings, study_of_files
+from experiments.config_checks import ConfigError
 from gr.training import TrainingError, save_run_info
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,7 @@ def test_a_broken_file_of_ranks_is_named(tmp_path):
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
     config = {"seed": 0, "loss": {"name": "ce"}}
     save_run_info(tmp_path, config)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # The run has begun.
     job = Job(
         "a", "a, seed 0", 0, {"seed": 0, "loss": {"name": "msl"}}, str(tmp_path), "test", False
     )
@@ -159,6 +161,8 @@ def test_the_published_study_and_its_settings():
 
 
 def test_configs_by_name(tmp_path):
-    with pytest.raises(TrainingError, match="is not NAME=FILE with an existing file"):
+    with pytest.raises(TrainingError, match="is not NAME=FILE"):
+        study_of_files({"configs/a.py": ""})
+    with pytest.raises(ConfigError, match="missing.py: no such config file"):
         study_of_files({"a": str(tmp_path / "missing.py")})
     assert flattened({"a": {"b": 1, "c": {}}, "d": 2}) == {"a.b": 1, "a.c": {}, "d": 2}

@@ -14,6 +14,7 @@ from configs.base import base_config
 from configs.base_rl import base_rl_config
 from experiments import build, build_rl
 from experiments.comparing import check_study, jobs
+from experiments.config_checks import ConfigError, check_config, check_overrides, load_config_file
 from gr.data import leave_one_out, load_sequences
 from gr.data.load import FORMATS
 from gr.models import ModelError
@@ -206,6 +207,177 @@ def test_unknown_fields_and_wrong_types_are_refused(load):
     assert config.is_locked
     with pytest.raises(AttributeError, match="epochs"):
         config.training.epochs = 3
+
+
+# What is wrong with a config is said in one line, before anything is done.
+
+SUPERVISED, OF_RL = base_config(), base_rl_config()
+
+
+def with_defaults(field, value, config=SUPERVISED):
+    """A default config that can be used, with one field set past the types that a ConfigDict keeps."""
+    plain = config.to_dict()
+    if "data" in plain:
+        plain["data"]["format"] = "synthetic"
+    *blocks, name = field.split(".")
+    block = plain
+    for part in blocks:
+        block = block[part]
+    block[name] = value
+    return ConfigDict(plain)
+
+
+def numeric(config):
+    found = {f: config for f in fields(config) if isinstance(at(config, f), (int, float))}
+    return [f for f in sorted(found) if not isinstance(at(config, f), bool)]
+
+
+def at(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [(config, field) for config in (SUPERVISED, OF_RL) for field in numeric(config)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_out_of_range_is_refused(config, field):
+    check_config(with_defaults(field, at(config, field), config))
+    for value in (-1, -0.5, float("nan"), float("inf"), "abc", None):
+        with pytest.raises(ConfigError, match=rf"^{field}="):
+            check_config(with_defaults(field, value, config))
+    zero = with_defaults(field, 0, config)
+    if field in CAN_BE_0:
+        check_config(zero)
+    else:
+        with pytest.raises(ConfigError, match=rf"^{field}=0: use"):
+            check_config(zero)
+
+
+CAN_BE_0 = {
+    *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
+    *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout"),
+    *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
+    *("training.patience", "data.validation_share", "data.test_share"),
+    *("search.initial_beams", "search.entropy_weight", "search.prior_weight", "search.exploration"),
+    *("search.sampling_temperature", "search.crowding", "search.budget"),
+    *("policy.kl_weight", "policy.sibling_weight", "policy.cppo_budget"),
+    *("value.gamma", "value.lam", "value.pretrain_steps", "rl.recent_targets", "rl.sync_every"),
+    *("rl.supervised_weight", "rl.warmup_share", "rl.weight_decay", "rl.b2", "rl.eval_users"),
+    *("rl.patience",),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        (
+            "backbone",
+            "decoder_onli",
+            "did you mean decoder_only? Use one of encoder_decoder, decod",
+        ),
+        ("backbone", "zzz", "backbone='zzz' is unknown; use one of encoder_decoder, decoder_only"),
+        ("data.format", "tabel", "did you mean table?"),
+        ("data.format", "", "data.format='' is unknown; use one of "),
+        ("data.split", "by_tim", "did you mean by_time?"),
+        ("loss.name", "apao_pontwise", "did you mean apao_pointwise?"),
+        ("training.schedule", "cosin", "did you mean cosine?"),
+        ("training.monitor", "ndgc@10", "did you mean ndcg@10?"),
+        ("decoding.num_beams", 5, "'ndcg@10' needs as many beams, and decoding.num_beams is 5"),
+        ("decoding.normalise_over", "children?", "did you mean children?"),
+        ("semantic_ids.vectors", "interaction", "did you mean interactions?"),
+        (
+            "training.learnig_rate",
+            1.0,
+            "unknown field training.learnig_rate; did you mean learning_rate?",
+        ),
+        ("traning", ConfigDict(), "unknown field traning; did you mean training?"),
+        ("semantic_ids.codebooksize", 3, "did you mean codebook_size?"),
+        ("training", ConfigDict({"num_epochs": 3}), "is missing: set single fields of a block"),
+        ("training", 3, "training=3 is no block of fields"),
+        ("training.num_epochs", True, "training.num_epochs=True is of type bool"),
+        ("decoding.exclude_seen", 1, "decoding.exclude_seen=1 is of type int"),
+        ("training.num_epochs", 1.5, "training.num_epochs=1.5 is of type float"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named_with_what_is_like_it(field, value, told):
+    with pytest.raises(ConfigError) as caught:
+        check_config(with_defaults(field, value))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_variants_of_a_study_and_rewards_are_checked_too():
+    study = ConfigDict({"name": "", "seeds": (0,), "reference": "a", "labels": {}})
+    study.variants = {"a": with_defaults("training.num_epochs", 0)}
+    with pytest.raises(ConfigError, match=r"variants\.a\.training\.num_epochs=0"):
+        check_config(study)
+    with pytest.raises(ConfigError, match="unknown field seed; did you mean seeds"):
+        check_config(ConfigDict({"seed": 0, "variants": {}}))
+    for weights in ((float("nan"), 1.0), ("a", 1.0)):
+        with pytest.raises(ConfigError, match=r"reward\.weights="):
+            check_config(with_defaults("reward.weights", weights, OF_RL))
+    check_config(with_defaults("semantic_ids.vectors", "mine.npy"))
+    with pytest.raises(ConfigError, match="together must be below 1"):
+        shares = with_defaults("data.split", "by_time")
+        shares.data.test_share = shares.data.validation_share = 0.5
+        check_config(shares)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            "c.training.learnig_rate = 1",
+            "line 5: unknown field learnig_rate; did you mean learning_rate?",
+        ),
+        ("c.trainin.num_epochs = 1", "line 5: unknown field trainin; did you mean training?"),
+        (
+            "c.training.update(num_epoch=1)",
+            "line 5: unknown field num_epoch; did you mean num_epochs?",
+        ),
+        ("c.training.num_epochs = 'three'", "line 5: num_epochs = three is of type str, not int"),
+        ("c.seed = sed", "line 5: NameError: name 'sed' is not defined"),
+        ("return c.seed +", "line 5: invalid syntax"),
+        ("return None", "get_config() gives no ConfigDict but None"),
+        ("import missing_module", "line 5: ModuleNotFoundError"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, told):
+    path = tmp_path / "mine.py"
+    start = "from configs.base import base_config\n\ndef get_config():\n    c = base_config()\n"
+    path.write_text(f"{start}    {body}\n    return c\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(str(path))
+    assert f"{path}" in str(caught.value) and told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_is_found_or_something_like_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def get_config(size):\n    return __import__('ml_collections').ConfigDict({'size': size})"
+    )
+    assert load_config_file(f"{path}:small").size == "small"
+    with pytest.raises(ConfigError, match=r"no such config file; did you mean .*/mine\.py"):
+        load_config_file(str(tmp_path / "mine2.py"))
+    path.write_text("x = 1")
+    with pytest.raises(ConfigError, match=r"has no function get_config\(\)"):
+        load_config_file(str(path))
+
+
+def test_what_the_command_line_overrides_has_to_be_there():
+    config = with_defaults("name", "")
+    check_overrides(config, ["--config.seed=1", "-config.mesh.data=2", "--noconfig.loss.with_ce"])
+    for argument, told in (
+        ("--config.training.learning_rat=1", "training.learning_rat; did you mean learning_rate"),
+        ("--config.traning.x=1", "unknown field traning; did you mean training"),
+        ("--config.seed.x=1", r"unknown field seed\.x"),
+        ("--config.data.options.k_core=5", r"c\.data\.options\.k_core = "),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            check_overrides(config, [argument])
 
 
 def test_an_unknown_backbone_is_refused(load):

@@ -9,7 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from ml_collections import ConfigDict
+
+from experiments import build
+from gr.data import synthetic_sequences
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -31,11 +37,13 @@ TINY = [
 ]
 
 
-def run(module, *arguments, check=True):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+def run(module, *arguments, check=True, cwd=ROOT, platforms="cpu"):
+    environment = {**os.environ, "JAX_PLATFORMS": platforms, "PYTHONPATH": str(ROOT)}
+    if cwd != ROOT:
+        environment.pop("GR_DATA", None)  # As a newcomer has it.
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
@@ -181,6 +189,88 @@ def test_tokenize_items_writes_ids(tmp_path):
     done = run("tokenize_items", "--config=configs/synthetic.py", f"--workdir={tmp_path}", *TINY)
     assert (tmp_path / "semantic_ids.npz").exists()
     assert "perplexity" in done.stdout
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_of_clicks_is_trained_on_as_its_config_says(tmp_path, ending):
+    log = synthetic_sequences(
+        num_users=120, num_items=40, num_categories=4, mean_length=8.0, seed=0
+    )
+    order = np.random.default_rng(0).permutation(
+        len(log.items)
+    )  # In time's order by its column only.
+    table = {
+        "visitor": np.repeat(log.user_ids, log.lengths)[order],
+        "sku": log.item_ids[log.items][order],
+        "clicked_at": log.times[order].astype("datetime64[s]"),
+    }
+    path = tmp_path / f"clicks.{ending}"
+    if ending == "csv":
+        seconds = table["clicked_at"].astype(int)
+        rows = zip(table["visitor"], table["sku"], seconds, strict=True)
+        path.write_text("visitor,sku,clicked_at\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    else:
+        pq.write_table(pa.table(table), path)
+    done = run(
+        "train",
+        f"--config={ROOT / 'configs/table.py'}",
+        "--workdir=runs/clicks",
+        f"--config.data.path={path.name}",
+        "--config.data.options.user=visitor",
+        "--config.data.options.item=sku",
+        "--config.data.options.time=clicked_at",
+        *[flag for flag in TINY if "data.options" not in flag],
+        "--config.training.num_epochs=1",
+        cwd=tmp_path,
+    )
+    assert f"120 users, {log.num_items} items, {len(log.items)} interactions" in done.stdout
+    workdir = tmp_path / "runs/clicks"
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["data"]["time_jitter"] is None
+    kept = build.load_data(ConfigDict(config | {"data_dir": str(tmp_path)}), "").sequences
+    for user in (0, 50, 119):
+        row = np.flatnonzero(log.user_ids == kept.user_ids[user])[0]
+        assert kept.item_ids[kept.of(user)].tolist() == log.item_ids[log.of(row)].tolist()
+    assert done.stdout.count("best ndcg@10") == 1 and "note" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "told"),
+    [
+        ("train", ["--config=configs/synthetic.py"], "--workdir=... is missing"),
+        (
+            "train",
+            ["--workdir=x", "--config=configs/synthetic.py", "--config.training.learning_rat=1"],
+            "unknown field training.learning_rat; did you mean learning_rate?",
+        ),
+        (
+            "tokenize_items",
+            ["--workdir=x", "--config=configs/synthetic.py", "--config.training.num_epochs=0"],
+            "training.num_epochs=0: use 1 or more",
+        ),
+        (
+            "rl",
+            ["--workdir=x", "--config=configs/syntetic.py"],
+            "did you mean configs/synthetic.py",
+        ),
+        ("compare", ["--workdir=x", "--configs=a=configs/syntetic.py"], "no such config file"),
+        ("evaluate", ["--workdr=x"], "Did you mean: workdir"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_told_so_in_one_line(module, arguments, told):
+    done = run(module, *arguments, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert told in done.stderr
+
+
+def test_a_missing_accelerator_is_one_line(tmp_path):
+    arguments = ["train", "--config=configs/synthetic.py", f"--workdir={tmp_path / 'run'}"]
+    done = run(*arguments, check=False, platforms="no_such_device")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: JAX finds no device to compute on" in done.stderr
+    assert "unset JAX_PLATFORMS, which is 'no_such_device'" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_names_the_way_out(tmp_path):

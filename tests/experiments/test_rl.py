@@ -133,7 +133,7 @@ def test_what_cannot_work_is_said_in_one_line(supervised, trained, tmp_path):
         "'best_match' is unknown": "--config.reward.names=('best_match','rank_aware')",
         "as many of both": "--config.reward.weights=(1.0,)",
         "search.name='walk'": "--config.search.name=walk",
-        "policy 'ppo' is unknown": "--config.policy.name=ppo",
+        "policy.name='ppo' is unknown": "--config.policy.name=ppo",
     }.items():
         done = run("rl", *SMALL, start, f"--workdir={tmp_path}/{words[:5]}", flag, check=False)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr

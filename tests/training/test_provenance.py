@@ -3,7 +3,13 @@ import subprocess
 
 import pytest
 
-from gr.training import TrainingError, git_revision, load_config, save_run_info
+from gr.training import (
+    TrainingError,
+    check_run_info,
+    git_revision,
+    load_config,
+    save_run_info,
+)
 
 
 def test_config_and_versions_are_written(tmp_path):
@@ -14,19 +20,26 @@ def test_config_and_versions_are_written(tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "versions.json"}
 
 
-def test_a_workdir_belongs_to_one_configuration(tmp_path):
-    save_run_info(tmp_path, {"model": {"width": 4, "depth": 2}, "steps": 10, "old": 1})
-    save_run_info(tmp_path, {"model": {"width": 4, "depth": 2}, "steps": 10, "old": 1})
-    other = {"model": {"width": 8, "depth": 2}, "steps": 20, "new": 1}
+def test_a_run_belongs_to_one_configuration(tmp_path):
+    config = {"model": {"width": 4, "depth": 2}, "betas": (0.9, 0.99), "steps": 10, "old": 1}
+    save_run_info(tmp_path, config)
+    check_run_info(tmp_path, config)
+    other = {"model": {"width": 8, "depth": 2}, "betas": (0.9, 0.99), "steps": 20, "new": 1}
     with pytest.raises(TrainingError) as caught:
-        save_run_info(tmp_path, other, may_differ=["steps"])
+        check_run_info(
+            tmp_path,
+            other,
+            may_differ=["steps"],
+            ways_out={"model.width": "Widen it so.", "model.depth": "Deepen it so."},
+        )
     message = str(caught.value)
-    assert "model.width was 4 and is 8" in message and "another workdir" in message
+    assert "model.width was 4 and is 8" in message and "another workdir. Widen it so." in message
     assert "old was 1 and is '(missing)'" in message and "new was '(missing)' and is 1" in message
-    assert "steps" not in message.split(":", 1)[1] and "depth" not in message
-    assert load_config(tmp_path)["steps"] == 10
-    save_run_info(tmp_path, other, may_differ=["steps", "model.width", "old", "new"])
-    assert load_config(tmp_path) == other
+    assert "steps" not in message.split(":", 1)[1] and "epth" not in message
+    check_run_info(tmp_path, other, may_differ=["steps", "model.width", "old", "new"])
+    assert load_config(tmp_path)["steps"] == 10  # A check writes nothing.
+    save_run_info(tmp_path, other)
+    assert load_config(tmp_path) == other | {"betas": [0.9, 0.99]}
 
 
 def test_git_revision(tmp_path):

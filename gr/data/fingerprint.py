@@ -1,0 +1,95 @@
+"""What tells data apart: counts, and checksums that depend on no path, machine or library version."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from gr.data.sequences import Splits
+
+# What a checksum is of.
+PARTS = {
+    "item_ids": "the item ids (or their order)",
+    "user_ids": "the user ids (or their order)",
+    "sequences": "what users took, or when in their histories",
+    "splits": "which interactions are targets",
+    "times": "the times",
+    "texts": "the items' text fields",
+}
+
+
+def fingerprint(splits: Splits) -> dict[str, Any]:
+    """Counts and checksums of data: JSON values, the same wherever and whenever the same data are read."""
+    sequences = splits.sequences
+    targets = (splits.train, splits.validation, splits.test)
+    roles = np.zeros(len(sequences.items), np.uint8)  # Of each interaction, a bit for each split.
+    for bit, part in enumerate(targets):
+        roles[part.positions] |= 1 << bit
+    fields = sorted(sequences.item_fields)
+    times = [] if sequences.times is None else [sequences.times.astype("<f8", copy=False)]
+    return {
+        "users": sequences.num_users,
+        "items": sequences.num_items,
+        "interactions": len(sequences.items),
+        "train targets": len(splits.train),
+        "validation targets": len(splits.validation),
+        "test targets": len(splits.test),
+        "checksums": {
+            "item_ids": _checksum(_texts(sequences.item_ids)),
+            "user_ids": _checksum(_texts(sequences.user_ids)),
+            "sequences": _checksum(
+                [
+                    sequences.items.astype("<i4", copy=False),
+                    sequences.offsets.astype("<i8", copy=False),
+                ]
+            ),
+            "splits": _checksum([roles]),
+            "times": _checksum(times),
+            "texts": _checksum(
+                [
+                    array
+                    for name in fields
+                    for values in ([name], sequences.item_fields[name])
+                    for array in _texts(values)
+                ]
+            ),
+        },
+    }
+
+
+def fingerprint_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Collection[str] = ()
+) -> list[str]:
+    """What differs between two fingerprints, in words; counts first, contents only where the counts agree.
+
+    Args:
+        before: of the data that was used.
+        now: of the data at hand.
+        ignore: names of `PARTS` that may differ.
+    """
+    counts = [name for name in before if name != "checksums" and before[name] != now.get(name)]
+    if counts:
+        return [f"{name} were {before[name]:,} and are {now.get(name, 0):,}" for name in counts]
+    parts = [
+        words
+        for name, words in PARTS.items()
+        if name not in ignore and before["checksums"].get(name) != now["checksums"].get(name)
+    ]
+    return [f"the counts agree, but not {', '.join(parts)}"] if parts else []
+
+
+def _texts(values: Collection[str]) -> list[np.ndarray]:
+    """Strings as bytes, and their lengths, so that no two lists of them give the same."""
+    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    lengths = np.fromiter(map(len, values), "<i8", len(values))
+    joined = "".join(values).encode("utf-8", "surrogatepass")
+    return [lengths, np.frombuffer(joined, np.uint8)]
+
+
+def _checksum(arrays: Collection[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

@@ -34,17 +34,23 @@ def get_config() -> ConfigDict:
     c.data.format = "table"
     c.data.path = ""  # Such as clicks.csv.
     options = c.data.options
-    options.user = config_dict.placeholder(str)  # The name of the users' column: needed.
-    options.item = config_dict.placeholder(str)  # And of the items': needed.
-    options.time = config_dict.placeholder(str)  # And of the times'; None: the rows are in order.
+    # Columns by name; in a file without a header by number, "0", "1", ...
+    options.user = config_dict.placeholder(str)  # Needed.
+    options.item = config_dict.placeholder(str)  # Needed.
+    options.time = config_dict.placeholder(str)  # None: the rows are in order.
     options.rating = config_dict.placeholder(str)  # Only for min_rating.
-    options.min_rating = config_dict.placeholder(float)  # Leave out what was rated lower.
-    options.k_core = config_dict.placeholder(
-        int
-    )  # Only users and items with so many clicks; often 5.
-    options.items_path = config_dict.placeholder(
-        str
-    )  # A table of items, with the same item column.
+    # The file, where it is no plain .csv, .tsv or .parquet with a header.
+    options.separator = config_dict.placeholder(str)
+    options.encoding = config_dict.placeholder(str)
+    options.header = config_dict.placeholder(bool)
+    options.quoted = config_dict.placeholder(bool)
+    # A table of items, with the same item column, and its column of titles.
+    options.items_path = config_dict.placeholder(str)
+    options.title = config_dict.placeholder(str)
+    # What is left out: low ratings, what stands twice, users and items with fewer clicks (often 5).
+    options.min_rating = config_dict.placeholder(float)
+    options.drop_duplicates = config_dict.placeholder(bool)
+    options.k_core = config_dict.placeholder(int)
 
     # How it is split: each user's last click is the test ("leave_one_out"), or the last tenth of all clicks by time
     # ("by_time", which needs times).

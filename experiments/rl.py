@@ -24,7 +24,6 @@ from experiments.train import validation
 from experiments.value_evaluation import ValueEvaluation
 from experiments.workdir import (
     VALUE_FOLDER,
-    Run,
     check_config_of,
     check_data,
     has_begun,

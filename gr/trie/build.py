@@ -44,7 +44,7 @@ def build_arrays(
     items = _check_items(items, len(tokens))
     if not isinstance(headroom, int | float | np.number) or not 0 <= headroom < math.inf:
         raise TrieError(
-            f"headroom must not be negative, got {headroom}: 0.25 leaves a quarter more"
+            f"headroom must not be negative, got {headroom!r}: 0.25 leaves a quarter more"
         )
     if attributes is not None:
         attributes = check_attributes(attributes, len(tokens))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.decoding.softmax import LOWEST, Softmax
 from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
@@ -21,10 +22,6 @@ from gr.trie.transitions import (
     scanned_slots,
     slot_tokens,
 )
-
-LOWEST = (
-    -1e30
-)  # Stands for log 0 in the score of a valid path: still above -inf, which means "no path".
 
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
@@ -45,33 +42,34 @@ def best_children(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    offset: jax.Array,
+    before: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None = None,
 ) -> Step:
-    """The best children of all beams of each user.
+    """The best children of all beams of each user, by the score of the parent plus the log-probability of the token.
 
-    A child's score is `offset` of its parent plus the logit of its token; what is passed as `offset` is the parent's
-    score less the log-sum-exp of its logits.
+    Within a beam that order is the order of logits, so that few of them are ever made log-probabilities.
 
     Args:
         index: the trie.
         depth: depth of `nodes`; static.
         nodes: `[B, M]`.
-        offset: `[B, M]` float32.
-        logits: `[B, M, V]`.
+        before: their scores `[B, M]` float32.
+        logits: `[B, M, V]` float32.
+        softmax: of the beams.
         width: most children to be returned for a user; fewer if there cannot be as many.
         only: what is allowed, if not everything.
     """
-    offset = jnp.where(nodes.exist, offset, -jnp.inf)
+    before = jnp.where(nodes.exist, before, -jnp.inf)
     width = min(width, index.layout.max_nodes(depth + 1))
     kind = index.layout.levels[depth].kind
     if kind == DENSE:
-        return _best_of_bits(index, depth, nodes, offset, logits, width, only)
+        return _best_of_bits(index, depth, nodes, before, logits, softmax, width, only)
     if kind == SPARSE:
-        return _best_of_list(index, depth, nodes, offset, logits, width, only)
-    return _best_of_slots(index, depth, nodes, offset, logits, width, only)
+        return _best_of_list(index, depth, nodes, before, logits, softmax, width, only)
+    return _best_of_slots(index, depth, nodes, before, logits, softmax, width, only)
 
 
 def allowed_tokens(
@@ -111,13 +109,14 @@ def _best_of_bits(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    offset: jax.Array,
+    before: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
     level = index.layout.levels[depth]
-    batch, beams = offset.shape
+    batch, beams = before.shape
     num_octets = level.span // PLANES
     all_rows = take(index.children[depth], nodes.begin)
     rows = all_rows if only is None else only.rows(index, depth, nodes, all_rows)
@@ -127,19 +126,20 @@ def _best_of_bits(
     def plane(bit: int) -> jax.Array:
         under = logits[..., bit * num_octets : (bit + 1) * num_octets]
         there = (octets & np.uint8(1 << bit)) != 0
-        return jnp.where(there, jnp.maximum(under, LOWEST), -jnp.inf)
+        return jnp.where(there, under, -jnp.inf)
 
     # The best of the eight tokens of each octet, and the octets with the best ones.
-    peaks = functools.reduce(jnp.maximum, map(plane, range(PLANES))) + offset[..., None]
+    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
+    peaks = jnp.where(octets != 0, before[..., None] + softmax.of(highest), -jnp.inf)
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
     bits = take_along(octets.reshape(batch, -1), place)[..., None]
     at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
-    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST)
-    scored += take_along(offset, beam)[..., None]
+    scored = softmax.of_beams(take_along(logits.reshape(batch, -1), at), beam)
+    scored += take_along(before, beam)[..., None]
     there = (bits >> jnp.arange(PLANES, dtype=jnp.uint8)) & 1
     scored = jnp.where(there != 0, scored, -jnp.inf)
-    width = min(width, scored[0].size)
+    width = min(width, scored.shape[1] * PLANES)
     scores, column, bit = best_of_blocks(peak, scored, width)
 
     parents, octet = split(take_along(place, column), num_octets)
@@ -185,8 +185,9 @@ def _best_of_list(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    offset: jax.Array,
+    before: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
@@ -195,8 +196,10 @@ def _best_of_list(
         exist = only.children(index, depth, nodes, numbers, exist)
     numbers = numbers.swapaxes(1, 2)
     tokens = listed_tokens(index, depth, numbers)
-    scores, chosen = _best_of_few(offset, logits, tokens, exist.swapaxes(1, 2), width)
-    _, parents = split(chosen, offset.shape[1])
+    scores, chosen = _best_of_few(
+        before, logits, softmax, tokens, exist.swapaxes(1, 2), width
+    )
+    _, parents = split(chosen, before.shape[1])
     exist = scores > -jnp.inf
     number = jnp.where(exist, _pick(numbers, chosen), 0)
     nodes = enter(index, depth + 1, number, exist)
@@ -207,8 +210,9 @@ def _best_of_slots(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    offset: jax.Array,
+    before: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
@@ -223,8 +227,8 @@ def _best_of_slots(
         allowed = inside & only.slots(index, slots)
         same = tokens[:, :, None] == tokens[:, None]
         exist &= (same & allowed[:, None]).any(2)
-    scores, chosen = _best_of_few(offset, logits, tokens, exist, width)
-    place, parents = split(chosen, offset.shape[1])
+    scores, chosen = _best_of_few(before, logits, softmax, tokens, exist, width)
+    place, parents = split(chosen, before.shape[1])
     exist = scores > -jnp.inf
     token = _pick(tokens, chosen)
     # Its slots are those of the parent with its token.
@@ -236,7 +240,12 @@ def _best_of_slots(
 
 
 def _best_of_few(
-    offset: jax.Array, logits: jax.Array, tokens: jax.Array, exist: jax.Array, width: int
+    before: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+    tokens: jax.Array,
+    exist: jax.Array,
+    width: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores of the best of candidates `tokens [B, K, M]`, and their places in `[K * M]`, `[B, width]` each.
 
@@ -245,7 +254,7 @@ def _best_of_few(
     """
     batch, count, beams = tokens.shape
     at = tokens + logits.shape[-1] * jnp.arange(beams, dtype=jnp.int32)
-    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST) + offset[:, None]
+    scored = before[:, None] + softmax.of_places(take_along(logits.reshape(batch, -1), at))
     scored = jnp.where(exist, scored, -jnp.inf)
     return top_k(scored.reshape(batch, -1), min(width, count * beams))
 

@@ -102,8 +102,9 @@ def search(
     logits, _, cache = first
     logits = logits[:, None, :]
     inverse = inverse_of(temperature)
-    beams, flaws = start(source, len(logits)), Flaws.none(len(logits))
+    beams = start(source, len(logits))
     tokens, parents, names, rest = [], [], [], []
+    chances, alive = [], []
     for depth in range(source.length):
         # The model's turn.
         if depth > 0:
@@ -112,20 +113,20 @@ def search(
             logits, _, cache = backbone.step(tokens[-1], cache)
         logits = logits.astype(jnp.float32)
         if options.normalise_over == CHILDREN:
-            chances = source.softmax(depth, beams.states, logits, inverse)
+            chances.append(source.softmax(depth, beams.states, logits, inverse))
         else:
-            chances = softmax(logits, inverse)
-        flaws = flaws.also(depth, chances, beams.log_probs > -jnp.inf)
+            chances.append(softmax(logits, inverse))
+        alive.append(beams.log_probs > -jnp.inf)
 
         # While there is a choice: the best continuations of all beams. From `settled` on each beam has one way left,
         # which is only scored; no beam is moved, and so no cache either.
         if depth < source.settled:
-            beams = choose(source, depth, beams, logits, chances, options)
+            beams = choose(source, depth, beams, logits, chances[-1], options)
         else:
             if depth == source.settled:
                 states, rest = source.settle(beams.states)
                 beams = dataclasses.replace(beams, states=states)
-            beams = _follow(source, beams, rest[depth - source.settled], logits, chances)
+            beams = _follow(source, beams, rest[depth - source.settled], logits, chances[-1])
         tokens.append(beams.tokens)
         parents.append(beams.parents)
         if options.keep_beams:
@@ -135,6 +136,7 @@ def search(
     scores = found.scores
     if options.length_penalty:
         scores = scores / source.length**options.length_penalty
+    flaws = Flaws.of_steps(chances, alive)
     return flaws.told(dataclasses.replace(found, scores=scores, beams=tuple(names)))
 
 

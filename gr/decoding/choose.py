@@ -104,7 +104,7 @@ def choose(
     gains = softmax.of(logits)
     step = _by_groups(source, depth, beams, gains, options)
     place = step.parents * gains.shape[-1] + step.tokens
-    gain = take_along(gains.reshape(len(gains), -1), place)
+    gain = take_along(jax.lax.collapse(gains, 1), place)
     log_probs = take_along(beams.log_probs, step.parents) + gain
     log_probs = jnp.where(step.scores > -jnp.inf, log_probs, -jnp.inf)
     return Beams(step.nodes, step.scores, log_probs, step.tokens, step.parents)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr.decoding.softmax import LOWEST, Softmax
+from gr.decoding.softmax import Softmax, centred
 from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
@@ -62,14 +62,15 @@ def best_children(
         width: most children to be returned for a user; fewer if there cannot be as many.
         only: what is allowed, if not everything.
     """
-    before = jnp.where(nodes.exist, before, -jnp.inf)
+    # Of a token's score all but its own part.
+    offset = jnp.where(nodes.exist, before - softmax.log_total, -jnp.inf)
     width = min(width, index.layout.max_nodes(depth + 1))
     kind = index.layout.levels[depth].kind
     if kind == DENSE:
-        return _best_of_bits(index, depth, nodes, before, logits, softmax, width, only)
+        return _best_of_bits(index, depth, nodes, offset, logits, softmax, width, only)
     if kind == SPARSE:
-        return _best_of_list(index, depth, nodes, before, logits, softmax, width, only)
-    return _best_of_slots(index, depth, nodes, before, logits, softmax, width, only)
+        return _best_of_list(index, depth, nodes, offset, logits, softmax, width, only)
+    return _best_of_slots(index, depth, nodes, offset, logits, softmax, width, only)
 
 
 def allowed_tokens(
@@ -109,14 +110,14 @@ def _best_of_bits(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    before: jax.Array,
+    offset: jax.Array,
     logits: jax.Array,
     softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
     level = index.layout.levels[depth]
-    batch, beams = before.shape
+    batch, beams = offset.shape
     num_octets = level.span // PLANES
     all_rows = take(index.children[depth], nodes.begin)
     rows = all_rows if only is None else only.rows(index, depth, nodes, all_rows)
@@ -130,13 +131,15 @@ def _best_of_bits(
 
     # The best of the eight tokens of each octet, and the octets with the best ones.
     highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
-    peaks = jnp.where(octets != 0, before[..., None] + softmax.of(highest), -jnp.inf)
+    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
+    peaks = jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
-    bits = take_along(octets.reshape(batch, -1), place)[..., None]
+    bits = take_along(jax.lax.collapse(octets, 1), place)[..., None]
     at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
-    scored = softmax.of_beams(take_along(logits.reshape(batch, -1), at), beam)
-    scored += take_along(before, beam)[..., None]
+    scored = take_along(jax.lax.collapse(logits, 1), at)
+    scored = centred(scored, take_along(softmax.largest, beam)[..., None], softmax.inverse)
+    scored += take_along(offset, beam)[..., None]
     there = (bits >> jnp.arange(PLANES, dtype=jnp.uint8)) & 1
     scored = jnp.where(there != 0, scored, -jnp.inf)
     width = min(width, scored.shape[1] * PLANES)
@@ -156,7 +159,7 @@ def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
     missing = base + span - logits.shape[-1]
     if missing > 0:
         widths = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
-        logits = jnp.pad(logits, widths, constant_values=LOWEST)
+        logits = jnp.pad(logits, widths, constant_values=-jnp.inf)
     return logits[..., base : base + span]
 
 
@@ -165,15 +168,15 @@ def _best_octets(peaks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     batch, beams, octets = peaks.shape
     groups = octets // _OCTETS
     if beams * octets < _MANY_OCTETS or octets % _OCTETS or beams * groups < count:
-        return top_k(peaks.reshape(batch, -1), count)
+        return top_k(jax.lax.collapse(peaks, 1), count)
     # Every `groups`-th octet of one beam forms a group: maxima are then taken between rows of numbers.
     maxima = peaks.reshape(batch, beams, _OCTETS, groups).max(axis=2)
-    maxima, group = top_k(maxima.reshape(batch, -1), count)
+    maxima, group = top_k(jax.lax.collapse(maxima, 1), count)
     beam, group = split(group, groups)
     first = beam * octets + group
     places = first[..., None] + groups * jnp.arange(_OCTETS)
     best, block, within = best_of_blocks(
-        maxima, take_along(peaks.reshape(batch, -1), places), count
+        maxima, take_along(jax.lax.collapse(peaks, 1), places), count
     )
     return best, take_along(first, block) + groups * within
 
@@ -185,7 +188,7 @@ def _best_of_list(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    before: jax.Array,
+    offset: jax.Array,
     logits: jax.Array,
     softmax: Softmax,
     width: int,
@@ -197,9 +200,9 @@ def _best_of_list(
     numbers = numbers.swapaxes(1, 2)
     tokens = listed_tokens(index, depth, numbers)
     scores, chosen = _best_of_few(
-        before, logits, softmax, tokens, exist.swapaxes(1, 2), width
+        offset, logits, softmax, tokens, exist.swapaxes(1, 2), width
     )
-    _, parents = split(chosen, before.shape[1])
+    _, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
     number = jnp.where(exist, _pick(numbers, chosen), 0)
     nodes = enter(index, depth + 1, number, exist)
@@ -210,7 +213,7 @@ def _best_of_slots(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    before: jax.Array,
+    offset: jax.Array,
     logits: jax.Array,
     softmax: Softmax,
     width: int,
@@ -227,8 +230,8 @@ def _best_of_slots(
         allowed = inside & only.slots(index, slots)
         same = tokens[:, :, None] == tokens[:, None]
         exist &= (same & allowed[:, None]).any(2)
-    scores, chosen = _best_of_few(before, logits, softmax, tokens, exist, width)
-    place, parents = split(chosen, before.shape[1])
+    scores, chosen = _best_of_few(offset, logits, softmax, tokens, exist, width)
+    place, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
     token = _pick(tokens, chosen)
     # Its slots are those of the parent with its token.
@@ -240,7 +243,7 @@ def _best_of_slots(
 
 
 def _best_of_few(
-    before: jax.Array,
+    offset: jax.Array,
     logits: jax.Array,
     softmax: Softmax,
     tokens: jax.Array,
@@ -254,11 +257,12 @@ def _best_of_few(
     """
     batch, count, beams = tokens.shape
     at = tokens + logits.shape[-1] * jnp.arange(beams, dtype=jnp.int32)
-    scored = before[:, None] + softmax.of_places(take_along(logits.reshape(batch, -1), at))
+    scored = take_along(jax.lax.collapse(logits, 1), at)
+    scored = centred(scored, softmax.largest[:, None], softmax.inverse) + offset[:, None]
     scored = jnp.where(exist, scored, -jnp.inf)
-    return top_k(scored.reshape(batch, -1), min(width, count * beams))
+    return top_k(jax.lax.collapse(scored, 1), min(width, count * beams))
 
 
 def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:
     """Elements of `[B, K, M]` at places in `[K * M]`."""
-    return take_along(values.reshape(len(values), -1), chosen)
+    return take_along(jax.lax.collapse(values, 1), chosen)

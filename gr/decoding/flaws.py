@@ -11,28 +11,34 @@ from gr.decoding.softmax import Softmax
 
 @dataclasses.dataclass(frozen=True)
 class Flaws:
-    """What was found so far; read off the sums that a search needs anyway."""
+    """What was wrong; read off the sums that a search needs anyway."""
 
     bad_step: jax.Array  # [B] int32: the first step at which there was NaN or +inf, or -1.
     nan: jax.Array  # [B] bool: whether there was NaN.
 
     @staticmethod
-    def none(batch: int) -> "Flaws":
-        """None as yet."""
-        return Flaws(jnp.full(batch, -1, jnp.int32), jnp.zeros(batch, bool))
+    def of_steps(chances: list[Softmax], alive: list[jax.Array]) -> "Flaws":
+        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, which count where `alive [B, M_t]`."""
+        # All steps at once: small programs for each of them would cost more than what they do.
+        steps = [jnp.full(a.shape, step, jnp.int32) for step, a in enumerate(alive)]
+        flawed = [c.flawed & a for c, a in zip(chances, alive, strict=True)]
+        nan = [c.nan & a for c, a in zip(chances, alive, strict=True)]
+        flawed, nan, steps = (jnp.concatenate(part, axis=1) for part in (flawed, nan, steps))
+        return Flaws.of(flawed, nan, steps)
 
-    def also(self, step: int, chances: Softmax, alive: jax.Array) -> "Flaws":
-        """With those of a step, in distributions of beams `[B, M]` or `[B, 1]`, which count where `alive [B, M]`."""
-        flawed = (chances.flawed & alive).any(axis=1)
-        nan = (chances.nan & alive).any(axis=1)
-        return Flaws(jnp.where((self.bad_step < 0) & flawed, step, self.bad_step), self.nan | nan)
+    @staticmethod
+    def of(flawed: jax.Array, nan: jax.Array, steps: jax.Array) -> "Flaws":
+        """From what was found at each of `steps`, `[B, n]` each."""
+        none = jnp.iinfo(jnp.int32).max
+        first = jnp.where(flawed, steps, none).min(axis=1, initial=none)
+        return Flaws(jnp.where(first == none, -1, first), nan.any(axis=1))
 
     def told(self, found: Candidates) -> Candidates:
         """The candidates, without a ranking where there was NaN."""
         nan = self.nan[:, None]
 
         def unknown(array: jax.Array) -> jax.Array:
-            where = self.nan.reshape(-1, *[1] * (array.ndim - 1))
+            where = self.nan.reshape(self.nan.shape + (1,) * (array.ndim - 1))
             return jnp.where(where, jnp.nan, array)
 
         def none(array: jax.Array) -> jax.Array:

@@ -136,25 +136,26 @@ def _sample_without_replacement(
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
     logits, _, cache = model.prefill(history, constraint)
-    source, flaws = source_of(index, constraint), Flaws.none(len(logits))
+    source = source_of(index, constraint)
     batch, logits = len(logits), logits[:, None]
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
     threshold = jnp.full(batch, -jnp.inf)
-    tokens, parents = [], []
+    tokens, parents, chances, alive = [], [], [], []
     for depth in range(source.settled):
         if depth > 0:
             logits, _, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
         ways, exist = source.continuations(depth, states)
-        gains, chances = conditionals(logits_of(logits, ways), exist, inverse)
-        flaws = flaws.also(depth, chances, log_probs > -jnp.inf)
+        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
+        chances.append(among)
+        alive.append(log_probs > -jnp.inf)
         longer = log_probs[..., None] + gains
         noisy = longer + gumbel(key, depth + 1, longer.shape)
-        noisy = _with_maximum(noisy, perturbed).reshape(batch, -1)
+        noisy = jax.lax.collapse(_with_maximum(noisy, perturbed), 1)
         perturbed, places = top_k(noisy, min(count + 1, noisy.shape[1]))
         parent, _ = split(places, ways.shape[-1])
-        token = take_along(ways.reshape(batch, -1), places)
-        log_probs = take_along(longer.reshape(batch, -1), places)
+        token = take_along(jax.lax.collapse(ways, 1), places)
+        log_probs = take_along(jax.lax.collapse(longer, 1), places)
         above = jax.tree.map(lambda array, p=parent: take_along(array, p), states)
         states = source.descend(depth, above, jnp.where(perturbed > -jnp.inf, token, -1))
         if perturbed.shape[1] > count:
@@ -175,7 +176,7 @@ def _sample_without_replacement(
         perturbed=jnp.where(found.valid, perturbed, -jnp.inf),
         log_inclusion=jnp.where(found.valid, log_inclusion, -jnp.inf),
     )
-    return flaws.told(dataclasses.replace(found, draws=draws))
+    return Flaws.of_steps(chances, alive).told(dataclasses.replace(found, draws=draws))
 
 
 def _with_maximum(noisy: jax.Array, maximum: jax.Array) -> jax.Array:
@@ -210,9 +211,10 @@ def _sample(
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
     logits, _, cache = model.prefill(history, constraint)
-    source, flaws = source_of(index, constraint), Flaws.none(len(logits))
+    source = source_of(index, constraint)
     batch, logits = len(logits), logits[:, None]
-    states, log_probs, tokens = source.root(batch), jnp.zeros((batch, 1)), []
+    states, log_probs = source.root(batch), jnp.zeros((batch, 1))
+    tokens, chances, alive = [], [], []
     spread = functools.partial(jnp.broadcast_to, shape=(batch, count))
     for depth in range(source.settled):
         if depth > 0:
@@ -220,8 +222,9 @@ def _sample(
                 cache = model.reorder(cache, jnp.zeros((batch, count), jnp.int32))
             logits, _, cache = model.step(tokens[-1], cache)
         ways, exist = _each_alone(source, depth, states)
-        gains, chances = conditionals(logits_of(logits, ways), exist, inverse)
-        flaws = flaws.also(depth, chances, log_probs > -jnp.inf)
+        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
+        chances.append(among)
+        alive.append(log_probs > -jnp.inf)
         noise = gumbel(key, depth + 1, (batch, count, gains.shape[-1]))
         place = jnp.argmax(gains + noise, axis=-1)[..., None]
         # At the root all draws are made from the one distribution.
@@ -238,7 +241,7 @@ def _sample(
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
     tokens += rest
-    return flaws.told(ranked(source, beams, tokens, [None] * len(tokens), count)[0])
+    return Flaws.of_steps(chances, alive).told(ranked(source, beams, tokens, [None] * len(tokens), count)[0])
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:

@@ -112,7 +112,7 @@ def best_first(tree: Tree, limit: int, count: int, weights: Weights) -> tuple[Tr
 
 def _largest(worth: jax.Array, count: int) -> Choice:
     """The `count` best of codes worth `[B, C, K]`, -inf where there is none."""
-    flat = worth.reshape(len(worth), -1)
+    flat = jax.lax.collapse(worth, 1)
     best, chosen = top_k(flat, min(count, flat.shape[1]))
     return Choice(*split(chosen, worth.shape[-1]), best > -jnp.inf)
 

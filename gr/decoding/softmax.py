@@ -18,6 +18,8 @@ LOWEST = -1e30
 # hotter, the inverse is no normal number.
 _COLDEST, _HOTTEST = 1e-25, 1e37
 
+_FEW = 1 << 19  # So many logits stay in a CPU's cache while something is done to each of them.
+
 
 def as_temperature(temperature: Any) -> Any:
     """A temperature as an argument of a compiled program, so that another value is not another program.
@@ -52,18 +54,18 @@ def inverse_of(temperature: jax.Array) -> jax.Array:
 class Softmax:
     """Distributions of beams `[B, M]`: the logit x of a token gives it `(x - largest) / T - log_total`.
 
-    No log-probability is above 0 or below LOWEST. +inf takes all of the probability, or an equal share; where all
-    logits are -inf, every token is as good as impossible.
+    No log-probability is above 0 or, but for rounding, below LOWEST. +inf takes all of the probability, or an equal
+    share; where all logits are -inf, every token is as good as impossible.
     """
 
-    largest: jax.Array  # [B, M] float32: of the logits that the distribution is over; 0 where all of them are -inf.
+    largest: jax.Array  # [B, M] float32: of the logits that the distribution is over.
     log_total: jax.Array  # [B, M] float32: log of the sum of exp((x - largest) / T) over them.
     inverse: jax.Array  # [] float32: 1 / T.
 
     @property
     def nan(self) -> jax.Array:
         """Which were made of a NaN, `[B, M]` bool."""
-        return jnp.isnan(self.log_total) | jnp.isnan(self.largest)
+        return jnp.isnan(self.log_total)
 
     @property
     def flawed(self) -> jax.Array:
@@ -72,33 +74,18 @@ class Softmax:
 
     def of(self, logits: jax.Array) -> jax.Array:
         """Log-probabilities of tokens by their logits `[B, M, ...]`."""
-        return log_probs(logits, *_behind((self.largest, self.log_total), logits), self.inverse)
-
-    def of_beams(self, logits: jax.Array, beams: jax.Array) -> jax.Array:
-        """Log-probabilities of tokens of `beams [B, n]` by their logits `[B, n, ...]`."""
-        chosen = (
-            jnp.take_along_axis(part, beams, axis=1, mode="promise_in_bounds")
+        largest, log_total = (
+            part.reshape(part.shape + (1,) * (logits.ndim - part.ndim))
             for part in (self.largest, self.log_total)
         )
-        return log_probs(logits, *_behind(chosen, logits), self.inverse)
-
-    def of_places(self, logits: jax.Array) -> jax.Array:
-        """Log-probabilities of tokens by their logits `[B, K, M]`."""
-        return log_probs(logits, self.largest[:, None], self.log_total[:, None], self.inverse)
+        return centred(logits, largest, self.inverse) - log_total
 
 
-def _behind(parts: Any, array: jax.Array) -> list[jax.Array]:
-    """Parts `[B, n]` with as many axes as the array."""
-    return [part.reshape(part.shape + (1,) * (array.ndim - part.ndim)) for part in parts]
-
-
-def log_probs(
-    logits: jax.Array, largest: jax.Array, log_total: jax.Array, inverse: jax.Array
-) -> jax.Array:
-    """See `Softmax`; clamped only here, where nothing is taken away any more."""
+def centred(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Log-probabilities less that of the largest logit: from 0 down to LOWEST."""
     # Infinity less infinity is not 0.
-    centred = jnp.where(logits == largest, 0.0, (logits - largest) * inverse)
-    return jnp.maximum(centred - log_total, LOWEST)
+    below = jnp.where(logits == largest, 0.0, (logits - largest) * inverse)
+    return jnp.maximum(below, LOWEST)
 
 
 def softmax(logits: jax.Array, inverse: jax.Array, axis_name: str | None = None) -> Softmax:
@@ -112,11 +99,37 @@ def softmax(logits: jax.Array, inverse: jax.Array, axis_name: str | None = None)
     largest = logits.max(axis=-1)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    # The difference is taken first: the largest is then exactly 0 at every temperature, however it is compiled.
-    # Those equal to it are counted, so that infinite ones may be among them.
-    top = largest[..., None]
-    total = jnp.where(logits == top, 1.0, jnp.exp((logits - top) * inverse)).sum(axis=-1)
+    total = jax.lax.platform_dependent(
+        logits, largest[..., None], inverse, cpu=_total_on_cpu, default=_total
+    )
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    # 0 instead of -inf: each of the logits is then infinitely far below.
-    return Softmax(jnp.where(largest == -jnp.inf, 0.0, largest), jnp.log(total), inverse)
+    # Where all logits are -inf, none is below the largest.
+    return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, jnp.log(total)), inverse)
+
+
+def _total(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
+    """The sum of exp((x - largest) / T).
+
+    The difference is taken first: the largest is then exactly 0 at every temperature, however it is compiled. Those
+    equal to it are counted, for the difference of two infinities is NaN.
+    """
+    return jnp.where(logits == largest, 1.0, jnp.exp((logits - largest) * inverse)).sum(axis=-1)
+
+
+def _total_on_cpu(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
+    """The same. Each operation on all logits counts here, so that none is done for what is seldom needed."""
+    if logits.size <= _FEW:
+        return _total(logits, largest, inverse)
+    total = jax.lax.cond(inverse == 1.0, _plain_total, _scaled_total, logits, largest, inverse)
+    return jax.lax.cond(
+        jnp.isnan(total).any(), _total, lambda *_: total, logits, largest, inverse
+    )
+
+
+def _plain_total(logits: jax.Array, largest: jax.Array, _: jax.Array) -> jax.Array:
+    return jnp.exp(logits - largest).sum(axis=-1)
+
+
+def _scaled_total(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
+    return jnp.exp((logits - largest) * inverse).sum(axis=-1)

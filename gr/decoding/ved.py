@@ -176,9 +176,8 @@ def _ved_search(
 
 def _flaws(tree: Tree) -> Flaws:
     """What was wrong with the model's numbers, the shortest prefix first."""
-    prefixes, none = tree.prefixes, jnp.iinfo(jnp.int32).max
-    bad = jnp.where(tree.exist & prefixes.flawed, prefixes.depths, none).min(axis=1)
-    return Flaws(jnp.where(bad == none, -1, bad), (tree.exist & prefixes.nan).any(axis=1))
+    prefixes, exist = tree.prefixes, tree.exist
+    return Flaws.of(prefixes.flawed & exist, prefixes.nan & exist, prefixes.depths)
 
 
 def _root(search: Search) -> Tree:
@@ -255,7 +254,7 @@ def _complete(search: Search, tree: Tree) -> Candidates:
     count = search.options.num_candidates
     scores = prefixes.log_probs[..., None] + prefixes.gains
     known = tree.exist[..., None] & prefixes.ends & (prefixes.gains > -jnp.inf)
-    scores = jnp.where(known, scores, -jnp.inf).reshape(len(scores), -1)
+    scores = jax.lax.collapse(jnp.where(known, scores, -jnp.inf), 1)
     scores, order = top_k(scores, min(count, scores.shape[1]))
     node, place = split(order, search.places)
     depths = rows(prefixes.depths, node)

@@ -31,7 +31,7 @@ from gr.evaluation.comparison import (
     survival,
     training_seconds,
 )
-from gr.evaluation.evaluators import Decoded, decode_targets, prefix_hits
+from gr.evaluation.evaluators import Decoded, check_finite, decode_targets, prefix_hits
 from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
 from gr.evaluation.policy_plots import training_curves_of_policy
@@ -103,6 +103,7 @@ __all__ = [
     "compare_runs",
     "compare_searches",
     "coverage",
+    "check_finite",
     "decode_targets",
     "equal_budget",
     "evaluate_rankings",

@@ -3,19 +3,29 @@
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_log_sum_exp, descend, root
+from gr.trie import TrieIndex, child_log_sum_exp, child_logits, descend, root
 
 Metrics = dict[str, jax.Array]
 
 
-def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_log_probs(
+    logits: jax.Array, tokens: jax.Array, temperature: float | jax.Array | None = None
+) -> jax.Array:
     """Log-probability of each token, `[..., V]` and `[...]` to `[...]` float32.
 
-    A gather and a log-sum-exp: the log-softmax over V is never written out.
+    A gather and a log-sum-exp: the log-softmax over V is never written out. None is a temperature of 1.
     """
     logits = logits.astype(jnp.float32)
+    if temperature is not None:
+        logits = (logits - _largest(logits)) / temperature
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _largest(logits: jax.Array) -> jax.Array:
+    """The largest of logits `[..., V]`, taken away before they are divided, lest a small temperature leave no digits."""
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    return jnp.where(largest == -jnp.inf, 0.0, largest)
 
 
 def group_token_log_probs(first: jax.Array, later: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -49,11 +59,12 @@ def masked_token_log_probs(
     Returns:
         `[..., L]` float32.
     """
-    logits = logits.astype(jnp.float32) / tau
+    logits = logits.astype(jnp.float32)
     nodes = root(index, tokens.shape[:-1])
     log_probs = []
     for depth in range(tokens.shape[-1]):
         here = logits[..., depth, :]
+        here = (here - _largest(child_logits(index, depth, nodes, here))) / tau
         normaliser = child_log_sum_exp(index, depth, nodes, here)
         nodes = descend(index, depth, nodes, tokens[..., depth])
         chosen = jnp.take_along_axis(here, tokens[..., depth, None], axis=-1)[..., 0]

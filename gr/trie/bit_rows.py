@@ -28,7 +28,7 @@ def make_rows(parents: np.ndarray, offsets: np.ndarray, num_rows: int, span: int
 def octets_of(rows: jax.Array) -> jax.Array:
     """Octets `[..., S / 8]` uint8 of rows `[..., S / 32]`."""
     octets = jax.lax.bitcast_convert_type(rows, jnp.uint8)
-    return octets.reshape(*rows.shape[:-1], -1)
+    return jax.lax.collapse(octets, rows.ndim - 1)
 
 
 def expand(rows: jax.Array) -> jax.Array:

@@ -80,12 +80,18 @@ class Checked:
     def _checked(self, method: str, outputs: Any, beams: tuple[int, int] | None) -> tuple:
         """`beams`: the [B, M] to be found in the outputs; None: any [B]."""
         if not isinstance(outputs, tuple) or len(outputs) != 3:
-            got = f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else _described(outputs)
+            got = (
+                f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else _described(outputs)
+            )
             raise self._error(method, beams, f"{got} instead of three outputs")
         logits, hidden, cache = outputs
         leading = tuple(jnp.shape(logits))[:-1]
         expected = beams if beams is not None else leading[:1]
-        if not (_is_floating(logits) and jnp.ndim(logits) == len(expected) + 1 > 1 and leading == expected):
+        if not (
+            _is_floating(logits)
+            and jnp.ndim(logits) == len(expected) + 1 > 1
+            and leading == expected
+        ):
             raise self._error(method, beams, f"logits {_described(logits)}")
         if logits.shape[-1] < self.vocab_size:
             raise self._error(
@@ -96,7 +102,9 @@ class Checked:
                 "build the index with the model's vocab_size",
             )
         if self.with_hidden and not (
-            _is_floating(hidden) and jnp.ndim(hidden) == len(expected) + 1 and hidden.shape[:-1] == expected
+            _is_floating(hidden)
+            and jnp.ndim(hidden) == len(expected) + 1
+            and hidden.shape[:-1] == expected
         ):
             raise self._error(method, beams, f"hidden {_described(hidden)}")
         return jnp.asarray(logits), hidden, cache

@@ -14,7 +14,6 @@ from gr.decoding.selection import Weights, check_selection
 from gr.decoding.softmax import LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
 from gr.decoding.tree import Prefixes, Tree, rows
-from gr.models import TreeBackbone
 
 
 class ValueHead(Protocol):

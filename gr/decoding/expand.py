@@ -199,9 +199,7 @@ def _best_of_list(
         exist = only.children(index, depth, nodes, numbers, exist)
     numbers = numbers.swapaxes(1, 2)
     tokens = listed_tokens(index, depth, numbers)
-    scores, chosen = _best_of_few(
-        offset, logits, softmax, tokens, exist.swapaxes(1, 2), width
-    )
+    scores, chosen = _best_of_few(offset, logits, softmax, tokens, exist.swapaxes(1, 2), width)
     _, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
     number = jnp.where(exist, _pick(numbers, chosen), 0)

@@ -18,7 +18,7 @@ class Flaws:
 
     @staticmethod
     def of_steps(chances: list[Softmax], alive: list[jax.Array]) -> "Flaws":
-        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, which count where `alive [B, M_t]`."""
+        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`."""
         # All steps at once: small programs for each of them would cost more than what they do.
         steps = [jnp.full(a.shape, step, jnp.int32) for step, a in enumerate(alive)]
         flawed = [c.flawed & a for c, a in zip(chances, alive, strict=True)]

@@ -241,7 +241,9 @@ def _sample(
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
     tokens += rest
-    return Flaws.of_steps(chances, alive).told(ranked(source, beams, tokens, [None] * len(tokens), count)[0])
+    return Flaws.of_steps(chances, alive).told(
+        ranked(source, beams, tokens, [None] * len(tokens), count)[0]
+    )
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:

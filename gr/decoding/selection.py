@@ -77,7 +77,7 @@ def taken(tree: Tree, choice: Choice) -> Tree:
     )
 
 
-def beam(tree: Tree, depth: int, count: int) -> tuple[Tree, Choice]:
+def beam(tree: Tree, depth: int | jax.Array, count: int) -> tuple[Tree, Choice]:
     """A step of a beam search: the `count` most probable codes that may follow the prefixes of one depth."""
     prefixes = tree.prefixes
     scores = prefixes.log_probs[..., None] + prefixes.gains

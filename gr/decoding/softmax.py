@@ -122,9 +122,7 @@ def _total_on_cpu(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> 
     if logits.size <= _FEW:
         return _total(logits, largest, inverse)
     total = jax.lax.cond(inverse == 1.0, _plain_total, _scaled_total, logits, largest, inverse)
-    return jax.lax.cond(
-        jnp.isnan(total).any(), _total, lambda *_: total, logits, largest, inverse
-    )
+    return jax.lax.cond(jnp.isnan(total).any(), _total, lambda *_: total, logits, largest, inverse)
 
 
 def _plain_total(logits: jax.Array, largest: jax.Array, _: jax.Array) -> jax.Array:

@@ -55,9 +55,7 @@ class Source(Protocol):
         """Item numbers `[B, M, C]` of complete semantic IDs, `NO_ITEM`-padded."""
         ...
 
-    def softmax(
-        self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array
-    ) -> Softmax:
+    def softmax(self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array) -> Softmax:
         """The distributions over all continuations, be they allowed or not, by logits `[B, M, V]`."""
         ...
 
@@ -117,9 +115,7 @@ class OneTrie:
         width: int,
     ) -> Step:
         """See `Source.best`."""
-        return best_children(
-            self.index, depth, states, before, logits, softmax, width, self.only
-        )
+        return best_children(self.index, depth, states, before, logits, softmax, width, self.only)
 
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
@@ -169,9 +165,7 @@ class OneTrie:
             return items
         return _allowed_first(items)
 
-    def softmax(
-        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array
-    ) -> Softmax:
+    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
         """See `Source.softmax`."""
         return softmax(child_logits(self.index, depth, states, logits), inverse)
 
@@ -377,9 +371,7 @@ class OneShard:
         """See `Source.items`."""
         return jax.lax.pmax(self.local.items(states), self.axis)
 
-    def softmax(
-        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array
-    ) -> Softmax:
+    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
         """See `Source.softmax`; children of a state are on the one device that has it, those of the root on all."""
         mine = child_logits(self.local.index, depth, states, logits)
         return softmax(mine, inverse, self.axis)

@@ -46,7 +46,6 @@ def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
     """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
-    batch = values.shape[0]
     flat = jax.lax.collapse(places, 1)
     found = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
     return found.reshape(places.shape)

@@ -56,6 +56,8 @@ from gr.decoding.tree import Tree, append, can_grow, empty, numbers, published, 
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex
 
+_UNROLLED = 8  # Steps of the first beam search, each a program of its own.
+
 
 def ved_search(
     backbone: TreeBackbone,
@@ -155,9 +157,7 @@ def _ved_search(
     search = Search(model, value_head, source, first, key, inverse, options)
     tree = _root(search)
     if options.initial_beams:
-        for depth in range(search.longest):
-            tree, choice = beam(tree, depth, options.initial_beams)
-            tree = _grown(search, tree, choice, range(depth, depth + 1))
+        tree = _begun(search, tree)
     if search.longest:
         rule = {DESCENT: descent, BEST_FIRST: best_first}[options.selection]
 
@@ -172,6 +172,22 @@ def _ved_search(
         tree=published(tree, options.limit) if options.keep_tree else None,
     )
     return _flaws(tree).told(found)
+
+
+def _begun(search: Search, tree: Tree) -> Tree:
+    """The tree with the prefixes of a beam search."""
+
+    def longer(depth: Any, tree: Tree, levels: range) -> Tree:
+        tree, choice = beam(tree, depth, search.options.initial_beams)
+        return _grown(search, tree, choice, levels)
+
+    if search.longest > _UNROLLED:
+        # A step that looks at all levels takes longer, but one for each of them would be compiled for minutes.
+        levels = range(search.longest)
+        return jax.lax.fori_loop(0, search.longest, lambda d, t: longer(d, t, levels), tree)
+    for depth in range(search.longest):
+        tree = longer(depth, tree, range(depth, depth + 1))
+    return tree
 
 
 def _flaws(tree: Tree) -> Flaws:

@@ -23,7 +23,7 @@ def token_log_probs(
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """The largest of logits `[..., V]`, taken away before they are divided, lest a small temperature leave no digits."""
+    """The largest of logits `[..., V]`, taken away before they are divided, or few digits would be left."""
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     return jnp.where(largest == -jnp.inf, 0.0, largest)
 

@@ -140,7 +140,7 @@ def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
 
 
 def child_logits(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
-    """Those of the logits `[..., V]` whose tokens may follow nodes `[...]` of one depth, `[..., K]`; -inf at no child."""
+    """Those of logits `[..., V]` whose tokens may follow nodes `[...]` of one depth, `[..., K]`; -inf at no child."""
     tokens, exist = child_tokens(index, depth, nodes)
     rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
     return jnp.where(exist, rivals, -jnp.inf)

@@ -1,18 +1,42 @@
-"""What searches make of backbones that do not keep to the protocol, and of no users."""
+"""Options that are no numbers, backbones that do not keep to the protocol, and batches of no users."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tries
 from table_model import TableModel
 
 from gr.decoding import DecodingError, beam_search
+from gr.decoding.softmax import as_temperature
 from gr.trie import TrieIndex
 from tests.decoding.test_extreme_logits import HISTORY, LENGTH, SEARCHES, SIX, TRIE, VOCAB, with_row
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+
+# Options.
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, np.nan, np.inf, "warm", None, [0.5, 1.0]])
+def test_temperatures_that_are_none(temperature):
+    with pytest.raises(DecodingError, match="temperature must be"):
+        as_temperature(temperature)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length_penalty": np.nan}, "length_penalty must be finite, got nan"),
+        ({"diversity": np.nan}, "diversity must be finite, got nan"),
+        ({"diversity": np.inf}, "diversity must be finite, got inf"),
+    ],
+)
+def test_options_that_are_no_numbers(options, message):
+    with pytest.raises(DecodingError, match=message):
+        beam_search(with_row(0.0), TrieIndex.build(SIX, 6), HISTORY, 4, **options)
 
 
 # What the protocol does not allow.

@@ -20,6 +20,7 @@ from experiments.reporting import candidates_by_title, item_details
 from experiments.workdir import Run, load_run
 from gr.data import PAD_ITEM, DataError, Sequences, find_items
 from gr.decoding import beam_search
+from gr.evaluation import check_finite
 from gr.trie import NO_ITEM, ExcludeItems
 
 SHOWN_HISTORY = 10
@@ -101,6 +102,7 @@ def recommend(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray,
         constraint=excluded if decoding.exclude_seen else None,
         **build.distribution(run.config),
     )
+    check_finite(np.asarray(found.bad_step), np.array(["with this history"]))
     return np.asarray(found.items[0]), np.asarray(found.scores[0])
 
 

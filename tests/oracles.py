@@ -33,6 +33,23 @@ def log_softmax(logits):
     return logits - top - np.log(np.exp(logits - top).sum())
 
 
+def log_chances(logits, temperature=1.0, among=None):
+    """Log-probabilities of any logits, in float64, over the tokens `among`; log 0 is -1e30.
+
+    +inf takes all, or an equal share; where all are -inf, each is impossible.
+    """
+    logits = np.asarray(logits, np.float64)
+    kept = logits if among is None else logits[sorted(among)]
+    top = kept.max(initial=-np.inf)
+    if np.isinf(top):
+        share = -np.log((kept == np.inf).sum()) if top > 0 else -1e30
+        return np.where(logits == np.inf, share, -1e30)
+    with np.errstate(over="ignore"):
+        apart = (logits - top) / temperature
+        total = np.exp((kept - top) / temperature).sum()
+    return np.maximum(apart - np.log(total), -1e30)
+
+
 def excluding(items):
     """The demand not to be one of these items, in the form that the functions below take."""
     return [lambda item: item not in items]

@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.candidates import Candidates
+from gr.decoding.checked import Checked, check_methods
 from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, Options, choose, start
-from gr.decoding.expand import LOWEST
+from gr.decoding.flaws import Flaws
+from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
-from gr.trie.constraints import constraints_of
 
 
 def beam_search(
@@ -35,7 +36,9 @@ def beam_search(
     """The `num_beams` best semantic IDs of each user by constrained beam search.
 
     A beam's score is the sum of log-softmax values; the trie only restricts which tokens are considered, so no path is
-    lost to pruning inside a step, and with M >= N all items are ranked exactly as by scoring each of them.
+    lost to pruning inside a step, and with M >= N all items are ranked exactly as by scoring each of them. No score is
+    above 0, whatever the logits are: of those equally low everywhere none is likelier than another, -inf is as good as
+    impossible and ranks last, +inf takes all of the probability. NaN is no ranking: see `Candidates`.
 
     Args:
         backbone: any pytree with `prefill / step / reorder`; it decodes semantic IDs of the index's length.
@@ -45,7 +48,7 @@ def beam_search(
         constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
             by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of his
             candidates is valid.
-        temperature: logits are divided by it.
+        temperature: logits are divided by it; above 0 and finite. Another one does not compile again.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.
         num_groups: beams are searched in so many groups of one size, one after another at each step, and each token
             that earlier groups took at this step costs `diversity` (diverse beam search, arXiv 1610.02424, with
@@ -60,15 +63,15 @@ def beam_search(
         Candidates with M beams.
 
     Raises:
-        DecodingError: if an option is out of range, the logits are narrower than the index's vocabulary, or the
-            constraint is for another number of users.
+        DecodingError: if an option is out of range, the backbone lacks a method or returns what the protocol does not
+            say, such as logits narrower than the index's vocabulary, or the constraint is for another number of users.
         TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
-    options = Options(
-        num_beams, temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over
-    )
+    options = Options(num_beams, length_penalty, num_groups, diversity, keep_beams, normalise_over)
+    check_methods(backbone)
     check_search(index, constraint)
-    return _beam_search(backbone, index, history, constraint, options=options)
+    temperature = as_temperature(temperature)
+    return _beam_search(backbone, index, history, constraint, temperature, options=options)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -77,61 +80,55 @@ def _beam_search(
     index: TrieIndex | OverlaidIndex,
     history: Any,
     constraint: Any,
+    temperature: jax.Array,
     *,
     options: Options,
 ) -> Candidates:
-    first = backbone.prefill(history)
-    check_request(index.vocab_size, first[0], constraint)
-    return search(backbone, source_of(index, constraint), first, options)
+    model = Checked(backbone, index.vocab_size)
+    first = model.prefill(history, constraint)
+    return search(model, source_of(index, constraint), first, temperature, options)
 
 
-def check_request(vocab_size: int, logits: jax.Array, constraint: Any) -> None:
-    """Raises DecodingError unless the first logits `[B, V]` suit the index's vocabulary and the constraint."""
-    if logits.shape[-1] < vocab_size:
-        raise DecodingError(
-            f"the backbone's logits cover {logits.shape[-1]} tokens, the index {vocab_size}: "
-            "build the index with the model's vocab_size"
-        )
-    for part in constraints_of(constraint):
-        if part.num_users not in (None, len(logits)):
-            raise DecodingError(
-                f"the constraint is for {part.num_users} users, the history for {len(logits)}: "
-                "pass one row per user"
-            )
-
-
-def search(backbone: Backbone, source: Source, first: tuple, options: Options) -> Candidates:
+def search(
+    backbone: Checked, source: Source, first: tuple, temperature: jax.Array, options: Options
+) -> Candidates:
     """Beam search over any source of semantic IDs, to be compiled by the caller.
 
     Args:
         backbone: see `beam_search`.
         source: what to search.
         first: what the backbone's `prefill` returned.
+        temperature: `[]` float32.
         options: how.
     """
     logits, _, cache = first
     logits = logits[:, None, :]
+    inverse = inverse_of(temperature)
     beams = start(source, len(logits))
     tokens, parents, names, rest = [], [], [], []
+    chances, alive = [], []
     for depth in range(source.length):
         # The model's turn.
         if depth > 0:
             if parents[-1] is not None:
                 cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
-        logits, normaliser = scaled(logits, options.temperature)
+        logits = logits.astype(jnp.float32)
         if options.normalise_over == CHILDREN:
-            normaliser = source.log_sum_exp(depth, beams.states, logits)
+            chances.append(source.softmax(depth, beams.states, logits, inverse))
+        else:
+            chances.append(softmax(logits, inverse))
+        alive.append(beams.log_probs > -jnp.inf)
 
         # While there is a choice: the best continuations of all beams. From `settled` on each beam has one way left,
         # which is only scored; no beam is moved, and so no cache either.
         if depth < source.settled:
-            beams = choose(source, depth, beams, logits, normaliser, options)
+            beams = choose(source, depth, beams, logits, chances[-1], options)
         else:
             if depth == source.settled:
                 states, rest = source.settle(beams.states)
                 beams = dataclasses.replace(beams, states=states)
-            beams = _follow(source, beams, rest[depth - source.settled], logits, normaliser)
+            beams = _follow(source, beams, rest[depth - source.settled], logits, chances[-1])
         tokens.append(beams.tokens)
         parents.append(beams.parents)
         if options.keep_beams:
@@ -141,27 +138,16 @@ def search(backbone: Backbone, source: Source, first: tuple, options: Options) -
     scores = found.scores
     if options.length_penalty:
         scores = scores / source.length**options.length_penalty
-    return dataclasses.replace(found, scores=scores, beams=tuple(names))
-
-
-def scaled(logits: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """Logits `[B, M, V]` at a temperature, and their log-sum-exps `[B, M]`; the softmax is never written out."""
-    logits = logits.astype(jnp.float32)
-    if temperature != 1.0:
-        logits = logits / temperature
-    # As `jax.nn.logsumexp`, but that one handles infinite maxima in kernels of their own. If all logits are -inf, a
-    # token's score is that of an impossible one whatever is taken away.
-    largest = logits.max(axis=-1)
-    total = jnp.exp(logits - largest[..., None]).sum(axis=-1)
-    return logits, jnp.where(largest == -jnp.inf, 0.0, largest + jnp.log(total))
+    flaws = Flaws.of_steps(chances, alive)
+    return flaws.told(dataclasses.replace(found, scores=scores, beams=tuple(names)))
 
 
 def _follow(
-    source: Source, beams: Beams, tokens: jax.Array, logits: jax.Array, normaliser: jax.Array
+    source: Source, beams: Beams, tokens: jax.Array, logits: jax.Array, chances: Softmax
 ) -> Beams:
     """Beams that go the one way they have, by `tokens [B, M]`."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="promise_in_bounds")
-    scores = jnp.maximum(beams.log_probs + chosen[..., 0] - normaliser, LOWEST)
+    scores = beams.log_probs + chances.of(chosen[..., 0])
     alive = source.exist(beams.states) & (beams.log_probs > -jnp.inf)
     scores = jnp.where(alive, scores, -jnp.inf)
     return Beams(beams.states, scores, scores, tokens, None)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 
 class DecodingError(ValueError):
@@ -47,7 +48,8 @@ class Candidates:
     """The semantic IDs decoded for each user, best first, all distinct and all in the trie.
 
     Letters: B users, M beams, L code depth, C the most items that share a semantic ID (1 where all are unique).
-    Where fewer than M valid semantic IDs exist, the rest is marked invalid: token, item -1 and score -inf.
+    Where fewer than M valid semantic IDs exist, the rest is marked invalid: token, item -1 and score -inf. Where a
+    number of the model was NaN, nothing is known of the user's ranking: scores are NaN, and no candidate is valid.
     """
 
     codes: jax.Array  # [B, M, L] int32 vocabulary tokens.
@@ -61,3 +63,13 @@ class Candidates:
     draws: Draws | None = None  # If drawn without replacement.
     evaluations: jax.Array | None = None  # [B] int32: tokens that a budgeted search gave the model.
     tree: SearchTree | None = None  # If asked for.
+    # [B] int32: place of the first code at which the model's numbers, those that the user's candidates depend on, were
+    # NaN or +inf (a value head's: not finite); -1 if there is none. None: nothing was decoded by a model.
+    bad_step: jax.Array | None = None
+
+    @property
+    def finite(self) -> jax.Array:
+        """Whose candidates the model's numbers were finite for, `[B]` bool; logits of -inf are no fault."""
+        if self.bad_step is None:
+            return jnp.ones(self.codes.shape[0], bool)
+        return self.bad_step < 0

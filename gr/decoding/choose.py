@@ -1,13 +1,15 @@
 """Which beams go on: all together, or group after group so that they differ (diverse beam search)."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.expand import LOWEST, Step
+from gr.decoding.expand import Step
+from gr.decoding.softmax import Softmax
 from gr.decoding.sources import Source
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_NODE
@@ -16,14 +18,21 @@ VOCABULARY = "vocabulary"
 CHILDREN = "children"
 
 
-def check_distribution(temperature: float, normalise_over: str) -> None:
-    """Raises DecodingError unless logits can be made probabilities this way."""
-    if not temperature > 0:
-        raise DecodingError(f"temperature must be above 0, got {temperature}")
+def check_normalisation(normalise_over: str) -> None:
+    """Raises DecodingError unless it names what probabilities may be over."""
     if normalise_over not in (VOCABULARY, CHILDREN):
         raise DecodingError(
             f"normalise_over={normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
         )
+
+
+def check_weights(**weights: float) -> None:
+    """Raises DecodingError for a number that is negative, infinite or NaN."""
+    for name, value in weights.items():
+        if value < 0:
+            raise DecodingError(f"{name} must not be negative, got {value}")
+        if not math.isfinite(value):
+            raise DecodingError(f"{name} must be finite, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +40,6 @@ class Options:
     """What a search may be asked for besides its width; static under `jit`."""
 
     num_beams: int
-    temperature: float = 1.0
     length_penalty: float = 0.0
     num_groups: int = 1
     diversity: float = 0.0
@@ -41,13 +49,14 @@ class Options:
     def __post_init__(self):
         if self.num_beams < 1:
             raise DecodingError(f"num_beams must be at least 1, got {self.num_beams}")
-        check_distribution(self.temperature, self.normalise_over)
+        check_normalisation(self.normalise_over)
         if self.num_groups < 1 or self.num_beams % self.num_groups:
             raise DecodingError(
                 f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
             )
-        if self.diversity < 0:
-            raise DecodingError(f"diversity must not be negative, got {self.diversity}")
+        check_weights(diversity=self.diversity)
+        if not math.isfinite(self.length_penalty):
+            raise DecodingError(f"length_penalty must be finite, got {self.length_penalty}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +85,7 @@ def choose(
     depth: int,
     beams: Beams,
     logits: jax.Array,
-    normaliser: jax.Array,
+    softmax: Softmax,
     options: Options,
 ) -> Beams:
     """The best continuations.
@@ -86,31 +95,29 @@ def choose(
         depth: tokens of the beams so far; static.
         beams: `[B, M]`.
         logits: `[B, M, V]` float32.
-        normaliser: their log-sum-exps `[B, M]`.
+        softmax: of the beams.
         options: how many, and in how many groups.
     """
-    offset = beams.scores - normaliser
     if options.num_groups == 1:
-        step = source.best(depth, beams.states, offset, logits, options.num_beams)
+        step = source.best(depth, beams.states, beams.scores, logits, softmax, options.num_beams)
         return Beams(step.nodes, step.scores, step.scores, step.tokens, step.parents)
-    step = _by_groups(source, depth, beams, offset, logits, options)
-    place = step.parents * logits.shape[-1] + step.tokens
-    gain = take_along(logits.reshape(len(logits), -1), place) - take_along(normaliser, step.parents)
-    log_probs = jnp.maximum(take_along(beams.log_probs, step.parents) + gain, LOWEST)
+    gains = softmax.of(logits)
+    step = _by_groups(source, depth, beams, gains, options)
+    place = step.parents * gains.shape[-1] + step.tokens
+    gain = take_along(jax.lax.collapse(gains, 1), place)
+    log_probs = take_along(beams.log_probs, step.parents) + gain
     log_probs = jnp.where(step.scores > -jnp.inf, log_probs, -jnp.inf)
     return Beams(step.nodes, step.scores, log_probs, step.tokens, step.parents)
 
 
 def _by_groups(
-    source: Source,
-    depth: int,
-    beams: Beams,
-    offset: jax.Array,
-    logits: jax.Array,
-    options: Options,
+    source: Source, depth: int, beams: Beams, gains: jax.Array, options: Options
 ) -> Step:
-    """A step of diverse beam search: group after group, tokens that earlier groups took at a price."""
-    batch, count, vocab_size = logits.shape
+    """A step of diverse beam search by log-probabilities `gains [B, M, V]`.
+
+    Group after group, tokens that earlier groups took at a price.
+    """
+    batch, _, vocab_size = gains.shape
     groups, size = options.num_groups, options.num_beams // options.num_groups
     ends = depth == source.settled - 1  # From here on a state is as good as its semantic ID.
     user = jnp.arange(batch)[:, None]
@@ -120,12 +127,13 @@ def _by_groups(
     for group in range(groups):
         # At the root all groups continue the one beam.
         first, last = (0, 1) if depth == 0 else (group * size, (group + 1) * size)
-        price = options.diversity * times_taken[:, None, :]
+        nothing = jnp.zeros((batch, last - first), jnp.float32)
         step = source.best(
             depth,
             jax.tree.map(lambda array, a=first, b=last: array[:, a:b], beams.states),
-            offset[:, first:last],
-            logits[:, first:last] - price,
+            beams.scores[:, first:last],
+            gains[:, first:last] - options.diversity * times_taken[:, None, :],
+            Softmax(nothing, nothing, jnp.float32(1.0)),  # They are log-probabilities as they are.
             # What earlier groups ended with may be repeated: as many more are asked for.
             size * (group + 1) if ends else size,
         )

@@ -1,6 +1,7 @@
 """One call for all decoders that may propose candidates, chosen by a config: beam search, sampling, VED."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.choose import CHILDREN, VOCABULARY, check_distribution
+from gr.decoding.choose import CHILDREN, VOCABULARY, check_normalisation
 from gr.decoding.evaluate import ValueHead
 from gr.decoding.sampling import sample_without_replacement
-from gr.decoding.selection import BEST_FIRST, DESCENT, check_selection
+from gr.decoding.selection import BEST_FIRST, DESCENT, Weights, check_selection
 from gr.decoding.ved import ved_search
 from gr.models import TreeBackbone
 from gr.trie import Constraint, TrieIndex
@@ -59,11 +60,14 @@ class SearchConfig:
             if getattr(self, field) < 1:
                 raise DecodingError(f"search.{field}={getattr(self, field)} must be at least 1")
         for field in _NOT_NEGATIVE:
-            if getattr(self, field) < 0:
-                raise DecodingError(f"search.{field}={getattr(self, field)} must not be negative")
-        check_selection(self.selection, self.prior_weight)
+            if not 0 <= getattr(self, field) < math.inf:
+                raise DecodingError(
+                    f"search.{field}={getattr(self, field)} must not be negative, and finite"
+                )
+        weights = Weights(self.entropy_weight, self.prior_weight, self.exploration)
+        check_selection(self.selection, weights)
         if self.normalise_over:
-            check_distribution(1.0, self.normalise_over)
+            check_normalisation(self.normalise_over)
 
 
 # What a decoder's name on a command line stands for, besides candidates and budget.

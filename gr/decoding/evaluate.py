@@ -6,15 +6,14 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.beam import scaled
 from gr.decoding.candidates import DecodingError
-from gr.decoding.choose import CHILDREN, check_distribution
-from gr.decoding.expand import LOWEST
+from gr.decoding.checked import Checked
+from gr.decoding.choose import CHILDREN, check_normalisation, check_weights
 from gr.decoding.sampling import conditionals, logits_of
 from gr.decoding.selection import Weights, check_selection
+from gr.decoding.softmax import LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
 from gr.decoding.tree import Prefixes, Tree, rows
-from gr.models import TreeBackbone
 
 
 class ValueHead(Protocol):
@@ -41,7 +40,6 @@ class Options:
     sampling_temperature: float
     crowding: float
     width: int
-    temperature: float
     normalise_over: str
     keep_tree: bool
 
@@ -49,11 +47,10 @@ class Options:
         for name in ("num_candidates", "width"):
             if getattr(self, name) < 1:
                 raise DecodingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("initial_beams", "sampling_temperature", "crowding"):
-            if getattr(self, name) < 0:
-                raise DecodingError(f"{name} must not be negative, got {getattr(self, name)}")
-        check_selection(self.selection, self.weights.prior)
-        check_distribution(self.temperature, self.normalise_over)
+        names = ("budget", "initial_beams", "sampling_temperature", "crowding")
+        check_weights(**{name: getattr(self, name) for name in names})
+        check_selection(self.selection, self.weights)
+        check_normalisation(self.normalise_over)
 
     @property
     def limit(self) -> int:
@@ -74,11 +71,12 @@ class Options:
 class Search:
     """What stays the same throughout."""
 
-    backbone: TreeBackbone
+    backbone: Checked
     value_head: ValueHead | None
     source: Listing
     first: tuple  # What `prefill` returned.
     key: jax.Array
+    inverse: jax.Array  # 1 / T.
     options: Options
 
     @property
@@ -142,15 +140,21 @@ def evaluated(
         outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
     """
     logits, hidden, stored = outputs
-    logits, normaliser = scaled(logits, search.options.temperature)
+    logits = logits.astype(jnp.float32)
     if search.over_children:
-        normaliser = _over_children(search, levels, states, depths, logits)
+        chances = _over_children(search, levels, states, depths, logits)
+    else:
+        chances = softmax(logits, search.inverse)
+    values = _values(search, levels, tree, depths, paths, hidden)
+    nan = chances.nan | jnp.isnan(values)
     ways, exist, sizes = _continuations(search, levels, states, depths)
+    exist &= ~nan[..., None]  # Nothing follows where nothing is known.
     lone = search.over_children & (sizes == 1)
     ends = exist & (lone | (depths == search.longest)[..., None])
     logits = logits_of(logits, ways)
-    chances = conditionals(logits, exist)
-    grows, turns = exist & ~ends, jnp.maximum(chances, LOWEST)
+    turns, _ = conditionals(logits, exist, search.inverse)
+    entropies = -jnp.where(exist, jnp.exp(turns) * turns, 0.0).sum(-1)
+    grows = exist & ~ends
     if search.options.sampling_temperature:
         noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
         turns = turns + search.options.sampling_temperature * noise
@@ -162,17 +166,19 @@ def evaluated(
         paths=paths,
         codes=codes,
         log_probs=log_probs,
-        values=_values(search, levels, tree, depths, paths, hidden),
-        entropies=-jnp.where(exist, jnp.exp(chances) * chances, 0.0).sum(-1),
+        values=jnp.where(nan, 0.0, jnp.clip(values, LOWEST, -LOWEST)),
+        entropies=entropies,
         visits=jnp.zeros_like(depths),
         unexpanded=grows.sum(-1, dtype=jnp.int32),
         ways=ways,
-        gains=jnp.where(exist, logits - normaliser[..., None], -jnp.inf),
+        gains=jnp.where(exist, chances.of(logits), -jnp.inf),
         ends=ends,
         turns=jnp.where(grows, turns, -jnp.inf),
         states=states,
         hidden=hidden,
         stored=stored,
+        nan=nan,
+        flawed=chances.flawed | ~jnp.isfinite(values),
     )
 
 
@@ -220,13 +226,15 @@ def _continuations(
 
 def _over_children(
     search: Search, levels: range, states: Any, depths: jax.Array, logits: jax.Array
-) -> jax.Array:
-    """Log-sum-exp `[B, n]` over what the trie has behind prefixes of several depths."""
-    found = jnp.zeros(depths.shape)
+) -> Softmax:
+    """The distributions `[B, n]` over what the trie has behind prefixes of several depths."""
+    found = Softmax(jnp.zeros(depths.shape), jnp.zeros(depths.shape), search.inverse)
     for depth in levels:
         here = depths == depth
-        total = search.source.log_sum_exp(depth, emptied(states, here), logits)
-        found = jnp.where(here, total, found)
+        mine = search.source.softmax(depth, emptied(states, here), logits, search.inverse)
+        largest = jnp.where(here, mine.largest, found.largest)
+        log_total = jnp.where(here, mine.log_total, found.log_total)
+        found = Softmax(largest, log_total, search.inverse)
     return found
 
 

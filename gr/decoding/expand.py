@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.decoding.softmax import Softmax, centred
 from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
@@ -21,10 +22,6 @@ from gr.trie.transitions import (
     scanned_slots,
     slot_tokens,
 )
-
-LOWEST = (
-    -1e30
-)  # Stands for log 0 in the score of a valid path: still above -inf, which means "no path".
 
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
@@ -45,33 +42,35 @@ def best_children(
     index: TrieIndex,
     depth: int,
     nodes: Nodes,
-    offset: jax.Array,
+    before: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None = None,
 ) -> Step:
-    """The best children of all beams of each user.
+    """The best children of all beams of each user, by the score of the parent plus the log-probability of the token.
 
-    A child's score is `offset` of its parent plus the logit of its token; what is passed as `offset` is the parent's
-    score less the log-sum-exp of its logits.
+    Within a beam that order is the order of logits, so that few of them are ever made log-probabilities.
 
     Args:
         index: the trie.
         depth: depth of `nodes`; static.
         nodes: `[B, M]`.
-        offset: `[B, M]` float32.
-        logits: `[B, M, V]`.
+        before: their scores `[B, M]` float32.
+        logits: `[B, M, V]` float32.
+        softmax: of the beams.
         width: most children to be returned for a user; fewer if there cannot be as many.
         only: what is allowed, if not everything.
     """
-    offset = jnp.where(nodes.exist, offset, -jnp.inf)
+    # Of a token's score all but its own part.
+    offset = jnp.where(nodes.exist, before - softmax.log_total, -jnp.inf)
     width = min(width, index.layout.max_nodes(depth + 1))
     kind = index.layout.levels[depth].kind
     if kind == DENSE:
-        return _best_of_bits(index, depth, nodes, offset, logits, width, only)
+        return _best_of_bits(index, depth, nodes, offset, logits, softmax, width, only)
     if kind == SPARSE:
-        return _best_of_list(index, depth, nodes, offset, logits, width, only)
-    return _best_of_slots(index, depth, nodes, offset, logits, width, only)
+        return _best_of_list(index, depth, nodes, offset, logits, softmax, width, only)
+    return _best_of_slots(index, depth, nodes, offset, logits, softmax, width, only)
 
 
 def allowed_tokens(
@@ -113,6 +112,7 @@ def _best_of_bits(
     nodes: Nodes,
     offset: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
@@ -127,19 +127,22 @@ def _best_of_bits(
     def plane(bit: int) -> jax.Array:
         under = logits[..., bit * num_octets : (bit + 1) * num_octets]
         there = (octets & np.uint8(1 << bit)) != 0
-        return jnp.where(there, jnp.maximum(under, LOWEST), -jnp.inf)
+        return jnp.where(there, under, -jnp.inf)
 
     # The best of the eight tokens of each octet, and the octets with the best ones.
-    peaks = functools.reduce(jnp.maximum, map(plane, range(PLANES))) + offset[..., None]
+    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
+    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
+    peaks = jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
-    bits = take_along(octets.reshape(batch, -1), place)[..., None]
+    bits = take_along(jax.lax.collapse(octets, 1), place)[..., None]
     at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
-    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST)
+    scored = take_along(jax.lax.collapse(logits, 1), at)
+    scored = centred(scored, take_along(softmax.largest, beam)[..., None], softmax.inverse)
     scored += take_along(offset, beam)[..., None]
     there = (bits >> jnp.arange(PLANES, dtype=jnp.uint8)) & 1
     scored = jnp.where(there != 0, scored, -jnp.inf)
-    width = min(width, scored[0].size)
+    width = min(width, scored.shape[1] * PLANES)
     scores, column, bit = best_of_blocks(peak, scored, width)
 
     parents, octet = split(take_along(place, column), num_octets)
@@ -156,7 +159,7 @@ def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
     missing = base + span - logits.shape[-1]
     if missing > 0:
         widths = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
-        logits = jnp.pad(logits, widths, constant_values=LOWEST)
+        logits = jnp.pad(logits, widths, constant_values=-jnp.inf)
     return logits[..., base : base + span]
 
 
@@ -165,15 +168,15 @@ def _best_octets(peaks: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     batch, beams, octets = peaks.shape
     groups = octets // _OCTETS
     if beams * octets < _MANY_OCTETS or octets % _OCTETS or beams * groups < count:
-        return top_k(peaks.reshape(batch, -1), count)
+        return top_k(jax.lax.collapse(peaks, 1), count)
     # Every `groups`-th octet of one beam forms a group: maxima are then taken between rows of numbers.
     maxima = peaks.reshape(batch, beams, _OCTETS, groups).max(axis=2)
-    maxima, group = top_k(maxima.reshape(batch, -1), count)
+    maxima, group = top_k(jax.lax.collapse(maxima, 1), count)
     beam, group = split(group, groups)
     first = beam * octets + group
     places = first[..., None] + groups * jnp.arange(_OCTETS)
     best, block, within = best_of_blocks(
-        maxima, take_along(peaks.reshape(batch, -1), places), count
+        maxima, take_along(jax.lax.collapse(peaks, 1), places), count
     )
     return best, take_along(first, block) + groups * within
 
@@ -187,6 +190,7 @@ def _best_of_list(
     nodes: Nodes,
     offset: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
@@ -195,7 +199,7 @@ def _best_of_list(
         exist = only.children(index, depth, nodes, numbers, exist)
     numbers = numbers.swapaxes(1, 2)
     tokens = listed_tokens(index, depth, numbers)
-    scores, chosen = _best_of_few(offset, logits, tokens, exist.swapaxes(1, 2), width)
+    scores, chosen = _best_of_few(offset, logits, softmax, tokens, exist.swapaxes(1, 2), width)
     _, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
     number = jnp.where(exist, _pick(numbers, chosen), 0)
@@ -209,6 +213,7 @@ def _best_of_slots(
     nodes: Nodes,
     offset: jax.Array,
     logits: jax.Array,
+    softmax: Softmax,
     width: int,
     only: Filter | None,
 ) -> Step:
@@ -223,7 +228,7 @@ def _best_of_slots(
         allowed = inside & only.slots(index, slots)
         same = tokens[:, :, None] == tokens[:, None]
         exist &= (same & allowed[:, None]).any(2)
-    scores, chosen = _best_of_few(offset, logits, tokens, exist, width)
+    scores, chosen = _best_of_few(offset, logits, softmax, tokens, exist, width)
     place, parents = split(chosen, offset.shape[1])
     exist = scores > -jnp.inf
     token = _pick(tokens, chosen)
@@ -236,7 +241,12 @@ def _best_of_slots(
 
 
 def _best_of_few(
-    offset: jax.Array, logits: jax.Array, tokens: jax.Array, exist: jax.Array, width: int
+    offset: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+    tokens: jax.Array,
+    exist: jax.Array,
+    width: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Scores of the best of candidates `tokens [B, K, M]`, and their places in `[K * M]`, `[B, width]` each.
 
@@ -245,11 +255,12 @@ def _best_of_few(
     """
     batch, count, beams = tokens.shape
     at = tokens + logits.shape[-1] * jnp.arange(beams, dtype=jnp.int32)
-    scored = jnp.maximum(take_along(logits.reshape(batch, -1), at), LOWEST) + offset[:, None]
+    scored = take_along(jax.lax.collapse(logits, 1), at)
+    scored = centred(scored, softmax.largest[:, None], softmax.inverse) + offset[:, None]
     scored = jnp.where(exist, scored, -jnp.inf)
-    return top_k(scored.reshape(batch, -1), min(width, count * beams))
+    return top_k(jax.lax.collapse(scored, 1), min(width, count * beams))
 
 
 def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:
     """Elements of `[B, K, M]` at places in `[K * M]`."""
-    return take_along(values.reshape(len(values), -1), chosen)
+    return take_along(jax.lax.collapse(values, 1), chosen)

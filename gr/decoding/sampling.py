@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.beam import check_request, ranked, scaled
+from gr.decoding.beam import ranked
 from gr.decoding.candidates import Candidates, DecodingError, Draws
+from gr.decoding.checked import Checked, check_methods
 from gr.decoding.choose import Beams
-from gr.decoding.expand import LOWEST
+from gr.decoding.flaws import Flaws
+from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Listing, source_of
 from gr.decoding.top_k import split, take_along, top_k
 from gr.models import Backbone
@@ -48,7 +50,7 @@ def sample_without_replacement(
         constraint: see `beam_search`; probabilities are those among what it allows. An `AttributeFilter` may let
             through prefixes that come to nothing (see `Filter`); they take their share of probability and their
             places, so that a user may get fewer candidates than there are. An `ItemMask` never does.
-        temperature: logits are divided by it.
+        temperature: see `beam_search`.
 
     Returns:
         Candidates with G beams. `scores` are log-probabilities, best first; `draws` tells how likely each was to be
@@ -57,10 +59,10 @@ def sample_without_replacement(
     Raises:
         DecodingError: see `beam_search`.
     """
-    _check(num_candidates, temperature)
+    temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
     return _sample_without_replacement(
-        backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
+        backbone, index, history, constraint, key, temperature, count=num_candidates
     )
 
 
@@ -83,7 +85,7 @@ def sample(
         num_candidates: G.
         key: of the random numbers.
         constraint: see `sample_without_replacement`; a draw that comes to nothing is not valid.
-        temperature: logits are divided by it.
+        temperature: see `beam_search`.
 
     Returns:
         Candidates with G beams. `scores` are log-probabilities, best first.
@@ -91,18 +93,17 @@ def sample(
     Raises:
         DecodingError: see `beam_search`.
     """
-    _check(num_candidates, temperature)
+    temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
-    return _sample(
-        backbone, index, history, constraint, key, count=num_candidates, temperature=temperature
-    )
+    return _sample(backbone, index, history, constraint, key, temperature, count=num_candidates)
 
 
-def _check(num_candidates: int, temperature: float) -> None:
+def _checked(backbone: Backbone, num_candidates: int, temperature: float) -> Any:
+    """The temperature as an argument, if the request can be met."""
     if num_candidates < 1:
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
-    if not temperature > 0:
-        raise DecodingError(f"temperature must be above 0, got {temperature}")
+    check_methods(backbone)
+    return as_temperature(temperature)
 
 
 def gumbel(key: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
@@ -111,51 +112,52 @@ def gumbel(key: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def logits_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The logits `[B, M, K]` of `tokens [B, M, K]` among `[B, M, V]`, none of them infinitely low."""
+    """The logits `[B, M, K]` of `tokens [B, M, K]` among `[B, M, V]`."""
     # A level's range may reach beyond the vocabulary, but not what exists there.
-    return jnp.maximum(jnp.take_along_axis(logits, tokens, axis=-1, mode="clip"), LOWEST)
+    return jnp.take_along_axis(logits.astype(jnp.float32), tokens, axis=-1, mode="clip")
 
 
-def conditionals(logits: jax.Array, exist: jax.Array) -> jax.Array:
-    """Log-probabilities `[..., K]` among the codes that `exist`, by their logits; -inf for others."""
-    logits = jnp.where(exist, logits, -jnp.inf)
-    largest = logits.max(axis=-1, keepdims=True)
-    logits = logits - jnp.where(largest == -jnp.inf, 0.0, largest)
-    total = jnp.exp(logits).sum(axis=-1, keepdims=True)
-    return logits - jnp.log(jnp.where(total == 0.0, 1.0, total))
+def conditionals(
+    logits: jax.Array, exist: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array, Softmax]:
+    """Log-probabilities `[B, M, K]` among the codes that `exist`, by their logits, and the softmax; -inf for others."""
+    among = softmax(jnp.where(exist, logits, -jnp.inf), inverse)
+    return jnp.where(exist, among.of(logits), -jnp.inf), among
 
 
-@functools.partial(jax.jit, static_argnames=("count", "temperature"))
+@functools.partial(jax.jit, static_argnames="count")
 def _sample_without_replacement(
     backbone: Backbone,
     index: TrieIndex | OverlaidIndex,
     history: Any,
     constraint: Any,
     key: jax.Array,
+    temperature: jax.Array,
     *,
     count: int,
-    temperature: float,
 ) -> Candidates:
-    logits, _, cache = backbone.prefill(history)
-    check_request(index.vocab_size, logits, constraint)
+    model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
+    logits, _, cache = model.prefill(history, constraint)
     source = source_of(index, constraint)
     batch, logits = len(logits), logits[:, None]
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
     threshold = jnp.full(batch, -jnp.inf)
-    tokens, parents = [], []
+    tokens, parents, chances, alive = [], [], [], []
     for depth in range(source.settled):
         if depth > 0:
-            logits, _, cache = backbone.step(tokens[-1], backbone.reorder(cache, parents[-1]))
+            logits, _, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
         ways, exist = source.continuations(depth, states)
-        gains = conditionals(logits_of(scaled(logits, temperature)[0], ways), exist)
+        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
+        chances.append(among)
+        alive.append(log_probs > -jnp.inf)
         longer = log_probs[..., None] + gains
         noisy = longer + gumbel(key, depth + 1, longer.shape)
-        noisy = _with_maximum(noisy, perturbed).reshape(batch, -1)
+        noisy = jax.lax.collapse(_with_maximum(noisy, perturbed), 1)
         perturbed, places = top_k(noisy, min(count + 1, noisy.shape[1]))
         parent, _ = split(places, ways.shape[-1])
-        token = take_along(ways.reshape(batch, -1), places)
-        log_probs = take_along(longer.reshape(batch, -1), places)
+        token = take_along(jax.lax.collapse(ways, 1), places)
+        log_probs = take_along(jax.lax.collapse(longer, 1), places)
         above = jax.tree.map(lambda array, p=parent: take_along(array, p), states)
         states = source.descend(depth, above, jnp.where(perturbed > -jnp.inf, token, -1))
         if perturbed.shape[1] > count:
@@ -176,7 +178,7 @@ def _sample_without_replacement(
         perturbed=jnp.where(found.valid, perturbed, -jnp.inf),
         log_inclusion=jnp.where(found.valid, log_inclusion, -jnp.inf),
     )
-    return dataclasses.replace(found, draws=draws)
+    return Flaws.of_steps(chances, alive).told(dataclasses.replace(found, draws=draws))
 
 
 def _with_maximum(noisy: jax.Array, maximum: jax.Array) -> jax.Array:
@@ -198,30 +200,33 @@ def _log1mexp(x: jax.Array) -> jax.Array:
     return jnp.where(x > -0.693, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 
 
-@functools.partial(jax.jit, static_argnames=("count", "temperature"))
+@functools.partial(jax.jit, static_argnames="count")
 def _sample(
     backbone: Backbone,
     index: TrieIndex | OverlaidIndex,
     history: Any,
     constraint: Any,
     key: jax.Array,
+    temperature: jax.Array,
     *,
     count: int,
-    temperature: float,
 ) -> Candidates:
-    logits, _, cache = backbone.prefill(history)
-    check_request(index.vocab_size, logits, constraint)
+    model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
+    logits, _, cache = model.prefill(history, constraint)
     source = source_of(index, constraint)
     batch, logits = len(logits), logits[:, None]
-    states, log_probs, tokens = source.root(batch), jnp.zeros((batch, 1)), []
+    states, log_probs = source.root(batch), jnp.zeros((batch, 1))
+    tokens, chances, alive = [], [], []
     spread = functools.partial(jnp.broadcast_to, shape=(batch, count))
     for depth in range(source.settled):
         if depth > 0:
             if depth == 1:
-                cache = backbone.reorder(cache, jnp.zeros((batch, count), jnp.int32))
-            logits, _, cache = backbone.step(tokens[-1], cache)
+                cache = model.reorder(cache, jnp.zeros((batch, count), jnp.int32))
+            logits, _, cache = model.step(tokens[-1], cache)
         ways, exist = _each_alone(source, depth, states)
-        gains = conditionals(logits_of(scaled(logits, temperature)[0], ways), exist)
+        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
+        chances.append(among)
+        alive.append(log_probs > -jnp.inf)
         noise = gumbel(key, depth + 1, (batch, count, gains.shape[-1]))
         place = jnp.argmax(gains + noise, axis=-1)[..., None]
         # At the root all draws are made from the one distribution.
@@ -238,7 +243,9 @@ def _sample(
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
     tokens += rest
-    return ranked(source, beams, tokens, [None] * len(tokens), count)[0]
+    return Flaws.of_steps(chances, alive).told(
+        ranked(source, beams, tokens, [None] * len(tokens), count)[0]
+    )
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.expand import LOWEST
 from gr.decoding.top_k import split, top_k
 from gr.decoding.tree import ROOT, Tree, rows
 
@@ -29,16 +29,19 @@ class Weights:
     exploration: float  # beta, of the bonus for few visits.
 
 
-def check_selection(selection: str, prior_weight: float) -> None:
-    """Raises DecodingError unless there is such a rule, and the weight of log-probabilities suits it."""
+def check_selection(selection: str, weights: Weights) -> None:
+    """Raises DecodingError unless there is such a rule, and the weights are numbers that suit it."""
+    for name in ("entropy", "exploration", "prior"):
+        if not math.isfinite(getattr(weights, name)):
+            raise DecodingError(f"weights must be finite, got {weights}")
     if selection not in SELECTIONS:
         raise DecodingError(
             f"selection={selection!r} is unknown: use one of {', '.join(SELECTIONS)}"
         )
-    if selection == BEST_FIRST and not prior_weight > 0:
+    if selection == BEST_FIRST and not weights.prior > 0:
         raise DecodingError(
             f"selection={BEST_FIRST!r} tries codes in the order of their log-probabilities: prior_weight "
-            f"must be above 0, got {prior_weight}"
+            f"must be above 0, got {weights.prior}"
         )
 
 
@@ -74,10 +77,10 @@ def taken(tree: Tree, choice: Choice) -> Tree:
     )
 
 
-def beam(tree: Tree, depth: int, count: int) -> tuple[Tree, Choice]:
+def beam(tree: Tree, depth: int | jax.Array, count: int) -> tuple[Tree, Choice]:
     """A step of a beam search: the `count` most probable codes that may follow the prefixes of one depth."""
     prefixes = tree.prefixes
-    scores = jnp.maximum(prefixes.log_probs[..., None] + prefixes.gains, LOWEST)
+    scores = prefixes.log_probs[..., None] + prefixes.gains
     here = (tree.exist & (prefixes.depths == depth))[..., None] & (prefixes.turns > -jnp.inf)
     choice = _largest(jnp.where(here, scores, -jnp.inf), count)
     return taken(tree, choice), choice
@@ -109,7 +112,7 @@ def best_first(tree: Tree, limit: int, count: int, weights: Weights) -> tuple[Tr
 
 def _largest(worth: jax.Array, count: int) -> Choice:
     """The `count` best of codes worth `[B, C, K]`, -inf where there is none."""
-    flat = worth.reshape(len(worth), -1)
+    flat = jax.lax.collapse(worth, 1)
     best, chosen = top_k(flat, min(count, flat.shape[1]))
     return Choice(*split(chosen, worth.shape[-1]), best > -jnp.inf)
 

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from gr.decoding.beam import check_request, search
+from gr.decoding.beam import search
 from gr.decoding.candidates import Candidates, DecodingError
+from gr.decoding.checked import Checked, check_methods
 from gr.decoding.choose import Options
+from gr.decoding.softmax import as_temperature
 from gr.decoding.sources import OneShard, OneTrie
 from gr.models import Backbone
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
@@ -31,6 +33,7 @@ def sharded_beam_search(
     axis: str = "model",
     batch_axis: str | None = "data",
     constraint: Constraint | Sequence[Constraint] | None = None,
+    temperature: float = 1.0,
     **options: Any,
 ) -> Candidates:
     """`beam_search` over a sharded index, with the same results.
@@ -47,7 +50,8 @@ def sharded_beam_search(
         axis: the axis over which the index is split.
         batch_axis: the axis over which users are split; None if they are not.
         constraint: `ExcludeItems`, `AttributeFilter`, or a mask of this index made by `sharded_mask`, or several.
-        **options: temperature, length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
+        temperature: see `beam_search`.
+        **options: length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
 
     Returns:
         Candidates; `beams` holds names of nodes that differ from those of an unsharded index.
@@ -61,12 +65,14 @@ def sharded_beam_search(
             f"the index has {index.num_shards} shards, mesh axis {axis!r} has {mesh.shape[axis]} devices: "
             "decode on the mesh that it was built for"
         )
+    check_methods(backbone)
     check_constraint(constraint, index.shards)
     return _sharded_beam_search(
         backbone,
         index,
         history,
         tuple(constraints_of(constraint)),
+        as_temperature(temperature),
         options=Options(num_beams, **options),
         mesh=mesh,
         axis=axis,
@@ -80,6 +86,7 @@ def _sharded_beam_search(
     index: ShardedIndex,
     history: Any,
     constraints: tuple[Constraint, ...],
+    temperature: jax.Array,
     *,
     options: Options,
     mesh: Mesh,
@@ -89,15 +96,19 @@ def _sharded_beam_search(
     replicated, by_user = PartitionSpec(), PartitionSpec(batch_axis)
 
     def on_each_device(
-        backbone: Backbone, index: ShardedIndex, history: Any, constraints: tuple
+        backbone: Backbone,
+        index: ShardedIndex,
+        history: Any,
+        constraints: tuple,
+        temperature: jax.Array,
     ) -> Candidates:
         local, places = local_shard(index)
         mine = [_unstacked(part) for part in constraints]
-        first = backbone.prefill(history)
-        check_request(local.vocab_size, first[0], mine)
+        model = Checked(backbone, local.vocab_size)
+        first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
         source = OneShard(OneTrie(local, all_of(filters)), axis)
-        return search(backbone, source, first, options)
+        return search(model, source, first, temperature, options)
 
     return jax.shard_map(
         on_each_device,
@@ -107,10 +118,11 @@ def _sharded_beam_search(
             PartitionSpec(axis),
             by_user,
             tuple(_spec_of(part, axis, batch_axis) for part in constraints),
+            replicated,
         ),
         out_specs=by_user,
         check_vma=False,  # What is equal on all devices along `axis` is so by construction.
-    )(backbone, index, history, constraints)
+    )(backbone, index, history, constraints, temperature)
 
 
 def _unstacked(constraint: Constraint) -> Constraint:

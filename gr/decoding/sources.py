@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
 from gr.decoding.expand import Step, allowed_tokens, best_children
+from gr.decoding.softmax import Softmax, softmax
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import (
-    child_log_sum_exp,
+    child_logits,
     child_sizes,
     descend,
     item_slots,
@@ -31,7 +32,13 @@ class Source(Protocol):
         ...
 
     def best(
-        self, depth: int, states: Any, offset: jax.Array, logits: jax.Array, width: int
+        self,
+        depth: int,
+        states: Any,
+        before: jax.Array,
+        logits: jax.Array,
+        softmax: Softmax,
+        width: int,
     ) -> Step:
         """The best continuations; see `best_children`."""
         ...
@@ -48,8 +55,8 @@ class Source(Protocol):
         """Item numbers `[B, M, C]` of complete semantic IDs, `NO_ITEM`-padded."""
         ...
 
-    def log_sum_exp(self, depth: int, states: Any, logits: jax.Array) -> jax.Array:
-        """Log-sum-exp `[B, M]` of the logits `[B, M, V]` of all continuations, be they allowed or not."""
+    def softmax(self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array) -> Softmax:
+        """The distributions over all continuations, be they allowed or not, by logits `[B, M, V]`."""
         ...
 
     def names(self, states: Any) -> jax.Array:
@@ -99,10 +106,16 @@ class OneTrie:
         return root(self.index, (batch, 1))
 
     def best(
-        self, depth: int, states: Nodes, offset: jax.Array, logits: jax.Array, width: int
+        self,
+        depth: int,
+        states: Nodes,
+        before: jax.Array,
+        logits: jax.Array,
+        softmax: Softmax,
+        width: int,
     ) -> Step:
         """See `Source.best`."""
-        return best_children(self.index, depth, states, offset, logits, width, self.only)
+        return best_children(self.index, depth, states, before, logits, softmax, width, self.only)
 
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
@@ -152,9 +165,9 @@ class OneTrie:
             return items
         return _allowed_first(items)
 
-    def log_sum_exp(self, depth: int, states: Nodes, logits: jax.Array) -> jax.Array:
-        """See `Source.log_sum_exp`."""
-        return child_log_sum_exp(self.index, depth, states, logits)
+    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
+        """See `Source.softmax`."""
+        return softmax(child_logits(self.index, depth, states, logits), inverse)
 
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""
@@ -201,13 +214,14 @@ class TwoTries:
         self,
         depth: int,
         states: tuple[Nodes, Nodes],
-        offset: jax.Array,
+        before: jax.Array,
         logits: jax.Array,
+        softmax: Softmax,
         width: int,
     ) -> Step:
         """See `Source.best`. The best of both are among the best of each; what both propose counts once."""
-        base = self.base.best(depth, states[0], offset, logits, width)
-        added = self.added.best(depth, states[1], offset, logits, width)
+        base = self.base.best(depth, states[0], before, logits, softmax, width)
+        added = self.added.best(depth, states[1], before, logits, softmax, width)
         same = (base.parents[:, :, None] == added.parents[:, None, :]) & (
             base.tokens[:, :, None] == added.tokens[:, None, :]
         )
@@ -263,8 +277,10 @@ class TwoTries:
         items = jnp.concatenate([self.base.items(states[0]), added], axis=-1)
         return _allowed_first(items)
 
-    def log_sum_exp(self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array) -> jax.Array:
-        """See `Source.log_sum_exp`."""
+    def softmax(
+        self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array, inverse: jax.Array
+    ) -> Softmax:
+        """See `Source.softmax`."""
         raise DecodingError(_ONE_TRIE.format("normalise_over='children'"))
 
     def sizes(self, depth: int, states: tuple[Nodes, Nodes]) -> jax.Array:
@@ -318,10 +334,16 @@ class OneShard:
         return self.local.root(batch)
 
     def best(
-        self, depth: int, states: Nodes, offset: jax.Array, logits: jax.Array, width: int
+        self,
+        depth: int,
+        states: Nodes,
+        before: jax.Array,
+        logits: jax.Array,
+        softmax: Softmax,
+        width: int,
     ) -> Step:
         """See `Source.best`."""
-        mine = self.local.best(depth, states, offset, logits, width)
+        mine = self.local.best(depth, states, before, logits, softmax, width)
         # [B, M'] of each device, side by side: [B, devices * M'].
         proposals = (mine.scores, mine.parents, mine.tokens)
         scores, parents, tokens = jax.lax.all_gather(proposals, self.axis, axis=1, tiled=True)
@@ -347,11 +369,10 @@ class OneShard:
         """See `Source.items`."""
         return jax.lax.pmax(self.local.items(states), self.axis)
 
-    def log_sum_exp(self, depth: int, states: Nodes, logits: jax.Array) -> jax.Array:
-        """See `Source.log_sum_exp`; children of a state are on the one device that has it, those of the root on all."""
-        mine = child_log_sum_exp(self.local.index, depth, states, logits)
-        parts = jax.lax.all_gather(jnp.where(states.exist, mine, -jnp.inf), self.axis)
-        return jax.nn.logsumexp(parts, axis=0)
+    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
+        """See `Source.softmax`; children of a state are on the one device that has it, those of the root on all."""
+        mine = child_logits(self.local.index, depth, states, logits)
+        return softmax(mine, inverse, self.axis)
 
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""

@@ -31,7 +31,7 @@ def best_of_blocks(
     # The maxima go first: a heap that begins with large values is seldom changed later.
     peak = jnp.argmax(blocks, axis=-1).astype(jnp.int32)
     others = jnp.where(jnp.arange(size) == peak[:, :, None], -jnp.inf, blocks)
-    values = jnp.concatenate([maxima, others.reshape(batch, -1)], axis=1)
+    values = jnp.concatenate([maxima, jax.lax.collapse(others, 1)], axis=1)
     best, places = top_k(values, k)
     other_block, other_within = split(jnp.maximum(places - count, 0), size)
     block = jnp.where(places < count, places, other_block)
@@ -46,7 +46,6 @@ def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
     """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
-    batch = values.shape[0]
-    flat = places.reshape(batch, -1)
+    flat = jax.lax.collapse(places, 1)
     found = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
     return found.reshape(places.shape)

@@ -37,6 +37,8 @@ class Prefixes:
     states: Any  # The source's.
     hidden: jax.Array  # [B, C, D].
     stored: Any  # The backbone's.
+    nan: jax.Array  # [B, C] bool: whether there was NaN in what the model said of it.
+    flawed: jax.Array  # [B, C] bool: whether there was NaN, +inf, or a value that is infinite.
 
 
 @jax.tree_util.register_dataclass

@@ -34,11 +34,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.beam import check_request, ranked
+from gr.decoding.beam import ranked
 from gr.decoding.candidates import Candidates
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods
 from gr.decoding.choose import VOCABULARY, Beams
 from gr.decoding.evaluate import Options, Search, ValueHead, evaluated, fitted
-from gr.decoding.expand import LOWEST
+from gr.decoding.flaws import Flaws
 from gr.decoding.selection import (
     BEST_FIRST,
     DESCENT,
@@ -48,11 +49,14 @@ from gr.decoding.selection import (
     best_first,
     descent,
 )
+from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
 from gr.decoding.tree import Tree, append, can_grow, empty, numbers, published, rows
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
+
+_UNROLLED = 8  # Steps of the first beam search, each a program of its own.
 
 
 def ved_search(
@@ -103,7 +107,7 @@ def ved_search(
             Among many items a prefix's probability is split, and few of them become candidates by it.
         width: W; 1 is the sequential algorithm, more make better use of the device.
         constraint: see `beam_search`.
-        temperature: logits are divided by it, for scores, entropies and sampling.
+        temperature: see `beam_search`; of scores, entropies and sampling.
         normalise_over: what scores are normalised over; see `beam_search`. Over "children", codes without an
             alternative cost nothing. Entropies and sampling are always among the allowed children.
         keep_tree: whether to return the tree.
@@ -124,12 +128,15 @@ def ved_search(
         sampling_temperature=sampling_temperature,
         crowding=crowding,
         width=width,
-        temperature=temperature,
         normalise_over=normalise_over,
         keep_tree=keep_tree,
     )
+    check_methods(backbone, TREE_METHODS)
     check_search(index, constraint)
-    return _ved_search(backbone, value_head, index, history, constraint, key, options=options)
+    temperature = as_temperature(temperature)
+    return _ved_search(
+        backbone, value_head, index, history, constraint, key, temperature, options=options
+    )
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -140,18 +147,18 @@ def _ved_search(
     history: Any,
     constraint: Any,
     key: jax.Array,
+    temperature: jax.Array,
     *,
     options: Options,
 ) -> Candidates:
-    first = backbone.prefill(history)
-    check_request(index.vocab_size, first[0], constraint)
+    model = Checked(backbone, index.vocab_size, with_hidden=True)
+    first = model.prefill(history, constraint)
     options.check_budget(index.length)
-    search = Search(backbone, value_head, source_of(index, constraint), first, key, options)
+    source, inverse = source_of(index, constraint), inverse_of(temperature)
+    search = Search(model, value_head, source, first, key, inverse, options)
     tree = _root(search)
     if options.initial_beams:
-        for depth in range(search.longest):
-            tree, choice = beam(tree, depth, options.initial_beams)
-            tree = _grown(search, tree, choice, range(depth, depth + 1))
+        tree = _begun(search, tree)
     if search.longest:
         rule = {DESCENT: descent, BEST_FIRST: best_first}[options.selection]
 
@@ -160,11 +167,34 @@ def _ved_search(
             return _grown(search, tree, choice, range(search.longest))
 
         tree = jax.lax.while_loop(lambda tree: can_grow(tree, options.limit).any(), grow, tree)
-    return dataclasses.replace(
+    found = dataclasses.replace(
         _complete(search, tree),
         evaluations=tree.size - 1,
         tree=published(tree, options.limit) if options.keep_tree else None,
     )
+    return _flaws(tree).told(found)
+
+
+def _begun(search: Search, tree: Tree) -> Tree:
+    """The tree with the prefixes of a beam search."""
+
+    def longer(depth: Any, tree: Tree, levels: range) -> Tree:
+        tree, choice = beam(tree, depth, search.options.initial_beams)
+        return _grown(search, tree, choice, levels)
+
+    if search.longest > _UNROLLED:
+        # A step that looks at all levels takes longer, but one for each of them would be compiled for minutes.
+        levels = range(search.longest)
+        return jax.lax.fori_loop(0, search.longest, lambda d, t: longer(d, t, levels), tree)
+    for depth in range(search.longest):
+        tree = longer(depth, tree, range(depth, depth + 1))
+    return tree
+
+
+def _flaws(tree: Tree) -> Flaws:
+    """What was wrong with the model's numbers, the shortest prefix first."""
+    prefixes, exist = tree.prefixes, tree.exist
+    return Flaws.of(prefixes.flawed & exist, prefixes.nan & exist, prefixes.depths)
 
 
 def _root(search: Search) -> Tree:
@@ -219,7 +249,7 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
         paths=jnp.where(place == depth + 1, mine, paths),
         codes=jnp.where(place == depth, tokens[..., None], rows(prefixes.codes, parents)),
         states=_descended(search, levels, depths, emptied(states, exist), tokens),
-        log_probs=jnp.maximum(rows(prefixes.log_probs, parents) + gains, LOWEST),
+        log_probs=rows(prefixes.log_probs, parents) + gains,
         outputs=(logits, hidden, backbone.latest(cache)),
     )
     return append(tree, block, exist)
@@ -239,9 +269,9 @@ def _complete(search: Search, tree: Tree) -> Candidates:
     """The best semantic IDs that are known."""
     prefixes, source = tree.prefixes, search.source
     count = search.options.num_candidates
-    scores = jnp.maximum(prefixes.log_probs[..., None] + prefixes.gains, LOWEST)
+    scores = prefixes.log_probs[..., None] + prefixes.gains
     known = tree.exist[..., None] & prefixes.ends & (prefixes.gains > -jnp.inf)
-    scores = jnp.where(known, scores, -jnp.inf).reshape(len(scores), -1)
+    scores = jax.lax.collapse(jnp.where(known, scores, -jnp.inf), 1)
     scores, order = top_k(scores, min(count, scores.shape[1]))
     node, place = split(order, search.places)
     depths = rows(prefixes.depths, node)

@@ -33,6 +33,7 @@ from gr.evaluation.comparison import (
 )
 from gr.evaluation.evaluators import (
     Decoded,
+    check_finite,
     decode_targets,
     distinct_items,
     fetched,
@@ -109,6 +110,7 @@ __all__ = [
     "compare_runs",
     "compare_searches",
     "coverage",
+    "check_finite",
     "decode_targets",
     "distinct_items",
     "equal_budget",

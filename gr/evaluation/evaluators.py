@@ -15,6 +15,8 @@ from gr.data import PAD_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
 from gr.data.examples import target_examples
 from gr.decoding import Candidates, beam_search
+from gr.decoding.softmax import as_temperature
+from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
 
@@ -71,7 +73,11 @@ def decode_targets(
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children"; see `beam_search`.
         progress: whether to show a progress bar.
+
+    Raises:
+        EvaluationError: if numbers of the model are NaN or infinite, naming the code and the user.
     """
+    temperature = as_temperature(temperature)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
         return _decode(
@@ -81,8 +87,8 @@ def decode_targets(
             batch["history"],
             batch["target"],
             excluded,
+            temperature,
             num_beams=num_beams,
-            temperature=temperature,
             normalise_over=normalise_over,
         )
 
@@ -114,7 +120,8 @@ def decoded_by_target(
     """What `decode(batch, excluded)` returns for batches of targets, each array in the targets' order.
 
     Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
-    very many are in smaller batches. The rest is as in `decode_targets`.
+    very many are in smaller batches. The last of what `decode` returns is `Candidates.bad_step`, which is checked and
+    left out. The rest is as in `decode_targets`.
     """
     # Resolved here, for the same buckets in batches of any size; it also checks the targets.
     lengths = target_examples(sequences, targets, max_history).lengths
@@ -131,10 +138,11 @@ def decoded_by_target(
 
     columns = None  # Each [n, ...], in the targets' order.
     with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
-        for rows, found in fetched(decoded()):
+        for rows, (*found, bad_step) in fetched(decoded()):
             if columns is None:
                 columns = [np.empty((len(targets), *v.shape[1:]), v.dtype) for v in found]
             real = rows >= 0
+            check_finite(bad_step[real], sequences.user_ids[targets.users[rows[real]]])
             for column, values in zip(columns, found, strict=True):
                 column[rows[real]] = values[real]
             bar.update(int(real.sum()))
@@ -191,7 +199,20 @@ def distinct_items(histories: Histories) -> np.ndarray:
     return padded
 
 
-@functools.partial(jax.jit, static_argnames=("num_beams", "temperature", "normalise_over"))
+def check_finite(bad_step: np.ndarray, user_ids: np.ndarray) -> None:
+    """Raises EvaluationError if the model's numbers were not finite for some of these users `[n]`; see `Candidates`."""
+    bad = np.flatnonzero(bad_step >= 0)
+    if len(bad) == 0:
+        return
+    others = f", and for {len(bad) - 1} others" if len(bad) > 1 else ""
+    raise EvaluationError(
+        f"the model's numbers for code {bad_step[bad[0]]} (from 0) of user {user_ids[bad[0]]} are NaN or infinite"
+        f"{others}: nothing can be ranked by them. Take an earlier checkpoint, train with a lower learning rate, or "
+        "compute in float32 or bfloat16 if the model's dtype is float16"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("num_beams", "normalise_over"))
 def _decode(
     model: Any,
     index: TrieIndex,
@@ -199,11 +220,11 @@ def _decode(
     history: jax.Array,
     target: jax.Array,
     excluded: ExcludeItems | None,
+    temperature: jax.Array,
     *,
     num_beams: int,
-    temperature: float,
     normalise_over: str,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     history, target = tokens[history], tokens[target]
     found = beam_search(
         model,
@@ -216,11 +237,15 @@ def _decode(
         keep_beams=True,
     )
     logits = model.target_logits(history, target)
+    bad_step = found.bad_step
     if normalise_over == "children":
         log_probs = masked_token_log_probs(logits, target, index, temperature)
     else:
-        log_probs = token_log_probs(logits / temperature, target)
-    return found.items, found.scores, prefix_hits(index, found, target), log_probs
+        log_probs = token_log_probs(logits, target, temperature)
+        # The target's prefixes need not have been in the beam.
+        flawed = ~(logits < jnp.inf).all(axis=-1)
+        bad_step = jnp.where((bad_step < 0) & flawed.any(-1), flawed.argmax(-1), bad_step)
+    return found.items, found.scores, prefix_hits(index, found, target), log_probs, bad_step
 
 
 def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:

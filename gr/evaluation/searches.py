@@ -10,6 +10,7 @@ import numpy as np
 
 from gr.data import Sequences, Targets
 from gr.decoding import SearchConfig, search
+from gr.decoding.softmax import as_temperature
 from gr.evaluation.evaluators import decoded_by_target
 from gr.evaluation.rankings import EvaluationError
 from gr.trie import ExcludeItems, TrieIndex
@@ -94,7 +95,11 @@ def search_targets(
         temperature: of the model's distribution.
         normalise_over: "vocabulary" or "children"; sampling is always among the children.
         progress: whether to show a progress bar.
+
+    Raises:
+        EvaluationError: see `decode_targets`.
     """
+    temperature = as_temperature(temperature)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
         # The first row of a batch is real, so its number tells the batches apart.
@@ -107,8 +112,8 @@ def search_targets(
             batch["history"],
             excluded,
             of_batch,
+            temperature,
             config=config,
-            temperature=temperature,
             normalise_over=normalise_over,
         )
 
@@ -126,7 +131,7 @@ def search_targets(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "temperature", "normalise_over"))
+@functools.partial(jax.jit, static_argnames=("config", "normalise_over"))
 def _search(
     model: Any,
     value_head: Any | None,
@@ -135,11 +140,11 @@ def _search(
     history: jax.Array,
     excluded: ExcludeItems | None,
     key: jax.Array,
+    temperature: jax.Array,
     *,
     config: SearchConfig,
-    temperature: float,
     normalise_over: str,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     found = search(
         config,
         model,
@@ -151,4 +156,4 @@ def _search(
         temperature=temperature,
         normalise_over=normalise_over,
     )
-    return found.items, found.codes, found.scores, found.evaluations
+    return found.items, found.codes, found.scores, found.evaluations, found.bad_step

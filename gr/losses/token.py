@@ -7,35 +7,44 @@ logit is above -inf, and no gradient becomes NaN by it. What is NaN or +inf amon
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_tokens, descend, root
+from gr.trie import TrieIndex, child_logits, descend, root
 
 Metrics = dict[str, jax.Array]
 
 
-def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_log_probs(
+    logits: jax.Array, tokens: jax.Array, temperature: float | jax.Array | None = None
+) -> jax.Array:
     """Log-probability of each token, `[..., V]` and `[...]` to `[...]` float32.
 
-    A gather and a log-sum-exp: the log-softmax over V is never written out.
+    A gather and a log-sum-exp: the log-softmax over V is never written out. None is a temperature of 1.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
-    return _log_share(chosen, logits)[..., 0]
+    return _log_share(chosen, logits, temperature)[..., 0]
 
 
-def group_token_log_probs(first: jax.Array, later: jax.Array, tokens: jax.Array) -> jax.Array:
+def group_token_log_probs(
+    first: jax.Array,
+    later: jax.Array,
+    tokens: jax.Array,
+    temperature: float | jax.Array | None = None,
+) -> jax.Array:
     """Log-probability of each token of a group's n candidates, which share the prediction of the first code.
 
     Args:
         first: logits of the first code `[..., V]`.
         later: logits of the others `[..., n, L - 1, V]`.
         tokens: `[..., n, L]`.
+        temperature: see `token_log_probs`.
 
     Returns:
         `[..., n, L]` float32.
     """
     first = first.astype(jnp.float32)
-    chosen = _log_share(jnp.take_along_axis(first, tokens[..., 0], axis=-1), first)
-    return jnp.concatenate([chosen[..., None], token_log_probs(later, tokens[..., 1:])], axis=-1)
+    chosen = _log_share(jnp.take_along_axis(first, tokens[..., 0], axis=-1), first, temperature)
+    others = token_log_probs(later, tokens[..., 1:], temperature)
+    return jnp.concatenate([chosen[..., None], others], axis=-1)
 
 
 def masked_token_log_probs(
@@ -52,13 +61,13 @@ def masked_token_log_probs(
     Returns:
         `[..., L]` float32.
     """
-    logits = logits.astype(jnp.float32) / tau
+    logits = logits.astype(jnp.float32)
     log_probs = []
     for depth, (rivals, exists) in enumerate(allowed_logits(logits, tokens, index)):
         # What the trie does not have is masked before anything is computed of it, lest gradients be 0 times NaN.
         rivals = jnp.where(exists[..., None], rivals, -jnp.inf)
         chosen = jnp.take_along_axis(logits[..., depth, :], tokens[..., depth, None], axis=-1)
-        log_probs.append(jnp.where(exists, _log_share(chosen, rivals)[..., 0], 0.0))
+        log_probs.append(jnp.where(exists, _log_share(chosen, rivals, tau)[..., 0], 0.0))
     return jnp.stack(log_probs, axis=-1)
 
 
@@ -88,10 +97,9 @@ def allowed_logits(
     """
     nodes, found = root(index, tokens.shape[:-1]), []
     for depth in range(tokens.shape[-1]):
-        ways, exist = child_tokens(index, depth, nodes)
-        rivals = jnp.take_along_axis(logits[..., depth, :], ways, axis=-1, mode="clip")
+        rivals = child_logits(index, depth, nodes, logits[..., depth, :])
         nodes = descend(index, depth, nodes, tokens[..., depth])
-        found.append((jnp.where(exist, rivals, -jnp.inf), nodes.exist))
+        found.append((rivals, nodes.exist))
     return found
 
 
@@ -118,12 +126,17 @@ def cross_entropy(
     return loss, {f"level_{t + 1}/loss": levels[t] for t in range(token_logp.shape[-1])}
 
 
-def _log_share(chosen: jax.Array, logits: jax.Array) -> jax.Array:
-    """Log-softmax, never above 0, of the `chosen [..., C]` among `logits [..., K]`."""
+def _log_share(
+    chosen: jax.Array, logits: jax.Array, temperature: float | jax.Array | None = None
+) -> jax.Array:
+    """Log-softmax, never above 0, of the `chosen [..., C]` among `logits [..., K]`; None is a temperature of 1."""
     largest = _largest(logits)
-    total = jnp.exp(logits - largest).sum(axis=-1, keepdims=True)
-    # The largest is taken away first: beside 1e30 the logarithm of the total would be lost.
-    return (chosen - largest) - jnp.log(_or_one(total))
+    # The largest is taken away first: beside 1e30 the logarithm of the total would be lost, and so would digits in a
+    # division.
+    chosen, logits = chosen - largest, logits - largest
+    if temperature is not None:
+        chosen, logits = chosen / temperature, logits / temperature
+    return chosen - jnp.log(_or_one(jnp.exp(logits).sum(axis=-1, keepdims=True)))
 
 
 def _largest(logits: jax.Array) -> jax.Array:

@@ -36,7 +36,9 @@ class Backbone(Protocol):
     """A model that spells out items code by code; the only thing a decoder knows of it.
 
     Must be a pytree (every `nnx.Module` is), so that it passes through `jit`. `history` and `cache` are opaque
-    to the decoder. Letters: B users, M beams, V vocabulary, D width.
+    to the decoder. Letters: B users, M beams, V vocabulary, D width. What is returned is checked when a search is
+    traced: a tuple of three, logits of a floating type that cover at least the index's vocabulary. Logits of -inf say
+    that a token is impossible; NaN and +inf are told in `Candidates.bad_step`.
     """
 
     def prefill(self, history: Any) -> tuple[jax.Array, jax.Array, Any]:

@@ -209,7 +209,7 @@ def _supervised_loss(
     if rollout.normalise_over == "children":
         logp = masked_token_log_probs(logits, rollouts.target, index, rollout.temperature)
     else:
-        logp = token_log_probs(logits / rollout.temperature, rollouts.target)
+        logp = token_log_probs(logits, rollouts.target, rollout.temperature)
     normaliser = jnp.maximum(rollouts.weight.sum(), 1.0)
     return cross_entropy(logp, rollouts.weight, normaliser)[0]
 

@@ -189,7 +189,7 @@ def log_probs_of_states(
         return masked_token_log_probs(backbone.logits(states), codes, index, config.temperature)
     # The state before the first code is the same for the whole group.
     first, later = backbone.logits(states[:, 0, 0]), backbone.logits(states[:, :, 1:])
-    return group_token_log_probs(first / config.temperature, later / config.temperature, codes)
+    return group_token_log_probs(first, later, codes, config.temperature)
 
 
 def _entropies(

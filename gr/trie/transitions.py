@@ -140,6 +140,13 @@ def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
     return index.first_child[depth][nodes.begin][..., None]
 
 
+def child_logits(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
+    """Those of logits `[..., V]` whose tokens may follow nodes `[...]` of one depth, `[..., K]`; -inf at no child."""
+    tokens, exist = child_tokens(index, depth, nodes)
+    rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+    return jnp.where(exist, rivals, -jnp.inf)
+
+
 def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
     """Log-sum-exp of the logits of the tokens that may follow nodes of one depth; some number where there is no node.
 
@@ -152,10 +159,9 @@ def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Ar
     Returns:
         `[...]`.
     """
-    tokens, exist = child_tokens(index, depth, nodes)
-    exist |= ~nodes.exist[..., None]  # Lest the sum of nothing make gradients NaN.
-    rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
-    return jax.nn.logsumexp(jnp.where(exist, rivals, -jnp.inf), axis=-1)
+    rivals = child_logits(index, depth, nodes, logits)
+    # Lest the sum of nothing make gradients NaN.
+    return jax.nn.logsumexp(jnp.where(nodes.exist[..., None], rivals, 0.0), axis=-1)
 
 
 def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:

@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from gr.data import DataError, Histories, Sequences, Targets
-from gr.decoding import Candidates
-from gr.evaluation import evaluators
+from gr.decoding import Candidates, DecodingError
+from gr.evaluation import EvaluationError, evaluators
 from gr.evaluation.evaluators import (
     Decoded,
+    check_finite,
     decode_targets,
     distinct_items,
     fetched,
@@ -280,3 +281,38 @@ def test_a_target_that_the_trie_lacks_is_no_hit():
 def test_nothing_to_decode_is_an_error():
     with pytest.raises(DataError, match="no targets"):
         decode(make_sequences(), last_items(()))
+
+
+@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
+def test_numbers_that_are_none_stop_it_with_the_code_and_the_user(normalise_over):
+    table = item_token_table(make_tokens())
+    broken = jax.tree.map(lambda x: x * jnp.nan, make_model())
+    with pytest.raises(EvaluationError) as error:
+        decode_targets(
+            broken,
+            make_index(),
+            table,
+            make_sequences(),
+            last_items(),
+            num_beams=BEAMS,
+            max_history=MAX_HISTORY,
+            buckets=BUCKETS,
+            batch_size=BATCH_SIZE,
+            normalise_over=normalise_over,
+        )
+    message = str(error.value)
+    assert "numbers for code 0 (from 0) of user u0 are NaN or infinite, and for 6 others" in message
+    assert "float32 or bfloat16" in message
+
+
+def test_the_first_user_with_numbers_that_are_none_is_named():
+    check_finite(np.array([-1, -1]), np.array(["a", "b"]))
+    with pytest.raises(EvaluationError, match=r"code 2 \(from 0\) of user b are NaN or infinite:"):
+        check_finite(np.array([-1, 2]), np.array(["a", "b"]))
+
+
+def test_small_temperatures_leave_log_probabilities_at_most_0():
+    found = decode(make_sequences(), last_items(), temperature=1e-10)
+    assert (found.log_probs <= 0).all() and np.isfinite(found.log_probs).all()
+    with pytest.raises(DecodingError, match="temperature must be above 0"):
+        decode(make_sequences(), last_items(), temperature=0.0)

@@ -1,0 +1,63 @@
+"""Which users' candidates rest on numbers of the model that are none, and since when."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.candidates import Candidates, Draws, SearchTree
+from gr.decoding.softmax import Softmax
+
+
+@dataclasses.dataclass(frozen=True)
+class Flaws:
+    """What was wrong; read off the sums that a search needs anyway."""
+
+    bad_step: jax.Array  # [B] int32: the first step at which there was NaN or +inf, or -1.
+    nan: jax.Array  # [B] bool: whether there was NaN.
+
+    @staticmethod
+    def of_steps(chances: list[Softmax], alive: list[jax.Array]) -> "Flaws":
+        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`."""
+        # All steps at once: small programs for each of them would cost more than what they do.
+        steps = [jnp.full(a.shape, step, jnp.int32) for step, a in enumerate(alive)]
+        flawed = [c.flawed & a for c, a in zip(chances, alive, strict=True)]
+        nan = [c.nan & a for c, a in zip(chances, alive, strict=True)]
+        flawed, nan, steps = (jnp.concatenate(part, axis=1) for part in (flawed, nan, steps))
+        return Flaws.of(flawed, nan, steps)
+
+    @staticmethod
+    def of(flawed: jax.Array, nan: jax.Array, steps: jax.Array) -> "Flaws":
+        """From what was found at each of `steps`, `[B, n]` each."""
+        none = jnp.iinfo(jnp.int32).max
+        first = jnp.where(flawed, steps, none).min(axis=1, initial=none)
+        return Flaws(jnp.where(first == none, -1, first), nan.any(axis=1))
+
+    def told(self, found: Candidates) -> Candidates:
+        """The candidates, without a ranking where there was NaN."""
+        nan = self.nan[:, None]
+
+        def unknown(array: jax.Array) -> jax.Array:
+            where = self.nan.reshape(self.nan.shape + (1,) * (array.ndim - 1))
+            return jnp.where(where, jnp.nan, array)
+
+        def none(array: jax.Array) -> jax.Array:
+            return jnp.where(nan[..., None], -1, array)
+
+        draws, tree = found.draws, found.tree
+        if draws is not None:
+            draws = Draws(*map(unknown, (draws.threshold, draws.perturbed, draws.log_inclusion)))
+        if tree is not None:
+            parts = ("log_probs", "values", "entropies")
+            parts = {name: unknown(getattr(tree, name)) for name in parts}
+            tree: SearchTree = dataclasses.replace(tree, **parts)
+        return dataclasses.replace(
+            found,
+            codes=none(found.codes),
+            items=none(found.items),
+            scores=unknown(found.scores),
+            valid=found.valid & ~nan,
+            draws=draws,
+            tree=tree,
+            bad_step=self.bad_step,
+        )

@@ -15,8 +15,8 @@ rest is trained on. Items need no text: semantic IDs are made from who took what
 name it by --config.data.options.items_path=items.csv, set --config.semantic_ids.vectors=both, and recommendations are
 shown by title.
 
-Made for 100 to 20,000 items and up to a few million clicks; a log of 400 users, 120 items and 4,705 clicks trains in about
-a minute on two cores. How good it is, see beside the baselines in the table that evaluation prints.
+Made for 100 to 20,000 items and up to a few million clicks; a log of 400 users, 120 items and 4,705 clicks trains in
+about a minute on two cores. How good it is, see beside the baselines in the table that evaluation prints.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr.decoding.candidates import Candidates
 from gr.decoding.checked import Checked, check_methods
@@ -17,6 +18,8 @@ from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
+
+UNROLLED = 8  # Steps without a choice that are compiled one by one; more of them are a loop.
 
 
 def beam_search(
@@ -105,52 +108,112 @@ def search(
     logits = logits[:, None, :]
     inverse = inverse_of(temperature)
     beams = start(source, len(logits))
-    tokens, parents, names, rest = [], [], [], []
-    chances, alive = [], []
-    for depth in range(source.length):
-        # The model's turn.
+    tokens, parents, names, seen = [], [], [], []
+
+    # While there is a choice: the best continuations of all beams.
+    for depth in range(source.settled):
         if depth > 0:
-            if parents[-1] is not None:
-                cache = backbone.reorder(cache, parents[-1])
+            cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
         logits = logits.astype(jnp.float32)
         if options.normalise_over == CHILDREN:
-            chances.append(source.softmax(depth, beams.states, logits, inverse))
+            chances = source.softmax(depth, beams.states, logits, inverse)
         else:
-            chances.append(softmax(logits, inverse))
-        alive.append(beams.log_probs > -jnp.inf)
-
-        # While there is a choice: the best continuations of all beams. From `settled` on each beam has one way left,
-        # which is only scored; no beam is moved, and so no cache either.
-        if depth < source.settled:
-            beams = choose(source, depth, beams, logits, chances[-1], options)
-        else:
-            if depth == source.settled:
-                states, rest = source.settle(beams.states)
-                beams = dataclasses.replace(beams, states=states)
-            beams = _follow(source, beams, rest[depth - source.settled], logits, chances[-1])
+            chances = softmax(logits, inverse)
+        seen.append((chances, beams.log_probs > -jnp.inf, depth))
+        beams = choose(source, depth, beams, logits, chances, options)
         tokens.append(beams.tokens)
         parents.append(beams.parents)
         if options.keep_beams:
             names.append(source.names(beams.states))
 
-    found, _ = ranked(source, beams, tokens, parents, options.num_beams)
+    # From `settled` on each beam has one way left, which is only scored; no beam is moved, and so no cache either.
+    rest = None
+    if source.settled < source.length:
+        states, rest = source.settle(beams.states)
+        beams = dataclasses.replace(beams, states=states)
+        if source.settled > 0:
+            cache = backbone.reorder(cache, parents[-1])
+            logits, _, cache = backbone.step(tokens[-1], cache)
+        over_children = options.normalise_over == CHILDREN
+        beams, more = _follow(source, backbone, beams, cache, logits, rest, inverse, over_children)
+        seen += more
+        if options.keep_beams:
+            names += [source.names(states)] * len(rest)
+
+    found, _ = ranked(source, beams, tokens, parents, options.num_beams, rest)
     scores = found.scores
     if options.length_penalty:
         scores = scores / source.length**options.length_penalty
-    flaws = Flaws.of_steps(chances, alive)
+    flaws = Flaws.of_steps(*zip(*seen, strict=True))
     return flaws.told(dataclasses.replace(found, scores=scores, beams=tuple(names)))
 
 
 def _follow(
-    source: Source, beams: Beams, tokens: jax.Array, logits: jax.Array, chances: Softmax
-) -> Beams:
-    """Beams that go the one way they have, by `tokens [B, M]`."""
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="promise_in_bounds")
-    scores = beams.log_probs + chances.of(chosen[..., 0])
-    alive = source.exist(beams.states) & (beams.log_probs > -jnp.inf)
-    scores = jnp.where(alive, scores, -jnp.inf)
-    return Beams(beams.states, scores, scores, tokens, None)
+    source: Source,
+    backbone: Checked,
+    beams: Beams,
+    cache: Any,
+    logits: jax.Array,
+    rest: jax.Array,
+    inverse: jax.Array,
+    over_children: bool,
+) -> tuple[Beams, list[tuple[Softmax, jax.Array, Any]]]:
+    """Beams that go the one way they have, by tokens `rest [n, B, M]`; `logits [B, M, V]` are those of the first.
+
+    Many such steps are one loop, if the backbone's cache keeps its shapes: unrolled, each is compiled for itself. Also
+    returns each step's distributions, the beams that there were before it, and its number.
+    """
+    exist = source.exist(beams.states)
+
+    def score(log_probs: jax.Array, logits: jax.Array, tokens: jax.Array) -> tuple:
+        logits = logits.astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="promise_in_bounds")
+        # A prefix with one way left has one child.
+        chances = softmax(chosen if over_children else logits, inverse)
+        alive = log_probs > -jnp.inf
+        scores = log_probs + chances.of(chosen[..., 0])
+        return jnp.where(exist & alive, scores, -jnp.inf), (chances, alive)
+
+    def step(carry: tuple, tokens: tuple[jax.Array, jax.Array]) -> tuple:
+        log_probs, cache = carry
+        logits, _, cache = backbone.step(tokens[0], cache)
+        log_probs, seen = score(log_probs, logits, tokens[1])
+        return (log_probs, cache), seen
+
+    first, count = source.settled, len(rest)
+    log_probs, seen = score(beams.log_probs, logits, rest[0])
+    seen = [(*seen, first)]
+    if count > UNROLLED and _keeps_shapes(backbone, rest[0], cache):
+        carry = (log_probs, jax.tree.map(jnp.asarray, cache))
+        (log_probs, _), more = jax.lax.scan(step, carry, (rest[:-1], rest[1:]))
+        # Beams of all steps side by side, [n, B, M] -> [B, n * M].
+        beside = [
+            jax.lax.collapse(jnp.moveaxis(x, 0, 1), 1)
+            for x in (more[0].largest, more[0].log_total, more[1])
+        ]
+        steps = np.repeat(np.arange(first + 1, first + count), rest.shape[-1])
+        seen.append((Softmax(*beside[:2], inverse), beside[2], steps))
+    else:
+        for place in range(1, count):
+            (log_probs, cache), more = step((log_probs, cache), (rest[place - 1], rest[place]))
+            seen.append((*more, first + place))
+    return Beams(beams.states, log_probs, log_probs, None, None), seen
+
+
+def _keeps_shapes(backbone: Checked, tokens: jax.Array, cache: Any) -> bool:
+    """Whether a step can be one of a compiled loop: its cache keeps its shapes, and it looks at no value of it."""
+    before = jax.tree.map(jnp.asarray, cache)
+    try:
+        after = jax.eval_shape(lambda t, c: backbone.step(t, c)[2], tokens, before)
+    except jax.errors.JAXTypeError:  # Such as a depth by which it chooses a layer.
+        return False
+
+    def shapes(tree: Any) -> tuple:
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    return shapes(before) == shapes(after)
 
 
 def ranked(
@@ -159,6 +222,7 @@ def ranked(
     tokens: list[jax.Array],
     parents: list[jax.Array | None],
     count: int,
+    rest: jax.Array | None = None,
 ) -> tuple[Candidates, jax.Array]:
     """The best `count` of complete beams by log-probability, what is not valid left blank.
 
@@ -168,6 +232,7 @@ def ranked(
         tokens: of each step, `[B, M_t]`.
         parents: of each step, `[B, M_t]`, or None where beams stood still.
         count: candidates of a user, of which some may be missing.
+        rest: tokens of the steps behind those, in which beams stood still, `[n, B, M]`.
 
     Returns:
         The candidates, and the beam `[B, <= count]` that each of them was.
@@ -178,7 +243,7 @@ def ranked(
     scores, order = top_k(scores, min(count, scores.shape[1]))
     valid = scores > -jnp.inf
     items = jnp.take_along_axis(items, order[..., None], axis=1)
-    codes = _backtrack(tokens, parents, order)
+    codes = _backtrack(tokens, parents, order, rest)
     missing = ((0, 0), (0, count - scores.shape[1]))
     candidates = Candidates(
         codes=jnp.pad(
@@ -194,13 +259,19 @@ def ranked(
 
 
 def _backtrack(
-    tokens: list[jax.Array], parents: list[jax.Array | None], order: jax.Array
+    tokens: list[jax.Array],
+    parents: list[jax.Array | None],
+    order: jax.Array,
+    rest: jax.Array | None,
 ) -> jax.Array:
     """Codes `[B, M, L]` of the last beams in `order [B, M]`, from each step's tokens and parents `[B, M_t]`."""
     beam = order
     codes = []
     for token, parent in zip(reversed(tokens), reversed(parents), strict=True):
-        codes.append(take_along(token, beam))
+        codes.append(take_along(token, beam)[..., None])
         if parent is not None:  # Else beams stood still.
             beam = take_along(parent, beam)
-    return jnp.stack(codes[::-1], axis=-1)
+    codes = codes[::-1]
+    if rest is not None:
+        codes.append(jnp.take_along_axis(jnp.moveaxis(rest, 0, -1), order[..., None], axis=1))
+    return jnp.concatenate(codes, axis=-1)

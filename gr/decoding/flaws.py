@@ -1,6 +1,8 @@
 """Which users' candidates rest on numbers of the model that are none, and since when."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,19 @@ class Flaws:
     nan: jax.Array  # [B] bool: whether there was NaN.
 
     @staticmethod
-    def of_steps(chances: list[Softmax], alive: list[jax.Array]) -> "Flaws":
-        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`."""
+    def of_steps(
+        chances: list[Softmax], alive: list[jax.Array], steps: Sequence[Any] | None = None
+    ) -> "Flaws":
+        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`.
+
+        `steps` are 0, 1, ... by default; one of them may be `[M_t]`, where beams of several steps stand side by side.
+        """
         # All steps at once: small programs for each of them would cost more than what they do.
-        steps = [jnp.full(a.shape, step, jnp.int32) for step, a in enumerate(alive)]
+        steps = range(len(alive)) if steps is None else steps
+        steps = [
+            jnp.broadcast_to(jnp.asarray(step, jnp.int32), a.shape)
+            for step, a in zip(steps, alive, strict=True)
+        ]
         flawed = [c.flawed & a for c, a in zip(chances, alive, strict=True)]
         nan = [c.nan & a for c, a in zip(chances, alive, strict=True)]
         flawed, nan, steps = (jnp.concatenate(part, axis=1) for part in (flawed, nan, steps))

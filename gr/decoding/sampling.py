@@ -169,7 +169,7 @@ def _sample_without_replacement(
     states, rest = source.settle(states)
     drawn = (perturbed > threshold[:, None]) & source.exist(states)
     beams = Beams(states, perturbed, jnp.where(drawn, log_probs, -jnp.inf), None, None)
-    found, order = ranked(source, beams, tokens + rest, parents + [None] * len(rest), count)
+    found, order = ranked(source, beams, tokens, parents, count, rest)
     missing = ((0, 0), (0, count - order.shape[1]))
     perturbed = jnp.pad(take_along(perturbed, order), missing)
     log_inclusion = _log1mexp(-jnp.exp(found.scores - threshold[:, None]))
@@ -239,13 +239,11 @@ def _sample(
 
     states, rest = source.settle(states)
     log_probs = jnp.where(source.exist(states), log_probs, -jnp.inf)
-    log_probs, *rest = map(spread, (log_probs, *rest))
+    log_probs, rest = spread(log_probs), jax.vmap(spread)(rest)
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
-    tokens += rest
-    return Flaws.of_steps(chances, alive).told(
-        ranked(source, beams, tokens, [None] * len(tokens), count)[0]
-    )
+    found, _ = ranked(source, beams, tokens, [None] * len(tokens), count, rest)
+    return Flaws.of_steps(chances, alive).told(found)
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:

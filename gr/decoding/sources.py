@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr.decoding.candidates import DecodingError
 from gr.decoding.expand import Step, allowed_tokens, best_children
@@ -17,6 +18,8 @@ from gr.trie.transitions import (
     descend,
     item_slots,
 )
+
+_MANY = 8  # Levels without a choice: so many are read one by one.
 
 
 class Source(Protocol):
@@ -43,8 +46,8 @@ class Source(Protocol):
         """The best continuations; see `best_children`."""
         ...
 
-    def settle(self, states: Any) -> tuple[Any, list[jax.Array]]:
-        """At depth `settled`: states, emptied where not allowed, and tokens `[B, M]` of all levels to come."""
+    def settle(self, states: Any) -> tuple[Any, jax.Array]:
+        """At depth `settled`: states, emptied where not allowed, and tokens `[n, B, M]` of all n levels to come."""
         ...
 
     def exist(self, states: Any) -> jax.Array:
@@ -133,19 +136,21 @@ class OneTrie:
         """See `Listing.descend`."""
         return descend(self.index, depth, states, tokens)
 
-    def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:
+    def settle(self, states: Nodes) -> tuple[Nodes, jax.Array]:
         """See `Source.settle`."""
         layout = self.index.layout
         if layout.settled == layout.length:
-            return states, []
+            return states, _no_levels(states)
         slots = jnp.minimum(states.begin, layout.max_items - 1)
         levels = range(layout.settled, layout.length)
-        tokens = self.index.table.parts(
-            slots,
-            [layout.place_in_table(depth) for depth in levels],
-            [layout.levels[depth].bits for depth in levels],
-        )
-        tokens = [token + layout.levels[d].base for token, d in zip(tokens, levels, strict=True)]
+        firsts = [layout.place_in_table(depth) for depth in levels]
+        bits = [layout.levels[depth].bits for depth in levels]
+        if len(levels) > _MANY:  # Read all in one go: a part each would be a long program.
+            firsts, bits = np.array(firsts, np.int32), np.array(bits, np.int32)
+            tokens = jnp.moveaxis(self.index.table.part(slots[..., None], firsts, bits), -1, 0)
+        else:
+            tokens = jnp.stack(self.index.table.parts(slots, firsts, bits))
+        tokens += np.array([[[layout.levels[depth].base]] for depth in levels], np.int32)
         if self.only is not None and layout.settled == layout.handover:
             # Nodes above the slots may have been let through in vain; a scanned level decides exactly.
             states = emptied(states, self.only.slots(self.index, slots))
@@ -172,6 +177,11 @@ class OneTrie:
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""
         return states.names
+
+
+def _no_levels(states: Nodes) -> jax.Array:
+    """The tokens `[0, B, M]` of no levels."""
+    return jnp.zeros((0, *states.begin.shape), jnp.int32)
 
 
 def _allowed_first(items: jax.Array) -> jax.Array:
@@ -262,9 +272,9 @@ class TwoTries:
             self.added.descend(depth, states[1], tokens),
         )
 
-    def settle(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], list[jax.Array]]:
+    def settle(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], jax.Array]:
         """See `Source.settle`."""
-        return states, []
+        return states, _no_levels(states[0])
 
     def exist(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.exist`."""
@@ -355,11 +365,10 @@ class OneShard:
             best, take_along(parents, chosen), take_along(tokens, chosen), emptied(nodes, is_mine)
         )
 
-    def settle(self, states: Nodes) -> tuple[Nodes, list[jax.Array]]:
+    def settle(self, states: Nodes) -> tuple[Nodes, jax.Array]:
         """See `Source.settle`."""
         states, tokens = self.local.settle(states)
-        tokens = [jnp.where(states.exist, token, 0) for token in tokens]
-        return states, jax.lax.psum(tokens, self.axis)
+        return states, jax.lax.psum(jnp.where(states.exist, tokens, 0), self.axis)
 
     def exist(self, states: Nodes) -> jax.Array:
         """See `Source.exist`."""

@@ -173,8 +173,10 @@ class Cache:
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
     lengths: jax.Array  # [B] int32: history items.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.
-    # [B, M] int32, where beams differ: how many own positions a beam has, the last ones of S. None: all have S.
+    # [B, M] int32 where beams differ, else [1, 1]: how many own positions a beam has, the last ones of S. None: all S.
     decoded: jax.Array | None = None
+    # Whether S stays what it is, so that a step of many can be compiled once for all; see `own_fields`.
+    fixed: bool = dataclasses.field(metadata={"static": True}, default=False)
 
     @property
     def num_decoded(self) -> jax.Array:
@@ -185,6 +187,8 @@ class Cache:
     def grown(self, own: list[Keys]) -> "Cache":
         """The cache one own position later."""
         decoded = None if self.decoded is None else self.decoded + 1
+        if self.fixed:  # The first one was empty.
+            own = jax.tree.map(lambda x: x[:, :, 1:], own)
         return dataclasses.replace(self, own=tuple(own), decoded=decoded)
 
     def own_mask(self, masked: float) -> jax.Array | None:
@@ -194,6 +198,21 @@ class Cache:
         size = self.own[0][0].shape[2]
         there = jnp.arange(size + 1) >= size - self.decoded[..., None]
         return jnp.where(there, 0.0, masked)
+
+
+_LONG = 8  # Codes; below, keys that grow are faster, and above, a program for each length takes long to compile.
+
+
+def own_fields(num_layers: int, empty: jax.Array, length: int) -> dict[str, Any]:
+    """The fields of `Cache` that are a beam's own, before the first code of semantic IDs of `length` codes.
+
+    `empty` is `[B, 1, 0, H, D]`. Of long semantic IDs there is room for all keys from the beginning.
+    """
+    if length <= _LONG:
+        return {"own": ((empty, empty),) * num_layers}
+    room = jnp.zeros_like(empty, shape=(*empty.shape[:2], length, *empty.shape[3:]))
+    decoded = jnp.zeros((1, 1), jnp.int32)
+    return {"own": ((room, room),) * num_layers, "decoded": decoded, "fixed": True}
 
 
 def extend(own: Keys, key: jax.Array, value: jax.Array) -> Keys:
@@ -234,4 +253,4 @@ def assemble_cache(
     places = jnp.take_along_axis(paths, order, axis=-1)
     user = jnp.arange(len(paths))[:, None, None]
     own = jax.tree.map(lambda x: x[user, places], stored)
-    return dataclasses.replace(cache, own=own, decoded=depths + at_root)
+    return dataclasses.replace(cache, own=own, decoded=depths + at_root, fixed=False)

@@ -14,6 +14,7 @@ from gr.models.backbone import (
     check_sizes,
     extend,
     latest_keys,
+    own_fields,
     reorder_cache,
 )
 from gr.models.layers import (
@@ -179,7 +180,7 @@ class DecoderOnly(nnx.Module):
             shared=tuple(heads_first(*of_layer) for of_layer in keys),
             shared_mask=tokens != 0,
             lengths=lengths,
-            own=((empty, empty),) * len(keys),
+            **own_fields(len(keys), empty, self.config.code_length),
         )
         return self.logits(last), last, cache
 

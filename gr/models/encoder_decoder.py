@@ -11,6 +11,7 @@ from gr.models.backbone import (
     assemble_cache,
     extend,
     latest_keys,
+    own_fields,
     reorder_cache,
 )
 from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
@@ -143,7 +144,7 @@ class EncoderDecoder(nnx.Module):
             shared=tuple(layer.cross.keys(encoded) for layer in self.decoder),
             shared_mask=history.reshape(batch, -1) != 0,
             lengths=item_lengths(history),
-            own=((empty, empty),) * len(self.decoder),
+            **own_fields(len(self.decoder), empty, self.config.code_length),
         )
         logits, hidden, cache = self.step(jnp.full((batch, 1), BOS_TOKEN), cache)
         return logits[:, 0], hidden[:, 0], cache
@@ -207,9 +208,9 @@ class EncoderDecoder(nnx.Module):
         if cache.decoded is None:
             return self.cross_bias(first + cache.num_decoded, keys)
         # Beams differ, but there are fewer depths than beams.
-        sizes = jnp.arange(1, cache.own[0][0].shape[2] + 1)
+        sizes = jnp.arange(cache.own[0][0].shape[2] + 1)
         by_size = self.cross_bias(first + sizes, keys)
-        return jnp.take_along_axis(by_size, cache.decoded[:, None, :, None] - 1, axis=2)
+        return jnp.take_along_axis(by_size, cache.decoded[:, None, :, None], axis=2)
 
     def _history_bias(self, history: jax.Array, within: jax.Array) -> jax.Array:
         """Cross-attention bias `[B, H or 1, Q, P]` of a target's tokens `within [Q]` right behind the history."""

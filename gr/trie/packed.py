@@ -30,8 +30,11 @@ class PackedInts:
         """Elements at `index [...]`, which must lie in `[0, size)`, int32 `[...]`; `width` must be below 32."""
         return self.part(index, 0, self.width)
 
-    def part(self, index: jax.Array, first: int, bits: int) -> jax.Array:
-        """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`."""
+    def part(self, index: jax.Array, first: int | np.ndarray, bits: int | np.ndarray) -> jax.Array:
+        """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`.
+
+        Several parts at once by arrays `first` and `bits [n]`, for `index [..., 1]`: `[..., n]`.
+        """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         shift = shift[..., None]
         pair = take(self.words, word[..., None] + np.arange(2, dtype=np.int32))
@@ -98,7 +101,9 @@ class PackedInts:
         return self.words.nbytes
 
 
-def word_and_shift(place: jax.Array, width: int, first: int) -> tuple[jax.Array, jax.Array]:
+def word_and_shift(
+    place: jax.Array, width: int, first: int | np.ndarray
+) -> tuple[jax.Array, jax.Array]:
     """Where bit `first` of elements lies: the word, int32, and the bit of the word, uint32.
 
     Right as long as the words can be counted in int32, however many bits there are; see `num_words`.
@@ -106,7 +111,7 @@ def word_and_shift(place: jax.Array, width: int, first: int) -> tuple[jax.Array,
     Args:
         place: which elements, int32 `[...]`, not negative.
         width: bits an element.
-        first: a bit of an element, below `width`.
+        first: a bit of an element, below `width`; or several, int32.
     """
     bit = (place & (GROUP - 1)) * width + first  # From the group's beginning: few.
     return (place >> 5) * width + (bit >> 5), (bit & (_WORD - 1)).astype(jnp.uint32)

@@ -14,6 +14,7 @@ from gr.models import (
     EncoderDecoder,
     EncoderDecoderConfig,
     ModelError,
+    backbone,
     decoder_only,
     encoder_decoder,
     encoder_decoder_layers,
@@ -138,6 +139,23 @@ def test_step_by_step_decoding_is_teacher_forcing(name, decoded_beams):
         forced = target_logits(model, histories, sids.reshape(-1, LENGTH))
         forced = forced.reshape(4, 4, LENGTH, VOCAB)[:, : paths.shape[1], depth]
         np.testing.assert_allclose(logits, forced, **tolerance(name))
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_keys_that_have_their_room_from_the_beginning_give_the_same(
+    name, decoded_beams, monkeypatch
+):
+    history, tokens, parents = decoded_beams
+    model = make_model(name)
+    growing, _ = decode(model, history, tokens, parents)
+    monkeypatch.setattr(backbone, "_LONG", LENGTH - 1)
+    results, cache = decode.__wrapped__(model, history, tokens, parents)
+    for (logits, hidden), expected in zip(results, growing, strict=True):
+        np.testing.assert_allclose(logits, expected[0], atol=1e-4)
+        np.testing.assert_allclose(hidden, expected[1], atol=1e-4)
+    # So that steps of long semantic IDs can be one loop.
+    _, _, longer = jax.eval_shape(model.step, tokens[-1], cache)
+    assert jax.tree.map(jnp.shape, longer) == jax.tree.map(jnp.shape, cache)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -83,13 +83,13 @@ def check_config(config: ConfigDict, field: str = "") -> None:
         _check_names(config, STUDY_FIELDS, field)
         for name, variant in config.variants.items():
             check_config(variant, f"{field}variants.{name}.")
+            check_monitor(variant, f"{field}variants.{name}.")
         return
     defaults = base_rl_config() if "init_from" in config else base_config()
     _check_block(config, defaults, field)
     flat = dict(_flat(config))
     for name, value in flat.items():
         _check_value(name, value, field)
-    check_monitor(config, field)
     if flat.get("data.split") == "by_time":
         if not 0 < flat["data.test_share"] + flat["data.validation_share"] < 1:
             raise ConfigError(
@@ -122,12 +122,14 @@ def check_monitor(config: ConfigDict, prefix: str = "") -> None:
 
 
 def check_experiment(config: ConfigDict, *, of_rl: bool = False) -> None:
-    """As `check_config`, and that the config is of the kind that the main is for.
+    """As `check_config`, and that it can be trained and is of the kind that the main is for.
 
     Raises:
-        ConfigError: for one of another kind, or what `check_config` finds.
+        ConfigError: for one of another kind, or what `check_config` and `check_monitor` find.
     """
     check_config(config)
+    if "variants" not in config:
+        check_monitor(config)
     kind = "study" if "variants" in config else "rl" if "init_from" in config else "supervised"
     if kind != ("rl" if of_rl else "supervised"):
         told = {

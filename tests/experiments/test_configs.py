@@ -14,7 +14,13 @@ from configs.base import base_config
 from configs.base_rl import base_rl_config
 from experiments import build, build_rl
 from experiments.comparing import check_study, jobs
-from experiments.config_checks import ConfigError, check_config, check_overrides, load_config_file
+from experiments.config_checks import (
+    ConfigError,
+    check_config,
+    check_experiment,
+    check_overrides,
+    load_config_file,
+)
 from gr.data import leave_one_out, load_sequences
 from gr.data.load import FORMATS
 from gr.models import ModelError
@@ -304,7 +310,7 @@ CAN_BE_0 = {
 )
 def test_a_field_that_cannot_be_used_is_named_with_what_is_like_it(field, value, told):
     with pytest.raises(ConfigError) as caught:
-        check_config(with_defaults(field, value))
+        check_experiment(with_defaults(field, value))
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -36,14 +36,13 @@ def log_softmax(logits):
 def log_chances(logits, temperature=1.0, among=None):
     """Log-probabilities of any logits, in float64, over the tokens `among`; log 0 is -1e30.
 
-    +inf takes all, or an equal share; where all are -inf, each is impossible.
+    +inf is certain, be there several or not; where all are -inf, each is impossible.
     """
     logits = np.asarray(logits, np.float64)
     kept = logits if among is None else logits[sorted(among)]
     top = kept.max(initial=-np.inf)
     if np.isinf(top):
-        share = -np.log((kept == np.inf).sum()) if top > 0 else -1e30
-        return np.where(logits == np.inf, share, -1e30)
+        return np.where(logits == np.inf, 0.0, -1e30)
     with np.errstate(over="ignore"):
         apart = (logits - top) / temperature
         total = np.exp((kept - top) / temperature).sum()

@@ -51,7 +51,7 @@ def beam_search(
         constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
             by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of his
             candidates is valid.
-        temperature: logits are divided by it; above 0 and finite. Another one does not compile again.
+        temperature: logits are divided by it; above 0 and finite. There is a program for 1 and one for all others.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.
         num_groups: beams are searched in so many groups of one size, one after another at each step, and each token
             that earlier groups took at this step costs `diversity` (diverse beam search, arXiv 1610.02424, with
@@ -83,7 +83,7 @@ def _beam_search(
     index: TrieIndex | OverlaidIndex,
     history: Any,
     constraint: Any,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     options: Options,
 ) -> Candidates:
@@ -93,7 +93,7 @@ def _beam_search(
 
 
 def search(
-    backbone: Checked, source: Source, first: tuple, temperature: jax.Array, options: Options
+    backbone: Checked, source: Source, first: tuple, temperature: jax.Array | None, options: Options
 ) -> Candidates:
     """Beam search over any source of semantic IDs, to be compiled by the caller.
 
@@ -101,7 +101,7 @@ def search(
         backbone: see `beam_search`.
         source: what to search.
         first: what the backbone's `prefill` returned.
-        temperature: `[]` float32.
+        temperature: of `as_temperature`.
         options: how.
     """
     logits, _, cache = first
@@ -156,7 +156,7 @@ def _follow(
     cache: Any,
     logits: jax.Array,
     rest: jax.Array,
-    inverse: jax.Array,
+    inverse: jax.Array | None,
     over_children: bool,
 ) -> tuple[Beams, list[tuple[Softmax, jax.Array, Any]]]:
     """Beams that go the one way they have, by tokens `rest [n, B, M]`; `logits [B, M, V]` are those of the first.

@@ -76,7 +76,7 @@ class Search:
     source: Listing
     first: tuple  # What `prefill` returned.
     key: jax.Array
-    inverse: jax.Array  # 1 / T.
+    inverse: jax.Array | None  # 1 / T; None for 1.
     options: Options
 
     @property

@@ -118,7 +118,7 @@ def logits_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def conditionals(
-    logits: jax.Array, exist: jax.Array, inverse: jax.Array
+    logits: jax.Array, exist: jax.Array, inverse: jax.Array | None
 ) -> tuple[jax.Array, Softmax]:
     """Log-probabilities `[B, M, K]` among the codes that `exist`, by their logits, and the softmax; -inf for others."""
     among = softmax(jnp.where(exist, logits, -jnp.inf), inverse)
@@ -132,7 +132,7 @@ def _sample_without_replacement(
     history: Any,
     constraint: Any,
     key: jax.Array,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     count: int,
 ) -> Candidates:
@@ -207,7 +207,7 @@ def _sample(
     history: Any,
     constraint: Any,
     key: jax.Array,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     count: int,
 ) -> Candidates:

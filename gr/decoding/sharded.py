@@ -86,7 +86,7 @@ def _sharded_beam_search(
     index: ShardedIndex,
     history: Any,
     constraints: tuple[Constraint, ...],
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     options: Options,
     mesh: Mesh,
@@ -100,7 +100,7 @@ def _sharded_beam_search(
         index: ShardedIndex,
         history: Any,
         constraints: tuple,
-        temperature: jax.Array,
+        temperature: jax.Array | None,
     ) -> Candidates:
         local, places = local_shard(index)
         mine = [_unstacked(part) for part in constraints]

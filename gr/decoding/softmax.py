@@ -18,15 +18,18 @@ LOWEST = -1e30
 # hotter, the inverse is no normal number.
 _COLDEST, _HOTTEST = 1e-25, 1e37
 
-_FEW = 1 << 19  # So many logits stay in a CPU's cache while something is done to each of them.
-
 
 def as_temperature(temperature: Any) -> Any:
     """A temperature as an argument of a compiled program, so that another value is not another program.
 
+    A value of 1 becomes None, and None stays so: the usual program does without a product for every logit, which would
+    cost a tenth of its time. So there are two programs, whatever the temperatures.
+
     Raises:
         DecodingError: unless it is one number above 0 and finite; of a traced one the value is not known.
     """
+    if temperature is None:
+        return None
     if np.ndim(temperature) != 0:
         raise DecodingError(
             f"temperature must be one number for all users, got shape {list(np.shape(temperature))}"
@@ -41,11 +44,13 @@ def as_temperature(temperature: Any) -> Any:
         raise DecodingError(f"temperature must be above 0, got {temperature}")
     if math.isinf(value):
         raise DecodingError(f"temperature must be finite, got {temperature}")
-    return np.float32(min(max(value, _COLDEST), _HOTTEST))
+    return None if value == 1 else np.float32(min(max(value, _COLDEST), _HOTTEST))
 
 
-def inverse_of(temperature: jax.Array) -> jax.Array:
-    """What centred logits are multiplied by, `[]` float32."""
+def inverse_of(temperature: jax.Array | None) -> jax.Array | None:
+    """What centred logits are multiplied by, `[]` float32; None for a temperature of 1."""
+    if temperature is None:
+        return None
     return 1.0 / jnp.clip(jnp.asarray(temperature, jnp.float32), _COLDEST, _HOTTEST)
 
 
@@ -54,13 +59,13 @@ def inverse_of(temperature: jax.Array) -> jax.Array:
 class Softmax:
     """Distributions of beams `[B, M]`: the logit x of a token gives it `(x - largest) / T - log_total`.
 
-    No log-probability is above 0 or, but for rounding, below LOWEST. +inf takes all of the probability, or an equal
-    share; where all logits are -inf, every token is as good as impossible.
+    No log-probability is above 0 or, but for rounding, below LOWEST. A token of logit +inf has probability 1, be there
+    several of them or not; where all logits are -inf, every token is as good as impossible.
     """
 
     largest: jax.Array  # [B, M] float32: of the logits that the distribution is over.
     log_total: jax.Array  # [B, M] float32: log of the sum of exp((x - largest) / T) over them.
-    inverse: jax.Array  # [] float32: 1 / T.
+    inverse: jax.Array | None  # [] float32: 1 / T; None for 1.
 
     @property
     def nan(self) -> jax.Array:
@@ -81,53 +86,33 @@ class Softmax:
         return centred(logits, largest, self.inverse) - log_total
 
 
-def centred(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
+def centred(logits: jax.Array, largest: jax.Array, inverse: jax.Array | None) -> jax.Array:
     """Log-probabilities less that of the largest logit: from 0 down to LOWEST."""
-    # Infinity less infinity is not 0.
-    below = jnp.where(logits == largest, 0.0, (logits - largest) * inverse)
-    return jnp.maximum(below, LOWEST)
+    below = logits - largest
+    if inverse is not None:
+        below *= inverse
+    return jnp.maximum(jnp.where(logits == largest, 0.0, below), LOWEST)  # inf - inf is not 0.
 
 
-def softmax(logits: jax.Array, inverse: jax.Array, axis_name: str | None = None) -> Softmax:
+def softmax(logits: jax.Array, inverse: jax.Array | None, axis_name: str | None = None) -> Softmax:
     """The distributions over `logits [B, M, K]` float32, -inf for what is not to be counted.
 
     Args:
         logits: by which all is decided.
-        inverse: 1 / T.
+        inverse: 1 / T; None for 1.
         axis_name: of a mesh over whose devices the logits of a distribution are spread.
     """
     largest = logits.max(axis=-1)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    total = jax.lax.platform_dependent(
-        logits, largest[..., None], inverse, cpu=_total_on_cpu, default=_total
-    )
+    # The difference is taken first, so that the largest is exactly 0 at every temperature.
+    below = logits - largest[..., None]
+    if inverse is not None:
+        # One for each distribution: of a scalar XLA makes an array as large as all logits, and reads it at every step.
+        below *= jnp.where(jnp.isnan(largest), jnp.nan, inverse)[..., None]
+    total = jnp.exp(below).sum(axis=-1)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    # Where all logits are -inf, none is below the largest.
-    return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, jnp.log(total)), inverse)
-
-
-def _total(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
-    """The sum of exp((x - largest) / T).
-
-    The difference is taken first: the largest is then exactly 0 at every temperature, however it is compiled. Those
-    equal to it are counted, for the difference of two infinities is NaN.
-    """
-    return jnp.where(logits == largest, 1.0, jnp.exp((logits - largest) * inverse)).sum(axis=-1)
-
-
-def _total_on_cpu(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
-    """The same. Each operation on all logits counts here, so that none is done for what is seldom needed."""
-    if logits.size <= _FEW:
-        return _total(logits, largest, inverse)
-    total = jax.lax.cond(inverse == 1.0, _plain_total, _scaled_total, logits, largest, inverse)
-    return jax.lax.cond(jnp.isnan(total).any(), _total, lambda *_: total, logits, largest, inverse)
-
-
-def _plain_total(logits: jax.Array, largest: jax.Array, _: jax.Array) -> jax.Array:
-    return jnp.exp(logits - largest).sum(axis=-1)
-
-
-def _scaled_total(logits: jax.Array, largest: jax.Array, inverse: jax.Array) -> jax.Array:
-    return jnp.exp((logits - largest) * inverse).sum(axis=-1)
+    # Infinity less infinity is no number: +inf is as good as certain, and where all are -inf, none is likelier.
+    log_total = jnp.where(largest == jnp.inf, 0.0, jnp.log(total))
+    return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, log_total), inverse)

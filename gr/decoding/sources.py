@@ -58,7 +58,9 @@ class Source(Protocol):
         """Item numbers `[B, M, C]` of complete semantic IDs, `NO_ITEM`-padded."""
         ...
 
-    def softmax(self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array) -> Softmax:
+    def softmax(
+        self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array | None
+    ) -> Softmax:
         """The distributions over all continuations, be they allowed or not, by logits `[B, M, V]`."""
         ...
 
@@ -170,7 +172,9 @@ class OneTrie:
             return items
         return _allowed_first(items)
 
-    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
+    def softmax(
+        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array | None
+    ) -> Softmax:
         """See `Source.softmax`."""
         return softmax(child_logits(self.index, depth, states, logits), inverse)
 
@@ -288,7 +292,7 @@ class TwoTries:
         return _allowed_first(items)
 
     def softmax(
-        self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array, inverse: jax.Array
+        self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array, inverse: jax.Array | None
     ) -> Softmax:
         """See `Source.softmax`."""
         raise DecodingError(_ONE_TRIE.format("normalise_over='children'"))
@@ -378,7 +382,9 @@ class OneShard:
         """See `Source.items`."""
         return jax.lax.pmax(self.local.items(states), self.axis)
 
-    def softmax(self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array) -> Softmax:
+    def softmax(
+        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array | None
+    ) -> Softmax:
         """See `Source.softmax`; children of a state are on the one device that has it, those of the root on all."""
         mine = child_logits(self.local.index, depth, states, logits)
         return softmax(mine, inverse, self.axis)

@@ -147,7 +147,7 @@ def _ved_search(
     history: Any,
     constraint: Any,
     key: jax.Array,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     options: Options,
 ) -> Candidates:

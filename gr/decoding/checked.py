@@ -1,6 +1,7 @@
 """What a backbone returns is checked while a search is traced, so that a wrong shape is one clear error."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -100,6 +101,13 @@ class Checked:
                 f"logits {_described(logits)}",
                 f": the backbone's logits cover {logits.shape[-1]} tokens, the index {self.vocab_size}: "
                 "build the index with the model's vocab_size",
+            )
+        if math.prod(logits.shape[1:]) >= 2**31:
+            raise self._error(
+                method,
+                beams,
+                f"logits {_described(logits)}",
+                ": a user's beams and tokens are counted in int32, search with fewer beams",
             )
         if self.with_hidden and not (
             _is_floating(hidden)

@@ -129,6 +129,14 @@ def test_a_tree_search_needs_hidden_states(at):
     assert beam_search(broken(without, at), index, HISTORY, 5).valid.all()
 
 
+def test_more_logits_than_int32_can_count_are_one_clear_error():
+    def wide(logits, hidden, cache):
+        return jnp.broadcast_to(logits[..., :1], (*logits.shape[:-1], 2**30)), hidden, cache
+
+    with pytest.raises(DecodingError, match="search with fewer beams"):
+        beam_search(broken(wide, "step"), TrieIndex.build(SIX, 6), HISTORY, 5)
+
+
 # No users.
 
 

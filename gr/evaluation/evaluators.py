@@ -220,7 +220,7 @@ def _decode(
     history: jax.Array,
     target: jax.Array,
     excluded: ExcludeItems | None,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     num_beams: int,
     normalise_over: str,
@@ -232,7 +232,7 @@ def _decode(
         history,
         num_beams,
         constraint=excluded,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,
         normalise_over=normalise_over,
         keep_beams=True,
     )

@@ -140,7 +140,7 @@ def _search(
     history: jax.Array,
     excluded: ExcludeItems | None,
     key: jax.Array,
-    temperature: jax.Array,
+    temperature: jax.Array | None,
     *,
     config: SearchConfig,
     normalise_over: str,
@@ -153,7 +153,7 @@ def _search(
         tokens[history],
         key=key,
         constraint=excluded,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,
         normalise_over=normalise_over,
     )
     return found.items, found.codes, found.scores, found.evaluations, found.bad_step

@@ -203,10 +203,10 @@ def _follow(
 
 def _keeps_shapes(backbone: Checked, tokens: jax.Array, cache: Any) -> bool:
     """Whether a step can be one of a compiled loop: its cache keeps its shapes, and it looks at no value of it."""
-    before = jax.tree.map(jnp.asarray, cache)
     try:
+        before = jax.tree.map(jnp.asarray, cache)
         after = jax.eval_shape(lambda t, c: backbone.step(t, c)[2], tokens, before)
-    except jax.errors.JAXTypeError:  # Such as a depth by which it chooses a layer.
+    except TypeError:  # JAX's, for a depth by which a layer is chosen, say; or for what is no array.
         return False
 
     def shapes(tree: Any) -> tuple:

@@ -206,7 +206,7 @@ def _keeps_shapes(backbone: Checked, tokens: jax.Array, cache: Any) -> bool:
     try:
         before = jax.tree.map(jnp.asarray, cache)
         after = jax.eval_shape(lambda t, c: backbone.step(t, c)[2], tokens, before)
-    except TypeError:  # JAX's, for a depth by which a layer is chosen, say; or for what is no array.
+    except TypeError:  # JAX's, of a layer that is chosen by depth, say; or of no arrays.
         return False
 
     def shapes(tree: Any) -> tuple:

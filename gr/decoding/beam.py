@@ -49,7 +49,7 @@ def beam_search(
         history: what the backbone's `prefill` takes, leading axis B.
         num_beams: M; may exceed the number of items.
         constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
-            by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of his
+            by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of their
             candidates is valid.
         temperature: logits are divided by it; above 0 and finite. There is a program for 1 and one for all others.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.

@@ -22,8 +22,8 @@ _COLDEST, _HOTTEST = 1e-25, 1e37
 def as_temperature(temperature: Any) -> Any:
     """A temperature as an argument of a compiled program, so that another value is not another program.
 
-    A value of 1 becomes None: the usual program does without a product for every logit, which would cost a tenth of its
-    time. So there are two programs, whatever the temperatures.
+    A value of 1 becomes None: the usual program does without a product for every logit. So there are two programs,
+    whatever the temperatures.
 
     Raises:
         DecodingError: unless it is one number above 0 and finite; of a traced one the value is not known.

@@ -1,6 +1,7 @@
 """One step of a value-guided search: what is to be known of prefixes that the model has just evaluated."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -10,10 +11,11 @@ from gr.decoding.candidates import DecodingError
 from gr.decoding.checked import Checked
 from gr.decoding.choose import CHILDREN, check_normalisation, check_weights
 from gr.decoding.sampling import conditionals, logits_of
-from gr.decoding.selection import Weights, check_selection
+from gr.decoding.selection import MANY, Weights, check_selection
 from gr.decoding.softmax import LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
 from gr.decoding.tree import Prefixes, Tree, rows
+from gr.trie.transitions import Depth
 
 
 class ValueHead(Protocol):
@@ -212,16 +214,38 @@ def _continuations(
     shape = (*depths.shape, search.fan_out(levels))
     ways = sizes = jnp.zeros(shape, jnp.int32)
     exist = jnp.zeros(shape, bool)
-    for depth in levels:
-        here = depths == depth
+
+    def fit(listed: jax.Array) -> jax.Array:
+        """K places; the prefixes have nothing in those left out."""
+        missing = shape[-1] - listed.shape[-1]
+        if missing < 0:
+            return listed[..., : shape[-1]]
+        return jnp.pad(listed, ((0, 0), (0, 0), (0, missing)))
+
+    for depth, here in each_level(search.source, levels, depths):
         of_depth = emptied(states, here)
         tokens, there = search.source.continuations(depth, of_depth)
-        pad = ((0, 0), (0, 0), (0, shape[-1] - tokens.shape[-1]))
-        ways = jnp.where(here[..., None], jnp.pad(tokens, pad), ways)
-        exist |= jnp.pad(there, pad) & here[..., None]
-        if depth < search.longest and (search.over_children or search.options.crowding):
-            sizes += jnp.pad(search.source.sizes(depth, of_depth), pad)
+        ways = jnp.where(here[..., None], fit(tokens), ways)
+        exist |= fit(there) & here[..., None]
+        if search.over_children or search.options.crowding:
+            sizes += fit(search.source.sizes(depth, of_depth))
     return ways, exist, sizes
+
+
+def each_level(
+    source: Listing, levels: range, depths: jax.Array
+) -> Iterator[tuple[Depth, jax.Array]]:
+    """The static `levels` one by one, each with the prefixes `[B, n]` that are at it; many scanned ones all at once.
+
+    One by one no prefix scans more slots than its level has; but every level makes the program longer.
+    """
+    first = max(levels.start, source.scanned)
+    if levels.stop - first <= MANY:
+        first = levels.stop
+    for depth in range(levels.start, first):
+        yield depth, depths == depth
+    if first < levels.stop:
+        yield jnp.clip(depths, first, levels.stop - 1), depths >= first
 
 
 def _over_children(
@@ -229,8 +253,7 @@ def _over_children(
 ) -> Softmax:
     """The distributions `[B, n]` over what the trie has behind prefixes of several depths."""
     found = Softmax(jnp.zeros(depths.shape), jnp.zeros(depths.shape), search.inverse)
-    for depth in levels:
-        here = depths == depth
+    for depth, here in each_level(search.source, levels, depths):
         mine = search.source.softmax(depth, emptied(states, here), logits, search.inverse)
         largest = jnp.where(here, mine.largest, found.largest)
         log_total = jnp.where(here, mine.log_total, found.log_total)

@@ -15,9 +15,11 @@ from gr.trie.bit_rows import PLANES, expand, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
 from gr.trie.packed import take
 from gr.trie.transitions import (
+    Depth,
     child_numbers,
     child_tokens,
     enter,
+    kind_of,
     listed_tokens,
     scanned_slots,
     slot_tokens,
@@ -74,13 +76,13 @@ def best_children(
 
 
 def allowed_tokens(
-    index: TrieIndex, depth: int, nodes: Nodes, only: Filter | None = None
+    index: TrieIndex, depth: Depth, nodes: Nodes, only: Filter | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """All tokens that may follow the nodes of each user, and which of them do; `child_tokens` under a filter.
 
     Args:
         index: the trie.
-        depth: depth of `nodes`; static.
+        depth: depth of `nodes`; static, or `[B, M]` at SCAN levels.
         nodes: `[B, M]`; a user's nodes are different ones, as a filter may count on.
         only: what is allowed, if not everything.
 
@@ -90,7 +92,7 @@ def allowed_tokens(
     tokens, exist = child_tokens(index, depth, nodes)
     if only is None:
         return tokens, exist
-    kind = index.layout.levels[depth].kind
+    kind = kind_of(index, depth)
     if kind == DENSE:
         rows = only.rows(index, depth, nodes, take(index.children[depth], nodes.begin))
         return tokens, exist & expand(rows)

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ DESCENT = "descent"
 BEST_FIRST = "best_first"
 SELECTIONS = (DESCENT, BEST_FIRST)
 
+MANY = 8  # More levels than these are handled in a loop, or all at once, lest the program grow with them.
 _SLACK = (
     1e-6  # By so much a prefix may be worse than the mean of its depth: rounding decides nothing.
 )
@@ -162,15 +165,15 @@ def _descend(
     below = jnp.zeros_like(fit).at[user[:, None, None], prefixes.paths].max(fit[..., None])
     priority = merit + exploration * _spread(visits)
 
-    node = jnp.full(len(user), ROOT, jnp.int32)
-    for _ in range(levels - 1):
+    def down(_: int, node: jax.Array) -> jax.Array:
         onward = (prefixes.parents == node[:, None]) & below
         onward = onward.at[:, ROOT].set(False)  # It is nobody's child.
         among = jnp.where(onward, priority, -jnp.inf)
         child = jnp.argmax(among, axis=1).astype(jnp.int32)
         stays = fit[user, node] & (priority[user, node] >= among[user, child])
-        node = jnp.where(stays | ~onward.any(axis=1), node, child)
+        return jnp.where(stays | ~onward.any(axis=1), node, child)
 
+    node = repeated(down, levels - 1, jnp.full(len(user), ROOT, jnp.int32))
     there = (size < limit) & below[:, ROOT]
     place = jnp.argmax(turns[user, node], axis=1).astype(jnp.int32)
     turn = jnp.where(there, -jnp.inf, turns[user, node, place])
@@ -204,10 +207,20 @@ def _spread(visits: jax.Array) -> jax.Array:
 
 def _means(tree: Tree, merit: jax.Array) -> jax.Array:
     """For each prefix the mean merit of all of its user's prefixes of its depth, `[B, C]`."""
-    means = jnp.zeros_like(merit)
-    for depth in range(tree.prefixes.paths.shape[-1]):
+
+    def with_depth(depth: int | jax.Array, means: jax.Array) -> jax.Array:
         here = tree.exist & (tree.prefixes.depths == depth)
         total = jnp.where(here, merit, 0.0).sum(axis=1, keepdims=True)
         count = here.sum(axis=1, keepdims=True)
-        means = jnp.where(here, total / jnp.maximum(count, 1), means)
-    return means
+        return jnp.where(here, total / jnp.maximum(count, 1), means)
+
+    return repeated(with_depth, tree.prefixes.paths.shape[-1], jnp.zeros_like(merit))
+
+
+def repeated(step: Callable[[Any, Any], Any], count: int, carry: Any) -> Any:
+    """`carry = step(i, carry)` for i = 0, 1, ..., `count` - 1; a few steps one after another, many in a loop."""
+    if count > MANY:
+        return jax.lax.fori_loop(0, count, step, carry)
+    for place in range(count):
+        carry = step(place, carry)
+    return carry

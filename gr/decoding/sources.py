@@ -13,6 +13,7 @@ from gr.decoding.softmax import Softmax, softmax
 from gr.decoding.top_k import take_along, top_k
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import (
+    Depth,
     child_logits,
     child_sizes,
     descend,
@@ -59,7 +60,7 @@ class Source(Protocol):
         ...
 
     def softmax(
-        self, depth: int, states: Any, logits: jax.Array, inverse: jax.Array | None
+        self, depth: Depth, states: Any, logits: jax.Array, inverse: jax.Array | None
     ) -> Softmax:
         """The distributions over all continuations, be they allowed or not, by logits `[B, M, V]`."""
         ...
@@ -70,21 +71,26 @@ class Source(Protocol):
 
 
 class Listing(Source, Protocol):
-    """A source that also lists all continuations, for searches that draw among them."""
+    """A source that also lists all continuations, for searches that draw among them.
+
+    Depths are static; from `scanned` on, where all levels are moved on alike, they may be an array `[B, M]`.
+    """
+
+    scanned: int  # L if there are no such levels.
 
     def fan_out(self, depth: int) -> int:
         """K, how many places `continuations` has."""
         ...
 
-    def continuations(self, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:
+    def continuations(self, depth: Depth, states: Any) -> tuple[jax.Array, jax.Array]:
         """Tokens `[B, M, K]` that may follow a user's states, all different ones, and which exist, each token once."""
         ...
 
-    def sizes(self, depth: int, states: Any) -> jax.Array:
+    def sizes(self, depth: Depth, states: Any) -> jax.Array:
         """How many items, be they allowed or not, there are behind each continuation `[B, M, K]`."""
         ...
 
-    def descend(self, depth: int, states: Any, tokens: jax.Array) -> Any:
+    def descend(self, depth: Depth, states: Any, tokens: jax.Array) -> Any:
         """The states `[B, M]` behind `tokens [B, M]`, each of them a continuation of its state."""
         ...
 
@@ -106,6 +112,11 @@ class OneTrie:
         """See `Source`."""
         return self.index.layout.settled
 
+    @property
+    def scanned(self) -> int:
+        """See `Listing`."""
+        return self.index.layout.handover
+
     def root(self, batch: int) -> Nodes:
         """See `Source.root`."""
         return root(self.index, (batch, 1))
@@ -126,15 +137,15 @@ class OneTrie:
         """See `Listing.fan_out`."""
         return self.index.layout.levels[depth].fan_out
 
-    def continuations(self, depth: int, states: Nodes) -> tuple[jax.Array, jax.Array]:
+    def continuations(self, depth: Depth, states: Nodes) -> tuple[jax.Array, jax.Array]:
         """See `Listing.continuations`."""
         return allowed_tokens(self.index, depth, states, self.only)
 
-    def sizes(self, depth: int, states: Nodes) -> jax.Array:
+    def sizes(self, depth: Depth, states: Nodes) -> jax.Array:
         """See `Listing.sizes`."""
         return child_sizes(self.index, depth, states)
 
-    def descend(self, depth: int, states: Nodes, tokens: jax.Array) -> Nodes:
+    def descend(self, depth: Depth, states: Nodes, tokens: jax.Array) -> Nodes:
         """See `Listing.descend`."""
         return descend(self.index, depth, states, tokens)
 
@@ -173,7 +184,7 @@ class OneTrie:
         return _allowed_first(items)
 
     def softmax(
-        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array | None
+        self, depth: Depth, states: Nodes, logits: jax.Array, inverse: jax.Array | None
     ) -> Softmax:
         """See `Source.softmax`."""
         return softmax(child_logits(self.index, depth, states, logits), inverse)
@@ -220,6 +231,11 @@ class TwoTries:
         """See `Source`."""
         return self.length
 
+    @property
+    def scanned(self) -> int:
+        """See `Listing`."""
+        return max(self.base.scanned, self.added.scanned)
+
     def root(self, batch: int) -> tuple[Nodes, Nodes]:
         """See `Source.root`."""
         return self.base.root(batch), self.added.root(batch)
@@ -259,7 +275,9 @@ class TwoTries:
         """See `Listing.fan_out`."""
         return self.base.fan_out(depth) + self.added.fan_out(depth)
 
-    def continuations(self, depth: int, states: tuple[Nodes, Nodes]) -> tuple[jax.Array, jax.Array]:
+    def continuations(
+        self, depth: Depth, states: tuple[Nodes, Nodes]
+    ) -> tuple[jax.Array, jax.Array]:
         """See `Listing.continuations`. What both tries know is the large one's."""
         base, in_base = self.base.continuations(depth, states[0])
         added, in_added = self.added.continuations(depth, states[1])
@@ -268,7 +286,7 @@ class TwoTries:
         return tokens, jnp.concatenate([in_base, in_added & ~known.any(-1)], axis=-1)
 
     def descend(
-        self, depth: int, states: tuple[Nodes, Nodes], tokens: jax.Array
+        self, depth: Depth, states: tuple[Nodes, Nodes], tokens: jax.Array
     ) -> tuple[Nodes, Nodes]:
         """See `Listing.descend`."""
         return (
@@ -292,12 +310,16 @@ class TwoTries:
         return _allowed_first(items)
 
     def softmax(
-        self, depth: int, states: tuple[Nodes, Nodes], logits: jax.Array, inverse: jax.Array | None
+        self,
+        depth: Depth,
+        states: tuple[Nodes, Nodes],
+        logits: jax.Array,
+        inverse: jax.Array | None,
     ) -> Softmax:
         """See `Source.softmax`."""
         raise DecodingError(_ONE_TRIE.format("normalise_over='children'"))
 
-    def sizes(self, depth: int, states: tuple[Nodes, Nodes]) -> jax.Array:
+    def sizes(self, depth: Depth, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Listing.sizes`."""
         raise DecodingError(_ONE_TRIE.format("crowding"))
 
@@ -383,7 +405,7 @@ class OneShard:
         return jax.lax.pmax(self.local.items(states), self.axis)
 
     def softmax(
-        self, depth: int, states: Nodes, logits: jax.Array, inverse: jax.Array | None
+        self, depth: Depth, states: Nodes, logits: jax.Array, inverse: jax.Array | None
     ) -> Softmax:
         """See `Source.softmax`; children of a state are on the one device that has it, those of the root on all."""
         mine = child_logits(self.local.index, depth, states, logits)

@@ -38,11 +38,19 @@ from gr.decoding.beam import ranked
 from gr.decoding.candidates import Candidates
 from gr.decoding.checked import TREE_METHODS, Checked, check_methods
 from gr.decoding.choose import VOCABULARY, Beams
-from gr.decoding.evaluate import Options, Search, ValueHead, evaluated, fitted
+from gr.decoding.evaluate import (
+    Options,
+    Search,
+    ValueHead,
+    each_level,
+    evaluated,
+    fitted,
+)
 from gr.decoding.flaws import Flaws
 from gr.decoding.selection import (
     BEST_FIRST,
     DESCENT,
+    MANY,
     Choice,
     Weights,
     beam,
@@ -55,8 +63,7 @@ from gr.decoding.top_k import split, top_k
 from gr.decoding.tree import Tree, append, can_grow, empty, numbers, published, rows
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
-
-_UNROLLED = 8  # Steps of the first beam search, each a program of its own.
+from gr.trie.transitions import Depth
 
 
 def ved_search(
@@ -182,7 +189,7 @@ def _begun(search: Search, tree: Tree) -> Tree:
         tree, choice = beam(tree, depth, search.options.initial_beams)
         return _grown(search, tree, choice, levels)
 
-    if search.longest > _UNROLLED:
+    if search.longest > MANY:
         # A step that looks at all levels takes longer, but one for each of them would be compiled for minutes.
         levels = range(search.longest)
         return jax.lax.fori_loop(0, search.longest, lambda d, t: longer(d, t, levels), tree)
@@ -260,7 +267,8 @@ def _descended(
 ) -> Any:
     """The states behind states of several depths; static `levels`: which there may be."""
     below = [
-        search.source.descend(depth, emptied(states, depths == depth), tokens) for depth in levels
+        search.source.descend(depth, emptied(states, here), tokens)
+        for depth, here in each_level(search.source, levels, depths)
     ]
     return jax.tree.map(lambda *bounds: sum(bounds), *below)  # None but one is not empty.
 
@@ -293,14 +301,29 @@ def _followed(
     source: Listing, depths: jax.Array, states: Any, steps: list[jax.Array]
 ) -> tuple[Any, list[jax.Array]]:
     """States and tokens of complete semantic IDs, from those of prefixes of `depths` codes and an end each."""
-    steps = list(steps)
-    for level in range(1, source.length):
+
+    def follow(level: Depth, states: Any, known: jax.Array) -> tuple[Any, jax.Array]:
         on = depths < level
         here = emptied(states, on)
         tokens, exist = source.continuations(level, here)
         only = jnp.argmax(exist, axis=-1)[..., None]
         token = jnp.take_along_axis(tokens, only, axis=-1)[..., 0]
         below = source.descend(level, here, token)
-        states = jax.tree.map(lambda new, old, on=on: jnp.where(on, new, old), below, states)
-        steps[level] = jnp.where(on, token, steps[level])
+        states = jax.tree.map(lambda new, old: jnp.where(on, new, old), below, states)
+        return states, jnp.where(on, token, known)
+
+    steps, first = list(steps), max(1, source.scanned)
+    if source.length - first <= MANY:
+        first = source.length
+    for level in range(1, first):
+        states, steps[level] = follow(level, states, steps[level])
+    if first < source.length:
+
+        def next_one(states: Any, level_and_known: tuple) -> tuple[Any, jax.Array]:
+            level, known = level_and_known
+            return follow(jnp.broadcast_to(level, depths.shape), states, known)
+
+        levels = jnp.arange(first, source.length)
+        states, rest = jax.lax.scan(next_one, states, (levels, jnp.stack(steps[first:])))
+        steps[first:] = list(rest)
     return states, steps

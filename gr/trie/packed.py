@@ -11,6 +11,8 @@ GROUP = 32  # Elements that start at a word's boundary together: 32 elements of 
 _WORD = 32
 _ARITY = 16  # Of the search.
 
+Bits = int | np.ndarray | jax.Array
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,10 @@ class PackedInts:
         """Elements at `index [...]`, which must lie in `[0, size)`, int32 `[...]`; `width` must be below 32."""
         return self.part(index, 0, self.width)
 
-    def part(self, index: jax.Array, first: int | np.ndarray, bits: int | np.ndarray) -> jax.Array:
+    def part(self, index: jax.Array, first: Bits, bits: Bits) -> jax.Array:
         """Bits `first` to `first + bits` (fewer than 32) of the elements at `index [...]`, int32 `[...]`.
 
-        Several parts at once by arrays `first` and `bits [n]`, for `index [..., 1]`: `[..., n]`.
+        Several parts at once by arrays `first` and `bits` int32: all three are broadcast together.
         """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         shift = shift[..., None]
@@ -101,9 +103,7 @@ class PackedInts:
         return self.words.nbytes
 
 
-def word_and_shift(
-    place: jax.Array, width: int, first: int | np.ndarray
-) -> tuple[jax.Array, jax.Array]:
+def word_and_shift(place: jax.Array, width: int, first: Bits) -> tuple[jax.Array, jax.Array]:
     """Where bit `first` of elements lies: the word, int32, and the bit of the word, uint32.
 
     Right as long as the words can be counted in int32, however many bits there are; see `num_words`.

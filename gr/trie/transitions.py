@@ -1,4 +1,8 @@
-"""Moves on the trie, on the device: the nodes of prefixes, their children, their slots and items."""
+"""Moves on the trie, on the device: the nodes of prefixes, their children, their slots and items.
+
+The depth of nodes is a static number where each kind of level is moved on in its own way. All SCAN levels are moved on
+alike: for nodes of several such depths it may be an array.
+"""
 
 import dataclasses
 
@@ -10,6 +14,8 @@ from gr.trie.index import NO_NODE, ROOT, TrieIndex
 from gr.trie.inputs import NO_ITEM, as_int32, integers
 from gr.trie.layout import DENSE, SCAN, SPARSE, TrieError
 from gr.trie.packed import take
+
+Depth = int | jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -64,26 +70,41 @@ def listed_tokens(index: TrieIndex, depth: int, numbers: jax.Array) -> jax.Array
     return index.children[depth][numbers] + index.layout.levels[depth].base
 
 
-def scanned_slots(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
-    """Slots `[..., W]` of nodes at a SCAN level, W = `max_slots`, and which of them are theirs."""
-    slots = nodes.begin[..., None] + jnp.arange(
-        index.layout.levels[depth].max_slots, dtype=jnp.int32
-    )
-    return jnp.minimum(slots, index.layout.max_items - 1), slots < nodes.end[..., None]
+def kind_of(index: TrieIndex, depth: Depth) -> str:
+    """How the level behind nodes of this depth is stored."""
+    return index.layout.levels[depth].kind if isinstance(depth, int) else SCAN
 
 
-def slot_tokens(index: TrieIndex, depth: int, slots: jax.Array) -> jax.Array:
-    """Tokens of a SCAN level of the semantic IDs in these slots."""
-    level = index.layout.levels[depth]
-    return index.table.part(slots, index.layout.place_in_table(depth), level.bits) + level.base
+def scanned_slots(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+    """Slots `[..., W]` of nodes at SCAN levels, W = `max_slots`, and which of them are theirs."""
+    layout = index.layout
+    # Of several levels the first one has the nodes with most slots.
+    level = layout.levels[depth if isinstance(depth, int) else layout.handover]
+    slots = nodes.begin[..., None] + jnp.arange(level.max_slots, dtype=jnp.int32)
+    return jnp.minimum(slots, layout.max_items - 1), slots < nodes.end[..., None]
 
 
-def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Array]:
+def slot_tokens(index: TrieIndex, depth: Depth, slots: jax.Array) -> jax.Array:
+    """Tokens of a SCAN level of the semantic IDs in these slots; `[..., W]` for `[...]` depths."""
+    layout = index.layout
+    if isinstance(depth, int):
+        level = layout.levels[depth]
+        return index.table.part(slots, layout.place_in_table(depth), level.bits) + level.base
+    places = [
+        (layout.place_in_table(level), layout.levels[level].bits, layout.levels[level].base)
+        for level in range(layout.handover, layout.length)
+    ]
+    of_depth = jnp.asarray(places, jnp.int32)[depth - layout.handover]
+    first, bits, base = jnp.moveaxis(of_depth[..., None, :], -1, 0)
+    return index.table.part(slots, first, bits) + base
+
+
+def children(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[Nodes, jax.Array]:
     """All children of nodes of one depth, in token order.
 
     Args:
         index: the trie.
-        depth: depth t of `nodes`, 0..L-1; static.
+        depth: depth t of `nodes`, 0..L-1; static, or `[...]` at SCAN levels.
         nodes: `[...]`.
 
     Returns:
@@ -91,8 +112,7 @@ def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Arr
         `max_slots`, as it is stored; there are non-existing ones among them.
     """
     tokens, exist = child_tokens(index, depth, nodes)
-    kind = index.layout.levels[depth].kind
-    if kind == SCAN:
+    if kind_of(index, depth) == SCAN:
         slots, inside = scanned_slots(index, depth, nodes)
         same = (tokens[..., :, None] == tokens[..., None, :]) & inside[..., None, :]
         end = slots + same.sum(-1, dtype=jnp.int32)
@@ -102,22 +122,23 @@ def children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Arr
     return enter(index, depth + 1, jnp.where(exist, number, 0), exist), tokens
 
 
-def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+def child_tokens(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
     """Tokens that may follow nodes of one depth, and which of them do; see `children`, which also finds the nodes.
 
     Args:
         index: the trie.
-        depth: depth t of `nodes`, 0..L-1; static.
+        depth: depth t of `nodes`, 0..L-1; static, or `[...]` at SCAN levels.
         nodes: `[...]`.
 
     Returns:
         Tokens `[..., K]` int32, repeated where a SCAN level meets several items of one child; which exist, `[..., K]`.
     """
-    level = index.layout.levels[depth]
-    if level.kind == DENSE:
+    kind = kind_of(index, depth)
+    if kind == DENSE:
+        level = index.layout.levels[depth]
         bits = expand(take(index.children[depth], nodes.begin)) & nodes.exist[..., None]
         return jnp.broadcast_to(jnp.arange(level.span) + level.base, bits.shape), bits
-    if level.kind == SPARSE:
+    if kind == SPARSE:
         number, exists = child_numbers(index, depth, nodes)
         return listed_tokens(index, depth, number), exists
     slots, inside = scanned_slots(index, depth, nodes)
@@ -128,7 +149,7 @@ def child_tokens(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array,
     return tokens, inside & differs
 
 
-def child_sizes(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
+def child_sizes(index: TrieIndex, depth: Depth, nodes: Nodes) -> jax.Array:
     """How many items are below each child of nodes of one depth, `[..., K]` int32, as `child_tokens` lists them."""
     below, _ = children(index, depth, nodes)
     begin, end = slots_of(index, depth + 1, below)
@@ -140,19 +161,19 @@ def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
     return index.first_child[depth][nodes.begin][..., None]
 
 
-def child_logits(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
+def child_logits(index: TrieIndex, depth: Depth, nodes: Nodes, logits: jax.Array) -> jax.Array:
     """Those of logits `[..., V]` whose tokens may follow nodes `[...]` of one depth, `[..., K]`; -inf at no child."""
     tokens, exist = child_tokens(index, depth, nodes)
     rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
     return jnp.where(exist, rivals, -jnp.inf)
 
 
-def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Array) -> jax.Array:
+def child_log_sum_exp(index: TrieIndex, depth: Depth, nodes: Nodes, logits: jax.Array) -> jax.Array:
     """Log-sum-exp of the logits of the tokens that may follow nodes of one depth; some number where there is no node.
 
     Args:
         index: the trie.
-        depth: depth t of `nodes`, 0..L-1; static.
+        depth: depth t of `nodes`, 0..L-1; static, or `[...]` at SCAN levels.
         nodes: `[...]`.
         logits: `[..., V]` float32.
 
@@ -164,13 +185,13 @@ def child_log_sum_exp(index: TrieIndex, depth: int, nodes: Nodes, logits: jax.Ar
     return jax.nn.logsumexp(jnp.where(nodes.exist[..., None], rivals, 0.0), axis=-1)
 
 
-def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> Nodes:
+def descend(index: TrieIndex, depth: Depth, nodes: Nodes, tokens: jax.Array) -> Nodes:
     """The child of each node `[...]` of one depth by one token `[...]`; none where there is no such child."""
-    level = index.layout.levels[depth]
-    tokens = as_int32(tokens)
-    offset = tokens - level.base
-    known = nodes.exist & (offset >= 0) & (offset < level.span)
-    if level.kind == DENSE:
+    kind, tokens = kind_of(index, depth), as_int32(tokens)
+    if kind == DENSE:
+        level = index.layout.levels[depth]
+        offset = tokens - level.base
+        known = nodes.exist & (offset >= 0) & (offset < level.span)
         offset = jnp.where(known, offset, 0)
         rows = take(index.children[depth], nodes.begin)
         word, bit = locate(offset, level.span)
@@ -178,7 +199,7 @@ def descend(index: TrieIndex, depth: int, nodes: Nodes, tokens: jax.Array) -> No
         exists = known & ((here & bit) != 0)
         number = _first_child_of(index, depth, nodes)[..., 0] + rank(rows, offset)
         return enter(index, depth + 1, jnp.where(exists, number, 0), exists)
-    if level.kind == SPARSE:
+    if kind == SPARSE:
         number, exists = _find_listed(index, depth, nodes, tokens)
         return enter(index, depth + 1, jnp.where(exists, number, 0), exists)
     slots, inside = scanned_slots(index, depth, nodes)
@@ -238,10 +259,10 @@ def check_prefixes(index: TrieIndex, tokens: jax.Array) -> jax.Array:
     return jnp.asarray(as_int32(tokens))
 
 
-def slots_of(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
+def slots_of(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
     """The slots `[begin, end)` of the items below each node of `depth` (0..L), `[...]` each."""
     begin, end = nodes.begin, nodes.end
-    if depth < index.layout.handover:
+    if isinstance(depth, int) and depth < index.layout.handover:
         for first in (*index.first_child[depth:], index.first_slot):
             begin, end = first[begin], first[end]
     return begin, end

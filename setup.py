@@ -15,8 +15,8 @@ setup(
     name="gr",
     version="0.1.0",
     description="Constrained generative retrieval and recommendation in JAX and Flax NNX.",
-    packages=find_packages(include=["gr", "gr.*", "experiments", "configs"]),
-    package_data={"gr.evaluation": ["*.jinja"]},
+    packages=find_packages(include=["gr", "gr.*"]),
+    package_data={"gr.reports": ["*.jinja"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -1,4 +1,4 @@
-"""The mains: each parses flags, builds from a config (`experiments.build`) and calls `gr`."""
+"""The mains: each parses flags, builds from a config (`gr.runs.build`) and calls `gr`."""
 
 from experiments.huge_pages import restart_main
 

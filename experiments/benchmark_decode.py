@@ -28,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import benchmarking, build
-from experiments.benchmarking import FLAGS, PEAK, Stratum
+from experiments.benchmarks import benchmarking
+from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
 from experiments.errors import one_line_errors
 from gr.data import Histories, Splits, evaluation_batches
 from gr.decoding import Candidates, beam_search
 from gr.evaluation import distinct_items
 from gr.models import Cache
+from gr.runs import build
 from gr.trie import ExcludeItems, TrieIndex
 
 ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.

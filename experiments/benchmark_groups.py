@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import benchmarking, build
-from experiments.benchmarking import FLAGS
+from experiments.benchmarks import benchmarking
+from experiments.benchmarks.benchmarking import FLAGS
 from experiments.errors import one_line_errors
 from gr.losses import group_token_log_probs, token_log_probs
 from gr.models import path_states
+from gr.runs import build
 
 HEADER = ("groups", "users/s", "speed-up", "ms a batch", "compile s")
 NOTES = ("speed-up: of encoding the history once over encoding it for each candidate.",)

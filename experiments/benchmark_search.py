@@ -27,12 +27,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.base_rl import base_rl_config
-from experiments import benchmarking, build, keys
-from experiments.benchmarking import FLAGS
+from experiments.benchmarks import benchmarking
+from experiments.benchmarks.benchmarking import FLAGS
+from experiments.benchmarks.search_baselines import PythonWalk
 from experiments.errors import one_line_errors
-from experiments.search_baselines import PythonWalk
 from gr.decoding import PRESETS, Candidates, SearchConfig, search
 from gr.models import ValueHead, ValueHeadConfig
+from gr.runs import build, keys
 from gr.trie import TrieIndex
 
 NUM_CANDIDATES = 16

@@ -27,18 +27,13 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import benchmarking, build
-from experiments.benchmarking import FLAGS, PEAK, Stratum
+from experiments.benchmarks import benchmarking
+from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
 from experiments.errors import one_line_errors
 from gr.data import PAD_ITEM, Splits, TrainBatches
+from gr.runs import build
 from gr.semantic_ids import SemanticIds
-from gr.training import (
-    NO_BAD_STEP,
-    TrainingError,
-    make_mesh,
-    replicate,
-    shard_batch,
-)
+from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
 
 # Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
 _BUCKETED = "encoder_decoder/target/bucketed"

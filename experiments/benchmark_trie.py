@@ -10,8 +10,8 @@ are handed over as arguments, in one process and in turns. Rows:
 * `unconstrained`: beam search without a trie;
 * `ours`; and under a constraint `ours_attribute_filter` (each user any of 2 and none of 1 out of 8 attributes),
   `ours_item_mask` (a random half of the items, the mask made beforehand), `ours_exclude` (64 items a user);
-* `published_csr`: the published trie (`experiments.trie_csr`);
-* `cpu_trie`, `hash_bitmap`, `ppv_exact`, `ppv_approx`: masks (`experiments.trie_baselines`).
+* `published_csr`: the published trie (`experiments.benchmarks.trie_csr`);
+* `cpu_trie`, `hash_bitmap`, `ppv_exact`, `ppv_approx`: masks (`experiments.benchmarks.trie_baselines`).
 
 Before anything is timed, what ours decodes is checked: valid, distinct, in the set, allowed by the constraint, and
 with the scores of `ppv_exact`, which is exact as well.
@@ -32,19 +32,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import benchmarking, trie_report
-from experiments.benchmarking import FLAGS
-from experiments.errors import one_line_errors, run_main
-from experiments.trie_baselines import ReplayedModel, masked_search, normalisers
-from experiments.trie_cases import AXES, FAST, SLOW, Case, read_cases, read_methods, reason_to_skip
-from experiments.trie_corpus import (
+from experiments.benchmarks import benchmarking, trie_report
+from experiments.benchmarks.benchmarking import FLAGS
+from experiments.benchmarks.trie_baselines import ReplayedModel, masked_search, normalisers
+from experiments.benchmarks.trie_cases import (
+    AXES,
+    FAST,
+    SLOW,
+    Case,
+    read_cases,
+    read_methods,
+    reason_to_skip,
+)
+from experiments.benchmarks.trie_corpus import (
     NUM_ATTRIBUTES,
     NUM_CANDIDATES,
     Corpus,
     measure_index,
     peak_rss_gib,
 )
-from experiments.trie_csr import published_search
+from experiments.benchmarks.trie_csr import published_search
+from experiments.errors import one_line_errors, run_main
 from gr.decoding import Candidates, DecodingError, beam_search
 from gr.trie import AttributeFilter, ExcludeItems
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.errors import one_line_errors, run_main
-from gr.evaluation import format_table
+from gr.reports import format_table
 from gr.semantic_ids import read_semantic_ids
 from gr.semantic_ids.arrays import load_npy
 from gr.trie import TrieIndex

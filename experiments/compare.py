@@ -27,10 +27,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from experiments import comparing
-from experiments.comparing import Job
 from experiments.errors import MENDABLE, one_line_errors, run_main, start_backend
-from experiments.workdir import occupied
+from gr.runs import compare as comparing
+from gr.runs.compare import Job
+from gr.runs.workdir import occupied
 from gr.training import TrainingError, TrainingInterrupted
 
 LOG_TAIL = 4096  # Bytes in which a log's last line is looked for.

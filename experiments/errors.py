@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from experiments.config_checks import (
+from gr.data import DataError
+from gr.decoding import DecodingError
+from gr.evaluation import EvaluationError
+from gr.losses import LossError
+from gr.models import ModelError
+from gr.runs.config_checks import (
     ConfigError,
     check_config,
     check_overrides,
     load_config_file,
     one_line,
 )
-from gr.data import DataError
-from gr.decoding import DecodingError
-from gr.evaluation import EvaluationError
-from gr.losses import LossError
-from gr.models import ModelError
 from gr.semantic_ids import SemanticIdError
 from gr.training import TrainingError, TrainingInterrupted
 from gr.trie import TrieError

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import build
-from experiments.config_checks import check_experiment
 from experiments.errors import one_line_errors, run_main
-from experiments.workdir import has_begun, make_semantic_ids, occupied
+from gr.runs import build
+from gr.runs.config_checks import check_experiment
+from gr.runs.workdir import has_begun, make_semantic_ids, occupied
 from gr.semantic_ids import example_table, report_table
 from gr.training import TrainingError
 

@@ -1,5 +1,40 @@
 """Constrained generative retrieval and recommendation in JAX and Flax NNX.
 
 The rooms, in the order in which data moves through them (a module imports only from rooms above its own):
-`data`, `semantic_ids`, `trie`, `models`, `decoding`, `losses`, `training`, `evaluation`.
+`data`, `semantic_ids`, `trie`, `models`, `decoding`, `losses`, `training`, `rl`, `evaluation`, `reports`, `runs`. Each
+is imported when it is first used: `import gr` alone takes no time.
 """
+
+import importlib
+from typing import Any
+
+from gr.errors import GrError
+
+__version__ = "0.2.0"
+
+ROOMS = (
+    "data",
+    "semantic_ids",
+    "trie",
+    "models",
+    "decoding",
+    "losses",
+    "training",
+    "rl",
+    "evaluation",
+    "reports",
+    "runs",
+)
+
+__all__ = ["ROOMS", "GrError", "__version__", *ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    """A room, imported on first use."""
+    if name in ROOMS:
+        return importlib.import_module(f"gr.{name}")
+    raise AttributeError(f"module 'gr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

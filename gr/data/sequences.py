@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gr.errors import GrError
+
 PAD_ITEM = -1  # In batches of item rows: "no item here".
 
 
-class DataError(ValueError):
+class DataError(GrError):
     """Raised for data that cannot be used; names the file, line or field and the remedy."""
 
 

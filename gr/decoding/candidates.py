@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from gr.errors import GrError
 
-class DecodingError(ValueError):
+
+class DecodingError(GrError):
     """Raised for decoding requests that cannot be met; the message names the argument and the remedy."""
 
 

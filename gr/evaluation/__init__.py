@@ -22,7 +22,6 @@ from gr.evaluation.bootstrap import (
     paired_bootstrap,
 )
 from gr.evaluation.calibration import ValueCalibration, rank_correlation, value_calibration
-from gr.evaluation.calibration_plots import calibration_plot
 from gr.evaluation.comparison import (
     Compared,
     Difference,
@@ -39,9 +38,7 @@ from gr.evaluation.evaluators import (
     fetched,
     prefix_hits,
 )
-from gr.evaluation.html import render_comparison
 from gr.evaluation.metrics import coverage, gini, hit, mrr, ndcg, novelty
-from gr.evaluation.policy_plots import training_curves_of_policy
 from gr.evaluation.popularity import (
     SLICE_NAMES,
     popularity_order,
@@ -62,51 +59,33 @@ from gr.evaluation.rankings import (
     sid_ranks_of_lists,
     top_items,
 )
-from gr.evaluation.report import (
-    Candidate,
-    Example,
-    ReportData,
-    render_report,
-    write_report,
-)
 from gr.evaluation.search_comparison import (
     compare_searches,
-    format_searches,
     search_metrics,
-    searches_plot,
 )
-from gr.evaluation.search_tree_plots import search_tree_plot
-from gr.evaluation.search_trees import TreeCandidate, TreeOfUser, tree_of_user
 from gr.evaluation.searches import Searched, equal_budget, search_targets
 from gr.evaluation.summary import (
     evaluate_rankings,
     evaluate_with_baselines,
     user_metrics,
 )
-from gr.evaluation.tables import format_metrics, format_table, seen_note, target_notes
 
 __all__ = [
     "NOT_FOUND",
     "NO_ITEM",
     "SLICE_NAMES",
-    "Candidate",
     "Compared",
     "Decoded",
     "Difference",
     "EvaluationError",
-    "Example",
     "PairedDifference",
     "Ranker",
     "Rankings",
-    "ReportData",
     "RunRanks",
     "Searched",
-    "TreeCandidate",
-    "TreeOfUser",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
-    "calibration_plot",
     "compare_runs",
     "compare_searches",
     "coverage",
@@ -120,9 +99,6 @@ __all__ = [
     "fit_item_knn",
     "fit_markov_chain",
     "fit_popularity",
-    "format_metrics",
-    "format_searches",
-    "format_table",
     "gini",
     "hit",
     "item_ranks",
@@ -138,25 +114,16 @@ __all__ = [
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
-    "render_comparison",
-    "render_report",
     "search_metrics",
     "search_targets",
-    "search_tree_plot",
-    "searches_plot",
-    "seen_note",
     "sid_depth",
     "sid_ranks",
     "sid_ranks_of_lists",
     "survival",
-    "target_notes",
     "top_items",
     "training_counts",
-    "training_curves_of_policy",
     "training_seconds",
-    "tree_of_user",
     "tune_item_knn",
     "user_metrics",
     "value_calibration",
-    "write_report",
 ]

@@ -10,11 +10,13 @@ import dataclasses
 
 import numpy as np
 
+from gr.errors import GrError
+
 NO_ITEM = -1  # Pads a list of item rows.
 NOT_FOUND = -1  # The rank of a target that its list does not hold.
 
 
-class EvaluationError(ValueError):
+class EvaluationError(GrError):
     """Raised for what cannot be evaluated; the message names the field and the remedy."""
 
 

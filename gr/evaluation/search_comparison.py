@@ -1,39 +1,16 @@
 """Beam search, sampling and VED compared at equal budgets of token evaluations."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.bootstrap import bootstrap_intervals, paired_bootstrap
 from gr.evaluation.metrics import coverage, hit, ndcg
-from gr.evaluation.plots import (
-    DASHES,
-    INK,
-    MARKERS,
-    SERIES,
-    figure_of,
-    metric_label,
-    style,
-    top_legend,
-)
 from gr.evaluation.rankings import sid_ranks, top_items
 from gr.evaluation.searches import Searched, equal_budget
-from gr.evaluation.tables import format_table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-NAMES = {
-    "beam": "beam search",
-    "sample": "sampling without replacement",
-    "ved": "VED, best first",
-    "ved_descent": "VED, descents as published",
-}
 _KNOWN = 16  # So many times its candidates are asked of VED, to see what it knows besides them.
 
 
@@ -155,70 +132,3 @@ def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
         return None
     sums = np.where(pairs, differ, 0.0).sum(axis=(1, 2))
     return float((sums[known] / counts[known]).mean())
-
-
-def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
-    """A table of what `compare_searches` returned, budget by budget."""
-    names = [f"hit@{k}", f"ndcg@{k}", "recall", "known_recall", f"coverage@{k}", f"diversity@{k}"]
-    header = ["decoder", "budget", "tokens", "candidates", "known", f"Hit@{k}", f"NDCG@{k}"]
-    header += [
-        "95% interval",
-        "recall",
-        "less beam's",
-        "of known",
-        f"coverage@{k}",
-        f"diversity@{k}",
-    ]
-    table = [header]
-    for row in sorted(rows, key=lambda row: row["budget"]):
-        low, high = row["intervals"][f"ndcg@{k}"]
-        cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in names]
-        cells.insert(2, f"[{low:.4f}, {high:.4f}]")
-        less = row.get("recall_minus_beam")
-        cells.insert(4, f"[{less['low']:+.4f}, {less['high']:+.4f}]" if less else "")
-        counts = [str(row["budget"]), f"{row['evaluations']:.1f}", str(row["candidates"])]
-        counts.append(f"{row['known']:.0f}")
-        table.append([row["decoder"], *counts, *cells])
-    return format_table(table)
-
-
-def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
-    """One panel a metric over token evaluations, one line a decoder; bars are 95% intervals over users."""
-    metrics = {
-        f"hit@{k}": metric_label(f"hit@{k}"),
-        f"ndcg@{k}": metric_label(f"ndcg@{k}"),
-        "recall": "target a candidate",
-        "known_recall": "target known",
-        f"coverage@{k}": f"coverage@{k}",
-        f"diversity@{k}": f"differing codes@{k}",
-    }
-    figure, panels = figure_of(len(metrics), 1.95)
-    decoders = list(dict.fromkeys(row["decoder"] for row in rows))
-    for axes, (name, label) in zip(panels, metrics.items(), strict=True):
-        for index, decoder in enumerate(decoders):
-            mine = [row for row in rows if row["decoder"] == decoder and row[name] is not None]
-            mine.sort(key=lambda row: row["evaluations"])
-            values = np.array([row[name] for row in mine])
-            bounds = np.array([row["intervals"].get(name, (row[name],) * 2) for row in mine])
-            errors = (
-                np.abs(bounds.reshape(-1, 2).T - values) if name in rows[0]["intervals"] else None
-            )
-            axes.errorbar(
-                [row["evaluations"] for row in mine],
-                values,
-                errors,
-                color=SERIES[index],
-                ls=DASHES[index],
-                marker=MARKERS[index],
-                lw=1.8,
-                ms=5,
-                elinewidth=0.9,
-                capsize=2.5,
-                label=NAMES.get(decoder, decoder),
-            )
-        axes.margins(y=0.1)
-        axes.set_ylim(bottom=0)
-        style(axes, ylabel=label)
-    panels[-1].set_xlabel("token evaluations a user (mean)", fontsize=11, color=INK)
-    top_legend(panels[0], columns=2)
-    return figure

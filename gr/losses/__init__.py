@@ -28,18 +28,6 @@ from gr.losses.prefix import (
     uniform_prefix_weights,
     update_prefix_weights,
 )
-from gr.losses.rewards import (
-    NO_REWARD,
-    Outcome,
-    Reward,
-    RewardFault,
-    WeightedSum,
-    exact_match,
-    prefix_depth,
-    rank_aware,
-    semantic,
-    weighted_sum,
-)
 from gr.losses.token import (
     cross_entropy,
     group_token_log_probs,
@@ -61,19 +49,13 @@ from gr.losses.value import (
 
 __all__ = [
     "GAMMA",
-    "NO_REWARD",
     "LossError",
-    "Outcome",
     "PolicyConfig",
-    "Reward",
-    "RewardFault",
-    "WeightedSum",
     "cppo_mask",
     "cross_entropy",
     "depth_weights",
     "distinct_candidates",
     "distinct_prefixes",
-    "exact_match",
     "group_prefix_vectors",
     "group_token_log_probs",
     "grpo_advantages",
@@ -84,10 +66,7 @@ __all__ = [
     "pointwise_prefix_losses",
     "policy_loss",
     "policy_objective",
-    "prefix_depth",
     "prefix_means",
-    "rank_aware",
-    "semantic",
     "semantic_rewards",
     "sibling_advantages",
     "sibling_loss",
@@ -100,5 +79,4 @@ __all__ = [
     "token_log_probs",
     "uniform_prefix_weights",
     "update_prefix_weights",
-    "weighted_sum",
 ]

@@ -1,5 +1,7 @@
 """What the losses room raises."""
 
+from gr.errors import GrError
 
-class LossError(ValueError):
+
+class LossError(GrError):
     """Raised for a loss or reward that cannot be computed as asked: names the field and the remedy."""

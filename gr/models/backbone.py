@@ -6,8 +6,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from gr.errors import GrError
 
-class ModelError(ValueError):
+
+class ModelError(GrError):
     """Raised for model settings or inputs that cannot work; the message names the field and the remedy."""
 
 

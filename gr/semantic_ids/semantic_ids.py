@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr.data.sequences import PAD_ITEM
+from gr.errors import GrError
 
 PAD_TOKEN = 0  # In token arrays: "no item here".
 BOS_TOKEN = 1  # What a decoder reads before the first code.
@@ -20,7 +21,7 @@ NO_CODE = -1  # The code that `PAD_TOKEN` stands for.
 FORMAT_VERSION = 1  # Of the files that `SemanticIds.save` writes.
 
 
-class SemanticIdError(ValueError):
+class SemanticIdError(GrError):
     """Raised for unusable Semantic IDs or vectors; names the file, item or level and the remedy."""
 
 

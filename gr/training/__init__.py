@@ -3,13 +3,8 @@
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
 `MetricWriter` on its workdir, which `locked` keeps for it and `save_run_info` marks; afterwards
 `restore_model(workdir, model, "best")`.
-`value_loss` is what a value head minimises, alone by `value_objective` or beside a policy.
-
-Reinforcement learning is the same run with `make_policy_step`: its model is an `ActorCritic`, its `loss_state` the
-reference policy.
 """
 
-from gr.training.actor_critic import ActorCritic, actor_critic_optimizer
 from gr.training.checkpoints import (
     Checkpointer,
     Restored,
@@ -39,7 +34,6 @@ from gr.training.objectives import (
     supervised_loss,
 )
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
-from gr.training.policy_step import LearningConfig, make_policy_step
 from gr.training.provenance import (
     check_run_info,
     git_revision,
@@ -47,36 +41,30 @@ from gr.training.provenance import (
     save_run_info,
     versions,
 )
-from gr.training.rollouts import Environment, RolloutConfig, Rollouts, roll_out, scored_candidates
+from gr.training.reward_fault import NO_REWARD, RewardFault
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
-from gr.training.value_objective import ValueConfig, value_loss, value_objective
 
 __all__ = [
     "ALL_STEPS",
     "NO_BAD_STEP",
     "NO_MORE_BATCHES",
+    "NO_REWARD",
     "OUT_OF_PATIENCE",
-    "ActorCritic",
     "Checkpointer",
     "CompiledStep",
-    "Environment",
     "FitResult",
-    "LearningConfig",
     "LossConfig",
     "LossFn",
     "MetricWriter",
     "Restored",
-    "RolloutConfig",
-    "Rollouts",
+    "RewardFault",
     "Schedule",
     "SupervisedLoss",
     "TrainState",
     "TrainStep",
     "TrainingError",
     "TrainingInterrupted",
-    "ValueConfig",
-    "actor_critic_optimizer",
     "check_run_info",
     "checkpoint_step",
     "checkpoints_directory",
@@ -90,19 +78,14 @@ __all__ = [
     "locked",
     "make_mesh",
     "make_optimizer",
-    "make_policy_step",
     "make_schedule",
     "make_train_step",
     "read_metrics",
     "replicate",
     "restore_model",
-    "roll_out",
     "rows_in_batch",
     "save_run_info",
-    "scored_candidates",
     "shard_batch",
     "supervised_loss",
-    "value_loss",
-    "value_objective",
     "versions",
 ]

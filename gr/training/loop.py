@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from gr.losses import NO_REWARD
 from gr.training.checkpoints import Checkpointer
 from gr.training.errors import TrainingError
 from gr.training.interrupts import StopSignals, TrainingInterrupted
 from gr.training.mesh import make_mesh, replicate, shard_batch
 from gr.training.meter import Interval, Meter
 from gr.training.metric_writer import MetricWriter
+from gr.training.reward_fault import NO_REWARD
 from gr.training.state import NO_BAD_STEP, TrainState
 from gr.training.step import TrainStep
 

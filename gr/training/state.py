@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr.losses import RewardFault
 from gr.training.errors import TrainingError
+from gr.training.reward_fault import RewardFault
 
 NO_BAD_STEP = -1  # `TrainState.bad_step` while every loss and gradient has been finite.
 

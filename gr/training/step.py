@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr.losses import RewardFault
 from gr.training.mesh import replicate
 from gr.training.optimizers import Schedule
+from gr.training.reward_fault import RewardFault
 from gr.training.state import NO_BAD_STEP, TrainState
 
 # loss_fn(model, batch, key, loss_state) -> (loss [], (metrics: name -> [], loss_state)). One with arrays of its own is

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from gr.errors import GrError
 from gr.trie.packed import bits_for, num_words
 
 DENSE = "dense"  # One bit for every token of the level: whether the node has that child.
@@ -23,7 +24,7 @@ _WORD = 32
 MAX_ITEMS = 2**31 - 2**16
 
 
-class TrieError(ValueError):
+class TrieError(GrError):
     """Raised for tokens that cannot be indexed; the message names the row and level and the remedy."""
 
 

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gr.evaluation import (
-    EvaluationError,
-    calibration_plot,
-    rank_correlation,
-    value_calibration,
-)
-from gr.evaluation.plots import figure_to_svg
+from gr.evaluation import EvaluationError, rank_correlation, value_calibration
+from gr.reports import calibration_plot
+from gr.reports.plots import figure_to_svg
 
 
 def random_arrays(seed=0, users=7, group=6, depths=3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr.evaluation import EvaluationError, RunRanks, compare_runs, survival
-from gr.evaluation.comparison_plots import (
+from gr.reports.comparison_plots import (
     prefix_survival_plot,
     prefix_weight_plot,
     seeds_plot,

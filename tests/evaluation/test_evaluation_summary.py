@@ -9,12 +9,10 @@ from gr.evaluation import (
     EvaluationError,
     evaluate_rankings,
     evaluate_with_baselines,
-    format_metrics,
-    format_table,
     rankings_of_beams,
     rankings_of_lists,
-    target_notes,
 )
+from gr.reports import format_metrics, format_table, target_notes
 
 # Popularity of items 0..5; slices: 0 head, 1 and 2 torso, 3, 4 and 5 tail.
 COUNTS = np.array([5, 2, 1, 1, 1, 0])

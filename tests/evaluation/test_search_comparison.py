@@ -14,11 +14,10 @@ from gr.evaluation import (
     Searched,
     compare_searches,
     equal_budget,
-    format_searches,
     search_metrics,
     search_targets,
-    searches_plot,
 )
+from gr.reports import format_searches, searches_plot
 from gr.training import item_token_table
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")

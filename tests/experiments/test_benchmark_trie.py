@@ -14,16 +14,23 @@ import oracles
 import pytest
 
 from experiments.benchmark_trie import same_for_all_beams
-from experiments.trie_baselines import (
+from experiments.benchmarks.trie_baselines import (
     CpuTrie,
     HashBitmap,
     PrefixVerification,
     ReplayedModel,
     masked_search,
 )
-from experiments.trie_cases import FAST, METHODS, Case, read_cases, read_methods, reason_to_skip
-from experiments.trie_corpus import random_tokens
-from experiments.trie_csr import PublishedTrie, published_search
+from experiments.benchmarks.trie_cases import (
+    FAST,
+    METHODS,
+    Case,
+    read_cases,
+    read_methods,
+    reason_to_skip,
+)
+from experiments.benchmarks.trie_corpus import random_tokens
+from experiments.benchmarks.trie_csr import PublishedTrie, published_search
 from gr.decoding import beam_search
 from gr.trie import TrieError, TrieIndex
 from gr.trie.sorting import sort_ids

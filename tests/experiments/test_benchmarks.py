@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import benchmark_train, benchmarking
+from experiments import benchmark_train
+from experiments.benchmarks import benchmarking
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
 
 ROOT = Path(__file__).parents[2]

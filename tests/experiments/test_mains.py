@@ -2,56 +2,17 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mains import ROOT, TINY, run
 from ml_collections import ConfigDict
 
-from experiments import build
 from gr.data import synthetic_sequences
-
-ROOT = Path(__file__).parents[2]
-TINY = [
-    "--config.data.options.num_users=150",
-    "--config.data.options.num_items=60",
-    "--config.data.options.mean_length=8.0",
-    "--config.data.options.seed=0",
-    "--config.data.num_buckets=1",
-    "--config.semantic_ids.num_levels=2",
-    "--config.semantic_ids.codebook_size=8",
-    "--config.decoder_only.d_model=16",
-    "--config.decoder_only.num_heads=2",
-    "--config.decoder_only.d_ff=16",
-    "--config.decoder_only.num_layers=1",
-    "--config.backbone=decoder_only",
-    "--config.training.num_epochs=2",
-    "--config.training.eval_every_epochs=1.0",
-    "--config.decoding.batch_size=64",
-]
-
-
-def run(module, *arguments, check=True, cwd=ROOT, platforms="cpu"):
-    environment = {**os.environ, "JAX_PLATFORMS": platforms, "PYTHONPATH": str(ROOT)}
-    if cwd != ROOT:
-        environment.pop("GR_DATA", None)  # As a newcomer has it.
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+from gr.runs import build
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +115,10 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
 
 
 def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir):
-    from experiments.recommend import recommend
-    from experiments.workdir import load_run
     from gr.data import DataError
     from gr.decoding.beam import _beam_search
+    from gr.runs.recommend import recommend
+    from gr.runs.workdir import load_run
 
     trained = load_run(str(workdir))
     longest = trained.config.data.max_history

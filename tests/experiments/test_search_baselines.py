@@ -6,7 +6,7 @@ import oracles
 import pytest
 from flax import nnx
 
-from experiments.search_baselines import PythonWalk
+from experiments.benchmarks.search_baselines import PythonWalk
 from gr.decoding import SearchConfig, beam_search
 from gr.models import ValueHead, ValueHeadConfig
 from gr.trie import TrieIndex

@@ -11,20 +11,25 @@ import pytest
 from flax import nnx
 
 from gr.decoding import SearchConfig
-from gr.losses import PolicyConfig, exact_match, semantic, weighted_sum
+from gr.losses import PolicyConfig
 from gr.models import DecoderOnly, DecoderOnlyConfig, ValueHead, ValueHeadConfig
-from gr.training import (
+from gr.rl import (
     ActorCritic,
     Environment,
     LearningConfig,
-    LossConfig,
     RolloutConfig,
-    TrainState,
     ValueConfig,
     actor_critic_optimizer,
+    exact_match,
+    make_policy_step,
+    semantic,
+    weighted_sum,
+)
+from gr.training import (
+    LossConfig,
+    TrainState,
     init_loss_state,
     make_mesh,
-    make_policy_step,
     make_train_step,
     supervised_loss,
 )

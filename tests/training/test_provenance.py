@@ -3,13 +3,7 @@ import subprocess
 
 import pytest
 
-from gr.training import (
-    TrainingError,
-    check_run_info,
-    git_revision,
-    load_config,
-    save_run_info,
-)
+from gr.training import TrainingError, check_run_info, git_revision, load_config, save_run_info
 
 
 def test_config_and_versions_are_written(tmp_path):

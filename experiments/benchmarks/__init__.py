@@ -1,0 +1,1 @@
+"""What the benchmarks share: timing, baselines, cases and reports."""

@@ -1,0 +1,165 @@
+"""What the fields of a config may hold: said once, in their types, and checked by one function.
+
+A config is a frozen dataclass. `num_beams: Count = 20` is a whole number of 1 or more; `__post_init__` calls
+`check_fields(self, "decoding.", DecodingError)`, and what cannot be used is refused with the field's name and the
+remedy. A type without a range, such as `bool`, is checked as a type only.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from gr.errors import GrError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Finite numbers from `low` to `high`."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False  # Whether `low` itself is left out.
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the number is one of them."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return (
+                f"a finite number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+            )
+        low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        high = f"below {self.high:g}" if self.open_high else f"at most {self.high:g}"
+        if not self.open_low and not self.open_high:
+            return f"a number from {self.low:g} to {self.high:g}"
+        return f"{low}, and {high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    or_path: tuple[str, ...] = ()  # A word that ends so is the name of a file.
+    or_own: bool = False  # Whether `module:name` of the user's own may stand there.
+
+    def holds(self, value: str) -> bool:
+        """Whether the word is one of them."""
+        own = self.or_own and all(value.partition(":")[::2])
+        return value in self.words or own or value.endswith(self.or_path or ("\0",))
+
+    def __str__(self) -> str:
+        words = [word or "''" for word in self.words]
+        words += [f"FILE{end}" for end in self.or_path]
+        return f"one of {', '.join(words)}" + (", or module:name" if self.or_own else "")
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+ShareAboveZero = Annotated[float, Range(0, 1, open_low=True)]
+ShareBelowOne = Annotated[float, Range(0, 1, open_high=True)]
+
+
+def check_fields(config: Any, prefix: str = "", error: type[GrError] = GrError) -> None:
+    """Checks every field of a config dataclass against its type.
+
+    Args:
+        config: an instance.
+        prefix: what stands before the fields' names in messages, such as "search.".
+        error: what is raised.
+
+    Raises:
+        error: for the first value that is of another type, or out of range.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        check_value(f"{prefix}{field.name}", getattr(config, field.name), hints[field.name], error)
+
+
+def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError) -> None:
+    """Raises `error` unless the value is of the type that `hint` says, and in its range."""
+    kind, limits = _parts(hint)
+    options = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if value is None and type(None) in options:
+        return
+    kinds = [option for option in options if option is not type(None)]
+    if len(kinds) == 1:
+        kind, inner = _parts(kinds[0])
+        limits = (*limits, *inner)
+    if not _is_a(value, kind):
+        raise error(f"{name}={value!r} is of type {type(value).__name__}; give {_described(kind)}")
+    if isinstance(value, (tuple, list)) and typing.get_args(kind):
+        for one in value:
+            _check_limits(name, one, _parts(typing.get_args(kind)[0])[1], error, among=value)
+    _check_limits(name, value, limits, error)
+
+
+def _check_limits(
+    name: str, value: Any, limits: Sequence, error: type[GrError], among: Any = None
+) -> None:
+    shown = value if among is None else tuple(among)
+    if isinstance(value, float) and not limits and not math.isfinite(value):
+        raise error(f"{name}={shown}: use finite numbers")
+    for limit in limits:
+        if isinstance(limit, Range) and not limit.holds(value):
+            raise error(f"{name}={shown}: use {limit}")
+        if isinstance(limit, OneOf) and not limit.holds(value):
+            close = did_you_mean(value, limit.words)
+            raise error(
+                f"{name}={shown!r} is unknown{f'{close} Use' if close else '; use'} {limit}"
+            )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean NAME?`, or nothing where nothing is like it."""
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parts(hint: Any) -> tuple[Any, tuple]:
+    """A type without its annotations, and those."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *limits = typing.get_args(hint)
+        return kind, tuple(limits)
+    return hint, ()
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, type(int | None))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; a whole number is a float too, but a truth value is no number."""
+    origin = typing.get_origin(kind) or kind
+    if origin is Any:
+        return True
+    if origin in (int, float):
+        return isinstance(value, (int, float) if origin is float else int) and not isinstance(
+            value, bool
+        )
+    if origin is tuple:
+        inner = typing.get_args(kind)
+        return isinstance(value, (tuple, list)) and all(
+            _is_a(one, _parts(inner[0])[0]) for one in value if inner
+        )
+    return isinstance(value, origin)
+
+
+def _described(kind: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple:
+        inner = typing.get_args(kind)
+        return f"a tuple of such as {_described(_parts(inner[0])[0])}" if inner else "a tuple"
+    return names.get(origin, f"a {getattr(origin, '__name__', origin)}")

@@ -1,0 +1,368 @@
+"""One self-contained HTML file that shows a run: verdict, metrics beside baselines, curves, codebooks and users.
+
+`write_report(path, ReportData(...))` draws the figures of `gr.reports.plots` into `report.html.jinja`. The file
+loads nothing from anywhere, follows the reader's light or dark setting, and prints. Parts that a run does not have
+are left out with a sentence that says so.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gr.data.files import write_atomically
+from gr.evaluation.rankings import EvaluationError
+from gr.reports.html import environment, inline_svg
+
+MAIN_METRIC = "ndcg@10"
+SLICES = ("head", "torso", "tail")
+COLUMNS = (
+    *(f"{name}@{k}" for name in ("hit", "ndcg") for k in (5, 10, 20)),
+    *("mrr@10", "item_hit@10", "item_ndcg@10", "coverage@10", "gini@10", "novelty@10"),
+)
+DIFFERENCES = ("ndcg@10", "hit@10", "item_ndcg@10")
+_LOWER_IS_BETTER = ("gini@10",)
+_RATES = {"learning_rate": "learning rate", "examples_per_second": "examples / s"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One recommended item of one user, as it is shown."""
+
+    title: str
+    score: float
+    is_target: bool = False
+    detail: str = ""  # Categories, or whatever else tells the item.
+    seen: bool = False  # Whether the item stands in the user's history.
+    valid: bool = True  # False for a beam without an item.
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One user: what they did, what they did next, and what was recommended (best first)."""
+
+    user: str
+    history: Sequence[str]  # Titles, oldest first.
+    target: str
+    candidates: Sequence[Candidate]
+    target_detail: str = ""
+
+    @property
+    def target_rank(self) -> int | None:
+        """The target's place among the candidates, from 1; None if it is not among them."""
+        ranks = (rank for rank, item in enumerate(self.candidates, start=1) if item.is_target)
+        return next(ranks, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportData:
+    """All that a report can show; every part but the title may be left empty."""
+
+    title: str
+    dataset: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
+    model: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
+    # Row -> flat metrics as `evaluate_rankings` returns them; the rows are the model and the baselines, all ranked by
+    # one rule.
+    metrics: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    main_row: str = ""  # The row of `metrics` that the verdict is about.
+    rule: str = ""  # Of `metrics`, such as "seen items removed".
+    # Further rule -> row -> metrics: shown beneath, and never compared with the rows of `metrics`.
+    variants: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()  # What must be known of the targets, see `target_notes`.
+    # Baseline -> metric -> (mean of main row minus baseline, low, high), paired by user.
+    differences: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    # Lines {"step": 10, "split": "train" | "validation", "values": {"loss": 1.0, ...}}.
+    curves: Sequence[Mapping] = ()
+    best_step: int | None = None  # None: the step with the best validation metric, else loss.
+    # Label -> the best baseline's main metric on the validation split, a line across the learning curve.
+    references: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    # Label -> share of users (0 to 1) whose target's prefix is in the beam after each code, [L].
+    prefix_recall: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    num_beams: int | None = None  # M, of the prefix recall.
+    codebooks: Sequence[Mapping] = ()  # One a level: {"size": K, "counts": [K] items of each code}.
+    collisions: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
+    examples: Sequence[Example] = ()
+    config: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commands: Sequence[str] = ()
+    date: str = ""
+    revision: str = ""  # Of the project's git repository.
+
+
+def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
+    """Writes the report as one HTML file, atomically, and returns its path.
+
+    Raises `EvaluationError` if `main_row` or a baseline of `differences` is no row of `metrics`.
+    """
+    path = Path(path)
+    # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.
+    write_atomically(path, render_report(data).encode("utf-8", errors="replace"))
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """The report as a string of HTML; raises as `write_report` does."""
+    _check(data)
+    templates = environment()
+    templates.filters |= {"number": _text, "signed": _signed, "fact": _fact, "label": _label}
+    best = best_step(data)
+    return templates.get_template("report.html.jinja").render(
+        data=data,
+        verdict=verdict(data),
+        tone=_tone(data),
+        columns=[key for key in COLUMNS if any(key in row for row in data.metrics.values())],
+        lower_is_better=_LOWER_IS_BETTER,
+        groups=[
+            {"rule": rule, "rows": _metric_rows(rows, data.main_row)}
+            for rule, rows in {data.rule: data.metrics, **data.variants}.items()
+            if rows
+        ],
+        differences=_difference_rows(data),
+        compared=[key for key in DIFFERENCES if any(key in by for by in data.differences.values())],
+        slices=[part for part in SLICES if _slice_metric(data, part)],
+        best_step=best,
+        best_value=_value_at(data, best),
+        drops=[_largest_drop(label, shares) for label, shares in data.prefix_recall.items()],
+        codebooks=[codebook_facts(book) for book in data.codebooks],
+        config=json.dumps(data.config, indent=2, ensure_ascii=False, default=_plain),
+        figures=_figures(data, best),
+    )
+
+
+def verdict(data: ReportData) -> str:
+    """One sentence: the main metric, its interval, and where it stands to the baselines."""
+    value = _metric(data, data.main_row)
+    if value is None:
+        return "No NDCG@10 of the model was measured, so there is no verdict."
+    bounds = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
+    interval = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
+    opening = f"NDCG@10 {value:.4f}{interval}{f' ({data.rule})' if data.rule else ''}"
+    baselines = _baselines(data)
+    if not baselines:
+        return f"{opening}; no baseline was evaluated beside it."
+    best, best_value = next(iter(baselines.items()))
+    change = f"{100 * (value / best_value - 1):+.0f}%".replace("-", "−") if best_value else ""
+    reference = f"{best} ({best_value:.4f}{', ' if change else ''}{change})"
+    unsure = [name for name in baselines if _compared(data, name) <= 0]
+    if value > best_value:
+        doubt = f", but {unsure[0]} is within the 95% interval" if unsure else ""
+        return f"{opening}, above every baseline{doubt}; the best baseline is {reference}."
+    above = sum(other > value for other in baselines.values())
+    others = f" It is below {above} of {len(baselines)} baselines." if above > 1 else ""
+    if _compared(data, best) == 0:
+        others = f" The difference is within the 95% interval.{others}"
+    relation = "below" if value < best_value else "level with"
+    return f"{opening}, {relation} {reference} by {best_value - value:.4f}.{others}"
+
+
+def best_step(data: ReportData) -> float | None:
+    """The given best step; else that of the best validation metric, else of the lowest validation loss."""
+    from gr.reports.plots import series
+
+    if data.best_step is not None:
+        return data.best_step
+    for name, sign in ((MAIN_METRIC, 1), ("loss", -1)):
+        steps, values = series(data.curves, "validation", name)
+        if len(steps):
+            return float(steps[np.argmax(sign * values)])
+    return None
+
+
+def codebook_facts(book: Mapping) -> dict[str, float]:
+    """`size`, `used`, `perplexity` (exp of the entropy) and `largest_share` of one level, from its `counts [K]`.
+
+    Without counts, the level's own figures are taken as they are.
+    """
+    if "counts" not in book:
+        return {name: book.get(name) for name in ("size", "used", "perplexity", "largest_share")}
+    counts = np.asarray(book["counts"], dtype=float)
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return {
+        "size": int(book.get("size", len(counts))),
+        "used": len(shares),
+        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0,
+        "largest_share": float(shares.max(initial=0)),
+    }
+
+
+def _check(data: ReportData) -> None:
+    named = [("main_row", data.main_row)] if data.metrics else []
+    named += [("differences", row) for row in data.differences]
+    for field, row in named:
+        if row not in data.metrics:
+            raise EvaluationError(
+                f"{field} names {row!r}, which is no row of metrics: choose from {list(data.metrics)}."
+            )
+
+
+def _metric(data: ReportData, row: str, name: str = MAIN_METRIC) -> float | None:
+    value = data.metrics.get(row, {}).get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _baselines(data: ReportData) -> dict[str, float]:
+    """The baselines' main metric, best first."""
+    rows = [row for row in data.metrics if row != data.main_row]
+    values = {row: _metric(data, row) for row in rows}
+    present = {row: value for row, value in values.items() if value is not None}
+    return dict(sorted(present.items(), key=lambda item: -item[1]))
+
+
+def _compared(data: ReportData, baseline: str) -> int:
+    """1 or -1 where the main row is above or below a baseline outside the 95% interval, else 0.
+
+    The interval is that of the paired difference; where there is none, that of the main row.
+    """
+    difference = data.differences.get(baseline, {}).get(MAIN_METRIC)
+    if difference is not None:
+        _, low, high = difference
+    else:
+        value, other = _metric(data, data.main_row), _metric(data, baseline)
+        low, high = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC, [value] * 2)
+        low, high = low - other, high - other
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _tone(data: ReportData) -> str:
+    """`above`, `below` or `level`: the colour of the verdict."""
+    baselines = _baselines(data)
+    if _metric(data, data.main_row) is None or not baselines:
+        return "level"
+    outcomes = [_compared(data, name) for name in baselines]
+    return "above" if min(outcomes) > 0 else "below" if outcomes[0] < 0 else "level"
+
+
+def _metric_rows(by_row: Mapping[str, Mapping], main_row: str) -> list[dict]:
+    """Table rows: name, kind, and for each column the value, its interval and whether it is the best of these rows."""
+    rounded = {
+        key: [round(row[key], 4) for row in by_row.values() if _finite(row.get(key))]
+        for key in COLUMNS
+    }
+    best = {
+        key: (min if key in _LOWER_IS_BETTER else max)(values)
+        for key, values in rounded.items()
+        if values
+    }
+    rows = []
+    for name, metrics in by_row.items():
+        cells = {
+            key: {
+                "value": metrics.get(key),
+                "interval": metrics.get("intervals", {}).get(key),
+                "best": _finite(metrics.get(key)) and round(metrics[key], 4) == best[key],
+            }
+            for key in COLUMNS
+        }
+        kind = "main" if name == main_row else "baseline"
+        rows.append({"name": name, "kind": kind, "cells": cells, "users": metrics.get("users")})
+    return rows
+
+
+def _difference_rows(data: ReportData) -> list[dict]:
+    """A row for each baseline: by metric, the mean difference, its bounds, its share of the baseline, the outcome."""
+    rows = []
+    for baseline, by_metric in data.differences.items():
+        cells = {}
+        for name in DIFFERENCES:
+            if name in by_metric:
+                mean, low, high = (float(value) for value in by_metric[name])
+                outcome = "above" if low > 0 else "below" if high < 0 else "level"
+                base = _metric(data, baseline, name)
+                relative = 100 * mean / base if base else None
+                cells[name] = {"mean": mean, "low": low, "high": high, "relative": relative}
+                cells[name]["outcome"] = outcome
+        rows.append({"baseline": baseline, "cells": cells})
+    return rows
+
+
+def _slice_metric(data: ReportData, part: str) -> bool:
+    return any(f"{part}/{MAIN_METRIC}" in row for row in data.metrics.values())
+
+
+def _value_at(data: ReportData, step: float | None) -> float | None:
+    """The validation value of the main metric at a step."""
+    from gr.reports.plots import series
+
+    steps, values = series(data.curves, "validation", MAIN_METRIC)
+    return next((float(v) for s, v in zip(steps, values, strict=True) if s == step), None)
+
+
+def _largest_drop(label: str, shares: Sequence[float]) -> dict:
+    """At which code most targets' prefixes leave the beam, and what share of users that is."""
+    lost = -np.diff([1.0, *np.asarray(shares, dtype=float)])
+    depth = int(np.argmax(lost)) if len(lost) else 0
+    return {"label": label, "code": depth + 1, "lost": float(lost[depth]) if len(lost) else 0.0}
+
+
+def _figures(data: ReportData, best: float | None) -> dict:
+    """Inline SVG by name, for the parts that are there."""
+    from gr.reports import comparison_plots, plots
+
+    figures = {}
+    for name in (MAIN_METRIC, "hit@10"):
+        if any(name in row for row in data.metrics.values()):
+            figures[name] = plots.metric_bars(data.metrics, names=[name], main_row=data.main_row)
+    if any(MAIN_METRIC in by_metric for by_metric in data.differences.values()):
+        figures["differences"] = plots.difference_plot(data.differences, name=MAIN_METRIC)
+    parts = [part for part in SLICES if _slice_metric(data, part)]
+    if parts:
+        figures["slices"] = plots.slice_bars(data.metrics, slices=parts, main_row=data.main_row)
+    if data.curves:
+        figures["curves"] = plots.learning_curves(
+            data.curves, references=data.references, best=best
+        )
+        if any(len(plots.series(data.curves, "train", name)[0]) for name in _RATES):
+            figures["rates"] = plots.rate_curves(data.curves, names=_RATES)
+    if data.prefix_recall:
+        figures["prefix"] = plots.prefix_recall_plot(data.prefix_recall, beams=data.num_beams)
+    if len(plots.series(data.curves, "validation", "prefix_recall/1")[0]):
+        figures["prefix_curves"] = comparison_plots.prefix_recall_curves(
+            data.curves, beams=data.num_beams, best=best
+        )
+    if len(plots.series(data.curves, "train", "prefix_1/loss")[0]):
+        figures["prefix_losses"] = comparison_plots.prefix_weight_plot({"training": data.curves})
+    books = [
+        {"level": level, **codebook_facts(book), "counts": book["counts"]}
+        for level, book in enumerate(data.codebooks, start=1)
+        if "counts" in book
+    ]
+    if books:
+        figures["codebooks"] = plots.codebook_usage(books)
+    return {name: inline_svg(plots.figure_to_svg(fig), name) for name, fig in figures.items()}
+
+
+def _finite(value: object) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _text(value: float | None, digits: int = 4) -> str:
+    """A number for a table; a dash where there is none."""
+    return f"{value:,.{digits}f}" if _finite(value) else "–"
+
+
+def _signed(value: float | None, digits: int = 4) -> str:
+    return f"{value:+,.{digits}f}".replace("-", "−") if _finite(value) else "–"
+
+
+def _fact(value: object) -> str:
+    """A fact of a data set or model: thousands separated, short fractions, anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _label(key: str) -> str:
+    from gr.reports.plots import metric_label
+
+    return metric_label(key)
+
+
+def _plain(value: object) -> object:
+    """What JSON does not know, as what it does."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,232 @@
+"""Rollouts: candidates that the present policy finds for a batch of users, with rewards and log-probabilities."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.decoding import Candidates, SearchConfig, search
+from gr.losses import (
+    group_prefix_vectors,
+    group_token_log_probs,
+    masked_token_log_probs,
+    semantic_rewards,
+    token_entropies,
+)
+from gr.losses.token import allowed_logits
+from gr.models import path_states
+from gr.rl.actor_critic import ActorCritic
+from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
+from gr.training.errors import TrainingError
+from gr.training.objectives import item_token_table
+from gr.trie import ExcludeItems, NodeVectors, TrieIndex
+
+PREFIX_VECTORS = ("node", "group")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What a policy acts in, and what never changes in training."""
+
+    index: TrieIndex
+    tokens: jax.Array  # [N + 1, L] int32, of `item_token_table`.
+    item_vectors: jax.Array  # [N, E] float32, of length 1 or 0: what items are about.
+    node_vectors: NodeVectors
+
+    @staticmethod
+    def build(index: TrieIndex, tokens: np.ndarray, item_vectors: np.ndarray) -> "Environment":
+        """An environment of items with these tokens `[N, L]` and vectors `[N, E]` of length 1 or 0."""
+        return Environment(
+            index=index,
+            tokens=item_token_table(tokens),
+            item_vectors=jnp.asarray(item_vectors, jnp.float32),
+            node_vectors=NodeVectors.build(index, item_vectors),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How rollouts are made.
+
+    Raises `TrainingError` for a name that is unknown.
+    """
+
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    exclude_seen: bool = True  # Items of the history are not proposed.
+    temperature: float = 1.0  # Of the policy; this and the next as in `beam_search`.
+    normalise_over: str = "vocabulary"
+    # Whether candidates are weighted in the policy's loss, for they are not independent draws: those drawn without
+    # replacement by probability / inclusion probability, those searched for by their probability among each other.
+    importance: bool = False
+    # Of what a prefix's vector is the mean, in rewards of the value head: of all items below its "node" of the trie,
+    # or of the "group" of candidates that share it.
+    prefix_vectors: str = "node"
+
+    def __post_init__(self):
+        if self.prefix_vectors not in PREFIX_VECTORS:
+            raise TrainingError(
+                f"value.prefix_vectors={self.prefix_vectors!r} is unknown: use one of {', '.join(PREFIX_VECTORS)}"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """A batch of users with G candidates each; nothing in it carries a gradient."""
+
+    history: jax.Array  # [B, T, L] int32 tokens.
+    target: jax.Array  # [B, L] int32 tokens.
+    weight: jax.Array  # [B] float32: 0 for filler rows.
+    codes: jax.Array  # [B, G, L] int32 tokens; 0 where not valid.
+    valid: jax.Array  # [B, G] bool; False for filler rows too.
+    items: jax.Array  # [B, G] int32 item rows; -1 where not valid.
+    rewards: jax.Array  # [B, G] float32, what the policy is to raise.
+    rewards_apart: jax.Array  # [B, G, R] float32: the weighted parts of which it is the sum.
+    value_rewards: jax.Array  # [B, G, L] float32, of the value head alone.
+    logp: (
+        jax.Array
+    )  # [B, G, L] float32: log-probability of each code under the policy that found them.
+    reference_logp: jax.Array  # [B, G, L]: under the reference policy.
+    entropy: jax.Array  # [B, G, L] float32: of the policy's distribution of each code, in nats.
+    importance: jax.Array  # [B, G] float32; all 1 unless asked for.
+
+
+def roll_out(
+    config: RolloutConfig,
+    environment: Environment,
+    reward: Reward,
+    model: ActorCritic,
+    reference: Any,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[Rollouts, dict[str, jax.Array]]:
+    """Searches candidates for each user of a batch, rewards them, and scores them under policy and reference.
+
+    Args:
+        config: how.
+        environment: the items.
+        reward: of the candidates; of a `weighted_sum` the parts are kept too.
+        model: the policy and the value head that guides its search.
+        reference: a backbone, what the policy is kept near.
+        batch: `history [B, T]`, `target [B]` and `weight [B]`, as `train_batches_by_target` makes them.
+        key: of the search.
+
+    Returns:
+        The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
+        `candidates/target_share` (users whose target is among their candidates).
+    """
+    history, target = environment.tokens[batch["history"]], environment.tokens[batch["target"]]
+    found = search(
+        config.search,
+        model.backbone,
+        model.value_head,
+        environment.index,
+        history,
+        key=key,
+        constraint=ExcludeItems(batch["history"]) if config.exclude_seen else None,
+        temperature=config.temperature,
+        normalise_over=config.normalise_over,
+    )
+    real = batch["weight"] > 0
+    valid = found.valid & real[:, None]
+    codes = jnp.where(valid[..., None], found.codes, 0)
+    items = jnp.where(valid, found.items[..., 0], -1)
+    outcome = Outcome(codes, valid, target, items, batch["target"])
+    logp, entropy = scored_candidates(config, environment, model.backbone, history, codes)
+    reference_logp, _ = scored_candidates(config, environment, reference, history, codes)
+    parts = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
+    rewards_apart = jnp.where(valid[..., None], parts.apart(outcome), 0.0)
+    rollouts = Rollouts(
+        history=history,
+        target=target,
+        weight=batch["weight"],
+        codes=codes,
+        valid=valid,
+        items=items,
+        rewards=rewards_apart.sum(axis=-1),
+        rewards_apart=rewards_apart,
+        value_rewards=_value_rewards(config, environment, outcome),
+        logp=logp,
+        reference_logp=reference_logp,
+        entropy=entropy,
+        importance=_importance(found, logp, valid) if config.importance else jnp.ones(valid.shape),
+    )
+    hit = ((codes == target[:, None]).all(-1) & valid).any(-1)
+    per_user = {
+        "search/tokens": found.evaluations,
+        "candidates/valid": valid.sum(-1),
+        "candidates/target_share": hit,
+    }
+    users = jnp.maximum(real.sum(), 1)
+    metrics = {name: (value * real).sum() / users for name, value in per_user.items()}
+    return jax.lax.stop_gradient(rollouts), metrics
+
+
+def scored_candidates(
+    config: RolloutConfig,
+    environment: Environment,
+    backbone: Any,
+    history: jax.Array,
+    codes: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each code of candidates `[B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
+    states = path_states(backbone, history, codes[..., :-1])
+    logp = log_probs_of_states(config, environment.index, backbone, states, codes)
+    return logp, _entropies(config, environment.index, backbone.logits(states), codes)
+
+
+def log_probs_of_states(
+    config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, codes: jax.Array
+) -> jax.Array:
+    """Log-probability of each code `[B, G, L]` from the states before it `[B, G, L, D]`, as the policy is decoded."""
+    if config.normalise_over == "children":
+        return masked_token_log_probs(backbone.logits(states), codes, index, config.temperature)
+    # The state before the first code is the same for the whole group.
+    first, later = backbone.logits(states[:, 0, 0]), backbone.logits(states[:, :, 1:])
+    return group_token_log_probs(first, later, codes, config.temperature)
+
+
+def _entropies(
+    config: RolloutConfig, index: TrieIndex, logits: jax.Array, codes: jax.Array
+) -> jax.Array:
+    """Entropy `[B, G, L]` of the distribution that each code was chosen from."""
+    logits = logits / config.temperature
+    if config.normalise_over != "children":
+        return token_entropies(logits)
+    allowed = allowed_logits(logits, codes, index)
+    return jnp.stack([token_entropies(rivals) for rivals, _ in allowed], axis=-1)
+
+
+def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Outcome) -> jax.Array:
+    """The dense semantic rewards of the value head `[B, G, L]`."""
+    if config.prefix_vectors == "node":
+        vectors = environment.node_vectors.of_prefixes(environment.index, outcome.codes)
+    else:
+        of_items = environment.item_vectors[outcome.items]
+        vectors = group_prefix_vectors(outcome.codes, of_items, outcome.valid)
+    return semantic_rewards(
+        outcome.codes,
+        outcome.target,
+        vectors,
+        environment.item_vectors[outcome.target_items],
+        valid=outcome.valid,
+    )
+
+
+def _importance(found: Candidates, logp: jax.Array, valid: jax.Array) -> jax.Array:
+    """Weights of candidates `[B, G]`, 0 where not valid.
+
+    Of those drawn without replacement, probability over inclusion probability (arXiv 1903.06059, section 4). The loss
+    divides by the weights' sum: an estimate of the mean over independent draws whose bias vanishes as G grows, of far
+    less variance than the sum without that division, which has none. Of those that a search found, the probability
+    among them: the mean over the policy's draws, if it drew among them only. Without weights an unlikely candidate
+    counts as much as a likely one, and what a search found improbable is pushed down for ever.
+    """
+    log_weight = jnp.where(valid, logp.sum(-1), -jnp.inf)
+    if found.draws is not None:
+        log_weight = found.scores - found.draws.log_inclusion
+    largest = jnp.where(valid, log_weight, -jnp.inf).max(axis=1, keepdims=True, initial=-1e30)
+    return jnp.where(valid, jnp.exp(log_weight - largest), 0.0)

@@ -1,0 +1,384 @@
+"""The runs of a study, what is kept of each, and the comparison that is written."""
+
+import dataclasses
+import datetime
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gr.runs import build, build_rl, comparison_pages
+from gr.runs import reinforce as rl, train
+from gr.runs.baselines import Baselines, kept_baselines
+from gr.runs.config_checks import STUDY_FIELDS, check_config, load_config_file
+from gr.runs.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
+from gr.runs.workdir import (
+    SEMANTIC_IDS_FILE,
+    check_data,
+    check_same_data,
+    has_begun,
+    has_config,
+    load_run,
+    load_semantic_ids,
+)
+from gr.data import Splits
+from gr.data.files import write_atomically
+from gr.evaluation import EvaluationError, RunRanks, compare_runs, rankings_of_beams, training_seconds, user_metrics
+from gr.semantic_ids import SemanticIds
+from gr.training import TrainingError, check_run_info, load_config, read_metrics
+
+MIN_BEAMS = 10  # Variants are compared at 10.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    variant: str
+    label: str
+    seed: int
+    config: dict  # Resolved, of the experiment.
+    workdir: str
+    split: str
+    with_report: bool  # Whether the run's own report is made too.
+
+    @property
+    def folder(self) -> str:
+        """The study's."""
+        return os.path.dirname(os.path.dirname(self.workdir))
+
+    @property
+    def starts_from(self) -> str:
+        """Folder of the run whose model it starts from; "" for none."""
+        return _holder_of_start(self.config).get("init_from", "")
+
+    @property
+    def log(self) -> str:
+        """Where its output goes."""
+        return os.path.join(self.workdir, "log.txt")
+
+    @property
+    def ranks_path(self) -> str:
+        """What is kept of its evaluation; written last."""
+        return os.path.join(self.workdir, f"ranks_{self.split}.npz")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return os.path.exists(self.ranks_path)
+
+    def check(self) -> None:
+        """Raises `TrainingError` if its folder holds a run with another configuration."""
+        if has_begun(self.workdir) or (self.is_done and has_config(self.workdir)):
+            config, may_differ = ConfigDict(self.config), train.MAY_DIFFER
+            if build_rl.is_rl(config):
+                config, may_differ = rl.resolved(config), rl.MAY_DIFFER
+            check_run_info(self.workdir, config.to_dict(), may_differ=may_differ)
+
+    def run(self) -> None:
+        """Trains, or goes on, and evaluates."""
+        config = ConfigDict(self.config)
+        if build_rl.is_rl(config):
+            config = rl.resolved(config)
+            result = rl.reinforce(config, self.workdir)
+        else:
+            result = train.train(config, self.workdir)
+        print(f"{result.reason}; best step {result.best_step}", flush=True)
+        run = load_run(self.workdir, data_dir=config.data_dir)
+        targets = getattr(run.splits, self.split)
+        wanted = run.splits.sequences.items[targets.positions]
+        decoded = {
+            rule: build.decode(
+                run.config, run.catalogue, run.model, run.splits, targets, exclude_seen=rule
+            )
+            for rule in VARIANTS
+        }
+        if self.with_report:
+            if build_rl.is_rl(config):
+                rl.report(config, self.workdir)
+            as_run = dataclasses.replace(self, config=config.to_dict())
+            baselines = {
+                rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
+                for rule in VARIANTS
+            }
+            evaluate(run, self.split, decoded, baselines=baselines)
+        depth = run.config.decoding.num_beams
+        arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
+        for rule, name in VARIANTS.items():
+            found = decoded[rule]
+            ranks = rankings_of_beams(found.items, wanted, depth=depth)
+            arrays[f"{name}/sid_ranks"] = ranks.sid_ranks
+            arrays[f"{name}/prefix_hits"] = found.prefix_hits
+        with open(f"{self.ranks_path}.tmp", "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(f"{self.ranks_path}.tmp", self.ranks_path)
+
+    def ranks(self) -> dict[str, RunRanks]:
+        """What `run` kept, by rule.
+
+        Raises:
+            TrainingError: if the file cannot be read.
+        """
+        try:
+            with np.load(self.ranks_path) as kept:
+                return {
+                    name: RunRanks(
+                        kept["targets"],
+                        kept[f"{name}/sid_ranks"],
+                        kept[f"{name}/prefix_hits"],
+                        int(kept["num_beams"]),
+                    )
+                    for name in VARIANTS.values()
+                }
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise TrainingError(
+                f"{self.ranks_path} cannot be read ({error}); delete it, and the same command makes it anew"
+            ) from error
+
+
+def check_study(study: ConfigDict) -> None:
+    """Raises `TrainingError` for what is no study config, `ConfigError` for one whose experiments cannot be run."""
+    missing = [name for name in STUDY_FIELDS if name not in study]
+    if missing:
+        raise TrainingError(
+            f"--config: this is no study, it lacks {', '.join(missing)}; name experiments by --configs=NAME=FILE"
+        )
+    check_config(study)
+
+
+def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
+    """A study of experiment configs, name -> file; the first is the reference."""
+    study = ConfigDict({"name": ", ".join(paths), "seeds": (0,), "labels": {}, "variants": {}})
+    study.reference = next(iter(paths))
+    for name, path in paths.items():
+        if not name.isidentifier() or not path:
+            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE")
+        study.variants[name] = load_config_file(path)
+    return study
+
+
+def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") -> list[Job]:
+    """All runs of a study, seed by seed, so that a study that is cut off has whole comparisons."""
+    if config.reference not in config.variants:
+        raise TrainingError(
+            f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
+        )
+    if not config.seeds:
+        raise TrainingError("seeds is empty: name at least one, such as --seeds=0")
+    result = []
+    for seed in config.seeds:
+        for name, variant in config.variants.items():
+            experiment = variant.copy_and_resolve_references()
+            experiment.seed = int(seed)
+            if data_dir:
+                experiment.data_dir = data_dir
+            holder = _holder_of_start(experiment)  # It may be another run of the study.
+            holder["init_from"] = holder["init_from"].format(study=workdir, seed=seed)
+            beams = MIN_BEAMS if build_rl.is_rl(experiment) else experiment.decoding.num_beams
+            if beams < MIN_BEAMS:
+                raise TrainingError(
+                    f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "
+                    "many or more"
+                )
+            result.append(
+                Job(
+                    variant=name,
+                    label=f"{config.labels.get(name, name)}, seed {seed}",
+                    seed=int(seed),
+                    config=json.loads(json.dumps(experiment.to_dict())),
+                    workdir=os.path.join(workdir, name, f"seed_{seed}"),
+                    split=split,
+                    with_report=seed == config.seeds[0],
+                )
+            )
+    return result
+
+
+def _holder_of_start(config: Mapping) -> Mapping:
+    """The part of an experiment that says which run it starts from, by `init_from`."""
+    return config if build_rl.is_rl(config) else config.get("training", {})
+
+
+def compare(
+    config: ConfigDict, workdir: str, all_jobs: Sequence[Job], *, command: str = ""
+) -> None:
+    """Compares the runs that are done, prints the table, writes the pages.
+
+    Raises:
+        EvaluationError: if runs that are done have other items, semantic IDs or targets than the first.
+        TrainingError: if none is done.
+    """
+    done = [job for job in all_jobs if job.is_done]
+    if not done:
+        raise TrainingError(f"no run in {workdir} is done: there is nothing to compare")
+    # As they were run, which the study's present configs may say otherwise of, such as the learning rate.
+    done = [
+        dataclasses.replace(
+            job, config=load_config(job.workdir) | {"data_dir": job.config["data_dir"]}
+        )
+        for job in done
+    ]
+    done.sort(key=lambda job: job.variant != config.reference)  # Stable: the reference first.
+    check_same_items(done)
+    first = done[0]
+
+    # Variants, the reference first.
+    others = [name for name in config.variants if name != config.reference]
+    labels = {name: config.labels.get(name, name) for name in (config.reference, *others)}
+    of_label = {
+        label: {job.seed: job for job in done if job.variant == name}
+        for name, label in labels.items()
+    }
+    of_label = {label: by_seed for label, by_seed in of_label.items() if by_seed}
+    kept = {label: {s: job.ranks() for s, job in by.items()} for label, by in of_label.items()}
+    compared = {
+        rule: compare_runs(
+            {label: {s: ranks[rule] for s, ranks in by.items()} for label, by in kept.items()},
+            labels[config.reference],
+        )
+        for rule in VARIANTS.values()
+    }
+
+    # What is shown with them.
+    baselines = study_baselines(first)
+    curves = {
+        label: {
+            s: read_metrics(os.path.join(job.workdir, "metrics.jsonl")) for s, job in by.items()
+        }
+        for label, by in of_label.items()
+    }
+    page = comparison_pages.Comparison(
+        title=config.name,
+        reference=labels[config.reference],
+        split=first.split,
+        compared=compared,
+        missing=[job.label for job in all_jobs if not job.is_done],
+        settings=settings(done, labels),
+        training={
+            label: training(list(by.values()), list(curves[label].values()))
+            for label, by in of_label.items()
+        },
+        baselines=baseline_metrics(baselines),
+        curves=curves,
+        users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
+        targets_seen=int(next(iter(baselines[True].rankings.values())).seen.sum()),
+        num_beams=first.config["decoding"]["num_beams"],
+        versions=list({json.dumps(v, sort_keys=True): v for v in map(_versions, done)}.values()),
+        configs={label: next(iter(by.values())).config for label, by in of_label.items()},
+        command=command,
+        date=datetime.date.today().isoformat(),
+    )
+    comparison_pages.write(workdir, page)
+    print(comparison_pages.as_text(page))
+    path = os.path.join(workdir, "comparison.json")
+    write_atomically(path, json.dumps(comparison_pages.as_json(page), indent=2).encode())
+    print(f"wrote {workdir}: comparison.md, comparison.json, comparison.html, figures/")
+
+
+def check_same_items(done: Sequence[Job]) -> None:
+    """Raises `EvaluationError` unless all runs have the same items with the same semantic IDs."""
+    first = SemanticIds.load(os.path.join(done[0].workdir, SEMANTIC_IDS_FILE))
+    for job in done[1:]:
+        check_same_data(done[0].workdir, job.workdir)
+        found = SemanticIds.load(os.path.join(job.workdir, SEMANTIC_IDS_FILE))
+        for what, one, other in (
+            ("items", found.item_ids, first.item_ids),
+            ("semantic IDs", found.codes, first.codes),
+        ):
+            if not np.array_equal(one, other):
+                raise EvaluationError(
+                    f"{job.label} ({job.workdir}) has other {what} than {done[0].label}: compare runs on the same "
+                    "data and semantic IDs, with the same semantic_ids.seed"
+                )
+
+
+def settings(runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """The fields in which variants differ: field -> label -> value, or values where seeds differ too."""
+    flat = [(labels[job.variant], flattened(job.config)) for job in runs]
+    fields = sorted(set().union(*(of for _, of in flat)) - {"seed", "data_dir", "name"})
+    differing = {}
+    for field in fields:
+        by_label: dict[str, list] = {}
+        for label, of in flat:
+            values = by_label.setdefault(label, [])
+            if of.get(field) not in values:
+                values.append(of.get(field))
+        if len({json.dumps(values) for values in by_label.values()}) > 1 or any(
+            len(values) > 1 for values in by_label.values()
+        ):
+            differing[field] = {
+                label: values[0] if len(values) == 1 else " / ".join(map(str, values))
+                for label, values in by_label.items()
+            }
+    return differing
+
+
+def flattened(config: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested fields by dotted name."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[str, list[float]]:
+    """Of a variant's runs and their metrics' lines: best step, last step, minutes of training."""
+    facts = {"best step": [], "last step": [], "minutes": []}
+    for job, lines in zip(runs, curves, strict=True):
+        with np.load(job.ranks_path) as kept:
+            facts["best step"].append(int(kept["step"]))
+        facts["last step"].append(lines[-1]["step"])
+        facts["minutes"].append(training_seconds(lines) / 60)
+    return facts
+
+
+def study_baselines(job: Job) -> dict[bool, Baselines]:
+    """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
+    splits = build.load_data(ConfigDict(job.config), job.workdir)
+    check_data(job.workdir, splits, remedy="another --workdir")
+    semantic_ids = load_semantic_ids(job.workdir, splits)
+    return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
+
+
+def baseline_metrics(
+    baselines: Mapping[bool, Baselines],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Rule -> baseline -> metric."""
+    return {
+        VARIANTS[rule]: {
+            name: {
+                key: float(values.mean())
+                for key, values in user_metrics(
+                    rankings, [k for k in (*KS, 3) if k <= rankings.depth]
+                ).items()
+            }
+            for name, rankings in of_rule.rankings.items()
+        }
+        for rule, of_rule in baselines.items()
+    }
+
+
+def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
+    """The study's."""
+    config = ConfigDict(job.config)
+    rule = VARIANTS[exclude].replace(" ", "_")
+    return kept_baselines(
+        os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),
+        splits,
+        semantic_ids,
+        getattr(splits, job.split),
+        exclude=exclude,
+        depth=ranking_depth(config),
+        watched=watched_targets(config, splits),
+    )
+
+
+def _versions(job: Job) -> dict:
+    with open(os.path.join(job.workdir, "versions.json"), encoding="utf-8") as file:
+        return json.load(file)

@@ -1,0 +1,242 @@
+"""A comparison as text, Markdown, JSON and one self-contained HTML page with figures."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from gr.runs.evaluate import VARIANTS
+from gr.data.files import write_atomically
+from gr.evaluation import Compared
+from gr.reports import format_table, render_comparison, seen_note
+from gr.reports.comparison_plots import (
+    prefix_survival_plot,
+    prefix_weight_plot,
+    seeds_plot,
+    validation_plot,
+)
+from gr.reports.plots import figure_to_svg, metric_label
+
+SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")
+DIFFERENCES = ("ndcg@10", "hit@10", "prefix_recall/1")
+INTERVALS = (
+    "Intervals: 95 %, users resampled, of differences averaged over the seeds; they say nothing of other trainings, "
+    "of which the deviations over seeds (±) and the number of seeds in which a variant is ahead tell."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All that is shown; labels are those of the variants."""
+
+    title: str
+    reference: str
+    split: str
+    compared: Mapping[str, Mapping[str, Compared]]  # Rule -> label -> what was found.
+    missing: Sequence[str]  # Runs that are not done.
+    settings: Mapping[str, Mapping[str, object]]  # Field -> label -> value, where they differ.
+    training: Mapping[str, Mapping[str, Sequence[float]]]  # Label -> fact -> one value a run.
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]]  # Rule -> baseline -> metrics.
+    curves: Mapping[
+        str, Mapping[int, Sequence[Mapping]]
+    ]  # Label -> seed -> lines of metrics.jsonl.
+    users: int
+    targets_seen: int  # Users whose target is in their history.
+    num_beams: int
+    versions: Sequence[Mapping[str, object]]  # Those of the runs, each once.
+    configs: Mapping[str, Mapping]  # Label -> resolved configuration of its first run.
+    command: str  # That made this comparison.
+    date: str
+
+
+def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """Titles and rows (header first) of all tables."""
+    result = []
+    for rule, compared in page.compared.items():
+        metrics = next(iter(compared.values())).by_seed
+        shown = [metric for metric in SHOWN if metric in metrics]
+        recalls = sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
+        header = ["", "seeds", *map(metric_label, shown)]
+        header += [f"prefix recall {metric.partition('/')[2]}" for metric in recalls]
+        rows = [header]
+        for label, variant in compared.items():
+            seeds = variant.by_seed["ndcg@10"]
+            rows.append(
+                [label, str(len(seeds)), *(_mean(variant, metric) for metric in shown + recalls)]
+            )
+        for name, of_baseline in page.baselines.get(rule, {}).items():
+            cells = [f"{of_baseline[m]:.4f}" if m in of_baseline else "" for m in shown + recalls]
+            rows.append([name, "", *cells])
+        result.append((f"{page.split} split, {rule}", rows))
+        rows = [[f"minus {page.reference}"]]
+        for metric in DIFFERENCES:
+            name = metric_label(metric).replace("Prefix recall/", "prefix recall ")
+            rows[0] += [name, "95 %", "relative", "seeds ahead"]
+        rows[0].append(f"{metric_label(DIFFERENCES[0])}, each seed")
+        for label, variant in compared.items():
+            if not variant.differences:
+                continue
+            row = [label]
+            for metric in DIFFERENCES:
+                found = variant.differences[metric]
+                of_reference = compared[page.reference].by_seed[metric]
+                base = sum(of_reference[seed] for seed in found.by_seed) / len(found.by_seed)
+                row += [
+                    f"{found.mean:+.4f}",
+                    f"{found.low:+.4f} to {found.high:+.4f}",
+                    f"{100 * found.mean / base:+.1f} %" if base else "",
+                    f"{found.seeds_ahead} of {len(found.by_seed)}",
+                ]
+            by_seed = variant.differences[DIFFERENCES[0]].by_seed
+            rows.append([*row, ", ".join(f"{value:+.4f}" for value in by_seed.values())])
+        if len(rows) > 1:
+            result.append((f"differences, {rule}", rows))
+    facts = [["training", "best step", "last step", "minutes"]]
+    for label, of in page.training.items():
+        numbers = [", ".join(f"{value:.0f}" for value in of[k]) for k in ("best step", "last step")]
+        facts.append([label, *numbers, ", ".join(f"{value:.1f}" for value in of["minutes"])])
+    result.append(("training, one number a seed", facts))
+    labels = list(page.training)
+    if page.settings and len(labels) > 1:
+        rows = [["settings that differ", *labels]]
+        rows += [[f, *(str(by.get(label)) for label in labels)] for f, by in page.settings.items()]
+        result.append(("settings", rows))
+    return result
+
+
+def _mean(variant: Compared, metric: str) -> str:
+    spread = variant.deviation(metric)
+    return f"{variant.mean(metric):.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def notes(page: Comparison) -> list[str]:
+    """What the reader has to know beside the tables."""
+    lines = [
+        INTERVALS,
+        f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID. Minutes are those between "
+        "the first and the last line of a run's metrics, validation included, without the time that it was stopped.",
+    ]
+    if page.targets_seen:
+        remedy = f"the rule of the other tables, {VARIANTS[False]},"
+        lines.append(seen_note(page.targets_seen, page.users, impossible=True, remedy=remedy))
+    if len(set(trained_under(page).values())) > 1:
+        lines.append(
+            "Not all variants removed seen items from validation while they trained: their validation curves and best "
+            "steps are not to be compared."
+        )
+    for versions in page.versions:
+        packages = versions.get("packages", {})
+        changed = ", with changes" if versions.get("git_modified") else ""
+        lines.append(
+            f"{versions.get('device_kind')}, {versions.get('platform')}, JAX {packages.get('jax')}; "
+            f"revision {versions.get('git_revision')}{changed}."
+        )
+    if len(page.versions) > 1:
+        lines.append(
+            f"The runs were made in {len(page.versions)} different surroundings, which are those above."
+        )
+    if page.missing:
+        lines.append(f"Not done yet: {'; '.join(page.missing)}.")
+    return lines
+
+
+def trained_under(page: Comparison) -> dict[str, str]:
+    """Label -> the rule of its validation while it trained."""
+    return {
+        label: VARIANTS[config["decoding"]["exclude_seen"]]
+        for label, config in page.configs.items()
+    }
+
+
+def commands(page: Comparison) -> list[str]:
+    """How this is made again, and how one run is looked at."""
+    workdir = "DIR/VARIANT/seed_S"
+    return [
+        page.command,
+        f"python -m experiments.evaluate --workdir={workdir} --split={page.split} --beside=DIR/OTHER/seed_S",
+    ]
+
+
+def as_text(page: Comparison) -> str:
+    """For a terminal."""
+    blocks = [f"{title}\n{format_table(rows)}" for title, rows in tables(page)]
+    return "\n\n".join([page.title, *blocks, "\n".join(notes(page))])
+
+
+def as_markdown(page: Comparison) -> str:
+    """For a document."""
+    blocks = [f"# {page.title}"]
+    for title, rows in tables(page):
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines.insert(1, "| --- " * len(rows[0]) + "|")
+        blocks.append(f"## {title}\n\n" + "\n".join(lines))
+    code = "```\n" + "\n".join(commands(page)) + "\n```"
+    return "\n\n".join([*blocks, *notes(page), page.date, code]) + "\n"
+
+
+def as_json(page: Comparison) -> dict:
+    """All numbers."""
+    values = dataclasses.asdict(page)
+    del values["curves"]
+    return values
+
+
+def figures(page: Comparison) -> dict:
+    """File stem -> figure."""
+    drawn = {}
+    for rule, compared in page.compared.items():
+        stem = rule.replace(" ", "_")
+        lines = {name: of["ndcg@10"] for name, of in page.baselines.get(rule, {}).items()}
+        drawn[f"ndcg10_{stem}"] = seeds_plot(compared, lines=lines)
+        drawn[f"prefix_recall_{stem}"] = prefix_survival_plot(
+            compared, beams=page.num_beams, reference=page.reference
+        )
+    rules, curves = trained_under(page), page.curves
+    if len(set(rules.values())) > 1:
+        curves = {f"{label}, {rules[label]}": by_seed for label, by_seed in curves.items()}
+    drawn["validation"] = validation_plot(curves)
+    with_weights = {
+        label: next(iter(by_seed.values()))
+        for label, by_seed in page.curves.items()
+        if any("prefix_1/weight" in line["values"] for line in next(iter(by_seed.values())))
+    }
+    if with_weights:
+        drawn["prefix_weights"] = prefix_weight_plot(with_weights)
+    return drawn
+
+
+CAPTIONS = {
+    "ndcg10": "NDCG@10 of each run.",
+    "prefix": "Where the right item leaves the beam. Dots: seeds.",
+    "validation": "Validation metric while training; thin: seeds, thick: their mean.",
+}
+
+
+def write(workdir: str, page: Comparison) -> None:
+    """Writes `comparison.md`, `comparison.html` and `figures/*.png` into the workdir."""
+    folder = os.path.join(workdir, "figures")
+    os.makedirs(folder, exist_ok=True)
+    drawn = figures(page)
+    for stem, figure in drawn.items():
+        figure.savefig(os.path.join(folder, f"{stem}.png"), dpi=130)
+    markdown = as_markdown(page).encode("utf-8", errors="replace")
+    write_atomically(os.path.join(workdir, "comparison.md"), markdown)
+    captions = {
+        stem: CAPTIONS.get(stem.split("_")[0], "") + f" {stem.partition('_')[2].replace('_', ' ')}"
+        for stem in drawn
+    }
+    html = render_comparison(
+        title=page.title,
+        notes=notes(page),
+        tables=tables(page),
+        figures={captions[stem]: figure_to_svg(figure) for stem, figure in drawn.items()},
+        date=page.date,
+        commands=commands(page),
+        details={
+            f"Resolved configuration of {label}": json.dumps(config, indent=2, ensure_ascii=False)
+            for label, config in page.configs.items()
+        },
+    )
+    write_atomically(
+        os.path.join(workdir, "comparison.html"), html.encode("utf-8", errors="replace")
+    )

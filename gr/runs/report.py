@@ -1,0 +1,226 @@
+"""Fills the HTML report of a run from what evaluation found."""
+
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gr.runs import build, build_rl
+from gr.runs.workdir import Run
+from gr.data import Targets
+from gr.reports import Candidate, Example, ReportData, target_notes, write_report
+from gr.evaluation import Decoded, EvaluationError
+from gr.semantic_ids import SemanticIds
+from gr.training import load_config, read_metrics
+
+NUM_EXAMPLES = 12
+SHOWN_HISTORY = 8
+SHOWN_CANDIDATES = 10
+CATEGORY_FIELDS = ("categories", "genres", "category")
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRun:
+    """What is shown of an evaluated run beside another one."""
+
+    workdir: str
+    loss: str  # Its name.
+    users: int
+    prefix_recall: Mapping[str, Sequence[float]]  # By rule.
+
+
+def read_other_run(workdir: str, split: str) -> OtherRun:
+    """Reads an evaluated run.
+
+    Raises:
+        EvaluationError: if it has not been evaluated on this split; `TrainingError` if there is no such run.
+    """
+    loss = load_config(workdir)["loss"]["name"]
+    path = os.path.join(workdir, f"metrics_{split}.json")
+    if not os.path.exists(path):
+        raise EvaluationError(
+            f"--beside: {path} does not exist; first run python -m experiments.evaluate --workdir={workdir} "
+            f"--split={split}"
+        )
+    metrics = _read_json(path)
+    return OtherRun(workdir, loss, metrics["users"], metrics["prefix_recall"])
+
+
+def check_beside(other: OtherRun, users: int, num_codes: int) -> None:
+    """Raises `EvaluationError` if a run of so many users and codes cannot stand beside the other one."""
+    codes = len(next(iter(other.prefix_recall.values())))
+    if (other.users, codes) != (users, num_codes):
+        raise EvaluationError(
+            f"--beside: {other.workdir} has {other.users:,} users and {codes} codes an item, this run {users:,} and "
+            f"{num_codes}; name a run on the same data and semantic IDs"
+        )
+
+
+def prefix_recall_beside(
+    of_run: Mapping[str, Sequence[float]], loss: str, other: OtherRun
+) -> dict[str, Sequence[float]]:
+    """Label -> prefix recall of both runs, by loss and rule; where both have one loss, the other by its folder too."""
+    name = other.loss
+    if name == loss:
+        name = f"{name} in {os.path.basename(os.path.normpath(other.workdir))}"
+    return {f"{loss}, {rule}": shares for rule, shares in of_run.items()} | {
+        f"{name}, {rule}": shares for rule, shares in other.prefix_recall.items()
+    }
+
+
+def write_run_report(
+    path: str,
+    run: Run,
+    targets: Targets,
+    decoded: Decoded,
+    metrics: Mapping,
+    *,
+    other_run: OtherRun | None = None,
+) -> None:
+    """Writes the report of one evaluated split.
+
+    Args:
+        path: of the HTML file.
+        run: the trained run.
+        targets: what was predicted.
+        decoded: what the model decoded for them, under the main rule.
+        metrics: of `experiments.evaluate`.
+        other_run: whose prefix recall is shown beside this run's.
+    """
+    sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
+    config = run.config
+    prefix_recall = metrics["prefix_recall"]
+    if other_run is not None:
+        prefix_recall = prefix_recall_beside(prefix_recall, config.loss.name, other_run)
+    versions = _read_json(os.path.join(run.workdir, "versions.json"))
+    data = ReportData(
+        title=config.name or os.path.basename(run.workdir),
+        dataset={
+            "users": sequences.num_users,
+            "items": sequences.num_items,
+            "interactions": len(sequences.items),
+            "targets": f"{len(targets):,} ({metrics['split']})",
+        },
+        model={
+            "backbone": config.backbone,
+            "parameters": build.num_parameters(run.model),
+            "semantic ID": " x ".join(map(str, semantic_ids.codebook_sizes)),
+            "training": f"{config.loss.name}, {config.training.level} level",
+            "beams": config.decoding.num_beams,
+        },
+        metrics={config.backbone: metrics, **metrics["baselines"]},
+        main_row=config.backbone,
+        rule=metrics["rule"],
+        variants={
+            rule: {config.backbone: of_rule, **of_rule["baselines"]}
+            for rule, of_rule in metrics["variants"].items()
+        },
+        notes=target_notes(metrics),
+        differences=metrics["differences"],
+        curves=read_metrics(os.path.join(run.workdir, "metrics.jsonl")),
+        best_step=run.step,
+        references=best_on_validation(metrics["validation_baselines"]),
+        prefix_recall=prefix_recall,
+        num_beams=config.decoding.num_beams,
+        codebooks=[
+            {"size": size, "counts": np.bincount(semantic_ids.codes[:, level], minlength=size)}
+            for level, size in enumerate(semantic_ids.codebook_sizes)
+        ],
+        collisions=semantic_ids.collisions(),
+        examples=_examples(run, targets, decoded),
+        config=config.to_dict(),
+        versions=versions,
+        commands=_commands(run, metrics["split"]),
+        date=datetime.date.today().isoformat(),
+        revision=versions.get("git_revision") or "",
+    )
+    write_report(path, data)
+
+
+def best_on_validation(baselines: Mapping) -> dict[str, float]:
+    """The best baseline of `validation_baselines`, labelled, with its NDCG@10."""
+    name, value = max(baselines["ndcg@10"].items(), key=lambda item: item[1])
+    return {f"{name} (validation, {baselines['rule']})": value}
+
+
+def sid_numbers(semantic_ids: SemanticIds) -> np.ndarray:
+    """A number for each item's semantic ID, equal where items share one: `[N]` int."""
+    return np.unique(semantic_ids.codes, axis=0, return_inverse=True)[1].ravel()
+
+
+def candidates_by_title(
+    items: np.ndarray,
+    scores: np.ndarray,
+    titles: np.ndarray,
+    details: np.ndarray,
+    *,
+    target: int | None = None,
+    seen: Sequence[int] = (),
+    count: int = SHOWN_CANDIDATES,
+) -> list[Candidate]:
+    """The first `count` items of one user's beams `[M, C]`, with the score of their semantic ID `[M]`."""
+    places = [(item, beam) for beam, row in enumerate(items) for item in row if item >= 0]
+    return [
+        Candidate(
+            title=str(titles[item]),
+            score=float(scores[beam]),
+            is_target=item == target,
+            detail=str(details[item]),
+            seen=item in seen,
+        )
+        for item, beam in places[:count]
+    ]
+
+
+def item_details(fields: Mapping[str, np.ndarray], num_items: int) -> np.ndarray:
+    """What else tells an item, such as its category; empty strings where the data has none."""
+    found = [fields[name] for name in CATEGORY_FIELDS if name in fields]
+    return found[0] if found else np.full(num_items, "")
+
+
+def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
+    """Evenly spaced users: not the best ones, nor the same one twice."""
+    sequences = run.splits.sequences
+    titles = sequences.titles()
+    details = item_details(sequences.item_fields, sequences.num_items)
+    chosen = np.unique(np.linspace(0, len(targets) - 1, NUM_EXAMPLES).round().astype(int))
+    examples = []
+    for row in chosen:
+        user, position = targets.users[row], targets.positions[row]
+        history = sequences.items[sequences.offsets[user] : position]
+        target = int(sequences.items[position])
+        examples.append(
+            Example(
+                user=str(sequences.user_ids[user]),
+                history=[str(titles[item]) for item in history[-SHOWN_HISTORY:]],
+                target=str(titles[target]),
+                target_detail=str(details[target]),
+                candidates=candidates_by_title(
+                    decoded.items[row],
+                    decoded.scores[row],
+                    titles,
+                    details,
+                    target=target,
+                    seen=history.tolist(),
+                ),
+            )
+        )
+    return examples
+
+
+def _commands(run: Run, split: str) -> list[str]:
+    main = "rl" if build_rl.is_rl(run.config) else "train"
+    return [
+        f"python -m experiments.{main} --config=CONFIG --workdir={run.workdir}",
+        f"python -m experiments.evaluate --workdir={run.workdir} --split={split}",
+        f"python -m experiments.recommend --workdir={run.workdir} --user="
+        f"{run.splits.sequences.user_ids[0]} --top_k=10",
+    ]
+
+
+def _read_json(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -1,0 +1,88 @@
+"""How well a value head ranks prefixes on held-out users: its calibration against what is found below them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from gr.runs import build, build_rl, keys
+from gr.data import Splits
+from gr.data.pipeline import evaluation_batches
+from gr.evaluation import ValueCalibration, fetched, value_calibration
+from gr.losses import distinct_prefixes, monte_carlo_returns, prefix_means
+from gr.rl import exact_match
+from gr.models import path_states
+from gr.rl import ActorCritic, Environment, RolloutConfig, roll_out
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueEvaluation:
+    """Values and returns of the candidates that a model finds for evenly spaced validation users."""
+
+    config: ConfigDict
+    environment: Environment
+    batches: list[dict[str, np.ndarray]]
+
+    @staticmethod
+    def of(
+        config: ConfigDict, environment: Environment, splits: Splits, num_users: int
+    ) -> "ValueEvaluation":
+        """Of `num_users` users; 0: all."""
+        batches = evaluation_batches(
+            splits.sequences,
+            build.spread_targets(splits.validation, num_users),
+            batch_size=config.rl.batch_size,
+            max_history=config.data.max_history,
+            buckets=config.rl.num_buckets,
+        )
+        return ValueEvaluation(config, environment, list(batches))
+
+    def calibration(self, model: ActorCritic) -> tuple[ValueCalibration, float]:
+        """The calibration, and the mean squared error over all prefixes."""
+        rollout = build_rl.rollout_config(self.config)
+        key = keys.make_key(self.config.seed, keys.VALUE_EVALUATION)
+        parts = (
+            _values_and_returns(
+                model,
+                self.environment,
+                {name: batch[name] for name in ("history", "target", "weight")},
+                jax.random.fold_in(key, number),
+                rollout=rollout,
+                gamma=self.config.value.gamma,
+            )
+            for number, batch in enumerate(self.batches)
+        )
+        values, returns, counted = (
+            np.concatenate(column) for column in zip(*fetched(parts), strict=True)
+        )
+        error = float(np.square(values - returns)[counted].mean())
+        return value_calibration(values, returns, counted, first_depth=0), error
+
+    def metrics(self, model: ActorCritic) -> dict[str, float]:
+        """For the training loop: `value/loss`, and rank correlations by depth."""
+        calibration, error = self.calibration(model)
+        found = {f"value/{name}": value for name, value in calibration.to_dict().items()}
+        return {"value/loss": error} | {k: v for k, v in found.items() if v is not None}
+
+
+# Here rather than in the method, that a later evaluation may not compile again.
+@functools.partial(jax.jit, static_argnames=("rollout", "gamma"))
+def _values_and_returns(
+    model: ActorCritic,
+    environment: Environment,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    rollout: RolloutConfig,
+    gamma: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the prefixes of a batch's candidates: values, returns and which count, `[B, G, L + 1]` each."""
+    # The policy's reward has no part in V's returns.
+    rollouts, _ = roll_out(rollout, environment, exact_match, model, model.backbone, batch, key)
+    values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.codes))
+    rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))
+    returns = prefix_means(rollouts.codes, monte_carlo_returns(rewards, gamma), rollouts.valid)
+    return values, returns, distinct_prefixes(rollouts.codes, rollouts.valid)

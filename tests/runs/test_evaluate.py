@@ -1,0 +1,173 @@
+"""Rules of evaluation on a log whose targets repeat what the users took before, without any training."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.base import base_config
+from gr.runs import evaluate, train
+from gr.data import Sequences, leave_one_out
+from gr.evaluation import Decoded, EvaluationError, hit, ndcg, rankings_of_baseline
+from gr.evaluation.baselines import fit_popularity
+from gr.runs import build
+from gr.runs import report
+from gr.runs.baselines import kept_baselines, load_baselines, rank_baselines, whole_histories
+from gr.runs.workdir import Run
+from gr.semantic_ids import SemanticIds
+
+USERS, ITEMS, BEAMS = 30, 27, 10
+REMOVED, ALLOWED = "seen items removed", "all items allowed"
+
+
+def make_splits(repeat_validation=10, repeat_test=USERS):
+    """The first so many users' targets repeat the first item of the history; the others' are new to the user."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(USERS):
+        history = rng.permutation(ITEMS)[:6]
+        new = np.setdiff1d(np.arange(ITEMS), history)[:2]
+        validation = history[0] if user < repeat_validation else new[0]
+        test = history[0] if user < repeat_test else new[1]
+        rows.append([*history, validation, test])
+    return leave_one_out(
+        Sequences(
+            items=np.concatenate(rows).astype(np.int32),
+            offsets=np.arange(USERS + 1) * 8,
+            user_ids=np.arange(USERS).astype(str),
+            item_ids=np.arange(ITEMS).astype(str),
+        )
+    )
+
+
+def make_config(exclude_seen=True):
+    config = base_config()
+    config.name, config.backbone = "repeats", "decoder_only"
+    config.decoder_only.d_model, config.decoder_only.num_heads = 8, 2
+    config.decoder_only.d_ff, config.decoder_only.num_layers = 8, 1
+    config.decoding.num_beams, config.decoding.exclude_seen = BEAMS, exclude_seen
+    config.training.eval_users = 15
+    return config
+
+
+@pytest.fixture
+def semantic_ids():
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (3, 3, 3)), axis=1)
+    return SemanticIds(codes, (3, 3, 3), np.arange(ITEMS).astype(str))
+
+
+@pytest.fixture
+def run(tmp_path, semantic_ids):
+    (tmp_path / "versions.json").write_text("{}")
+    lines = [{"step": 1, "split": "validation", "values": {"loss": 1.0, "ndcg@10": 0.1}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config, splits = make_config(), make_splits()
+    catalogue = build.make_catalogue(semantic_ids)
+    return Run(
+        workdir=str(tmp_path),
+        config=config,
+        splits=splits,
+        catalogue=catalogue,
+        model=build.make_model(config, semantic_ids),
+        step=1,
+    )
+
+
+def decoded_of(splits):
+    """A model that lists what was seen, or with seen items removed nothing of it."""
+    past = np.asarray(whole_histories(splits, splits.test))
+    count = len(past)
+    hits, log_probs = np.ones((count, 3), bool), -np.ones((count, 3))
+    lists = {False: past[:, :7], True: np.full((count, 0), -1)}
+    return {
+        rule: Decoded(
+            np.pad(items, ((0, 0), (0, BEAMS - items.shape[1])), constant_values=-1)[:, :, None],
+            np.zeros((count, BEAMS)),
+            hits,
+            log_probs,
+        )
+        for rule, items in lists.items()
+    }
+
+
+@pytest.mark.parametrize("exclude", [None, True, False])
+def test_both_rules_have_all_rows_and_the_main_one_may_be_chosen(run, exclude, capsys):
+    metrics = evaluate.evaluate(run, "test", decoded_of(run.splits), exclude_seen=exclude)
+    main, other = (ALLOWED, REMOVED) if exclude is False else (REMOVED, ALLOWED)
+    assert (metrics["rule"], list(metrics["variants"])) == (main, [other])
+    assert json.loads(Path(run.workdir, "metrics_test.json").read_text()) == metrics
+    by_rule = {main: metrics, **metrics["variants"]}
+    names = ["popularity", "markov", "item_knn", "item_knn_tuned"]
+    for rule, of_rule in by_rule.items():
+        assert list(of_rule["baselines"]) == list(of_rule["differences"]) == names
+        for row in (of_rule, *of_rule["baselines"].values()):
+            assert (row["targets_seen"], row["targets_seen_share"]) == (USERS, 1.0)
+            assert row["targets_impossible"] == USERS * (rule == REMOVED)
+            assert rule == ALLOWED or row["hit@10"] == 0
+    assert by_rule[ALLOWED]["hit@10"] == 1
+    # The line across the learning curve has the rule of the training, whatever the table's.
+    assert metrics["validation_baselines"]["rule"] == REMOVED
+    printed = capsys.readouterr().out
+    report = Path(run.workdir, "report_test.html").read_text()
+    for text in (printed, report):
+        assert "30 of 30 targets (100.0%) are in the user" in text
+        assert ("--exclude_seen=false allows them" in text) == (main == REMOVED)
+    assert printed.count("item_knn_tuned") == 3  # Twice a row, once a difference.
+
+
+def test_the_line_across_the_learning_curve_is_that_of_the_validation_users(run, semantic_ids):
+    splits = run.splits
+    watched = evaluate.watched_targets(run.config, splits)
+    assert len(watched) == 15
+    made = rank_baselines(
+        splits, semantic_ids, splits.test, exclude=False, depth=10, watched=watched
+    )
+    ranks = rankings_of_baseline(
+        fit_popularity(splits),
+        whole_histories(splits, watched),
+        splits.sequences.items[watched.positions],
+        np.arange(ITEMS),
+        exclude=False,
+    ).sid_ranks
+    assert 0 < made.validation["popularity"] == pytest.approx(ndcg(ranks, 10).mean())
+    assert set(made.validation) == set(made.rankings)
+    baselines = {"rule": REMOVED, "ndcg@10": {"a": 0.1, "b": 0.3, "c": 0.2}}
+    assert report.best_on_validation(baselines) == {f"b (validation, {REMOVED})": 0.3}
+
+
+def test_kept_baselines_are_read_back_and_old_files_made_again(semantic_ids, tmp_path):
+    splits = make_splits(repeat_test=12)
+    options = {"exclude": True, "depth": 10, "watched": splits.validation}
+    path = str(tmp_path / "baselines.npz")
+    made = kept_baselines(path, splits, semantic_ids, splits.test, **options)
+    found, _ = load_baselines(path)
+    assert (found.settings, found.validation) == (made.settings, made.validation)
+    for name, rankings in made.rankings.items():
+        assert rankings.seen.sum() == 12 and not hit(rankings.sid_ranks, 10)[rankings.seen].any()
+        for field in dataclasses.fields(rankings):
+            np.testing.assert_array_equal(
+                getattr(found.rankings[name], field.name), getattr(rankings, field.name)
+            )
+    with np.load(path) as file:
+        arrays = dict(file)
+    del arrays["rankings/markov/seen"]
+    np.savez(path, **arrays)
+    assert load_baselines(path) is None
+
+
+@pytest.mark.parametrize(("repeats", "told"), [(0, ""), (6, "3 of 15 validation targets (20.0%)")])
+def test_training_says_which_validation_targets_cannot_be_hit(repeats, told, capsys):
+    train.validation(make_config(), None, make_splits(repeats), 15)
+    printed = capsys.readouterr().out
+    assert told in printed and bool(printed) == bool(told)
+    assert not told or "--config.decoding.exclude_seen=false allows them" in printed
+    train.validation(make_config(exclude_seen=False), None, make_splits(repeats), 15)
+    assert capsys.readouterr().out == ""
+
+
+def test_training_refuses_to_watch_what_is_always_0():
+    with pytest.raises(EvaluationError, match="30 of 30 .*config.decoding.exclude_seen=false"):
+        train.validation(make_config(), None, make_splits(USERS), 0)
+    train.validation(make_config(exclude_seen=False), None, make_splits(USERS), 0)

@@ -13,7 +13,7 @@ targets, which the policy has learnt by heart, rewards made it worse. Results ar
 
 from ml_collections import ConfigDict
 
-from configs.base_rl import base_rl_config
+from configs.base import base_rl_config
 
 
 def get_config() -> ConfigDict:

@@ -21,19 +21,18 @@ about a minute on two cores. How good it is, see beside the baselines in the tab
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.base import base_config
+from configs.base import config_dict_of
+from gr.runs import table_experiment
 
 
 def get_config() -> ConfigDict:
     """A click log without text, a small decoder-only model."""
-    c = base_config()
+    c = config_dict_of(table_experiment())
     c.name = "My clicks"
-    c.backbone = "decoder_only"
 
     # The table. What is None here is not given to the reader, `gr.data.read_table`; all can be set on the command line.
-    c.data.format = "table"
     c.data.path = ""  # Such as clicks.csv.
-    options = c.data.options
+    options = c.data.options.unlock()
     # Columns by name; in a file without a header by number, "0", "1", ...
     options.user = config_dict.placeholder(str)  # Needed.
     options.item = config_dict.placeholder(str)  # Needed.
@@ -56,27 +55,13 @@ def get_config() -> ConfigDict:
     # ("by_time", which needs times).
     c.data.split = "leave_one_out"
     c.data.max_history = 30  # The latest items of a user that the model sees.
-    c.data.num_buckets = 2
-    # No time_jitter: a click log's order is what there is to learn.
 
     # Semantic IDs: two codes of 64, and a third that tells apart the items that share both. For more than 20,000
     # items take 256 codes.
-    c.semantic_ids.vectors = "interactions"
     c.semantic_ids.num_levels = 2
     c.semantic_ids.codebook_size = 64
-    c.semantic_ids.min_perplexity = 0.0  # With few items, few codes are used.
-
-    # The model, small enough for a laptop.
-    c.decoder_only.d_model = 96
-    c.decoder_only.num_heads = 2
-    c.decoder_only.d_ff = 256
-    c.decoder_only.num_layers = 2
 
     # Training keeps the best of its evaluations, one an epoch, and ends when five in a row were no better.
-    c.training.items_per_batch = 1024
     c.training.num_epochs = 16
-    c.training.learning_rate = 3e-3
     c.training.patience = 5
-
-    c.decoding.num_beams = 50
     return c

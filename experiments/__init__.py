@@ -1,5 +1,1 @@
-"""The mains: each parses flags, builds from a config (`gr.runs.build`) and calls `gr`."""
-
-from experiments.huge_pages import restart_main
-
-restart_main()  # Before JAX is imported; nothing but the mains themselves is started again.
+"""The mains: each parses flags, makes one call into `gr.runs` and prints what is worth telling."""

@@ -26,16 +26,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.data import Histories, Splits, evaluation_batches
 from gr.decoding import Candidates, beam_search
 from gr.evaluation import distinct_items
 from gr.models import Cache
-from gr.runs import build
+from gr.runs import Experiment, build
 from gr.trie import ExcludeItems, TrieIndex
 
 ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.
@@ -72,7 +72,7 @@ NOTES = (
 def main(argv: list[str]) -> None:
     """One backbone after the other; table and file."""
     del argv
-    config, on = FLAGS.config, benchmarking.machine()
+    config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
     catalogue = build.make_catalogue(semantic_ids)
     requests = make_requests(config, splits, catalogue)
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     for backbone, _, model in benchmarking.models(config, semantic_ids):
         workloads = make_workloads(config, model, catalogue, requests)
         measured, peaks[backbone], compilations[backbone] = measure(
-            workloads, config[backbone].dtype, FLAGS.seconds_per_row
+            workloads, getattr(config, backbone).dtype, FLAGS.seconds_per_row
         )
         results |= {f"{backbone}/{name}": result for name, result in measured.items()}
     table = [
@@ -113,7 +113,7 @@ def _share_of_floor(name: str, results: dict[str, dict[str, float]]) -> str:
 
 
 def make_requests(
-    config: ConfigDict, splits: Splits, catalogue: build.Catalogue
+    config: Experiment, splits: Splits, catalogue: build.Catalogue
 ) -> dict[str, dict[tuple, Stratum]]:
     """Batches of users by row name: `history [B, T]` and `seen [B, S]` item rows, `weight [B]`."""
     sequences, targets = splits.sequences, splits.test
@@ -147,7 +147,7 @@ class Workload:
 
 
 def make_workloads(
-    config: ConfigDict,
+    config: Experiment,
     model: Any,
     catalogue: build.Catalogue,
     requests: dict[str, dict[tuple, Stratum]],

@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.losses import group_token_log_probs, token_log_probs
 from gr.models import path_states
@@ -32,7 +33,7 @@ NOTES = ("speed-up: of encoding the history once over encoding it for each candi
 def main(argv: list[str]) -> None:
     """One backbone after the other; table and file."""
     del argv
-    config, on = FLAGS.config, benchmarking.machine()
+    config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
     tokens = build.make_catalogue(semantic_ids).tokens
     rng = np.random.default_rng(config.seed)

@@ -3,7 +3,7 @@ r"""Measures searches that propose candidates at an equal budget: beam search, s
     python -m experiments.benchmark_search --config=configs/amazon_office_small.py --json=FILE \
         [--backbones=encoder_decoder] [--times=1,2] [--widths=1,4,8] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
 
-Untrained weights and an untrained value head of the size in `configs/base_rl.py`, but the config's real semantic IDs
+Untrained weights and an untrained value head of the size in `gr.runs.ValueFields`, but the config's real semantic IDs
 and trie. A row searches `decoding.batch_size` users with random histories of `data.max_history` items, one program a
 batch:
 
@@ -24,16 +24,15 @@ import jax
 import numpy as np
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict
 
-from configs.base_rl import base_rl_config
 from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS
 from experiments.benchmarks.search_baselines import PythonWalk
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.decoding import PRESETS, Candidates, SearchConfig, search
 from gr.models import ValueHead, ValueHeadConfig
-from gr.runs import build, keys
+from gr.runs import Experiment, ValueFields, build, keys
 from gr.trie import TrieIndex
 
 NUM_CANDIDATES = 16
@@ -61,7 +60,7 @@ NOTES = (
 def main(argv: list[str]) -> None:
     """One backbone after the other; table and file."""
     del argv
-    config, on = FLAGS.config, benchmarking.machine()
+    config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
     catalogue = build.make_catalogue(semantic_ids)
     shape = (config.decoding.batch_size, config.data.max_history)
@@ -122,14 +121,17 @@ def make_searches(length: int) -> dict[str, SearchConfig]:
 
 
 def measure(
-    config: ConfigDict, model: Any, catalogue: build.Catalogue, history: jax.Array
+    config: Experiment, model: Any, catalogue: build.Catalogue, history: jax.Array
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Times all searches of `history [B, T, L]` in turns: results by row, compilations while timing."""
     length = catalogue.index.length
-    value = base_rl_config().value
+    value = ValueFields()
     head = ValueHead(
         ValueHeadConfig(
-            config[config.backbone].d_model, length, num_heads=value.num_heads, d_ff=value.d_ff
+            getattr(config, config.backbone).d_model,
+            length,
+            num_heads=value.num_heads,
+            d_ff=value.d_ff,
         ),
         rngs=nnx.Rngs(keys.make_key(config.seed, keys.VALUE_HEAD)),
     )

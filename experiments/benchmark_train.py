@@ -25,13 +25,13 @@ import jax
 import numpy as np
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict
 
 from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.data import PAD_ITEM, Splits, TrainBatches
-from gr.runs import build
+from gr.runs import Experiment, build
 from gr.semantic_ids import SemanticIds
 from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
 
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     unknown = [loss for loss in FLAGS.losses if loss not in LOSSES]
     if unknown:
         raise TrainingError(f"--losses={unknown[0]}: use some of {', '.join(LOSSES)}")
-    config, on = FLAGS.config, benchmarking.machine()
+    config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
     results = {}
     for setting in settings(config, semantic_ids.num_levels):
@@ -115,11 +115,11 @@ def main(argv: list[str]) -> None:
 class Setting:
     """A config, and its rows, which differ in padding alone and so share their compiled programs."""
 
-    config: ConfigDict
+    config: Experiment
     buckets: dict[str, int]  # Row -> number of length buckets.
 
 
-def settings(config: ConfigDict, code_length: int) -> list[Setting]:
+def settings(config: Experiment, code_length: int) -> list[Setting]:
     """What is measured: the given config with a few fields changed."""
     buckets = config.data.num_buckets
     padded = f"encoder_decoder/target/padded_{config.data.max_history * code_length}"
@@ -137,10 +137,8 @@ def settings(config: ConfigDict, code_length: int) -> list[Setting]:
     result = []
     for backbone, level, fields, rows in choices:
         if backbone in benchmarking.backbones():
-            changed = config.copy_and_resolve_references()
             fields = {**fields, "backbone": backbone, "training.level": level}
-            changed.update_from_flattened_dict(fields)
-            result.append(Setting(changed, rows))
+            result.append(Setting(config.override(fields), rows))
     return result
 
 
@@ -162,12 +160,11 @@ def measure(
     catalogue = build.make_catalogue(semantic_ids)
     calls = {}
     for loss in losses:
-        with_loss = config.copy_and_resolve_references()
-        with_loss.update_from_flattened_dict(LOSSES[loss])
+        with_loss = config.override(LOSSES[loss])
         model = build.make_model(config, semantic_ids)
         steps = train_calls(with_loss, model, catalogue, batches, strata)
         calls |= {(loss, shape): call for shape, call in steps.items()}
-    product, product_gflop = benchmarking.peak_product(config[config.backbone].dtype)
+    product, product_gflop = benchmarking.peak_product(getattr(config, config.backbone).dtype)
     timings, compilations = benchmarking.time_in_turns(
         {**calls, PEAK: product}, seconds * len(epochs) * len(losses)
     )
@@ -223,10 +220,9 @@ class Epoch:
     real_items: int
 
     @classmethod
-    def draw(cls, config: ConfigDict, splits: Splits, num_buckets: int) -> "Epoch":
+    def draw(cls, config: Experiment, splits: Splits, num_buckets: int) -> "Epoch":
         """Reads one epoch from the config's training pipeline."""
-        config = config.copy_and_resolve_references()
-        config.data.num_buckets = num_buckets
+        config = config.override({"data.num_buckets": num_buckets})
         batches = build.make_train_batches(config, splits)
         start = time.perf_counter()
         epoch = list(itertools.islice(batches, batches.batches_per_epoch))
@@ -240,7 +236,7 @@ class Epoch:
 
 
 def train_calls(
-    config: ConfigDict,
+    config: Experiment,
     model: nnx.Module,
     catalogue: build.Catalogue,
     batches: TrainBatches,

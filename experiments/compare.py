@@ -12,6 +12,7 @@ command resumes what was stopped, and tries again what failed. Prints the table 
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import shlex
@@ -24,12 +25,13 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
+from experiments.config_files import load_config_file, study_of
 from experiments.errors import MENDABLE, one_line_errors, run_main, start_backend
-from gr.runs import compare as comparing
-from gr.runs.compare import Job
+from gr.runs import Study, config_of
+from gr.runs.compare import Job, compare, jobs_of
 from gr.runs.workdir import occupied
 from gr.training import TrainingError, TrainingInterrupted
 
@@ -45,37 +47,43 @@ def main(argv: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(study.variants))
     if unknown:
         raise TrainingError(f"--only={unknown[0]}: use some of {', '.join(study.variants)}")
-    jobs = comparing.jobs(study, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
+    jobs = jobs_of(study, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
     with occupied(_WORKDIR.value, of_study=True):
         failed = run_all(jobs, names, _JOBS.value)
         if any(job.is_done for job in jobs):
             command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-            comparing.compare(study, _WORKDIR.value, jobs, command=command)
+            compare(study, _WORKDIR.value, jobs, command=command)
     if failed:
         reasons = "; ".join(f"{job.label} failed, see {job.log}" for job in failed)
         raise TrainingError(f"{reasons}. The same command tries again")
 
 
-def study_from_flags() -> ConfigDict:
+def study_from_flags() -> Study:
     """The study of `--config`, or one made from `--configs`; `--seeds` and `--reference` replace its own."""
     if bool(_CONFIG.value) == bool(_CONFIGS.value):
         raise TrainingError(
             "name a study by --config=FILE, or experiments by --configs=NAME=FILE,..."
         )
-    if _CONFIG.value:
-        study = _CONFIG.value
-        comparing.check_study(study)
-    else:
-        pairs = [text.partition("=") for text in _CONFIGS.value]
-        study = comparing.study_of_files({name: path for name, _, path in pairs})
-        comparing.check_study(study)
+    study = study_of(_CONFIG.value) if _CONFIG.value else study_of_files(_CONFIGS.value)
+    changes = {}
     if _SEEDS.value:
         if not all(text.isdecimal() for text in _SEEDS.value):
             raise TrainingError(f"--seeds={','.join(_SEEDS.value)}: use numbers such as 0,1,2")
-        study.seeds = tuple(map(int, _SEEDS.value))
+        changes["seeds"] = tuple(map(int, _SEEDS.value))
     if _REFERENCE.value:
-        study.reference = _REFERENCE.value
-    return study
+        changes["reference"] = _REFERENCE.value
+    return dataclasses.replace(study, **changes)
+
+
+def study_of_files(pairs: Sequence[str]) -> Study:
+    """A study of experiment configs, `NAME=FILE` each; the first is the reference."""
+    variants = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if not name.isidentifier() or not path:
+            raise TrainingError(f"--configs: {pair} is not NAME=FILE")
+        variants[name] = config_of(load_config_file(path), f"variants.{name}.")
+    return Study(name=", ".join(variants), reference=next(iter(variants)), variants=variants)
 
 
 def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:

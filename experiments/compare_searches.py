@@ -17,7 +17,7 @@ from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
 from gr.runs.compare_searches import compare
-from gr.runs.workdir import load_run
+from gr.runs.run import load_run
 
 
 @one_line_errors

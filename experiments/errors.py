@@ -1,5 +1,6 @@
 """What all mains share: quiet libraries, and one line for an error that the user can mend."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -8,34 +9,17 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from gr.data import DataError
-from gr.decoding import DecodingError
-from gr.evaluation import EvaluationError
-from gr.losses import LossError
-from gr.models import ModelError
-from gr.runs.config_checks import (
-    ConfigError,
-    check_config,
-    check_overrides,
-    load_config_file,
-    one_line,
-)
-from gr.semantic_ids import SemanticIdError
-from gr.training import TrainingError, TrainingInterrupted
-from gr.trie import TrieError
+from experiments.config_files import check_overrides, load_config_file, one_line
+from experiments.huge_pages import restart_main
+from gr import GrError
+from gr.runs import ConfigError, ReinforcedExperiment, config_of
+from gr.training import TrainingInterrupted
 
-MENDABLE = (
-    ConfigError,
-    DataError,
-    DecodingError,
-    EvaluationError,
-    LossError,
-    ModelError,
-    SemanticIdError,
-    TrainingError,
-    TrainingInterrupted,
-    TrieError,
-)
+MENDABLE = (GrError, TrainingInterrupted)
+
+# Fields of experiments, and arguments of `gr.runs`, that are flags of the mains.
+_FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
+_ARGUMENTS = "workdir|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history"
 
 
 def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = True) -> None:
@@ -45,6 +29,7 @@ def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = Tr
         main: wrapped by `one_line_errors`.
         starts_backend: whether the process itself computes: then it is said at once if JAX cannot.
     """
+    restart_main()
     app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
 
 
@@ -59,7 +44,7 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
         try:
             main(argv)
         except MENDABLE as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {with_flags(str(error))}") from error
         except KeyboardInterrupt:  # Training itself saves its state and says so.
             raise SystemExit("stopped") from None
         except OSError as error:  # A disk that is full, a file that may not be read or written.
@@ -71,6 +56,13 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
     return wrapped
 
 
+def with_flags(message: str) -> str:
+    """A message of the library, in which fields and arguments are called as on the command line."""
+    if "config" in flags.FLAGS:
+        message = re.sub(rf"(?<![\w.\-/])((?:{_FIELDS})(?:\.\w+)*=)", r"--config.\1", message)
+    return re.sub(rf"(?<![\w.\-/])((?:{_ARGUMENTS})=)", r"--\1", message)
+
+
 def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
     """Parses the command line; what absl and ml_collections say in many lines, or with a stack, is said in one."""
     try:
@@ -80,7 +72,7 @@ def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
             check_overrides(load_config_file(path), argv[1:])
         rest = flags.FLAGS(argv)
         if defined and flags.FLAGS.config is not None:
-            check_config(flags.FLAGS.config)
+            config_of(flags.FLAGS.config)
     except (ConfigError, flags.Error) as error:
         missing = re.fullmatch(
             r"flag --(\w+)=None: .*must have a value other than None\.", str(error)

@@ -27,7 +27,7 @@ from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
 from gr.runs.evaluate import SPLITS, evaluate, evaluate_search
-from gr.runs.workdir import load_run
+from gr.runs.run import load_run
 
 
 @one_line_errors

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.errors import one_line_errors, run_main
-from gr.data import DataError, find_items
-from gr.runs.recommend import recommend, user_history
-from gr.runs.report import candidates_by_title, item_details
-from gr.runs.workdir import load_run
+from gr.runs.recommend import history_rows, recommend
+from gr.runs.report import item_details
+from gr.runs.run import load_run
 
 SHOWN_HISTORY = 10
 
@@ -25,20 +24,15 @@ SHOWN_HISTORY = 10
 def main(argv: Sequence[str]) -> None:
     """History, decode, print."""
     del argv
-    if bool(_USER.value) == bool(_HISTORY.value):
-        raise DataError("give either --user=ID or --history='title or id, ...'")
     run = load_run(
         _WORKDIR.value,
         data_dir=_DATA_DIR.value,
         which=_CHECKPOINT.value,
         other_data=_OTHER_DATA.value,
     )
+    whose = {"user": _USER.value or None, "history": _HISTORY.value or None}
     sequences = run.splits.sequences
-    if _USER.value:
-        history = user_history(sequences, _USER.value)
-    else:
-        history = find_items(sequences, _HISTORY.value)
-    titles = sequences.titles()
+    history, titles = history_rows(sequences, **whose), sequences.titles()
     details = item_details(sequences.item_fields, sequences.num_items)
 
     print("history, oldest first:")
@@ -48,8 +42,7 @@ def main(argv: Sequence[str]) -> None:
     for item in history[-SHOWN_HISTORY:]:
         print(f"  {titles[item]}  {details[item]}".rstrip())
 
-    items, scores = recommend(run, history, _TOP_K.value)
-    found = candidates_by_title(items, scores, titles, details, count=_TOP_K.value)
+    found = recommend(run, **whose, top_k=_TOP_K.value)
     rows = [["", "log p", "title", "about"]]
     rows += [
         [str(rank), f"{item.score:.2f}", item.title, item.detail]

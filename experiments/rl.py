@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.config_files import of_reinforcement
 from experiments.errors import one_line_errors, run_main
-from gr.runs.reinforce import reinforce, report, resolved
+from gr.runs.reinforce import reinforce, report
 
 
 @one_line_errors
@@ -24,12 +25,11 @@ def main(argv: Sequence[str]) -> None:
     """Trains as the flags say."""
     del argv
     workdir = _WORKDIR.value
-    config = resolved(_CONFIG.value)
-    result = reinforce(config, workdir)
-    print(f"report: {report(config, workdir)}")
+    run = reinforce(of_reinforcement(_CONFIG.value), workdir)
+    result, monitor = run.result, run.config.rl.monitor
+    print(f"report: {report(run)}")
     print(
-        f"{result.reason}; best {config.rl.monitor} {result.best_value:.4f} on validation at step "
-        f"{result.best_step:,}\n"
+        f"{result.reason}; best {monitor} {result.best_value:.4f} on validation at step {result.best_step:,}\n"
         f"wrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
     )
 

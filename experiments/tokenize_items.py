@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors, run_main
-from gr.runs import build
-from gr.runs.config_checks import check_experiment
+from gr.runs import check_experiment, load_data
 from gr.runs.workdir import has_begun, make_semantic_ids, occupied
 from gr.semantic_ids import example_table, report_table
 from gr.training import TrainingError
@@ -36,14 +36,15 @@ def tokenize(config: ConfigDict, workdir: str) -> None:
         TrainingError: if another process works in the workdir, or a run there was trained on its semantic IDs; and
             the errors of the rooms that read the data and make the IDs.
     """
-    check_experiment(config)
+    experiment = supervised(config)
+    check_experiment(experiment)
     with occupied(workdir):
         if has_begun(workdir):
             raise TrainingError(
-                f"{workdir} holds a run that was trained on its semantic IDs; name another --workdir"
+                f"{workdir} holds a run that was trained on its semantic IDs; name another workdir"
             )
-        splits = build.load_data(config, workdir)
-        semantic_ids, report = make_semantic_ids(config, splits, workdir)
+        splits = load_data(experiment, workdir)
+        semantic_ids, report = make_semantic_ids(experiment, splits, workdir)
     print(report_table(report))
     print(example_table(splits.sequences, semantic_ids))
     print(f"wrote {workdir}: semantic_ids.npz, semantic_ids_report.json")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors, run_main
 from gr.runs.train import train
 
@@ -21,10 +22,10 @@ def main(argv: Sequence[str]) -> None:
     """Trains as the flags say."""
     del argv
     workdir = _WORKDIR.value
-    result = train(_CONFIG.value, workdir)
+    run = train(supervised(_CONFIG.value), workdir)
+    result, monitor = run.result, run.config.training.monitor
     print(
-        f"{result.reason}; best {_CONFIG.value.training.monitor} {result.best_value:.4f} on validation at step "
-        f"{result.best_step:,}\n"
+        f"{result.reason}; best {monitor} {result.best_value:.4f} on validation at step {result.best_step:,}\n"
         f"wrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
     )
 

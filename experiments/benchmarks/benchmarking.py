@@ -21,14 +21,15 @@ import numpy as np
 from absl import flags
 from flax import nnx
 from jax import monitoring
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from experiments.errors import run_main
 from gr.data import Splits
 from gr.data.files import write_atomically
 from gr.models import ModelError
 from gr.reports import format_table
-from gr.runs import build
+from gr.runs import Experiment, build
+from gr.runs.data import load_data, load_semantic_ids
 from gr.semantic_ids import SemanticIds
 from gr.training import versions
 
@@ -67,12 +68,11 @@ def backbones() -> list[str]:
 
 
 def models(
-    config: ConfigDict, semantic_ids: SemanticIds
-) -> Iterator[tuple[str, ConfigDict, nnx.Module]]:
+    config: Experiment, semantic_ids: SemanticIds
+) -> Iterator[tuple[str, Experiment, nnx.Module]]:
     """Each backbone to be measured: its name, the config with it, an untrained model."""
     for backbone in backbones():
-        chosen = config.copy_and_resolve_references()
-        chosen.backbone = backbone
+        chosen = dataclasses.replace(config, backbone=backbone)
         yield backbone, chosen, build.make_model(chosen, semantic_ids)
 
 
@@ -82,10 +82,10 @@ def by_quantity(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     return {field: {name: results[name][field] for name in results} for field in fields}
 
 
-def load(config: ConfigDict) -> tuple[Splits, SemanticIds]:
+def load(config: Experiment) -> tuple[Splits, SemanticIds]:
     """The config's data and semantic IDs; what has to be fetched goes into a temporary folder."""
-    splits = build.load_data(config, os.path.join(tempfile.gettempdir(), "gr-benchmark"))
-    return splits, build.load_semantic_ids(config, splits)[0]
+    splits = load_data(config, os.path.join(tempfile.gettempdir(), "gr-benchmark"))
+    return splits, load_semantic_ids(config, splits)[0]
 
 
 # Timing.

@@ -4,11 +4,12 @@ What is old (`old_logp`), the reference, advantages and weights carry no gradien
 """
 
 import dataclasses
-import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from gr.fields import NotNegative, OneOf, Positive, ShareAboveZero, check_fields
 from gr.losses.advantages import (
     distinct_candidates,
     grpo_advantages,
@@ -29,38 +30,34 @@ MAX_LOG_RATIO = (
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Which policy loss, and how.
+    """Which policy loss, and how. Raises `LossError` for a value that cannot work.
 
-    Raises `LossError` for a name that is unknown or a number that cannot work.
+    Attributes:
+        name: "grpo", "sibling_grpo" (V-STAR; adds a loss among siblings) or "tempo" (other advantages).
+        clip_low: the ratio is clipped to 1 - clip_low .. 1 + clip_high; in (0, 1].
+        clip_high: see clip_low; above 0.
+        kl_weight: of the divergence from the reference policy; 0 or more.
+        sibling_weight: of the Sibling-GRPO loss; 0 or more.
+        aggregation: "group" or "token"; see `policy_loss`.
+        cppo: whether codes are masked by `cppo_mask` instead of clipped.
+        cppo_threshold: above 0; published: 0.15 for dense models, 0.2 for mixtures of experts.
+        cppo_budget: 0 or more; published for models that were trained before.
+        cppo_floor: in (0, 1].
     """
 
-    name: str = "grpo"  # "grpo"; "sibling_grpo" (V-STAR) adds a loss; "tempo" has other advantages.
-    clip_low: float = 0.2  # The ratio is clipped to 1 - clip_low..1 + clip_high.
-    clip_high: float = 0.2
-    kl_weight: float = 1e-3  # Of the divergence from the reference policy.
-    sibling_weight: float = 1.0  # Of the Sibling-GRPO loss.
-    aggregation: str = "group"  # Or "token"; see `policy_loss`.
-    cppo: bool = False  # Mask codes by `cppo_mask` instead of clipping.
-    cppo_threshold: float = 0.15  # Published for dense models; 0.2 for mixtures of experts.
-    cppo_budget: float = 0.015  # Published for models that were trained before.
-    cppo_floor: float = 0.8
+    name: Annotated[str, OneOf(METHODS)] = "grpo"
+    clip_low: ShareAboveZero = 0.2
+    clip_high: Positive = 0.2
+    kl_weight: NotNegative = 1e-3
+    sibling_weight: NotNegative = 1.0
+    aggregation: Annotated[str, OneOf(AGGREGATIONS)] = "group"
+    cppo: bool = False
+    cppo_threshold: Positive = 0.15
+    cppo_budget: NotNegative = 0.015
+    cppo_floor: ShareAboveZero = 0.8
 
     def __post_init__(self):
-        if self.name not in METHODS:
-            raise LossError(f"policy {self.name!r} is unknown; use one of {', '.join(METHODS)}")
-        _check_aggregation(self.aggregation)
-        if not 0 < self.clip_low <= 1:
-            raise LossError(f"policy.clip_low={self.clip_low} must be above 0 and at most 1")
-        for field in ("clip_high", "cppo_threshold"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise LossError(f"policy.{field}={getattr(self, field)} must be above 0 and finite")
-        for field in ("kl_weight", "sibling_weight", "cppo_budget"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise LossError(
-                    f"policy.{field}={getattr(self, field)} must not be negative or infinite"
-                )
-        if not 0 < self.cppo_floor <= 1:
-            raise LossError(f"policy.cppo_floor={self.cppo_floor} must be above 0 and at most 1")
+        check_fields(self, "policy.", LossError)
 
 
 def policy_objective(

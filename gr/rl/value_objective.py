@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gr.fields import Share, check_fields
 from gr.losses import GAMMA, distinct_prefixes, prefix_means, td_loss, td_targets
 from gr.losses.token import Metrics
 from gr.training.errors import TrainingError
@@ -19,22 +20,22 @@ from gr.training.step import LossFn
 
 @dataclasses.dataclass(frozen=True)
 class ValueConfig:
-    """How values are learnt.
+    """How values are learnt. Raises `TrainingError` for a value that cannot work.
 
-    Raises `TrainingError` for numbers that cannot work.
+    Attributes:
+        gamma: discount of a code, in [0, 1].
+        lam: lambda of TD(lambda), in [0, 1]: 0 looks one code ahead, as published; 1 to the end.
+        with_root: whether the state before the first code, which has no reward, learns too.
+        stop_gradient: whether the backbone's states are left as they are.
     """
 
-    gamma: float = GAMMA
-    lam: float = 0.0  # Of TD(lambda): 0 looks one code ahead, as published; 1 to the end.
-    with_root: bool = (
-        True  # Whether the state before the first code, which has no reward, learns too.
-    )
-    stop_gradient: bool = True  # Whether the backbone's states are left as they are.
+    gamma: Share = GAMMA
+    lam: Share = 0.0
+    with_root: bool = True
+    stop_gradient: bool = True
 
     def __post_init__(self):
-        for field in ("gamma", "lam"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise TrainingError(f"value.{field}={getattr(self, field)} must lie in [0, 1]")
+        check_fields(self, "value.", TrainingError)
 
 
 def value_loss(

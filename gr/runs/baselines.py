@@ -9,10 +9,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gr.runs.report import sid_numbers
 from gr.data import Histories, Splits, Targets
 from gr.data.files import write_atomically
-from gr.evaluation import Ranker, Rankings, fit_item_knn, fit_markov_chain, fit_popularity, ndcg, rankings_of_baseline, tune_item_knn
+from gr.evaluation import (
+    Ranker,
+    Rankings,
+    fit_item_knn,
+    fit_markov_chain,
+    fit_popularity,
+    ndcg,
+    rankings_of_baseline,
+    tune_item_knn,
+)
+from gr.runs.report import sid_numbers
 from gr.semantic_ids import SemanticIds
 
 

@@ -1,36 +1,20 @@
-"""From a config to the objects of an experiment: data, semantic IDs, index, model, batches."""
+"""From an experiment to its objects: index, model, batches, optimiser and step, searches."""
 
 import dataclasses
-import difflib
-import os
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
-import pyarrow as pa
-import pyarrow.parquet as pq
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from gr.runs import keys
 from gr.data import (
-    DataError,
     Splits,
     Targets,
     TrainBatches,
-    by_time,
-    leave_one_out,
-    load_sequences,
-    time_quantiles,
     train_batches_by_target,
     train_batches_by_user,
 )
-from gr.data.rows import read_header
 from gr.decoding import SearchConfig
 from gr.evaluation import Decoded, Searched, decode_targets, search_targets
 from gr.models import (
@@ -41,132 +25,19 @@ from gr.models import (
     ModelError,
     ValueHead,
 )
-from gr.semantic_ids import SemanticIds, make_semantic_ids
-from gr.training import LossConfig, TrainState, TrainStep, init_loss_state, item_token_table, make_optimizer, make_train_step, supervised_loss
-from gr.trie import TrieIndex
-
-ENVIRONMENT_VARIABLE = "GR_DATA"
-_LIKE_A_TIME = re.compile(
-    r"(?i)(.*[_. ])?(time|timestamp|datetime|date|ts|unix|when|created|created_at|at)([_. ].*)?"
+from gr.runs import keys
+from gr.runs.experiment import Experiment
+from gr.semantic_ids import SemanticIds
+from gr.training import (
+    TrainState,
+    TrainStep,
+    init_loss_state,
+    item_token_table,
+    make_optimizer,
+    make_train_step,
+    supervised_loss,
 )
-
-
-def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
-    """Reads the config's data and splits it; what must be fetched goes into `workdir/data`."""
-    data = config.data
-    options = _options(config)
-    if data.format == "synthetic":
-        path = None
-    elif data.format == "movielens_100k":
-        path = Path(config.data_dir) if config.data_dir else Path(workdir) / "data"
-    else:
-        path = data_path(config, data.path)
-    if data.format not in ("synthetic", "movielens_100k"):
-        options["skip_bad_rows"] = data.skip_bad_rows
-    if data.format == "table":
-        _look_at_columns(path, options)
-    sequences = load_sequences(data.format, path, **options)
-    if sequences.skipped_rows:
-        print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
-    if data.split == "leave_one_out":
-        return leave_one_out(sequences)
-    if data.split != "by_time":
-        raise DataError(f"data.split={data.split!r} is unknown: use leave_one_out or by_time")
-    share = data.test_share
-    cuts = time_quantiles(sequences, 1 - share - data.validation_share, 1 - share)
-    return by_time(sequences, *cuts)
-
-
-def _options(config: ConfigDict) -> dict[str, Any]:
-    """The reader's options that are set; its other files may lie where the data does."""
-    options = {name: value for name, value in config.data.options.items() if value is not None}
-    for name, value in options.items():
-        if name.endswith("_path") and not Path(value).exists():
-            options[name] = data_path(config, value)
-    return options
-
-
-def _look_at_columns(path: Path, options: Mapping[str, Any]) -> None:
-    """Helps whoever has not named the columns of a table yet, or not all that they should.
-
-    Raises:
-        DataError: if the columns of users or items are not named.
-    """
-    columns = _columns(path, options.get("separator"))
-    missing = [name for name in ("user", "item") if name not in options]
-    if missing:
-        how = " and ".join(f"--config.data.options.{name}=COLUMN" for name in missing)
-        there = f"it has the columns {', '.join(columns)}; " if columns else ""
-        raise DataError(
-            f"{path}: {there}name that of the {'s and that of the '.join(missing)}s by {how}"
-        )
-    times = [] if "time" in options else [name for name in columns if _LIKE_A_TIME.fullmatch(name)]
-    if times and options.get("header", True):
-        print(
-            f"note: users' interactions are taken in the order of the file. Its column {times[0]!r} looks like a time; "
-            f"to sort by it: --config.data.options.time={times[0]}"
-        )
-
-
-def _columns(path: Path, separator: str | None) -> list[str]:
-    """The columns of a table; none where it cannot be read, of which the reader will tell."""
-    try:
-        with path.open("rb") as file:
-            if file.read(4) == b"PAR1":
-                return pq.read_schema(path).names
-        default = "\t" if ".tsv" in path.name.lower() else ","
-        return read_header(path, separator or default, quoted=True)
-    except (DataError, pa.ArrowException, OSError):
-        return []
-
-
-def data_path(config: ConfigDict, path: str) -> Path:
-    """Where a file of the data lies: an absolute path as it stands, else below the data folder, which may also hold the
-    file itself. Without a data folder, paths start from the current folder.
-
-    Raises:
-        DataError: if it is not there.
-    """
-    if not path:
-        raise DataError("data.path is empty: name the file, --config.data.path=FILE")
-    folder = config.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    choices = [Path(folder) / path]
-    if folder:
-        choices.append(Path(folder) / Path(path).name)
-    for choice in choices:
-        if choice.exists():
-            return choice
-    if not folder:
-        raise DataError(
-            f"{path}: no such file{_beside(Path(path))}, and no data folder is named: give an absolute path, set "
-            f"{ENVIRONMENT_VARIABLE}=FOLDER, or pass --config.data_dir=FOLDER when training and --data_dir=FOLDER "
-            "afterwards (--config=configs/synthetic.py needs no data)"
-        )
-    hint = _beside(choices[0]) or _beside(choices[1])
-    if not hint and Path(path).exists():
-        hint = f", but in the current folder there is one: to take it, give {Path(path).absolute()}"
-    raise DataError(
-        f"{choices[0]}: no such file{hint}; the data folder is the one that holds {path}"
-    )
-
-
-def _beside(path: Path) -> str:
-    """A file of a similar name in the same folder, as a question."""
-    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, there, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""
-
-
-def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, dict]:
-    """Reads or builds the semantic IDs, with their report."""
-    options = dict(config.semantic_ids)
-    for name in ("path", "item_ids", "vectors"):
-        value = options.get(name, "")
-        # `vectors` may also be a kind of them. What was written here counts before the data folder.
-        if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
-            found = name != "path" and os.path.exists(value)
-            options[name] = value if found else str(data_path(config, value))
-    return make_semantic_ids(splits, **options)
+from gr.trie import TrieIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,19 +60,21 @@ def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
     )
 
 
-def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
+def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
     """A freshly initialised backbone for these semantic IDs."""
     sizes = {
         "vocab_size": semantic_ids.vocab_size,
         "code_length": semantic_ids.num_levels,
     }
-    rngs = nnx.Rngs(config.seed)
-    if config.backbone == "encoder_decoder":
-        return EncoderDecoder(EncoderDecoderConfig(**sizes, **config.encoder_decoder), rngs=rngs)
-    if config.backbone == "decoder_only":
-        return DecoderOnly(DecoderOnlyConfig(**sizes, **config.decoder_only), rngs=rngs)
+    rngs = nnx.Rngs(experiment.seed)
+    if experiment.backbone == "encoder_decoder":
+        sizes |= dataclasses.asdict(experiment.encoder_decoder)
+        return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)
+    if experiment.backbone == "decoder_only":
+        sizes |= dataclasses.asdict(experiment.decoder_only)
+        return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
     raise ModelError(
-        f"backbone={config.backbone!r} is unknown: use encoder_decoder or decoder_only"
+        f"backbone={experiment.backbone!r} is unknown: use encoder_decoder or decoder_only"
     )
 
 
@@ -210,14 +83,14 @@ def num_parameters(model: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
-    """The endless training pipeline of the config's training level."""
-    training = config.training
+def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
+    """The endless training pipeline of the experiment's training level."""
+    training = experiment.training
     shared = {
-        "max_history": config.data.max_history,
-        "buckets": config.data.num_buckets,
-        "seed": config.seed,
-        "time_jitter": config.data.time_jitter,
+        "max_history": experiment.data.max_history,
+        "buckets": experiment.data.num_buckets,
+        "seed": experiment.seed,
+        "time_jitter": experiment.data.time_jitter,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
@@ -229,27 +102,27 @@ def make_train_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
         splits.sequences,
         splits.train,
         items_per_batch=training.items_per_batch,
-        rows_multiple_of=config.mesh.data,
+        rows_multiple_of=experiment.mesh.data,
         **shared,
     )
 
 
 def make_state(
-    config: ConfigDict,
+    experiment: Experiment,
     semantic_ids: SemanticIds,
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """The state before the first step."""
-    loss_state = init_loss_state(LossConfig(**config.loss), semantic_ids.num_levels)
-    return TrainState.create(model, optimizer, keys.supervised_key(config.seed), loss_state)
+    loss_state = init_loss_state(experiment.loss, semantic_ids.num_levels)
+    return TrainState.create(model, optimizer, keys.supervised_key(experiment.seed), loss_state)
 
 
 def make_optimisation(
-    config: ConfigDict, catalogue: Catalogue, batches: TrainBatches, mesh: Mesh
+    experiment: Experiment, catalogue: Catalogue, batches: TrainBatches, mesh: Mesh
 ) -> tuple[optax.GradientTransformation, TrainStep]:
-    """The optimiser and the compiled step that minimises the config's loss with it."""
-    training = config.training
+    """The optimiser and the compiled step that minimises the experiment's loss with it."""
+    training = experiment.training
     total_steps = batches.batches_per_epoch * training.num_epochs
     updates = max(1, total_steps // training.accumulation_steps)
     optimizer, schedule = make_optimizer(
@@ -266,23 +139,23 @@ def make_optimisation(
         catalogue.semantic_ids.tokens,
         level=training.level,
         targets_per_batch=batches.targets_per_batch,
-        loss=LossConfig(**config.loss),
+        loss=experiment.loss,
         index=catalogue.index,
     )
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 
 
-def distribution(config: ConfigDict) -> dict[str, float | str]:
+def distribution(experiment: Experiment) -> dict[str, float | str]:
     """How logits become the model's distribution: `temperature` and `normalise_over` of `beam_search`."""
-    choice = config.decoding.normalise_over
-    masked = config.loss.name == "msl"
+    choice = experiment.decoding.normalise_over
+    masked = experiment.loss.name == "msl"
     if choice == "trained":
         choice = "children" if masked else "vocabulary"
-    return {"temperature": config.loss.tau if masked else 1.0, "normalise_over": choice}
+    return {"temperature": experiment.loss.tau if masked else 1.0, "normalise_over": choice}
 
 
 def decode(
-    config: ConfigDict,
+    experiment: Experiment,
     catalogue: Catalogue,
     model: nnx.Module,
     splits: Splits,
@@ -292,8 +165,8 @@ def decode(
     num_beams: int | None = None,
     progress: bool = False,
 ) -> Decoded:
-    """Decodes targets as the config says; `exclude_seen` and `num_beams` override it."""
-    decoding = config.decoding
+    """Decodes targets as the experiment says; `exclude_seen` and `num_beams` override it."""
+    decoding = experiment.decoding
     return decode_targets(
         model,
         catalogue.index,
@@ -301,17 +174,17 @@ def decode(
         splits.sequences,
         targets,
         num_beams=num_beams or decoding.num_beams,
-        max_history=config.data.max_history,
-        buckets=config.data.num_buckets,
+        max_history=experiment.data.max_history,
+        buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
         progress=progress,
-        **distribution(config),
+        **distribution(experiment),
     )
 
 
 def search(
-    config: ConfigDict,
+    experiment: Experiment,
     catalogue: Catalogue,
     model: nnx.Module,
     value_head: ValueHead | None,
@@ -323,7 +196,7 @@ def search(
     progress: bool = False,
 ) -> Searched:
     """Candidates of targets by any search, else as `decode` does; the same random numbers at every call."""
-    decoding = config.decoding
+    decoding = experiment.decoding
     return search_targets(
         search_config,
         model,
@@ -332,13 +205,13 @@ def search(
         catalogue.tokens,
         splits.sequences,
         targets,
-        key=keys.make_key(config.seed, keys.SEARCH_EVALUATION),
-        max_history=config.data.max_history,
-        buckets=config.data.num_buckets,
+        key=keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
+        max_history=experiment.data.max_history,
+        buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
         progress=progress,
-        **distribution(config),
+        **distribution(experiment),
     )
 
 

@@ -1,11 +1,8 @@
 """From a config to the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
-import dataclasses
 import difflib
 import functools
 import importlib
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +10,26 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from gr.runs import build, keys
-from gr.rl import rewards as known_rewards
 from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
-from gr.decoding import SearchConfig
-from gr.losses import PolicyConfig
-from gr.rl import Reward, WeightedSum
 from gr.models import ValueHead, ValueHeadConfig
+from gr.rl import (
+    ActorCritic,
+    Environment,
+    LearningConfig,
+    Reward,
+    RolloutConfig,
+    WeightedSum,
+    actor_critic_optimizer,
+    make_policy_step,
+)
+from gr.rl import rewards as known_rewards
+from gr.runs import build, keys
+from gr.runs.experiment import ReinforcedExperiment
 from gr.semantic_ids import catalogue_vectors
-from gr.rl import ActorCritic, Environment, LearningConfig, RolloutConfig, ValueConfig, actor_critic_optimizer, make_policy_step
 from gr.training import TrainingError, TrainStep, make_optimizer
 
 REWARDS = ("exact_match", "rank_aware", "prefix_depth", "semantic")
-FIELDS = (
-    "name",
-    "seed",
-    "init_from",
-    "init_from_other_data",
-    "search",
-    "reward",
-    "policy",
-    "value",
-    "rl",
-)
-
-
-def is_rl(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of reinforcement learning."""
-    return "init_from" in config
 
 
 def make_environment(catalogue: build.Catalogue, splits: Splits) -> Environment:
@@ -52,7 +39,7 @@ def make_environment(catalogue: build.Catalogue, splits: Splits) -> Environment:
     )
 
 
-def make_reward(config: ConfigDict, environment: Environment) -> WeightedSum:
+def make_reward(config: ReinforcedExperiment, environment: Environment) -> WeightedSum:
     """The weighted sum of the config's rewards.
 
     Raises:
@@ -68,7 +55,7 @@ def make_reward(config: ConfigDict, environment: Environment) -> WeightedSum:
     return known_rewards.weighted_sum(list(zip(rewards, weights, strict=True)), names)
 
 
-def try_reward(reward: Reward, config: ConfigDict, length: int) -> None:
+def try_reward(reward: Reward, config: ReinforcedExperiment, length: int) -> None:
     """Traces a reward on the shapes of a batch, so that a wrong one is told before anything is trained.
 
     Raises:
@@ -104,10 +91,10 @@ def _reward(name: str, environment: Environment) -> Reward:
         raise TrainingError(f"reward {name!r} is unknown ({said}): {choices}") from error
 
 
-def rollout_config(config: ConfigDict) -> RolloutConfig:
+def rollout_config(config: ReinforcedExperiment) -> RolloutConfig:
     """How candidates are found; the policy's distribution is the one that is decoded."""
     return RolloutConfig(
-        search=SearchConfig(**config.search),
+        search=config.search,
         exclude_seen=config.decoding.exclude_seen,
         importance=config.policy.importance,
         prefix_vectors=config.value.prefix_vectors,
@@ -115,24 +102,12 @@ def rollout_config(config: ConfigDict) -> RolloutConfig:
     )
 
 
-def policy_config(config: ConfigDict) -> PolicyConfig:
-    """The policy's loss."""
-    names = {field.name for field in dataclasses.fields(PolicyConfig)}
-    return PolicyConfig(**{name: config.policy[name] for name in names})
-
-
-def value_config(config: ConfigDict) -> ValueConfig:
-    """The value head's loss."""
-    names = {field.name for field in dataclasses.fields(ValueConfig)}
-    return ValueConfig(**{name: config.value[name] for name in names})
-
-
-def make_value_head(config: ConfigDict, code_length: int) -> ValueHead:
+def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead:
     """A freshly initialised value head for the config's backbone."""
     value = config.value
     return ValueHead(
         ValueHeadConfig(
-            d_model=config[config.backbone].d_model,
+            d_model=getattr(config, config.backbone).d_model,
             code_length=code_length,
             num_heads=value.num_heads,
             d_ff=value.d_ff,
@@ -142,7 +117,7 @@ def make_value_head(config: ConfigDict, code_length: int) -> ValueHead:
     )
 
 
-def make_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
+def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
     """The endless pipeline of users whose candidates are searched."""
     return train_batches_by_target(
         splits.sequences,
@@ -157,7 +132,7 @@ def make_batches(config: ConfigDict, splits: Splits) -> TrainBatches:
     )
 
 
-def rewarded_targets(config: ConfigDict, splits: Splits) -> Targets:
+def rewarded_targets(config: ReinforcedExperiment, splits: Splits) -> Targets:
     """The targets that candidates are rewarded for.
 
     Raises:
@@ -190,7 +165,7 @@ def latest_targets(targets: Targets, count: int) -> Targets:
 
 
 def make_optimisation(
-    config: ConfigDict,
+    config: ReinforcedExperiment,
     environment: Environment,
     num_steps: int,
     mesh: Mesh,
@@ -233,8 +208,8 @@ def make_optimisation(
     try_reward(reward, config, environment.tokens.shape[1])
     step = make_policy_step(
         rollout_config(config),
-        policy_config(config),
-        value_config(config),
+        config.policy,
+        config.value,
         learning,
         environment,
         reward,
@@ -245,7 +220,7 @@ def make_optimisation(
     return optimizer, step
 
 
-def make_model(config: ConfigDict, catalogue: build.Catalogue) -> ActorCritic:
+def make_model(config: ReinforcedExperiment, catalogue: build.Catalogue) -> ActorCritic:
     """Freshly initialised policy and value head."""
     return ActorCritic(
         build.make_model(config, catalogue.semantic_ids),

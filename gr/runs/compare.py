@@ -8,27 +8,44 @@ import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from gr.runs import build, build_rl, comparison_pages
-from gr.runs import reinforce as rl, train
+from gr.data import Splits
+from gr.data.files import write_atomically
+from gr.evaluation import (
+    EvaluationError,
+    RunRanks,
+    compare_runs,
+    rankings_of_beams,
+    training_seconds,
+    user_metrics,
+)
+from gr.runs import build, comparison_pages, data
 from gr.runs.baselines import Baselines, kept_baselines
-from gr.runs.config_checks import STUDY_FIELDS, check_config, load_config_file
 from gr.runs.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
+from gr.runs.experiment import (
+    Experiment,
+    ReinforcedExperiment,
+    Reinforcement,
+    Study,
+    check_experiment,
+    flattened,
+)
+from gr.runs.reinforce import MAY_DIFFER as MAY_DIFFER_OF_RL
+from gr.runs.reinforce import reinforce, resolved
+from gr.runs.reinforce import report as report_of_rl
+from gr.runs.train import MAY_DIFFER, train
 from gr.runs.workdir import (
     SEMANTIC_IDS_FILE,
     check_data,
     check_same_data,
+    check_same_experiment,
     has_begun,
     has_config,
-    load_run,
     load_semantic_ids,
+    saved_experiment,
 )
-from gr.data import Splits
-from gr.data.files import write_atomically
-from gr.evaluation import EvaluationError, RunRanks, compare_runs, rankings_of_beams, training_seconds, user_metrics
 from gr.semantic_ids import SemanticIds
-from gr.training import TrainingError, check_run_info, load_config, read_metrics
+from gr.training import TrainingError, read_metrics
 
 MIN_BEAMS = 10  # Variants are compared at 10.
 
@@ -40,7 +57,7 @@ class Job:
     variant: str
     label: str
     seed: int
-    config: dict  # Resolved, of the experiment.
+    config: Experiment | Reinforcement  # As it is run, or was.
     workdir: str
     split: str
     with_report: bool  # Whether the run's own report is made too.
@@ -53,7 +70,7 @@ class Job:
     @property
     def starts_from(self) -> str:
         """Folder of the run whose model it starts from; "" for none."""
-        return _holder_of_start(self.config).get("init_from", "")
+        return _start_of(self.config)[1]
 
     @property
     def log(self) -> str:
@@ -73,21 +90,16 @@ class Job:
     def check(self) -> None:
         """Raises `TrainingError` if its folder holds a run with another configuration."""
         if has_begun(self.workdir) or (self.is_done and has_config(self.workdir)):
-            config, may_differ = ConfigDict(self.config), train.MAY_DIFFER
-            if build_rl.is_rl(config):
-                config, may_differ = rl.resolved(config), rl.MAY_DIFFER
-            check_run_info(self.workdir, config.to_dict(), may_differ=may_differ)
+            config, may_differ = self.config, MAY_DIFFER
+            if isinstance(config, Reinforcement):
+                config, may_differ = resolved(config), MAY_DIFFER_OF_RL
+            check_same_experiment(self.workdir, config, may_differ)
 
     def run(self) -> None:
         """Trains, or goes on, and evaluates."""
-        config = ConfigDict(self.config)
-        if build_rl.is_rl(config):
-            config = rl.resolved(config)
-            result = rl.reinforce(config, self.workdir)
-        else:
-            result = train.train(config, self.workdir)
-        print(f"{result.reason}; best step {result.best_step}", flush=True)
-        run = load_run(self.workdir, data_dir=config.data_dir)
+        of_rl = isinstance(self.config, Reinforcement)
+        run = (reinforce if of_rl else train)(self.config, self.workdir)
+        print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
         targets = getattr(run.splits, self.split)
         wanted = run.splits.sequences.items[targets.positions]
         decoded = {
@@ -97,9 +109,9 @@ class Job:
             for rule in VARIANTS
         }
         if self.with_report:
-            if build_rl.is_rl(config):
-                rl.report(config, self.workdir)
-            as_run = dataclasses.replace(self, config=config.to_dict())
+            if of_rl:
+                report_of_rl(run)
+            as_run = dataclasses.replace(self, config=run.config)
             baselines = {
                 rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
                 for rule in VARIANTS
@@ -139,45 +151,28 @@ class Job:
             ) from error
 
 
-def check_study(study: ConfigDict) -> None:
-    """Raises `TrainingError` for what is no study config, `ConfigError` for one whose experiments cannot be run."""
-    missing = [name for name in STUDY_FIELDS if name not in study]
-    if missing:
-        raise TrainingError(
-            f"--config: this is no study, it lacks {', '.join(missing)}; name experiments by --configs=NAME=FILE"
-        )
-    check_config(study)
-
-
-def study_of_files(paths: Mapping[str, str]) -> ConfigDict:
-    """A study of experiment configs, name -> file; the first is the reference."""
-    study = ConfigDict({"name": ", ".join(paths), "seeds": (0,), "labels": {}, "variants": {}})
-    study.reference = next(iter(paths))
-    for name, path in paths.items():
-        if not name.isidentifier() or not path:
-            raise TrainingError(f"--configs: {name}={path} is not NAME=FILE")
-        study.variants[name] = load_config_file(path)
-    return study
-
-
-def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") -> list[Job]:
+def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> list[Job]:
     """All runs of a study, seed by seed, so that a study that is cut off has whole comparisons."""
     if config.reference not in config.variants:
         raise TrainingError(
             f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
         )
     if not config.seeds:
-        raise TrainingError("seeds is empty: name at least one, such as --seeds=0")
+        raise TrainingError("seeds is empty: name at least one, such as seeds=(0,)")
     result = []
     for seed in config.seeds:
         for name, variant in config.variants.items():
-            experiment = variant.copy_and_resolve_references()
-            experiment.seed = int(seed)
-            if data_dir:
-                experiment.data_dir = data_dir
-            holder = _holder_of_start(experiment)  # It may be another run of the study.
-            holder["init_from"] = holder["init_from"].format(study=workdir, seed=seed)
-            beams = MIN_BEAMS if build_rl.is_rl(experiment) else experiment.decoding.num_beams
+            check_experiment(variant, f"variants.{name}.")
+            field, start = _start_of(variant)
+            experiment = variant.override(
+                {
+                    "seed": seed,
+                    "data_dir": data_dir or variant.data_dir,
+                    field: start.format(study=workdir, seed=seed),  # Another run of the study.
+                }
+            )
+            of_rl = isinstance(experiment, Reinforcement)
+            beams = MIN_BEAMS if of_rl else experiment.decoding.num_beams
             if beams < MIN_BEAMS:
                 raise TrainingError(
                     f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "
@@ -187,8 +182,8 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
                 Job(
                     variant=name,
                     label=f"{config.labels.get(name, name)}, seed {seed}",
-                    seed=int(seed),
-                    config=json.loads(json.dumps(experiment.to_dict())),
+                    seed=seed,
+                    config=experiment,
                     workdir=os.path.join(workdir, name, f"seed_{seed}"),
                     split=split,
                     with_report=seed == config.seeds[0],
@@ -197,14 +192,14 @@ def jobs(config: ConfigDict, workdir: str, split: str, *, data_dir: str = "") ->
     return result
 
 
-def _holder_of_start(config: Mapping) -> Mapping:
-    """The part of an experiment that says which run it starts from, by `init_from`."""
-    return config if build_rl.is_rl(config) else config.get("training", {})
+def _start_of(config: Experiment | Reinforcement) -> tuple[str, str]:
+    """The field of an experiment that says which run it starts from, and its value; "" for none."""
+    if isinstance(config, (Reinforcement, ReinforcedExperiment)):
+        return "init_from", config.init_from
+    return "training.init_from", config.training.init_from
 
 
-def compare(
-    config: ConfigDict, workdir: str, all_jobs: Sequence[Job], *, command: str = ""
-) -> None:
+def compare(config: Study, workdir: str, all_jobs: Sequence[Job], *, command: str = "") -> None:
     """Compares the runs that are done, prints the table, writes the pages.
 
     Raises:
@@ -217,7 +212,8 @@ def compare(
     # As they were run, which the study's present configs may say otherwise of, such as the learning rate.
     done = [
         dataclasses.replace(
-            job, config=load_config(job.workdir) | {"data_dir": job.config["data_dir"]}
+            job,
+            config=dataclasses.replace(saved_experiment(job.workdir), data_dir=job.config.data_dir),
         )
         for job in done
     ]
@@ -265,9 +261,9 @@ def compare(
         curves=curves,
         users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
         targets_seen=int(next(iter(baselines[True].rankings.values())).seen.sum()),
-        num_beams=first.config["decoding"]["num_beams"],
+        num_beams=first.config.decoding.num_beams,
         versions=list({json.dumps(v, sort_keys=True): v for v in map(_versions, done)}.values()),
-        configs={label: next(iter(by.values())).config for label, by in of_label.items()},
+        configs={label: next(iter(by.values())).config.to_dict() for label, by in of_label.items()},
         command=command,
         date=datetime.date.today().isoformat(),
     )
@@ -297,7 +293,9 @@ def check_same_items(done: Sequence[Job]) -> None:
 
 def settings(runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """The fields in which variants differ: field -> label -> value, or values where seeds differ too."""
-    flat = [(labels[job.variant], flattened(job.config)) for job in runs]
+    flat = [
+        (labels[job.variant], dict(flattened(json.loads(job.config.to_json())))) for job in runs
+    ]
     fields = sorted(set().union(*(of for _, of in flat)) - {"seed", "data_dir", "name"})
     differing = {}
     for field in fields:
@@ -316,17 +314,6 @@ def settings(runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[s
     return differing
 
 
-def flattened(config: Mapping, prefix: str = "") -> dict[str, object]:
-    """Nested fields by dotted name."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[str, list[float]]:
     """Of a variant's runs and their metrics' lines: best step, last step, minutes of training."""
     facts = {"best step": [], "last step": [], "minutes": []}
@@ -340,8 +327,8 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
 
 def study_baselines(job: Job) -> dict[bool, Baselines]:
     """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
-    splits = build.load_data(ConfigDict(job.config), job.workdir)
-    check_data(job.workdir, splits, remedy="another --workdir")
+    splits = data.load_data(job.config, job.workdir)
+    check_data(job.workdir, splits, remedy="another workdir")
     semantic_ids = load_semantic_ids(job.workdir, splits)
     return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
 
@@ -366,7 +353,7 @@ def baseline_metrics(
 
 def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
     """The study's."""
-    config = ConfigDict(job.config)
+    config = job.config
     rule = VARIANTS[exclude].replace(" ", "_")
     return kept_baselines(
         os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),

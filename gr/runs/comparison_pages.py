@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from gr.runs.evaluate import VARIANTS
 from gr.data.files import write_atomically
 from gr.evaluation import Compared
 from gr.reports import format_table, render_comparison, seen_note
@@ -16,6 +15,7 @@ from gr.reports.comparison_plots import (
     validation_plot,
 )
 from gr.reports.plots import figure_to_svg, metric_label
+from gr.runs.evaluate import VARIANTS
 
 SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")
 DIFFERENCES = ("ndcg@10", "hit@10", "prefix_recall/1")

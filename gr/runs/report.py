@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gr.runs import build, build_rl
-from gr.runs.workdir import Run
 from gr.data import Targets
-from gr.reports import Candidate, Example, ReportData, target_notes, write_report
 from gr.evaluation import Decoded, EvaluationError
+from gr.reports import Candidate, Example, ReportData, target_notes, write_report
+from gr.runs import build
+from gr.runs.experiment import ReinforcedExperiment
+from gr.runs.run import Run
 from gr.semantic_ids import SemanticIds
 from gr.training import load_config, read_metrics
 
@@ -42,7 +43,7 @@ def read_other_run(workdir: str, split: str) -> OtherRun:
     path = os.path.join(workdir, f"metrics_{split}.json")
     if not os.path.exists(path):
         raise EvaluationError(
-            f"--beside: {path} does not exist; first run python -m experiments.evaluate --workdir={workdir} "
+            f"{path} does not exist; first run python -m experiments.evaluate --workdir={workdir} "
             f"--split={split}"
         )
     metrics = _read_json(path)
@@ -54,7 +55,7 @@ def check_beside(other: OtherRun, users: int, num_codes: int) -> None:
     codes = len(next(iter(other.prefix_recall.values())))
     if (other.users, codes) != (users, num_codes):
         raise EvaluationError(
-            f"--beside: {other.workdir} has {other.users:,} users and {codes} codes an item, this run {users:,} and "
+            f"{other.workdir} has {other.users:,} users and {codes} codes an item, this run {users:,} and "
             f"{num_codes}; name a run on the same data and semantic IDs"
         )
 
@@ -212,7 +213,7 @@ def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
 
 
 def _commands(run: Run, split: str) -> list[str]:
-    main = "rl" if build_rl.is_rl(run.config) else "train"
+    main = "rl" if isinstance(run.config, ReinforcedExperiment) else "train"
     return [
         f"python -m experiments.{main} --config=CONFIG --workdir={run.workdir}",
         f"python -m experiments.evaluate --workdir={run.workdir} --split={split}",

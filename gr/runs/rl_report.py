@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gr.runs import build, build_rl, keys
-from gr.runs.value_evaluation import ValueEvaluation
-from gr.runs.workdir import Run
 from gr.data import Targets
 from gr.data.files import write_atomically
 from gr.data.pipeline import histories
 from gr.decoding import Candidates, beam_search, search
-from gr.reports import TreeCandidate, calibration_plot, render_comparison, search_tree_plot, training_curves_of_policy, tree_of_user
 from gr.evaluation import ValueCalibration
+from gr.reports import (
+    TreeCandidate,
+    calibration_plot,
+    render_comparison,
+    search_tree_plot,
+    training_curves_of_policy,
+    tree_of_user,
+)
 from gr.reports.plots import figure_to_svg
 from gr.rl import ActorCritic, Environment
+from gr.runs import build, build_rl, keys
+from gr.runs.run import Run
+from gr.runs.value_evaluation import ValueEvaluation
 from gr.training import read_metrics
 from gr.trie import ExcludeItems, walk
 

@@ -6,29 +6,28 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from gr.runs import build, build_rl, keys
 from gr.data import Splits
 from gr.data.pipeline import evaluation_batches
 from gr.evaluation import ValueCalibration, fetched, value_calibration
 from gr.losses import distinct_prefixes, monte_carlo_returns, prefix_means
-from gr.rl import exact_match
 from gr.models import path_states
-from gr.rl import ActorCritic, Environment, RolloutConfig, roll_out
+from gr.rl import ActorCritic, Environment, RolloutConfig, exact_match, roll_out
+from gr.runs import build, build_rl, keys
+from gr.runs.experiment import ReinforcedExperiment
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueEvaluation:
     """Values and returns of the candidates that a model finds for evenly spaced validation users."""
 
-    config: ConfigDict
+    config: ReinforcedExperiment
     environment: Environment
     batches: list[dict[str, np.ndarray]]
 
     @staticmethod
     def of(
-        config: ConfigDict, environment: Environment, splits: Splits, num_users: int
+        config: ReinforcedExperiment, environment: Environment, splits: Splits, num_users: int
     ) -> "ValueEvaluation":
         """Of `num_users` users; 0: all."""
         batches = evaluation_batches(

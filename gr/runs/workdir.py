@@ -1,23 +1,26 @@
-"""What a run keeps in its workdir, and what a trained one holds, read back: config, data, semantic IDs, model."""
+"""What a run keeps in its workdir: one process at a time, its experiment, what its data were, its semantic IDs."""
 
 import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from flax import nnx
-from ml_collections import ConfigDict
-
-from configs.base import base_config
-from configs.base_rl import base_rl_config
-from gr.runs import build, build_rl
 from gr.data import Splits, fingerprint, fingerprint_differences
 from gr.data.files import write_atomically
-from gr.models import ValueHead
+from gr.runs import data
+from gr.runs.experiment import Experiment, ReinforcedExperiment, flattened
 from gr.semantic_ids import SemanticIds
-from gr.training import TrainingError, check_run_info, checkpoint_step, has_checkpoint, load_config, locked, restore_model, save_run_info
+from gr.training import (
+    TrainingError,
+    check_run_info,
+    has_checkpoint,
+    load_config,
+    locked,
+    save_run_info,
+)
 
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
 REPORT_FILE = "semantic_ids_report.json"  # Of the semantic IDs, and what they were made from.
@@ -42,88 +45,15 @@ _LEFT = {
 _OF_NO_MATTER_TO_A_MODEL = ("times", "texts")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A trained run."""
-
-    workdir: str
-    config: ConfigDict
-    splits: Splits
-    catalogue: build.Catalogue
-    model: nnx.Module
-    step: int  # Of the checkpoint that the model is from.
-    value_head: ValueHead | None = None  # Of a run that trained one.
-
-
-def load_run(
-    workdir: str,
-    *,
-    data_dir: str = "",
-    which: str = "best",
-    other_data: bool = False,
-    remedy: str = "--other_data",
-) -> Run:
-    """Reads a workdir that `experiments.train` or `experiments.rl` wrote.
-
-    Args:
-        workdir: of the run.
-        data_dir: where its data lies now, if elsewhere than during training.
-        which: "best" or "last" checkpoint.
-        other_data: whether data that it was not trained on will do; the items must be among the run's.
-        remedy: what asks for other data, for messages.
-
-    Raises:
-        TrainingError: if there is no such run or checkpoint, or the data are not the run's; `DataError` if its data
-            is not found.
-    """
-    config = saved_config(workdir)
-    if data_dir:
-        config.data_dir = data_dir
-    splits = build.load_data(config, workdir)
-    check_data(workdir, splits, allow=other_data, remedy=remedy)
-    catalogue = build.make_catalogue(load_semantic_ids(workdir, splits))
-    model, value_head = build.make_model(config, catalogue.semantic_ids), None
-    if build_rl.is_rl(config):
-        model = build_rl.make_model(config, catalogue)
-    step = checkpoint_step(
-        workdir, which
-    )  # Once: it may be another one soon, beside a run that trains.
-    model = restore_model(workdir, model, step)
-    if build_rl.is_rl(config):
-        value_head = model.value_head if config.value.learn else None
-        model = model.backbone
-    return Run(
-        workdir=workdir,
-        config=config,
-        splits=splits,
-        catalogue=catalogue,
-        model=model,
-        step=step,
-        value_head=value_head,
-    )
-
-
-def saved_config(workdir: str) -> ConfigDict:
-    """A run's config; a field that is newer than the run has its default.
+def saved_experiment(workdir: str) -> Experiment:
+    """A run's experiment; a field that is newer than the run has its default.
 
     Raises:
         TrainingError: if there is none.
+        ConfigError: if it has fields that no experiment has.
     """
-    saved, defaults = load_config(workdir), base_config().to_dict()
-    if build_rl.is_rl(saved):
-        defaults |= base_rl_config().to_dict()
-    return ConfigDict(_filled(defaults, saved))
-
-
-def _filled(defaults: Mapping, saved: Mapping) -> dict:
-    """`saved` and, at every level, what it lacks."""
-    both = {
-        name: _filled(defaults[name], value)
-        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
-        else value
-        for name, value in saved.items()
-    }
-    return dict(defaults) | both
+    saved = load_config(workdir)
+    return (ReinforcedExperiment if "init_from" in saved else Experiment).from_saved(saved)
 
 
 # The workdir of a run that begins or goes on.
@@ -146,15 +76,15 @@ def occupied(workdir: str, *, of_study: bool = False) -> Iterator[None]:
             raise PermissionError(13, "Permission denied")
         foreign = [] if of_study or has_config(workdir) else _foreign(os.listdir(workdir))
     except (FileExistsError, NotADirectoryError):
-        raise TrainingError(f"--workdir={workdir} is no folder; name a new or empty one") from None
+        raise TrainingError(f"workdir={workdir} is no folder; name a new or empty one") from None
     except OSError as error:
         raise TrainingError(
-            f"--workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written to"
+            f"workdir={workdir} cannot be used ({error.strerror}); name a folder that can be written to"
         ) from error
     if foreign:
         more = ", ..." if len(foreign) > 3 else ""
         raise TrainingError(
-            f"--workdir={workdir} holds what is not of a run ({', '.join(foreign[:3])}{more}); name a new or empty "
+            f"workdir={workdir} holds what is not of a run ({', '.join(foreign[:3])}{more}); name a new or empty "
             "folder"
         )
     with locked(workdir):
@@ -179,31 +109,44 @@ def _foreign(names: Sequence[str]) -> list[str]:
     )
 
 
-def check_config_of(workdir: str, config: ConfigDict, may_differ: Sequence[str]) -> None:
-    """Refuses another config than that of the run which has begun in the workdir, if one has.
+def check_config_of(workdir: str, config: Experiment, may_differ: Sequence[str]) -> None:
+    """Refuses another experiment than that of the run which has begun in the workdir, if one has.
 
-    One that failed or was killed before its first checkpoint binds nobody: there the corrected command begins anew.
+    One that failed or was killed before its first checkpoint binds nobody: there the corrected call begins anew.
 
     Raises:
-        TrainingError: if the config differs.
+        TrainingError: if the experiment differs.
     """
     if has_begun(workdir):
         longer = (
             "The learning rate's schedule spans all epochs, so that their number cannot change in a run; to go on from "
-            f"its best model, add to the same command: --workdir={workdir.rstrip('/')}_longer "
-            f"--config.training.init_from={workdir}"
+            f"its best model, train with workdir={workdir.rstrip('/')}_longer and training.init_from={workdir}"
         )
         if not os.path.exists(os.path.join(workdir, DATA_FILE)):  # Nothing else tells other data.
             may_differ = [field for field in may_differ if field != "data.path"]
-        check_run_info(
-            workdir,
-            config.to_dict(),
-            may_differ=may_differ,
-            ways_out={"training.num_epochs": longer},
-        )
+        check_same_experiment(workdir, config, may_differ, ways_out={"training.num_epochs": longer})
 
 
-def keep(workdir: str, config: ConfigDict, splits: Splits) -> None:
+def check_same_experiment(
+    workdir: str,
+    config: Experiment,
+    may_differ: Sequence[str],
+    *,
+    ways_out: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raises `TrainingError` if a workdir's run has another experiment, but for fields that `may_differ`.
+
+    A field that is newer than the run may only have its default.
+    """
+    before = dict(flattened(load_config(workdir)))
+    usual = dict(flattened(type(config)()))
+    new = [
+        name for name, value in flattened(config) if name not in before and usual.get(name) == value
+    ]
+    check_run_info(workdir, config.to_dict(), may_differ=(*may_differ, *new), ways_out=ways_out)
+
+
+def keep(workdir: str, config: Experiment, splits: Splits) -> None:
     """Writes what a run is made from; to be called when nothing but training is left to do."""
     save_run_info(workdir, config.to_dict())
     _write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
@@ -218,7 +161,7 @@ def check_data(
     *,
     allow: bool = False,
     resume: bool = False,
-    remedy: str = "--other_data",
+    remedy: str = "other_data=True",
 ) -> None:
     """Compares data with those that a run was trained on.
 
@@ -237,7 +180,7 @@ def check_data(
         return
     ignore = _OF_NO_MATTER_TO_A_MODEL
     if resume:  # Supervised training has its IDs already; rewards may look at the texts again.
-        ignore = () if build_rl.is_rl(load_config(workdir)) else ("texts",)
+        ignore = () if "init_from" in load_config(workdir) else ("texts",)
     differences = fingerprint_differences(before, fingerprint(splits), ignore=ignore)
     if not differences:
         return
@@ -246,7 +189,7 @@ def check_data(
         print(f"note: {told}")
     elif resume:
         raise TrainingError(
-            f"{told}. Bring those data back to resume the run, or name another --workdir"
+            f"{told}. Bring those data back to resume the run, or name another workdir"
         )
     else:
         raise TrainingError(f"{told}. Bring those data back, or ask for other ones by {remedy}")
@@ -294,7 +237,7 @@ def load_semantic_ids(workdir: str, splits: Splits) -> SemanticIds:
 
 
 def make_semantic_ids(
-    config: ConfigDict, splits: Splits, workdir: str
+    config: Experiment, splits: Splits, workdir: str
 ) -> tuple[SemanticIds, dict[str, Any]]:
     """Semantic IDs and their report, from the workdir if they were made there as the config says, else made now.
 
@@ -302,7 +245,7 @@ def make_semantic_ids(
         TrainingError: if the workdir's were made nobody knows how.
     """
     path, report_path = (os.path.join(workdir, name) for name in (SEMANTIC_IDS_FILE, REPORT_FILE))
-    settings = config.semantic_ids.to_dict()
+    settings = dataclasses.asdict(config.semantic_ids)
     checksums = fingerprint(splits)["checksums"]
     made_from = {
         "semantic_ids": settings,
@@ -316,7 +259,7 @@ def make_semantic_ids(
             return load_semantic_ids(workdir, splits), report
         print(f"semantic IDs: made anew, those of {path} have other settings or data")
         os.unlink(path)  # First, so that no report stands beside the IDs of another.
-    semantic_ids, report = build.load_semantic_ids(config, splits)
+    semantic_ids, report = data.load_semantic_ids(config, splits)
     report |= {"made_from": made_from}
     _write_json(report_path, report)
     semantic_ids.save(path)
@@ -339,7 +282,7 @@ def _read_report(path: str) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         raise TrainingError(
             f"{os.path.dirname(path)} holds {SEMANTIC_IDS_FILE}, but no {REPORT_FILE} says what they were made from; "
-            "name such a file by --config.semantic_ids.path=FILE, and another --workdir"
+            "name such a file by semantic_ids.path=FILE, and another workdir"
         ) from None
 
 

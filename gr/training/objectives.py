@@ -1,13 +1,13 @@
 """What is minimised in supervised training: from a batch of item rows to a loss."""
 
 import dataclasses
-import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.fields import Count, NotNegative, OneOf, Positive, ShareAboveZero, check_fields
 from gr.losses import (
     cross_entropy,
     group_token_log_probs,
@@ -38,40 +38,34 @@ WEIGHTS = ("adaptive", "stateless", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised, and how.
+    """What is minimised, and how. Raises `TrainingError` for a value that cannot work.
 
-    Raises `TrainingError` for a name that is unknown or a number that cannot work.
+    Attributes:
+        name: "ce" (cross-entropy over the vocabulary), "msl" (masked softmax: over a prefix's children in the trie),
+            "apao_pointwise", "apao_pairwise" (cross-entropy and prefix losses).
+        tau: temperature of MSL's logits, or of the prefix losses; above 0.
+        beta: weight of the prefix losses; above 0.
+        eta: step size of their adaptive weights; 0 or more.
+        weights: of the prefixes: "adaptive", "stateless" (as published) or "uniform".
+        with_ce: False: the prefix losses alone.
+        num_negatives: pairwise: items drawn uniformly for each target, anew at each step; 1 or more.
+        all_first_codes: pairwise: whether at depth 1 every first code is a negative, exactly.
+        pairwise_share: pairwise: share of a batch's targets that have negatives, drawn anew at each step, in (0, 1]; 1:
+            all, as published.
     """
 
-    name: str = "ce"  # "ce", "msl" (masked softmax), or CE and prefix losses: see `LOSSES`.
-    tau: float = 1.0  # Temperature: of MSL's logits, or of the prefix losses.
-    beta: float = 0.3  # Weight of the prefix losses.
-    eta: float = 1e-4  # Step size of their adaptive weights.
-    weights: str = "adaptive"  # Of the prefixes; or "stateless", as published; or "uniform".
-    with_ce: bool = True  # False: the prefix losses alone.
-    num_negatives: int = 100  # Pairwise: items drawn uniformly for each target, anew at each step.
-    all_first_codes: bool = False  # Pairwise: at depth 1 every first code is a negative, exactly.
-    # Pairwise: share of a batch's targets that have negatives, drawn anew at each step; 1: all, as published.
-    pairwise_share: float = 0.0625
+    name: Annotated[str, OneOf(LOSSES)] = "ce"
+    tau: Positive = 1.0
+    beta: Positive = 0.3
+    eta: NotNegative = 1e-4
+    weights: Annotated[str, OneOf(WEIGHTS)] = "adaptive"
+    with_ce: bool = True
+    num_negatives: Count = 100
+    all_first_codes: bool = False
+    pairwise_share: ShareAboveZero = 0.0625
 
     def __post_init__(self):
-        if self.name not in LOSSES:
-            raise TrainingError(f"loss {self.name!r} is unknown; use one of {', '.join(LOSSES)}")
-        if self.weights not in WEIGHTS:
-            raise TrainingError(
-                f"loss.weights={self.weights!r} is unknown; use one of {', '.join(WEIGHTS)}"
-            )
-        for field in ("tau", "beta"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise TrainingError(
-                    f"loss.{field}={getattr(self, field)} must be above 0 and finite"
-                )
-        if not 0 <= self.eta < math.inf:
-            raise TrainingError(f"loss.eta={self.eta} must not be negative or infinite")
-        if self.num_negatives < 1:
-            raise TrainingError(f"loss.num_negatives={self.num_negatives} must be at least 1")
-        if not 0 < self.pairwise_share <= 1:
-            raise TrainingError(f"loss.pairwise_share={self.pairwise_share} must lie in (0, 1]")
+        check_fields(self, "loss.", TrainingError)
 
     @property
     def has_prefixes(self) -> bool:

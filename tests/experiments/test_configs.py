@@ -8,15 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from configs.base import base_config
-from configs.base_rl import base_rl_config
-from gr.data import leave_one_out, load_sequences
-from gr.data.load import FORMATS
-from gr.models import ModelError
-from gr.runs import build, build_rl
-from gr.runs.compare import check_study, jobs
 from gr.runs.config_checks import (
     ConfigError,
     check_config,
@@ -24,6 +15,14 @@ from gr.runs.config_checks import (
     check_overrides,
     load_config_file,
 )
+from ml_collections import ConfigDict, config_flags
+
+from configs.base import base_config, base_rl_config
+from gr.data import leave_one_out, load_sequences
+from gr.data.load import FORMATS
+from gr.models import ModelError
+from gr.runs import build, build_rl
+from gr.runs.compare import check_study, jobs
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import make_mesh, make_optimizer
 from gr.training.objectives import LossConfig, supervised_loss

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.base_rl import base_rl_config
+from configs.base import base_rl_config
 from gr.data import Targets, leave_one_out, load_sequences
 from gr.losses import LossError
 from gr.rl import Outcome

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from gr.runs.config_checks import ConfigError
 from ml_collections import ConfigDict
 
 from gr.runs.compare import Job, flattened, jobs, settings, study_of_files
-from gr.runs.config_checks import ConfigError
 from gr.training import TrainingError, save_run_info
 
 ROOT = Path(__file__).parents[2]

@@ -15,14 +15,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gr.runs import evaluate
 from experiments.compare import last_line, ready, run_all
 from gr.evaluation import Decoded, EvaluationError
-from gr.runs import baselines
+from gr.runs import baselines, evaluate, report
 from gr.runs import compare as comparing
-from gr.runs import report
 from gr.runs.compare import Job
-from gr.runs.workdir import load_run
+from gr.runs.run import load_run
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError, TrainingInterrupted, load_config
 

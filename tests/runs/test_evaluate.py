@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from configs.base import base_config
-from gr.runs import evaluate, train
 from gr.data import Sequences, leave_one_out
 from gr.evaluation import Decoded, EvaluationError, hit, ndcg, rankings_of_baseline
 from gr.evaluation.baselines import fit_popularity
-from gr.runs import build
-from gr.runs import report
+from gr.runs import build, evaluate, report, train
 from gr.runs.baselines import kept_baselines, load_baselines, rank_baselines, whole_histories
-from gr.runs.workdir import Run
+from gr.runs.run import Run
 from gr.semantic_ids import SemanticIds
 
 USERS, ITEMS, BEAMS = 30, 27, 10

@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs.base import base_config
-from configs.base_rl import base_rl_config
+from configs.base import base_config, base_rl_config
 from gr.data import leave_one_out, load_sequences
 from gr.runs import build, build_rl, keys
 

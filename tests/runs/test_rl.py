@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from mains import ROOT, TINY, run
+from toy_run import compilations
 
 from gr.data import load_sequences
 from gr.rl import ActorCritic
 from gr.runs import build_rl
+from gr.runs.run import load_run
 from gr.runs.value_evaluation import ValueEvaluation
-from gr.runs.workdir import load_run
-from mains import ROOT, TINY, run
-from toy_run import compilations
 
 SMALL = [
     "--config=configs/amazon_office_rl.py",

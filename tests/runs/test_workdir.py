@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gr.runs.config_checks import ConfigError
 
 from configs.table import get_config
 from experiments.tokenize_items import tokenize
-from gr.runs.train import train
 from gr.data import DataError
 from gr.models import ModelError
 from gr.runs import build
-from gr.runs.config_checks import ConfigError
-from gr.runs.workdir import check_same_data, load_run, occupied
+from gr.runs.run import load_run
+from gr.runs.train import train
+from gr.runs.workdir import check_same_data, occupied
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError, locked
 

@@ -1,0 +1,69 @@
+"""The whole experiment as functions: what the mains, a notebook and somebody else's program call.
+
+    experiment = gr.runs.table_experiment(user="user_id", item="item_id", time="timestamp")
+    run = gr.runs.train(experiment, "runs/clicks", frame=clicks)
+    metrics = gr.runs.evaluate(run, "test")
+    items = gr.runs.recommend(run, user="42", top_k=10)
+
+`Experiment` says everything that decides what a run does; `reinforce` goes on from a trained run by a `Reinforcement`;
+`load_run` reads a workdir; `compare` runs a `Study` of several experiments.
+"""
+
+from gr.runs.data import load_data
+from gr.runs.evaluate import evaluate, evaluate_search
+from gr.runs.experiment import (
+    ConfigError,
+    DataConfig,
+    DecoderOnlySizes,
+    DecodingConfig,
+    EncoderDecoderSizes,
+    Experiment,
+    MeshConfig,
+    PolicyFields,
+    ReinforcedExperiment,
+    Reinforcement,
+    RewardConfig,
+    RlConfig,
+    SemanticIdsConfig,
+    Study,
+    TrainingConfig,
+    ValueFields,
+    check_experiment,
+    config_of,
+    table_experiment,
+)
+from gr.runs.recommend import Recommendation, recommend
+from gr.runs.reinforce import reinforce
+from gr.runs.run import Run, load_run
+from gr.runs.train import train
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "DecoderOnlySizes",
+    "DecodingConfig",
+    "EncoderDecoderSizes",
+    "Experiment",
+    "MeshConfig",
+    "PolicyFields",
+    "Recommendation",
+    "ReinforcedExperiment",
+    "Reinforcement",
+    "RewardConfig",
+    "RlConfig",
+    "Run",
+    "SemanticIdsConfig",
+    "Study",
+    "TrainingConfig",
+    "ValueFields",
+    "check_experiment",
+    "config_of",
+    "evaluate",
+    "evaluate_search",
+    "load_data",
+    "load_run",
+    "recommend",
+    "reinforce",
+    "table_experiment",
+    "train",
+]

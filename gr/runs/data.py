@@ -1,0 +1,174 @@
+"""From an experiment to its data, split, and to its semantic IDs."""
+
+import dataclasses
+import difflib
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gr.data import DataError, Splits, by_time, leave_one_out, load_sequences, time_quantiles
+from gr.data.files import write_atomically
+from gr.data.rows import read_header
+from gr.runs.experiment import Experiment
+from gr.semantic_ids import SemanticIds, make_semantic_ids
+
+ENVIRONMENT_VARIABLE = "GR_DATA"
+_LIKE_A_TIME = re.compile(
+    r"(?i)(.*[_. ])?(time|timestamp|datetime|date|ts|unix|when|created|created_at|at)([_. ].*)?"
+)
+
+
+def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits:
+    """Reads the experiment's data and splits it; what must be fetched goes into `workdir/data`."""
+    data = experiment.data
+    options = _options(experiment)
+    if data.format == "synthetic":
+        path = None
+    elif data.format == "movielens_100k":
+        path = Path(experiment.data_dir) if experiment.data_dir else Path(workdir) / "data"
+    else:
+        path = data_path(experiment, data.path)
+    if data.format not in ("synthetic", "movielens_100k"):
+        options["skip_bad_rows"] = data.skip_bad_rows
+    if data.format == "table":
+        _look_at_columns(path, options)
+    sequences = load_sequences(data.format, path, **options)
+    if sequences.skipped_rows:
+        print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
+    if data.split == "leave_one_out":
+        return leave_one_out(sequences)
+    if data.split != "by_time":
+        raise DataError(f"data.split={data.split!r} is unknown: use leave_one_out or by_time")
+    share = data.test_share
+    cuts = time_quantiles(sequences, 1 - share - data.validation_share, 1 - share)
+    return by_time(sequences, *cuts)
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """The reader's options that are set; its other files may lie where the data does."""
+    options = {name: value for name, value in experiment.data.options.items() if value is not None}
+    for name, value in options.items():
+        if name.endswith("_path") and not Path(value).exists():
+            options[name] = data_path(experiment, value)
+    return options
+
+
+def _look_at_columns(path: Path, options: Mapping[str, Any]) -> None:
+    """Helps whoever has not named the columns of a table yet, or not all that they should.
+
+    Raises:
+        DataError: if the columns of users or items are not named.
+    """
+    columns = _columns(path, options.get("separator"))
+    missing = [name for name in ("user", "item") if name not in options]
+    if missing:
+        how = " and ".join(f"data.options.{name}=COLUMN" for name in missing)
+        there = f"it has the columns {', '.join(columns)}; " if columns else ""
+        raise DataError(
+            f"{path}: {there}name that of the {'s and that of the '.join(missing)}s by {how}"
+        )
+    times = [] if "time" in options else [name for name in columns if _LIKE_A_TIME.fullmatch(name)]
+    if times and options.get("header", True):
+        print(
+            f"note: users' interactions are taken in the order of the file. Its column {times[0]!r} looks like a time; "
+            f"to sort by it: data.options.time={times[0]}"
+        )
+
+
+def _columns(path: Path, separator: str | None) -> list[str]:
+    """The columns of a table; none where it cannot be read, of which the reader will tell."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PAR1":
+                return pq.read_schema(path).names
+        default = "\t" if ".tsv" in path.name.lower() else ","
+        return read_header(path, separator or default, quoted=True)
+    except (DataError, pa.ArrowException, OSError):
+        return []
+
+
+def data_path(experiment: Experiment, path: str) -> Path:
+    """Where a file of the data lies: an absolute path as it stands, else below the data folder, which may also hold the
+    file itself. Without a data folder, paths start from the current folder.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if not path:
+        raise DataError("data.path is empty: name the file, data.path=FILE")
+    folder = experiment.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
+    choices = [Path(folder) / path]
+    if folder:
+        choices.append(Path(folder) / Path(path).name)
+    for choice in choices:
+        if choice.exists():
+            return choice
+    if not folder:
+        raise DataError(
+            f"{path}: no such file{_beside(Path(path))}, and no data folder is named: give an absolute path, set "
+            f"{ENVIRONMENT_VARIABLE}=FOLDER, or data_dir=FOLDER"
+        )
+    hint = _beside(choices[0]) or _beside(choices[1])
+    if not hint and Path(path).exists():
+        hint = f", but in the current folder there is one: to take it, give {Path(path).absolute()}"
+    raise DataError(
+        f"{choices[0]}: no such file{hint}; the data folder is the one that holds {path}"
+    )
+
+
+def _beside(path: Path) -> str:
+    """A file of a similar name in the same folder, as a question."""
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+def load_semantic_ids(experiment: Experiment, splits: Splits) -> tuple[SemanticIds, dict]:
+    """Reads or builds the semantic IDs, with their report."""
+    options = dataclasses.asdict(experiment.semantic_ids)
+    for name in ("path", "item_ids", "vectors"):
+        value = options.get(name, "")
+        # `vectors` may also be a kind of them. What was written here counts before the data folder.
+        if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
+            found = name != "path" and os.path.exists(value)
+            options[name] = value if found else str(data_path(experiment, value))
+    return make_semantic_ids(splits, **options)
+
+
+def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[str]) -> Experiment:
+    """Puts interactions into the workdir as a Parquet file and returns the experiment that reads it.
+
+    Args:
+        experiment: with `data.format="table"`, and the columns' names among `data.options`.
+        frame: a pandas data frame, an Arrow table or a mapping of columns.
+        workdir: of the run.
+
+    Raises:
+        DataError: if the data have another format, or the frame is no table.
+    """
+    if experiment.data.format != "table":
+        raise DataError(f"a frame needs data.format='table', not {experiment.data.format!r}")
+    try:
+        if isinstance(frame, pa.Table):
+            table = frame
+        elif isinstance(frame, Mapping):
+            table = pa.table(dict(frame))
+        else:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"frame={type(frame).__name__} is no table ({error}): give a pandas data frame, an Arrow table or a "
+            "mapping of columns"
+        ) from error
+    path = Path(workdir) / "data" / "interactions.parquet"
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return experiment.override({"data.path": str(path.absolute())})

@@ -1,0 +1,671 @@
+"""`Experiment`: everything that decides what a run does, as nested frozen dataclasses.
+
+    experiment = Experiment(name="clicks", backbone="decoder_only", data=DataConfig(format="table", path="clicks.csv"))
+    experiment = experiment.override({"training.num_epochs": 5, "decoding.num_beams": 50})
+
+A field that does not exist, a value of another type or out of its range is refused with the field's dotted name and
+what comes near it. The same fields are the flags of the mains, `--config.training.num_epochs=5`, and what a run keeps
+in its `config.json`.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from gr.data.load import FORMATS
+from gr.decoding import SearchConfig
+from gr.errors import GrError
+from gr.fields import (
+    Count,
+    Natural,
+    NotNegative,
+    OneOf,
+    Positive,
+    Seed,
+    Share,
+    ShareBelowOne,
+    check_value,
+    did_you_mean,
+)
+from gr.losses import PolicyConfig
+from gr.rl import ValueConfig
+from gr.training import LossConfig
+from gr.training.objectives import LEVELS
+from gr.training.optimizers import DECAYS
+
+BACKBONES = ("encoder_decoder", "decoder_only")
+Schedule = Annotated[str, OneOf(tuple(DECAYS))]
+
+
+class ConfigError(GrError):
+    """Raised for a configuration that cannot be used; names the file or field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which interactions there are, and which of them are targets.
+
+    Attributes:
+        format: which reader: a key of `gr.data.FORMATS`, "movielens_100k" (fetched), "synthetic", or "module:function"
+            of one's own.
+        path: the file or folder, absolute or below the data folder.
+        options: arguments of the reader, by name, such as `k_core`.
+        skip_bad_rows: whether rows that cannot be read are counted and left out, rather than an error.
+        split: "leave_one_out" (each user's last interaction is the test, the one before it validation) or "by_time".
+        validation_share: share of all interactions that are validation targets, for "by_time"; in [0, 1).
+        test_share: share that are test targets, for "by_time"; in [0, 1).
+        max_history: most items of a history that a model sees, the latest ones; 1 or more.
+        time_jitter: seconds, 0 or more: in each epoch training interactions are put in order by time plus a random
+            delay of up to so much. 0 shuffles those of one time; None keeps the order as it is.
+        num_buckets: padded lengths of histories, 1 or more; each is compiled once.
+    """
+
+    format: Annotated[str, OneOf((*FORMATS, "movielens_100k", "synthetic"), or_own=True)] = ""
+    path: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    skip_bad_rows: bool = False
+    split: Annotated[str, OneOf(("leave_one_out", "by_time"))] = "leave_one_out"
+    validation_share: ShareBelowOne = 0.1
+    test_share: ShareBelowOne = 0.1
+    max_history: Count = 20
+    time_jitter: NotNegative | None = None
+    num_buckets: Count = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticIdsConfig:
+    """Where semantic IDs come from; see `gr.semantic_ids.make_semantic_ids`.
+
+    Attributes:
+        path: file of finished semantic IDs; "" builds them.
+        item_ids: for a `.npy` file: file with the item ids of its rows, ...
+        order: ... or "items" where its rows are in the order of the data's items.
+        vectors: what items are clustered by: "text", "interactions", "both", a `.npy` or `.npz` file, or
+            "module:function" of one's own, `Splits -> [N, E]`.
+        text_model: "tfidf", or the name of a sentence-transformers model.
+        dim: width of each kind of vector; 1 or more.
+        num_levels: levels of residual k-means; 1 or more.
+        codebook_size: codes of a level; 1 or more.
+        balanced: whether all codes of a level get equally many items.
+        collision: "extra_code" (one more level tells apart items that share all codes) or "share".
+        min_perplexity: least share of a level's codes that must be in use, in [0, 1].
+        seed: of the clustering.
+    """
+
+    path: str = ""
+    item_ids: str = ""
+    order: Annotated[str, OneOf(("", "items"))] = ""
+    vectors: Annotated[
+        str, OneOf(("text", "interactions", "both"), or_path=(".npy", ".npz"), or_own=True)
+    ] = "both"
+    text_model: str = "tfidf"
+    dim: Count = 64
+    num_levels: Count = 3
+    codebook_size: Count = 64
+    balanced: bool = False
+    collision: Annotated[str, OneOf(("extra_code", "share"))] = "extra_code"
+    min_perplexity: Share = 0.1
+    seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderSizes:
+    """Sizes of the encoder-decoder; the defaults are TIGER's reference size. See `gr.models.EncoderDecoderConfig`.
+
+    Attributes:
+        d_model: width D.
+        num_heads: attention heads.
+        head_dim: width of a head.
+        d_ff: width of the feed-forward layers.
+        num_encoder_layers: layers of the encoder.
+        num_decoder_layers: layers of the decoder.
+        dropout: in [0, 1).
+        tied_head: whether logits are products with the token embeddings.
+        causal_encoder: whether a history token sees itself and earlier ones only; needed by training level "user".
+        recency_bias: whether cross-attention has a relative position bias; a causal encoder needs it.
+        dtype: of activations, "float32" or "bfloat16".
+    """
+
+    d_model: Count = 128
+    num_heads: Count = 6
+    head_dim: Count = 64
+    d_ff: Count = 1024
+    num_encoder_layers: Count = 4
+    num_decoder_layers: Count = 4
+    dropout: ShareBelowOne = 0.1
+    tied_head: bool = False
+    causal_encoder: bool = True
+    recency_bias: bool = True
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlySizes:
+    """Sizes of the decoder-only backbone; the defaults are its reference size. See `gr.models.DecoderOnlyConfig`.
+
+    Attributes:
+        d_model: width D, a multiple of 2 num_heads.
+        num_heads: attention heads.
+        d_ff: width of the feed-forward layers.
+        num_layers: layers.
+        dropout: in [0, 1).
+        tied_head: whether logits are products with the token embeddings.
+        dtype: of activations, "float32" or "bfloat16".
+    """
+
+    d_model: Count = 128
+    num_heads: Count = 8
+    d_ff: Count = 1024
+    num_layers: Count = 8
+    dropout: ShareBelowOne = 0.1
+    tied_head: bool = False
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The supervised loop.
+
+    Attributes:
+        level: "user" (all positions of a sequence in one pass) or "target" (one target an example).
+        init_from: workdir of a run whose best model and semantic IDs this one starts from; "": a fresh model.
+        init_from_other_data: whether that run may have been trained on other data with the same items.
+        batch_size: examples of a batch, for level "target"; 1 or more.
+        items_per_batch: item positions of a batch, for level "user"; 1 or more.
+        num_epochs: passes over the training targets; 1 or more.
+        learning_rate: the highest, above 0.
+        schedule: how it falls after the warm-up: a key of `gr.training.optimizers.DECAYS`.
+        warmup_share: share of all optimiser updates in which it rises, in [0, 1].
+        weight_decay: AdamW's, 0 or more.
+        clip_norm: global norm at which gradients are clipped, above 0.
+        accumulation_steps: batches of one optimiser update; 1 or more.
+        b2: AdamW's, in [0, 1).
+        log_every: steps between lines of metrics; 1 or more.
+        eval_every_epochs: epochs between evaluations on validation, above 0.
+        eval_users: validation users decoded at each evaluation; 0: all.
+        checkpoint_every_epochs: epochs between checkpoints, above 0.
+        monitor: validation metric that tells the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
+            "prefix_recall/1", "/2", ...
+        patience: evaluations without improvement after which training ends; 0: never.
+    """
+
+    level: Annotated[str, OneOf(tuple(LEVELS))] = "user"
+    init_from: str = ""
+    init_from_other_data: bool = False
+    batch_size: Count = 128
+    items_per_batch: Count = 512
+    num_epochs: Count = 30
+    learning_rate: Positive = 1e-3
+    schedule: Schedule = "cosine"
+    warmup_share: Share = 0.02
+    weight_decay: NotNegative = 0.01
+    clip_norm: Positive = 1.0
+    accumulation_steps: Count = 1
+    b2: ShareBelowOne = 0.999
+    log_every: Count = 20
+    eval_every_epochs: Positive = 1.0
+    eval_users: Natural = 2048
+    checkpoint_every_epochs: Positive = 1.0
+    monitor: str = "ndcg@10"
+    patience: Natural = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How items are ranked.
+
+    Attributes:
+        num_beams: M, beams; 1 or more.
+        batch_size: users decoded at once; 1 or more.
+        normalise_over: what the model's distribution is normalised over: "vocabulary", "children" (of a prefix in the
+            trie), or "trained": as the loss was (MSL: children, with temperature loss.tau).
+        exclude_seen: whether items of the history are not recommended again. False where people take the same again,
+            as in music and sessions: such targets could never be hit.
+    """
+
+    num_beams: Count = 20
+    batch_size: Count = 128
+    normalise_over: Annotated[str, OneOf(("trained", "vocabulary", "children"))] = "trained"
+    exclude_seen: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices: sizes of the mesh's axes, whose product is the number of devices.
+
+    Attributes:
+        data: devices that share a batch; 1 or more.
+        model: devices that share the parameters; 1 or more.
+    """
+
+    data: Count = 1
+    model: Count = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """What every experiment can do with its fields."""
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """An experiment from a `ConfigDict`, or any nested mapping that has all its fields.
+
+        Raises:
+            ConfigError: for the first field that is unknown, missing, of a wrong type or out of range.
+        """
+        return config if isinstance(config, cls) else _made(cls, config, "", fill=False)
+
+    @classmethod
+    def from_saved(cls, config: Mapping[str, Any]) -> Self:
+        """An experiment from a run's `config.json`; a field that is newer than the run has its default."""
+        return _made(cls, config, "", fill=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """An experiment from what `to_json` wrote."""
+        return cls.from_saved(json.loads(text))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self, indent: int | None = None) -> str:
+        """All fields as JSON; lists stand for tuples."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """The experiment with other values of some fields, by dotted name: `{"training.num_epochs": 5}`.
+
+        Raises:
+            ConfigError: see `from_config`.
+        """
+        plain = self.to_dict()
+        for name, value in values.items():
+            *blocks, last = name.split(".")
+            block = plain
+            for place, part in enumerate(blocks):
+                if part not in block:
+                    raise ConfigError(unknown_field(".".join(blocks[: place + 1]), block))
+                block = block[part]
+            block[last] = value
+        return type(self).from_config(plain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(_Config):
+    """Data, semantic IDs, model, loss, training and decoding of a supervised run.
+
+    Attributes:
+        name: a title for reports.
+        seed: of everything that is drawn; 0 .. 2**32 - 1.
+        backbone: "encoder_decoder" (TIGER), "decoder_only" (Llama style), or "module:name" of one's own, see
+            docs/extending.md.
+        backbone_options: arguments of one's own backbone, by name.
+        baselines: rankers of one's own, "module:name" each, beside those that every evaluation has.
+        data_dir: folder of the data; "": that of the environment variable GR_DATA.
+        data: see `DataConfig`.
+        semantic_ids: see `SemanticIdsConfig`.
+        encoder_decoder: see `EncoderDecoderSizes`.
+        decoder_only: see `DecoderOnlySizes`.
+        loss: see `gr.training.LossConfig`.
+        training: see `TrainingConfig`.
+        decoding: see `DecodingConfig`.
+        mesh: see `MeshConfig`.
+    """
+
+    name: str = ""
+    seed: Seed = 0
+    backbone: Annotated[str, OneOf(BACKBONES, or_own=True)] = "encoder_decoder"
+    backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    baselines: tuple[str, ...] = ()
+    data_dir: str = ""
+    data: DataConfig = DataConfig()
+    semantic_ids: SemanticIdsConfig = SemanticIdsConfig()
+    encoder_decoder: EncoderDecoderSizes = EncoderDecoderSizes()
+    decoder_only: DecoderOnlySizes = DecoderOnlySizes()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def table_experiment(
+    path: str = "", *, user: str = "", item: str = "", time: str | None = None, **options: Any
+) -> Experiment:
+    """An experiment on a table of interactions without text: a small decoder-only model for a laptop.
+
+    Made for 100 to 20,000 items and up to a few million interactions; with more items take
+    `semantic_ids.codebook_size=256`.
+
+    Args:
+        path: a CSV, TSV or Parquet file; "" if `train` is given the table itself.
+        user: its column of users.
+        item: its column of items.
+        time: its column of times; None: its rows are in order.
+        **options: others of `gr.data.read_table`, such as `items_path`, `title`, `k_core`.
+    """
+    options = {"user": user, "item": item, "time": time, **options}
+    return Experiment(
+        backbone="decoder_only",
+        data=DataConfig(
+            format="table",
+            path=path,
+            options={name: value for name, value in options.items() if value},
+            max_history=30,
+            num_buckets=2,
+        ),
+        # A level's codes may be used unevenly: there are few items.
+        semantic_ids=SemanticIdsConfig(vectors="interactions", num_levels=2, min_perplexity=0.0),
+        decoder_only=DecoderOnlySizes(d_model=96, num_heads=2, d_ff=256, num_layers=2),
+        training=TrainingConfig(
+            items_per_batch=1024, num_epochs=16, learning_rate=3e-3, patience=5
+        ),
+        decoding=DecodingConfig(num_beams=50),
+    )
+
+
+# Reinforcement learning.
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What candidates are rewarded for.
+
+    Attributes:
+        names: rewards of `gr.rl`, or "module:function" of one's own, `Outcome -> [B, G]`.
+        weights: of the rewards in the sum; as many.
+    """
+
+    names: tuple[str, ...] = ("exact_match", "rank_aware")
+    weights: tuple[float, ...] = (1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyFields(PolicyConfig):
+    """The policy's loss; see `gr.losses.PolicyConfig`.
+
+    Attributes:
+        importance: whether candidates, which are no independent draws, are importance-weighted.
+    """
+
+    name: Annotated[str, OneOf(("grpo", "sibling_grpo", "tempo"))] = "sibling_grpo"
+    importance: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueFields(ValueConfig):
+    """The value head and how it learns; see `gr.rl.ValueConfig` and `gr.models.ValueHeadConfig`.
+
+    Attributes:
+        learn: whether there is one; without it VED is guided by entropy alone.
+        num_heads: attention heads; 1 or more.
+        d_ff: width of its feed-forward layer; 1 or more.
+        dropout: in [0, 1).
+        prefix_vectors: what a prefix's vector is the mean of: items below its "node", or of the "group" of candidates.
+        learning_rate: above 0.
+        pretrain_steps: steps in which it learns alone on the frozen backbone; 0 or more.
+    """
+
+    learn: bool = True
+    num_heads: Count = 4
+    d_ff: Count = 128
+    dropout: ShareBelowOne = 0.1
+    prefix_vectors: Annotated[str, OneOf(("node", "group"))] = "node"
+    learning_rate: Positive = 1e-3
+    pretrain_steps: Natural = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class RlConfig:
+    """The loop of reinforcement learning: a step is a batch of users, searched, rewarded and learnt from.
+
+    Attributes:
+        batch_size: users of a step; 1 or more.
+        num_buckets: padded lengths of histories; the step is compiled once for each; 1 or more.
+        num_steps: 1 or more.
+        targets: what the policy is rewarded for: "train" targets, which it has been trained on, or "validation"
+            targets of the users that are not among the `eval_users`.
+        recent_targets: of train targets, only so many of each user's latest; 0: all.
+        num_epochs: passes over the candidates of a step; 1 or more.
+        num_minibatches: of users in each pass; 1 or more.
+        supervised_weight: of the targets' cross-entropy beside the policy's loss; 0 or more.
+        sync_every: steps after which the policy becomes the reference of KL; 0: never.
+        learning_rate: above 0.
+        schedule: see `TrainingConfig`.
+        warmup_share: see `TrainingConfig`.
+        weight_decay: see `TrainingConfig`.
+        clip_norm: see `TrainingConfig`.
+        b2: see `TrainingConfig`.
+        log_every: steps; 1 or more.
+        eval_every: steps; 1 or more.
+        eval_users: validation users decoded at each evaluation; 0: all.
+        checkpoint_every: steps; 1 or more.
+        monitor: see `TrainingConfig`.
+        patience: see `TrainingConfig`.
+    """
+
+    batch_size: Count = 64
+    num_buckets: Count = 1
+    num_steps: Count = 300
+    targets: Annotated[str, OneOf(("train", "validation"))] = "train"
+    recent_targets: Natural = 0
+    num_epochs: Count = 2
+    num_minibatches: Count = 1
+    supervised_weight: NotNegative = 0.0
+    sync_every: Natural = 0
+    learning_rate: Positive = 1e-4
+    schedule: Schedule = "constant"
+    warmup_share: Share = 0.05
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive = 1.0
+    b2: ShareBelowOne = 0.999
+    log_every: Count = 5
+    eval_every: Count = 25
+    eval_users: Natural = 1024
+    checkpoint_every: Count = 25
+    monitor: str = "ndcg@10"
+    patience: Natural = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforcement(_Config):
+    """Reinforcement learning of a supervised run, which says all the rest: V-STAR by default.
+
+    Attributes:
+        name: a title for reports.
+        seed: see `Experiment`.
+        data_dir: folder of the data; "": that of the supervised run.
+        init_from: workdir of the supervised run.
+        init_from_other_data: whether it may have been trained on other data than there are now.
+        search: which candidates are found; see `gr.decoding.SearchConfig`.
+        reward: see `RewardConfig`.
+        policy: see `PolicyFields`.
+        value: see `ValueFields`.
+        rl: see `RlConfig`.
+    """
+
+    name: str = ""
+    seed: Seed = 0
+    data_dir: str = ""
+    init_from: str = ""
+    init_from_other_data: bool = False
+    search: SearchConfig = SearchConfig(budget=48)
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyFields = PolicyFields()
+    value: ValueFields = ValueFields()
+    rl: RlConfig = RlConfig()
+
+    def applied_to(self, start: Experiment) -> "ReinforcedExperiment":
+        """The whole experiment: the supervised run's, with these fields."""
+        mine = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        mine["data_dir"] = self.data_dir or start.data_dir
+        both = {field.name: getattr(start, field.name) for field in dataclasses.fields(Experiment)}
+        return ReinforcedExperiment(**both | mine)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcedExperiment(Experiment):
+    """A supervised experiment and its `Reinforcement`, which has the same fields: what such a run keeps."""
+
+    init_from: str = ""
+    init_from_other_data: bool = False
+    search: SearchConfig = SearchConfig(budget=48)
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyFields = PolicyFields()
+    value: ValueFields = ValueFields()
+    rl: RlConfig = RlConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(_Config):
+    """Several experiments, each run with several seeds and compared on the same users.
+
+    Attributes:
+        name: a title.
+        seeds: one run each, of every variant.
+        reference: the variant that the others are compared with.
+        labels: variant -> what it is called in tables.
+        variants: variant -> `Experiment` or `Reinforcement`, whose `init_from` may hold `{study}` and `{seed}`.
+    """
+
+    name: str = ""
+    seeds: tuple[Seed, ...] = (0,)
+    reference: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Experiment | Reinforcement] = dataclasses.field(default_factory=dict)
+
+
+# Checks.
+
+
+def config_of(config: Any, field: str = "") -> Experiment | Reinforcement | Study:
+    """The typed form of a config, whichever kind it is of.
+
+    Args:
+        config: a `ConfigDict` or other nested mapping, or an experiment.
+        field: where it stands in another config, with a dot at the end.
+
+    Raises:
+        ConfigError: see `Experiment.from_config`.
+    """
+    if isinstance(config, _Config):
+        return config
+    if not isinstance(_mapping(config), Mapping):
+        raise ConfigError(f"{field or 'the config'} is no experiment but {config!r}")
+    if "variants" not in config:
+        return _made(Reinforcement if "init_from" in config else Experiment, config, field, False)
+    study = _made(Study, config, field, fill=False)
+    variants = {
+        name: config_of(variant, f"{field}variants.{name}.")
+        for name, variant in study.variants.items()
+    }
+    return dataclasses.replace(study, variants=variants)
+
+
+def check_experiment(experiment: Experiment | Reinforcement, field: str = "") -> None:
+    """What no single field can tell.
+
+    Raises:
+        ConfigError: if shares leave nothing to train on, or evaluations will not give the metric that is monitored.
+    """
+    _check_monitor(experiment, field)
+    if isinstance(experiment, Experiment):
+        data = experiment.data
+        _check_known(f"{field}data.format", data.format, DataConfig)
+        if data.split == "by_time" and not 0 < data.test_share + data.validation_share < 1:
+            raise ConfigError(
+                f"{field}data.validation_share and {field}data.test_share together must be below 1"
+            )
+
+
+def _check_monitor(experiment: Experiment | Reinforcement, field: str) -> None:
+    """A `Reinforcement` has its beams from the run that it starts from: it is checked again with that."""
+    of_rl = isinstance(experiment, (Reinforcement, ReinforcedExperiment))
+    name = f"{field}{'rl' if of_rl else 'training'}.monitor"
+    monitor = (experiment.rl if of_rl else experiment.training).monitor
+    whole = experiment if isinstance(experiment, Experiment) else None
+    if monitor.startswith("prefix_recall/") and (whole is None or whole.semantic_ids.path):
+        return  # The number of levels is not known yet.
+    beams = whole.decoding.num_beams if whole else DecodingConfig.num_beams
+    depth = whole.semantic_ids.num_levels + 1 if whole else 0
+    ranked = {f"{metric}@{k}": k for k in (10, 20) for metric in ("hit", "ndcg")}
+    if ranked.get(monitor, 0) > beams:
+        raise ConfigError(
+            f"{name}={monitor!r} needs as many beams, and decoding.num_beams is {beams}; raise it, or take {name}=loss"
+        )
+    known = [metric for metric, k in ranked.items() if k <= beams]
+    known += ["loss", *(f"prefix_recall/{level + 1}" for level in range(depth))]
+    check_value(name, monitor, Annotated[str, OneOf(tuple(known))], ConfigError)
+
+
+def _check_known(name: str, value: str, cls: type) -> None:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    check_value(name, value, hints[name.rpartition(".")[2]], ConfigError)
+
+
+def unknown_field(field: str, known: Mapping | Sequence[str]) -> str:
+    """What is said of a field, by dotted name, that a block with these fields does not have."""
+    block, _, name = field.rpartition(".")
+    names = sorted(known)
+    close = did_you_mean(name, names)
+    if not close:
+        close = f"; {block or 'the config'} has {', '.join(names)}" if names else ""
+    return f"unknown field {field}{close}"
+
+
+def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all fields of nested mappings or experiments."""
+    items = config.to_dict() if isinstance(config, _Config) else config
+    for name, value in items.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _made(cls: type, config: Any, prefix: str, fill: bool) -> Any:
+    """A config dataclass of a mapping's values; with `fill`, what is missing has its default."""
+    config = _mapping(config)
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{prefix[:-1]}={config!r} is no block of fields")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in config:
+        if name not in fields:
+            raise ConfigError(unknown_field(f"{prefix}{name}", fields))
+    missing = [name for name in fields if name not in config]
+    if missing and not fill:
+        raise ConfigError(
+            f"{prefix}{missing[0]} is missing: set single fields of a block, such as c.training.num_epochs = 3, "
+            "instead of replacing it"
+        )
+    values = {}
+    for name, value in config.items():
+        field, hint = f"{prefix}{name}", hints[name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            values[name] = (
+                value if isinstance(value, hint) else _made(hint, value, field + ".", fill)
+            )
+            continue
+        value = _plain(value)
+        if not (field.endswith("data.format") and value == ""):  # Not said yet.
+            check_value(field, value, hint, ConfigError)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def _mapping(config: Any) -> Any:
+    """A mapping's own form: a `ConfigDict` is none, but offers `items`."""
+    if isinstance(config, Mapping) or not hasattr(config, "items"):
+        return config
+    return dict(config.items())
+
+
+def _plain(value: Any) -> Any:
+    """Values of a `ConfigDict` as plain ones."""
+    value = _mapping(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value

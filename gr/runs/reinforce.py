@@ -1,0 +1,225 @@
+"""Reinforcement learning of a trained run: value head first, then policy and value head together."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+from gr.data import Splits, TrainBatches
+from gr.rl import ActorCritic, Environment
+from gr.runs import build, build_rl, keys
+from gr.runs.experiment import ReinforcedExperiment, Reinforcement, check_experiment
+from gr.runs.rl_report import write_rl_report
+from gr.runs.run import Run, load_run
+from gr.runs.train import validation
+from gr.runs.value_evaluation import ValueEvaluation
+from gr.runs.workdir import (
+    VALUE_FOLDER,
+    check_config_of,
+    check_data,
+    has_begun,
+    keep,
+    occupied,
+    saved_experiment,
+    take_semantic_ids,
+)
+from gr.training import (
+    Checkpointer,
+    FitResult,
+    MetricWriter,
+    TrainingError,
+    TrainState,
+    checkpoint_step,
+    fit,
+    make_mesh,
+    restore_model,
+)
+
+# What may change when a run is resumed: see `experiments.train`. Not `rl.eval_users`, who may not be learnt from.
+MAY_DIFFER = (
+    "data_dir",
+    "data.path",
+    "init_from",  # Its model is in this run's own checkpoints.
+    "init_from_other_data",
+    "rl.checkpoint_every",
+    "rl.clip_norm",
+    "rl.eval_every",
+    "rl.learning_rate",
+    "rl.log_every",
+    "rl.patience",
+)
+
+
+def resolved(reinforcement: Reinforcement) -> ReinforcedExperiment:
+    """The whole experiment: the supervised run's, with these fields.
+
+    Raises:
+        ConfigError: if it cannot be used.
+        TrainingError: if there is no supervised run.
+    """
+    check_experiment(reinforcement)
+    init_from = reinforcement.init_from
+    if not init_from:
+        raise TrainingError(
+            "init_from is empty: name the workdir of a supervised run, init_from=WORKDIR"
+        )
+    start = saved_experiment(init_from)
+    if isinstance(start, ReinforcedExperiment):
+        raise TrainingError(f"init_from={init_from} is a run of reinforcement learning itself")
+    experiment = reinforcement.applied_to(start)
+    check_experiment(experiment)
+    return experiment
+
+
+def reinforce(experiment: Reinforcement | ReinforcedExperiment, workdir: str) -> Run:
+    """Value head, then policy and value head: trains into the workdir, or goes on with the run that it holds.
+
+    Args:
+        experiment: what is done; a mapping with the fields of a `Reinforcement`, such as a `ConfigDict`, will do.
+        workdir: folder of the run, made if there is none.
+
+    Returns:
+        The run with its best policy and value head; `run.result` says how training ended.
+
+    Raises:
+        ConfigError: for an experiment that cannot be used.
+        TrainingError: if the workdir holds a run of another experiment, or training fails.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    if not isinstance(experiment, ReinforcedExperiment):
+        experiment = resolved(Reinforcement.from_config(experiment))
+    with occupied(workdir):
+        return _reinforce(experiment, workdir)
+
+
+def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
+    check_config_of(workdir, config, MAY_DIFFER)
+    start = load_run(
+        config.init_from,
+        data_dir=config.data_dir,
+        other_data=config.init_from_other_data,
+        remedy="init_from_other_data=True",
+    )
+    if has_begun(workdir):
+        check_data(workdir, start.splits, resume=True)
+    else:
+        take_semantic_ids(config.init_from, start.splits, workdir)
+    environment = build_rl.make_environment(start.catalogue, start.splits)
+    batches = build_rl.make_batches(config, start.splits)
+    head = build_rl.make_value_head(config, start.catalogue.semantic_ids.num_levels)
+    model = ActorCritic(start.model, head)
+    print(
+        f"{config.policy.name} with search {config.search.name}: {build.num_parameters(start.model):,} parameters of "
+        f"the policy, {build.num_parameters(head):,} of the value head; {config.rl.num_steps:,} steps of "
+        f"{batches.targets_per_batch:.0f} users"
+    )
+    keep(workdir, config, start.splits)
+    if config.value.learn and config.value.pretrain_steps:
+        model = _pretrain_value(config, workdir, environment, start.splits, batches, model)
+    result = _fit(
+        config,
+        workdir,
+        environment,
+        batches,
+        model,
+        num_steps=config.rl.num_steps,
+        learn_policy=True,
+        evaluate=_of_policy(
+            validation(config, start.catalogue, start.splits, config.rl.eval_users)
+        ),
+        monitor=config.rl.monitor,
+        mode="min" if config.rl.monitor == "loss" else "max",
+        patience=config.rl.patience or None,
+    )
+    step = checkpoint_step(workdir, "best")
+    best = restore_model(workdir, build_rl.make_model(config, start.catalogue), step)
+    return Run(
+        workdir,
+        config,
+        start.splits,
+        start.catalogue,
+        best.backbone,
+        step,
+        value_head=best.value_head if config.value.learn else None,
+        result=result,
+    )
+
+
+def report(run: Run) -> str:
+    """Writes the report of a run of reinforcement learning that has ended and returns its path."""
+    config = run.config
+    # The start has the same data and semantic IDs.
+    start = restore_model(config.init_from, build.make_model(config, run.catalogue.semantic_ids))
+    evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
+    environment = build_rl.make_environment(run.catalogue, run.splits)
+    return write_rl_report(run, environment, evaluate(start), evaluate(run.model))
+
+
+def _pretrain_value(
+    config: ReinforcedExperiment,
+    workdir: str,
+    environment: Environment,
+    splits: Splits,
+    batches: TrainBatches,
+    model: ActorCritic,
+) -> ActorCritic:
+    """The model with a value head that has learnt on the frozen backbone."""
+    folder = os.path.join(workdir, VALUE_FOLDER)
+    steps = config.value.pretrain_steps
+    evaluation = ValueEvaluation.of(config, environment, splits, config.rl.eval_users)
+    result = _fit(
+        config,
+        folder,
+        environment,
+        batches,
+        model,
+        num_steps=steps,
+        learn_policy=False,
+        evaluate=evaluation.metrics,
+        monitor="value/loss",
+        mode="min",
+        patience=None,
+    )
+    print(f"value head: {result.reason}, mean squared error {result.best_value:.4f} on validation")
+    return restore_model(folder, model, "best")
+
+
+def _fit(
+    config: ReinforcedExperiment,
+    workdir: str,
+    environment: Environment,
+    batches: TrainBatches,
+    model: ActorCritic,
+    *,
+    num_steps: int,
+    learn_policy: bool,
+    **options,
+) -> FitResult:
+    """The loop of either phase."""
+    rl = config.rl
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    optimizer, step = build_rl.make_optimisation(
+        config, environment, num_steps, mesh, learn_policy=learn_policy
+    )
+    # The second phase begins with the same batches, but searches them with other random numbers.
+    key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)
+    state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
+    with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
+        return fit(
+            state,
+            step,
+            batches,
+            total_steps=num_steps,
+            log_every=rl.log_every,
+            eval_every=rl.eval_every,
+            checkpoint_every=rl.checkpoint_every,
+            examples_in_batch=lambda batch: int(batch["weight"].sum()),
+            checkpointer=checkpointer,
+            writer=writer,
+            mesh=mesh,
+            **options,
+        )
+
+
+def _of_policy(evaluate: Callable) -> Callable[[ActorCritic], dict[str, float]]:
+    """An evaluation of a backbone as one of the model that it is part of."""
+    return lambda model: evaluate(model.backbone)

@@ -1,0 +1,74 @@
+"""A trained run, read from its workdir."""
+
+import dataclasses
+
+from flax import nnx
+
+from gr.data import Splits
+from gr.models import ValueHead
+from gr.runs import build, build_rl, data
+from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
+from gr.training import FitResult, checkpoint_step, restore_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run."""
+
+    workdir: str
+    config: Experiment
+    splits: Splits
+    catalogue: build.Catalogue
+    model: nnx.Module
+    step: int  # Of the checkpoint that the model is from.
+    value_head: ValueHead | None = None  # Of a run that trained one.
+    result: FitResult | None = None  # How training ended, if it was trained just now.
+
+
+def load_run(
+    workdir: str,
+    *,
+    data_dir: str = "",
+    which: str = "best",
+    other_data: bool = False,
+    remedy: str = "other_data=True",
+) -> Run:
+    """Reads a workdir that `train` or `reinforce` wrote.
+
+    Args:
+        workdir: of the run.
+        data_dir: where its data lies now, if elsewhere than during training.
+        which: "best" or "last" checkpoint.
+        other_data: whether data that it was not trained on will do; the items must be among the run's.
+        remedy: what asks for other data, for messages.
+
+    Raises:
+        TrainingError: if there is no such run or checkpoint, or the data are not the run's; `DataError` if its data
+            is not found.
+    """
+    config = saved_experiment(workdir)
+    if data_dir:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    splits = data.load_data(config, workdir)
+    check_data(workdir, splits, allow=other_data, remedy=remedy)
+    catalogue = build.make_catalogue(load_semantic_ids(workdir, splits))
+    model, value_head = build.make_model(config, catalogue.semantic_ids), None
+    if isinstance(config, ReinforcedExperiment):
+        model = build_rl.make_model(config, catalogue)
+    step = checkpoint_step(
+        workdir, which
+    )  # Once: it may be another one soon, beside a run that trains.
+    model = restore_model(workdir, model, step)
+    if isinstance(config, ReinforcedExperiment):
+        value_head = model.value_head if config.value.learn else None
+        model = model.backbone
+    return Run(
+        workdir=workdir,
+        config=config,
+        splits=splits,
+        catalogue=catalogue,
+        model=model,
+        step=step,
+        value_head=value_head,
+    )

@@ -8,21 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from gr.runs.config_checks import (
-    ConfigError,
-    check_config,
-    check_experiment,
-    check_overrides,
-    load_config_file,
-)
 from ml_collections import ConfigDict, config_flags
 
 from configs.base import base_config, base_rl_config
+from experiments.config_files import check_overrides, load_config_file, study_of, supervised
 from gr.data import leave_one_out, load_sequences
 from gr.data.load import FORMATS
 from gr.models import ModelError
-from gr.runs import build, build_rl
-from gr.runs.compare import check_study, jobs
+from gr.runs import (
+    ConfigError,
+    Experiment,
+    Reinforcement,
+    build,
+    build_rl,
+    check_experiment,
+    config_of,
+)
+from gr.runs.compare import jobs_of
+from gr.runs.data import load_semantic_ids
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import make_mesh, make_optimizer
 from gr.training.objectives import LossConfig, supervised_loss
@@ -30,7 +33,6 @@ from gr.training.objectives import LossConfig, supervised_loss
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem[0] != "_")
 NAMES.remove("base")
-NAMES.remove("base_rl")
 STUDIES = [name for name in NAMES if name.endswith("_study")]  # Of several experiments.
 RL_STUDIES = [name for name in STUDIES if name.endswith("_rl_study")]
 RL = [name for name in NAMES if name.endswith("_rl")]
@@ -87,21 +89,17 @@ def test_a_config_says_what_it_is_and_how_it_is_run(name):
 def test_an_experiment_of_reinforcement_learning_is_accepted(name, load):
     config = load(name)
     assert config.name and fields(config) == fields(base_rl_config())
-    assert {*build_rl.FIELDS, "data_dir"} == set(config)
-    whole = ConfigDict({**base_config().to_dict(), **config.to_dict()})
+    whole = config_of(config).applied_to(Experiment())
     assert build_rl.rollout_config(whole).search.name == config.search.name
-    assert build_rl.policy_config(whole).name == config.policy.name
-    assert build_rl.value_config(whole).gamma == config.value.gamma
 
 
 @pytest.mark.parametrize("name", RL_STUDIES)
 def test_a_study_of_reinforcement_learning_starts_from_its_own_runs(name, load):
     study = load(name)
-    check_study(study)
-    made = jobs(study, "runs", "test")
+    made = jobs_of(study_of(study), "runs", "test")
     by_folder = {job.workdir: job for job in made}
     for job in made:
-        if build_rl.is_rl(job.config):
+        if isinstance(job.config, Reinforcement):
             start = by_folder[job.starts_from]
             assert start.seed == job.seed and start.variant == "supervised"
             assert fields(study.variants[job.variant]) == fields(base_rl_config())
@@ -110,8 +108,9 @@ def test_a_study_of_reinforcement_learning_starts_from_its_own_runs(name, load):
 @pytest.mark.parametrize("name", sorted(set(STUDIES) - set(RL_STUDIES)))
 def test_a_study_is_made_of_experiments_that_differ_in_what_they_minimise(name, load):
     study = load(name, "--config.seeds=5,7")
-    check_study(study)
-    assert [job.seed for job in jobs(study, "runs", "test")][:: len(study.variants)] == [5, 7]
+    assert [job.seed for job in jobs_of(study_of(study), "runs", "test")][
+        :: len(study.variants)
+    ] == [5, 7]
     losses = {key: LossConfig(**variant.loss) for key, variant in study.variants.items()}
     assert {key: loss.name for key, loss in losses.items()} == {key: key for key in study.labels}
     for variant in study.variants.values():
@@ -155,12 +154,13 @@ def test_a_configs_names_and_sizes_are_accepted(name, load):
 
 def loss_of_a_batch(config):
     """Shapes of the loss of a batch in the config's training level: nothing is computed."""
+    config = supervised(config)
     level = config.training.level
     loss = supervised_loss(
         SEMANTIC_IDS.tokens,
         level=level,
         targets_per_batch=2.0,
-        loss=LossConfig(**config.loss),
+        loss=config.loss,
     )
     if level == "user":
         batch = {"items": np.zeros((2, 4), np.int32), "weight": np.ones((2, 4), np.float32)}
@@ -179,7 +179,7 @@ def loss_of_a_batch(config):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_builds_both_backbones_and_their_loss(name, backbone, level, load):
     config = load(name, f"--config.backbone={backbone}", f"--config.training.level={level}")
-    model = jax.eval_shape(lambda: build.make_model(config, SEMANTIC_IDS))
+    model = jax.eval_shape(lambda: build.make_model(supervised(config), SEMANTIC_IDS))
     assert model.embedding.shape == (SEMANTIC_IDS.vocab_size, config[backbone].d_model)
     assert build.num_parameters(model) > 1000
     value, (metrics, _) = loss_of_a_batch(config)
@@ -189,7 +189,7 @@ def test_a_config_builds_both_backbones_and_their_loss(name, backbone, level, lo
 
 def test_what_the_command_line_overrides_reaches_the_model(load):
     config = load("amazon_office", "--config.encoder_decoder.d_model=48", "--config.seed=3")
-    model = jax.eval_shape(lambda: build.make_model(config, SEMANTIC_IDS))
+    model = jax.eval_shape(lambda: build.make_model(supervised(config), SEMANTIC_IDS))
     assert model.embedding.shape == (12, 48)
 
 
@@ -249,16 +249,16 @@ def at(config, field):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_number_out_of_range_is_refused(config, field):
-    check_config(with_defaults(field, at(config, field), config))
+    config_of(with_defaults(field, at(config, field), config))
     for value in (-1, -0.5, float("nan"), float("inf"), "abc", None):
         with pytest.raises(ConfigError, match=rf"^{field}="):
-            check_config(with_defaults(field, value, config))
+            config_of(with_defaults(field, value, config))
     zero = with_defaults(field, 0, config)
     if field in CAN_BE_0:
-        check_config(zero)
+        config_of(zero)
     else:
         with pytest.raises(ConfigError, match=rf"^{field}=0: use"):
-            check_config(zero)
+            config_of(zero)
 
 
 CAN_BE_0 = {
@@ -309,7 +309,7 @@ CAN_BE_0 = {
 )
 def test_a_field_that_cannot_be_used_is_named_with_what_is_like_it(field, value, told):
     with pytest.raises(ConfigError) as caught:
-        check_experiment(with_defaults(field, value))
+        check_experiment(supervised(with_defaults(field, value)))
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -317,17 +317,17 @@ def test_the_variants_of_a_study_and_rewards_are_checked_too():
     study = ConfigDict({"name": "", "seeds": (0,), "reference": "a", "labels": {}})
     study.variants = {"a": with_defaults("training.num_epochs", 0)}
     with pytest.raises(ConfigError, match=r"variants\.a\.training\.num_epochs=0"):
-        check_config(study)
+        config_of(study)
     with pytest.raises(ConfigError, match="unknown field seed; did you mean seeds"):
-        check_config(ConfigDict({"seed": 0, "variants": {}}))
+        config_of(ConfigDict({"seed": 0, "variants": {}}))
     for weights in ((float("nan"), 1.0), ("a", 1.0)):
         with pytest.raises(ConfigError, match=r"reward\.weights="):
-            check_config(with_defaults("reward.weights", weights, OF_RL))
-    check_config(with_defaults("semantic_ids.vectors", "mine.npy"))
+            config_of(with_defaults("reward.weights", weights, OF_RL))
+    config_of(with_defaults("semantic_ids.vectors", "mine.npy"))
     with pytest.raises(ConfigError, match="together must be below 1"):
         shares = with_defaults("data.split", "by_time")
         shares.data.test_share = shares.data.validation_share = 0.5
-        check_config(shares)
+        check_experiment(config_of(shares))
 
 
 @pytest.mark.parametrize(
@@ -386,8 +386,10 @@ def test_what_the_command_line_overrides_has_to_be_there():
 
 
 def test_an_unknown_backbone_is_refused(load):
-    with pytest.raises(ModelError, match="backbone='transformer' is unknown: use encoder_decoder"):
-        build.make_model(load("ml100k", "--config.backbone=transformer"), SEMANTIC_IDS)
+    with pytest.raises(
+        ConfigError, match="backbone='transformer' is unknown; use one of encoder_decoder"
+    ):
+        supervised(load("ml100k", "--config.backbone=transformer"))
 
 
 def test_vectors_and_ids_of_the_data_folder(load, tmp_path):
@@ -399,11 +401,13 @@ def test_vectors_and_ids_of_the_data_folder(load, tmp_path):
     codes = np.stack([np.arange(40), np.arange(40) % 7], axis=1)
     np.save(tmp_path / "codes.npy", codes[::-1])
     config.semantic_ids.update(path="codes.npy", item_ids="list.txt")
-    np.testing.assert_array_equal(build.load_semantic_ids(config, splits)[0].codes, codes)
+    np.testing.assert_array_equal(load_semantic_ids(supervised(config), splits)[0].codes, codes)
     np.save(tmp_path / "vectors.npy", codes[::-1] * 1.0)
     config.semantic_ids.update(path="", vectors="vectors.npy", min_perplexity=0.0)
     expected = tmp_path / "vectors.npz"
     np.savez(expected, vectors=codes * 1.0, item_ids=ids)
-    by_list, _ = build.load_semantic_ids(config, splits)
+    by_list, _ = load_semantic_ids(supervised(config), splits)
     config.semantic_ids.update(vectors=str(expected), item_ids="")
-    np.testing.assert_array_equal(build.load_semantic_ids(config, splits)[0].codes, by_list.codes)
+    np.testing.assert_array_equal(
+        load_semantic_ids(supervised(config), splits)[0].codes, by_list.codes
+    )

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mains import ROOT, TINY, run
-from ml_collections import ConfigDict
 
 from gr.data import synthetic_sequences
-from gr.runs import build
+from gr.runs import Experiment, load_data
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
 def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir):
     from gr.data import DataError
     from gr.decoding.beam import _beam_search
-    from gr.runs.recommend import recommend
+    from gr.runs.recommend import rank_items
     from gr.runs.workdir import load_run
 
     trained = load_run(str(workdir))
@@ -127,13 +126,13 @@ def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir
     before = _beam_search._cache_size()
     for length in range(1, 65):
         history = rng.integers(0, trained.splits.sequences.num_items, length)
-        items, scores = recommend(trained, history, 5)
+        items, scores = rank_items(trained, history, 5)
         assert not np.isin(items, history).any()
         assert (np.diff(scores[np.isfinite(scores)]) <= 0).all()
     assert _beam_search._cache_size() - before == len(widths)
     for wrong in ([], [-1], [10**6], [0.5], ["a"], [[0]]):
         with pytest.raises(DataError, match="a list of item rows"):
-            recommend(trained, wrong, 5)
+            rank_items(trained, wrong, 5)
 
 
 def test_a_workdir_of_another_configuration_is_refused_in_one_line(workdir):
@@ -188,7 +187,7 @@ def test_a_table_of_clicks_is_trained_on_as_its_config_says(tmp_path, ending):
     workdir = tmp_path / "runs/clicks"
     config = json.loads((workdir / "config.json").read_text())
     assert config["data"]["time_jitter"] is None
-    kept = build.load_data(ConfigDict(config | {"data_dir": str(tmp_path)}), "").sequences
+    kept = load_data(Experiment.from_saved(config | {"data_dir": str(tmp_path)}), "").sequences
     for user in (0, 50, 119):
         row = np.flatnonzero(log.user_ids == kept.user_ids[user])[0]
         assert kept.item_ids[kept.of(user)].tolist() == log.item_ids[log.of(row)].tolist()

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from configs.base import base_rl_config
 from gr.data import Targets, leave_one_out, load_sequences
 from gr.losses import LossError
 from gr.rl import Outcome
-from gr.runs import build, build_rl
+from gr.runs import Reinforcement, RewardConfig, build, build_rl
 from gr.training import TrainingError
+
+HERE = "test_build_rl:"
 
 
 def constant(outcome):
@@ -33,36 +33,31 @@ def test_the_latest_targets_of_each_user():
 
 
 def test_who_is_evaluated_is_not_learnt_from(splits):
-    config = base_rl_config()
-    config.rl.eval_users = 10
+    config = Reinforcement().override({"rl.eval_users": 10})
     assert build_rl.rewarded_targets(config, splits) is splits.train
-    config.rl.targets = "validation"
+    config = config.override({"rl.targets": "validation"})
     learnt = build_rl.rewarded_targets(config, splits)
     evaluated = build.spread_targets(splits.validation, 10)
     assert len(learnt) + len(evaluated) == len(splits.validation)
     assert not set(learnt.users.tolist()) & set(evaluated.users.tolist())
-    config.rl.eval_users = 0
     with pytest.raises(TrainingError, match="lower eval_users"):
-        build_rl.rewarded_targets(config, splits)
-    config.rl.targets = "test"
-    with pytest.raises(TrainingError, match="rl.targets='test'"):
-        build_rl.rewarded_targets(config, splits)
+        build_rl.rewarded_targets(config.override({"rl.eval_users": 0}), splits)
 
 
 def test_rewards_are_summed_by_name_and_weight():
-    names = ("exact_match", "tests.experiments.test_build_rl:constant")
-    config = ConfigDict({"reward": {"names": names, "weights": (3.0, 0.5)}})
+    names = ("exact_match", HERE + "constant")
+    config = Reinforcement(reward=RewardConfig(names, (3.0, 0.5)))
     outcome = Outcome(
         codes=jnp.array([[[1, 2], [1, 3]]]),
         valid=jnp.ones((1, 2), bool),
         target=jnp.array([[1, 3]]),
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
-    for wrong in ("tests.experiments.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
-        config.reward.names = ("exact_match", wrong)
+    for wrong in (HERE + "none", "no_such_module:f", "no_module", ":f"):
+        config = config.override({"reward.names": ("exact_match", wrong)})
         with pytest.raises(TrainingError, match="is unknown"):
             build_rl.make_reward(config, None)
-    config.reward.names = ("exact_mach", "rank_aware")
+    config = config.override({"reward.names": ("exact_mach", "rank_aware")})
     with pytest.raises(TrainingError, match="'exact_mach' is unknown: did you mean 'exact_match'"):
         build_rl.make_reward(config, None)
 
@@ -81,18 +76,16 @@ def on_the_host(outcome):
 
 
 def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
-    config = base_rl_config()
-    config.reward.names, config.reward.weights = ("exact_match",), (float("nan"),)
+    config = Reinforcement(reward=RewardConfig(("exact_match",), (float("nan"),)))
     with pytest.raises(LossError, match="the weight of reward 'exact_match' is nan"):
         build_rl.make_reward(config, None)
-    config.reward.weights = (1.0,)
+    config = Reinforcement(reward=RewardConfig(("exact_match",), (1.0,)))
     build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
-    here = "tests.experiments.test_build_rl:"
-    config.reward.names = (here + "NO_FUNCTION",)
-    with pytest.raises(LossError, match=f"reward '{here}NO_FUNCTION' is no function but a float"):
+    config = config.override({"reward.names": (HERE + "NO_FUNCTION",)})
+    with pytest.raises(LossError, match=f"reward '{HERE}NO_FUNCTION' is no function but a float"):
         build_rl.make_reward(config, None)
     for name, said in (("of_users", r"returned bool\[64\]"), ("on_the_host", "cannot be compiled")):
-        config.reward.names = (here + name,)
+        config = config.override({"reward.names": (HERE + name,)})
         reward = build_rl.make_reward(config, None)
-        with pytest.raises(LossError, match=f"reward '{here}{name}' {said}"):
+        with pytest.raises(LossError, match=f"reward '{HERE}{name}' {said}"):
             build_rl.try_reward(reward, config, 3)

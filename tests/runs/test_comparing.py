@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from experiments.compare import last_line, ready, run_all
 from gr.evaluation import Decoded, EvaluationError
-from gr.runs import baselines, evaluate, report
-from gr.runs import compare as comparing
-from gr.runs.compare import Job
+from gr.runs import Experiment, Study, baselines, config_of, evaluate, report
+from gr.runs.compare import Job, _baselines, compare, jobs_of
 from gr.runs.run import load_run
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError, TrainingInterrupted, load_config
@@ -29,7 +27,7 @@ RULES = ("seen items removed", "all items allowed")
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 
-def tiny_study():
+def tiny_study(**more):
     from configs.synthetic import get_config
 
     c = get_config()
@@ -41,25 +39,26 @@ def tiny_study():
     c.decoder_only.d_ff, c.decoder_only.num_layers = 16, 1
     c.training.num_epochs = 1
     c.decoding.num_beams = 10
-    study = ConfigDict({"name": "tiny", "seeds": (0, 1), "reference": "ce", "labels": {"b": "B"}})
-    study.variants = {"ce": c, "b": c.copy_and_resolve_references()}
-    study.variants.b.loss.name = "apao_pointwise"
-    return study
+    ce = config_of(c)
+    variants = {"ce": ce, "b": ce.override({"loss.name": "apao_pointwise"}), **more}
+    return Study("tiny", (0, 1), "ce", {"b": "B"}, variants)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A study of which one run was made."""
     folder = tmp_path_factory.mktemp("study")
-    comparing.jobs(tiny_study(), str(folder), "test")[0].run()
+    jobs_of(tiny_study(), str(folder), "test")[0].run()
     return folder
 
 
 def test_what_starts_from_another_run_waits_for_it():
+    start = {"training.init_from": "{study}/ce/seed_{seed}"}
     study = tiny_study()
-    study.variants.a = study.variants.ce.copy_and_resolve_references()
-    study.variants.a.training.init_from = "{study}/ce/seed_{seed}"
-    jobs = comparing.jobs(study, "runs", "test")
+    study = dataclasses.replace(
+        study, variants={"a": study.variants["ce"].override(start), **study.variants}
+    )
+    jobs = jobs_of(study, "runs", "test")
     first, _, start, *_ = jobs
     assert (first.variant, first.starts_from) == ("a", "runs/ce/seed_0") == ("a", start.workdir)
     waiting, order = list(jobs), []
@@ -75,14 +74,14 @@ def test_what_starts_from_another_run_waits_for_it():
 @pytest.fixture
 def study(trained, tmp_path):
     """The jobs by variant and seed; all but (ce, 1) are done, as copies of one run with other ranks."""
-    jobs = comparing.jobs(tiny_study(), str(tmp_path / "study"), "test")
+    jobs = jobs_of(tiny_study(), str(tmp_path / "study"), "test")
     by_key = {(job.variant, job.seed): job for job in jobs}
     (original,) = trained.glob("*/seed_0")
     for number, (key, job) in enumerate(by_key.items()):
         if key == ("ce", 1):
             continue
         shutil.copytree(original, job.workdir)
-        Path(job.workdir, "config.json").write_text(json.dumps(job.config))
+        Path(job.workdir, "config.json").write_text(job.config.to_json())
         with np.load(job.ranks_path) as kept:
             arrays = dict(kept)
         for rule in RULES:
@@ -97,7 +96,7 @@ def study(trained, tmp_path):
 def compared(study):
     """What `comparison.json` says."""
     jobs = list(study.values())
-    comparing.compare(tiny_study(), jobs[0].folder, jobs, command="python -m again")
+    compare(tiny_study(), jobs[0].folder, jobs, command="python -m again")
     return json.loads(Path(jobs[0].folder, "comparison.json").read_text())
 
 
@@ -133,7 +132,7 @@ def test_baselines_are_ranked_once_and_are_those_of_a_run_of_its_own(study, monk
     semantic_ids = run.catalogue.semantic_ids
     other = dataclasses.replace(semantic_ids, codes=semantic_ids.codes[::-1])
     with pytest.raises(AssertionError, match="ranked again"):
-        comparing._baselines(job, run.splits, other, True)
+        _baselines(job, run.splits, other, True)
     assert capsys.readouterr().out.count("item_knn_tuned") == 4
 
 
@@ -187,14 +186,11 @@ def test_runs_of_other_items_or_semantic_ids_are_refused(study, what):
 
 def test_a_study_that_cannot_be_run_is_refused():
     study = tiny_study()
-    study.variants.b.decoding.num_beams = 5
+    few = study.variants["b"].override({"decoding.num_beams": 5, "training.monitor": "loss"})
     with pytest.raises(TrainingError, match=r"variants\.b\.decoding\.num_beams=5.*at 10"):
-        comparing.jobs(study, "runs", "test")
-    study.seeds = ()
+        jobs_of(tiny_study(b=few), "runs", "test")
     with pytest.raises(TrainingError, match="seeds is empty"):
-        comparing.jobs(study, "runs", "test")
-    with pytest.raises(TrainingError, match="this is no study, it lacks .*variants"):
-        comparing.check_study(study.variants.b)
+        jobs_of(dataclasses.replace(study, seeds=()), "runs", "test")
 
 
 # A run's report beside another run.
@@ -206,16 +202,16 @@ def test_prefix_recall_of_another_run_stands_beside_in_the_report(study):
     metrics = Path(other, "metrics_test.json")
     metrics.unlink()
     with pytest.raises(EvaluationError, match="metrics_test.json does not exist; first run python"):
-        evaluate.evaluate(run, "test", beside=other)
+        evaluate(run, "test", beside=other)
     shares = {rule: [0.5, 0.4, 0.125] for rule in RULES}
     metrics.write_text(json.dumps({"users": 7, "prefix_recall": shares}))
     with pytest.raises(EvaluationError, match="has 7 users and 3 codes an item, this run 100 and"):
-        evaluate.evaluate(run, "test", beside=other)
+        evaluate(run, "test", beside=other)
     metrics.write_text(json.dumps({"users": 100, "prefix_recall": shares}))
     count = len(run.splits.test)
     items = np.zeros((count, 10, 1), np.int32)
     decoded = Decoded(items, np.zeros((count, 10)), np.ones((count, 3), bool), -np.ones((count, 3)))
-    evaluate.evaluate(run, "test", dict.fromkeys((True, False), decoded), beside=other)
+    evaluate(run, "test", dict.fromkeys((True, False), decoded), beside=other)
     report = Path(run.workdir, "report_test.html").read_text()
     assert all(f"{name}, {rule}" in report for name in ("apao_pointwise", "ce") for rule in RULES)
     assert "12.5%" in report and "While training" in report
@@ -247,7 +243,8 @@ class FakeJob(Job):
 
 def fake_jobs(folder, *variants):
     return [
-        FakeJob(v, f"{v}, seed 0", 0, {}, f"{folder}/{v}/seed_0", "test", False) for v in variants
+        FakeJob(v, f"{v}, seed 0", 0, Experiment(), f"{folder}/{v}/seed_0", "test", False)
+        for v in variants
     ]
 
 

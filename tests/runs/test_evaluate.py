@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.base import base_config
 from gr.data import Sequences, leave_one_out
 from gr.evaluation import Decoded, EvaluationError, hit, ndcg, rankings_of_baseline
 from gr.evaluation.baselines import fit_popularity
-from gr.runs import build, evaluate, report, train
+from gr.runs import Experiment, build, evaluate
 from gr.runs.baselines import kept_baselines, load_baselines, rank_baselines, whole_histories
+from gr.runs.evaluate import watched_targets
+from gr.runs.report import best_on_validation
 from gr.runs.run import Run
+from gr.runs.train import validation
 from gr.semantic_ids import SemanticIds
 
 USERS, ITEMS, BEAMS = 30, 27, 10
@@ -41,13 +43,14 @@ def make_splits(repeat_validation=10, repeat_test=USERS):
 
 
 def make_config(exclude_seen=True):
-    config = base_config()
-    config.name, config.backbone = "repeats", "decoder_only"
-    config.decoder_only.d_model, config.decoder_only.num_heads = 8, 2
-    config.decoder_only.d_ff, config.decoder_only.num_layers = 8, 1
-    config.decoding.num_beams, config.decoding.exclude_seen = BEAMS, exclude_seen
-    config.training.eval_users = 15
-    return config
+    return Experiment(name="repeats", backbone="decoder_only").override(
+        {
+            **{"decoder_only.d_model": 8, "decoder_only.num_heads": 2},
+            **{"decoder_only.d_ff": 8, "decoder_only.num_layers": 1},
+            **{"decoding.num_beams": BEAMS, "decoding.exclude_seen": exclude_seen},
+            "training.eval_users": 15,
+        }
+    )
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def decoded_of(splits):
 
 @pytest.mark.parametrize("exclude", [None, True, False])
 def test_both_rules_have_all_rows_and_the_main_one_may_be_chosen(run, exclude, capsys):
-    metrics = evaluate.evaluate(run, "test", decoded_of(run.splits), exclude_seen=exclude)
+    metrics = evaluate(run, "test", decoded_of(run.splits), exclude_seen=exclude)
     main, other = (ALLOWED, REMOVED) if exclude is False else (REMOVED, ALLOWED)
     assert (metrics["rule"], list(metrics["variants"])) == (main, [other])
     assert json.loads(Path(run.workdir, "metrics_test.json").read_text()) == metrics
@@ -117,7 +120,7 @@ def test_both_rules_have_all_rows_and_the_main_one_may_be_chosen(run, exclude, c
 
 def test_the_line_across_the_learning_curve_is_that_of_the_validation_users(run, semantic_ids):
     splits = run.splits
-    watched = evaluate.watched_targets(run.config, splits)
+    watched = watched_targets(run.config, splits)
     assert len(watched) == 15
     made = rank_baselines(
         splits, semantic_ids, splits.test, exclude=False, depth=10, watched=watched
@@ -132,7 +135,7 @@ def test_the_line_across_the_learning_curve_is_that_of_the_validation_users(run,
     assert 0 < made.validation["popularity"] == pytest.approx(ndcg(ranks, 10).mean())
     assert set(made.validation) == set(made.rankings)
     baselines = {"rule": REMOVED, "ndcg@10": {"a": 0.1, "b": 0.3, "c": 0.2}}
-    assert report.best_on_validation(baselines) == {f"b (validation, {REMOVED})": 0.3}
+    assert best_on_validation(baselines) == {f"b (validation, {REMOVED})": 0.3}
 
 
 def test_kept_baselines_are_read_back_and_old_files_made_again(semantic_ids, tmp_path):
@@ -157,15 +160,15 @@ def test_kept_baselines_are_read_back_and_old_files_made_again(semantic_ids, tmp
 
 @pytest.mark.parametrize(("repeats", "told"), [(0, ""), (6, "3 of 15 validation targets (20.0%)")])
 def test_training_says_which_validation_targets_cannot_be_hit(repeats, told, capsys):
-    train.validation(make_config(), None, make_splits(repeats), 15)
+    validation(make_config(), None, make_splits(repeats), 15)
     printed = capsys.readouterr().out
     assert told in printed and bool(printed) == bool(told)
-    assert not told or "--config.decoding.exclude_seen=false allows them" in printed
-    train.validation(make_config(exclude_seen=False), None, make_splits(repeats), 15)
+    assert not told or "decoding.exclude_seen=False allows them" in printed
+    validation(make_config(exclude_seen=False), None, make_splits(repeats), 15)
     assert capsys.readouterr().out == ""
 
 
 def test_training_refuses_to_watch_what_is_always_0():
-    with pytest.raises(EvaluationError, match="30 of 30 .*config.decoding.exclude_seen=false"):
-        train.validation(make_config(), None, make_splits(USERS), 0)
-    train.validation(make_config(exclude_seen=False), None, make_splits(USERS), 0)
+    with pytest.raises(EvaluationError, match="30 of 30 .*decoding.exclude_seen=False"):
+        validation(make_config(), None, make_splits(USERS), 0)
+    validation(make_config(exclude_seen=False), None, make_splits(USERS), 0)

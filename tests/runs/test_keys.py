@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
-from configs.base import base_config, base_rl_config
 from gr.data import leave_one_out, load_sequences
-from gr.runs import build, build_rl, keys
+from gr.runs import Experiment, Reinforcement, build, build_rl, keys
+from gr.runs.data import load_semantic_ids
 
 STEPS = 200  # Of every training; and as many draws that initialise a backbone.
 
@@ -36,13 +35,13 @@ def test_keys_differ_by_use_and_step(seed):
 
 
 def test_value_head_and_backbone_share_no_draws():
-    config = ConfigDict(base_config().to_dict() | base_rl_config().to_dict())
-    config.backbone = "decoder_only"
-    config.decoder_only.update(d_model=32, num_heads=4, d_ff=64, num_layers=1)
+    config = Reinforcement().applied_to(Experiment(backbone="decoder_only"))
+    sizes = {"d_model": 32, "num_heads": 4, "d_ff": 64, "num_layers": 1}
+    config = config.override({f"decoder_only.{name}": size for name, size in sizes.items()})
     options = {"num_users": 20, "num_items": 30, "mean_length": 6.0, "seed": 0}
     splits = leave_one_out(load_sequences("synthetic", **options))
-    config.semantic_ids.update(num_levels=2, codebook_size=8)
-    semantic_ids, _ = build.load_semantic_ids(config, splits)
+    config = config.override({"semantic_ids.num_levels": 2, "semantic_ids.codebook_size": 8})
+    semantic_ids, _ = load_semantic_ids(config, splits)
     backbone = build.make_model(config, semantic_ids)
     head = build_rl.make_value_head(config, 2)
     assert numbers(nnx.Rngs(config.seed).params()) == numbers(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gr.runs.config_checks import ConfigError
 
 from configs.table import get_config
 from experiments.tokenize_items import tokenize
 from gr.data import DataError
 from gr.models import ModelError
-from gr.runs import build
+from gr.runs import ConfigError, config_of
+from gr.runs.data import data_path, load_data
 from gr.runs.run import load_run
 from gr.runs.train import train
 from gr.runs.workdir import check_same_data, occupied
@@ -42,7 +42,7 @@ def tiny(path, **fields):
     c.training.items_per_batch, c.training.num_epochs = 64, 1
     c.decoding.num_beams = 10
     c.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
-    return c
+    return config_of(c)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_the_same_data_may_lie_elsewhere(run, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere" / "clicks.csv"
     moved.parent.mkdir()
     path.rename(moved)
-    assert train(tiny(moved), workdir).best_step > 0  # Goes on, and is done.
+    assert train(tiny(moved), workdir).result.best_step > 0  # Goes on, and is done.
     assert load_run(workdir).config.data.path == str(moved)
     monkeypatch.setenv("GR_DATA", str(tmp_path))
     assert load_run(workdir, data_dir=str(moved.parent)).step > 0
@@ -125,17 +125,17 @@ def test_going_on_from_a_run_on_other_data_has_to_be_asked_for(run, tmp_path):
     workdir, path = run
     write(path, ROWS[:-1])
     new = str(tmp_path / "new")
-    with pytest.raises(TrainingError, match="--config.training.init_from_other_data"):
+    with pytest.raises(TrainingError, match="training.init_from_other_data=True"):
         train(tiny(path, training__init_from=workdir), new)
     config = tiny(path, training__init_from=workdir, training__init_from_other_data=True)
-    assert train(config, new).best_step > 0
+    assert train(config, new).result.best_step > 0
     kept = [SemanticIds.load(Path(folder, "semantic_ids.npz")) for folder in (workdir, new)]
     by_item = [dict(zip(ids.item_ids, ids.codes.tolist(), strict=True)) for ids in kept]
     assert by_item[0] == by_item[1]
     with pytest.raises(TrainingError, match="was trained on other data than"):
         check_same_data(workdir, new)
     shutil.rmtree(workdir)
-    assert train(config, new).best_step > 0  # Its start is in its own checkpoints now.
+    assert train(config, new).result.best_step > 0  # Its start is in its own checkpoints now.
 
 
 # Configs.
@@ -145,7 +145,7 @@ def test_a_longer_run_is_told_how(run):
     workdir, path = run
     with pytest.raises(TrainingError) as caught:
         train(tiny(path, training__num_epochs=2), workdir)
-    for told in ("num_epochs was 1 and is 2", f"--config.training.init_from={workdir}"):
+    for told in ("num_epochs was 1 and is 2", f"training.init_from={workdir}"):
         assert told in str(caught.value)
 
 
@@ -168,8 +168,8 @@ def test_a_start_that_fails_binds_nobody_and_loses_nothing(tmp_path, capsys):
         train(tiny(path, semantic_ids__num_levels=1, decoder_only__num_heads=3), str(workdir))
     assert (workdir / "semantic_ids.npz").stat().st_mtime_ns > made
     made = (workdir / "semantic_ids.npz").stat().st_mtime_ns
-    result = train(tiny(path, semantic_ids__num_levels=1, training__num_epochs=2), str(workdir))
-    assert result.best_step > 0
+    trained = train(tiny(path, semantic_ids__num_levels=1, training__num_epochs=2), str(workdir))
+    assert trained.result.best_step > 0
     assert "semantic IDs: those of" in capsys.readouterr().out  # and the same ones are kept.
     assert (workdir / "semantic_ids.npz").stat().st_mtime_ns == made
 
@@ -177,7 +177,7 @@ def test_a_start_that_fails_binds_nobody_and_loses_nothing(tmp_path, capsys):
 def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(run):
     workdir, path = run
     shutil.rmtree(Path(workdir, "checkpoints"))
-    assert train(tiny(path, seed=1), workdir).best_step > 0
+    assert train(tiny(path, seed=1), workdir).result.best_step > 0
     assert load_run(workdir).config.seed == 1
 
 
@@ -189,10 +189,10 @@ def test_semantic_ids_are_made_once_and_never_beside_a_trained_model(run, tmp_pa
     tokenize(tiny(path), ids)
     tokenize(tiny(path), ids)
     assert capsys.readouterr().out.count("those of") == 1
-    assert train(tiny(path), ids).best_step > 0
+    assert train(tiny(path), ids).result.best_step > 0
     Path(ids, "semantic_ids_report.json").unlink()
     shutil.rmtree(Path(ids, "checkpoints"))
-    with pytest.raises(TrainingError, match="semantic_ids.path=FILE, and another --workdir"):
+    with pytest.raises(TrainingError, match="semantic_ids.path=FILE, and another workdir"):
         train(tiny(path), ids)  # They may be anybody's work.
 
 
@@ -227,35 +227,34 @@ def test_where_the_data_lie(tmp_path, monkeypatch):
     write(path)
     monkeypatch.delenv("GR_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert build.data_path(tiny(""), str(path)) == path
-    assert build.data_path(tiny(""), "folder/x.csv").resolve() == path
+    assert data_path(tiny(""), str(path)) == path
+    assert data_path(tiny(""), "folder/x.csv").resolve() == path
     with pytest.raises(
         DataError, match=r"folder/y\.csv: no such file .*did you mean folder/x\.csv"
     ):
-        build.data_path(tiny(""), "folder/y.csv")
+        data_path(tiny(""), "folder/y.csv")
     with pytest.raises(DataError, match=r"data\.path is empty"):
-        build.data_path(tiny(""), "")
+        data_path(tiny(""), "")
     for holds in (tmp_path, path.parent):
-        assert build.data_path(tiny("", data_dir=str(holds)), "folder/x.csv").exists()
+        assert data_path(tiny("", data_dir=str(holds)), "folder/x.csv").exists()
     monkeypatch.setenv("GR_DATA", str(tmp_path / "data"))
-    assert build.data_path(tiny(""), str(path)) == path
+    assert data_path(tiny(""), str(path)) == path
     with pytest.raises(DataError, match=f"in the current folder there is one: .*{path}"):
-        build.data_path(tiny(""), "folder/x.csv")
+        data_path(tiny(""), "folder/x.csv")
 
 
 def test_columns_are_asked_for_and_a_time_that_is_not_named_is_noted(tmp_path, capsys):
     path = tmp_path / "x.csv"
     path.write_text("uid,sku,clicked_at\na,1,3\na,2,1\na,3,2\na,1,4\n")
-    config = tiny(path)
-    config.data.options.user = config.data.options.item = None
-    with pytest.raises(DataError, match="columns uid, sku, clicked_at.*user=COLUMN and --config"):
-        build.load_data(config, str(tmp_path))
-    config.data.options.user, config.data.options.item = "uid", "sku"
-    in_order = build.load_data(config, str(tmp_path)).sequences
+    config = tiny(path, data__options__user=None, data__options__item=None)
+    with pytest.raises(DataError, match="columns uid, sku, clicked_at.*user=COLUMN and data"):
+        load_data(config, str(tmp_path))
+    config = config.override({"data.options.user": "uid", "data.options.item": "sku"})
+    in_order = load_data(config, str(tmp_path)).sequences
     assert in_order.item_ids[in_order.items].tolist() == ["1", "2", "3", "1"]
-    assert "to sort by it: --config.data.options.time=clicked_at" in capsys.readouterr().out
-    config.data.options.time = "clicked_at"
-    by_time = build.load_data(config, str(tmp_path)).sequences
+    assert "to sort by it: data.options.time=clicked_at" in capsys.readouterr().out
+    config = config.override({"data.options.time": "clicked_at"})
+    by_time = load_data(config, str(tmp_path)).sequences
     assert by_time.item_ids[by_time.items].tolist() == ["2", "3", "1", "1"]
     assert "note" not in capsys.readouterr().out
     assert np.all(np.diff(by_time.times) > 0)

@@ -32,14 +32,12 @@ class Range:
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return (
-                f"a finite number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
-            )
-        low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
-        high = f"below {self.high:g}" if self.open_high else f"at most {self.high:g}"
-        if not self.open_low and not self.open_high:
+            return f"a number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        if not (self.open_low or self.open_high):
             return f"a number from {self.low:g} to {self.high:g}"
-        return f"{low}, and {high}"
+        low = "above" if self.open_low else "at least"
+        high = "below" if self.open_high else "at most"
+        return f"a number {low} {self.low:g} and {high} {self.high:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,8 @@ def _check_limits(
         raise error(f"{name}={shown}: use finite numbers")
     for limit in limits:
         if isinstance(limit, Range) and not limit.holds(value):
-            raise error(f"{name}={shown}: use {limit}")
+            finite = "" if math.isfinite(value) else ", and finite"
+            raise error(f"{name}={shown}: use {limit}{finite}")
         if isinstance(limit, OneOf) and not limit.holds(value):
             close = did_you_mean(value, limit.words)
             raise error(

@@ -335,15 +335,15 @@ def test_a_second_batch_compiles_nothing():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("name", "ppo", "policy 'ppo' is unknown; use one of grpo, sibling_grpo, tempo"),
+        ("name", "ppo", "policy.name='ppo' is unknown; use one of grpo, sibling_grpo, tempo"),
         ("aggregation", "sum", "'sum' is unknown; use one of group, token"),
-        ("clip_low", 1.5, "policy.clip_low=1.5 must be above 0 and at most 1"),
-        ("clip_high", 0.0, "policy.clip_high=0.0 must be above 0"),
-        ("clip_high", float("inf"), "policy.clip_high=inf must be above 0 and finite"),
-        ("kl_weight", -1.0, "policy.kl_weight=-1.0 must not be negative"),
-        ("kl_weight", float("inf"), "policy.kl_weight=inf must not be negative or infinite"),
-        ("sibling_weight", float("nan"), "policy.sibling_weight=nan must not be negative"),
-        ("cppo_floor", 0.0, "policy.cppo_floor=0.0 must be above 0 and at most 1"),
+        ("clip_low", 1.5, "policy.clip_low=1.5: use a number above 0 and at most 1"),
+        ("clip_high", 0.0, "policy.clip_high=0.0: use a number above 0"),
+        ("clip_high", float("inf"), "policy.clip_high=inf: use a number above 0, and finite"),
+        ("kl_weight", -1.0, "policy.kl_weight=-1.0: use 0 or more"),
+        ("kl_weight", float("inf"), "policy.kl_weight=inf: use 0 or more, and finite"),
+        ("sibling_weight", float("nan"), "policy.sibling_weight=nan: use 0 or more, and finite"),
+        ("cppo_floor", 0.0, "policy.cppo_floor=0.0: use a number above 0 and at most 1"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(field, value, message):

@@ -198,7 +198,7 @@ def test_padding_is_the_last_row_of_the_token_table():
 def test_unknown_names_are_refused():
     with pytest.raises(TrainingError, match="level 'session' is unknown; use one of target, user"):
         supervised_loss(TOKENS, level="session", targets_per_batch=1.0)
-    with pytest.raises(TrainingError, match="loss 'hinge' is unknown; use one of ce, msl"):
+    with pytest.raises(TrainingError, match="loss.name='hinge' is unknown; use one of ce, msl"):
         LossConfig("hinge")
     with pytest.raises(TrainingError, match=r"loss.weights='even' is unknown; use one of adaptive"):
         LossConfig("apao_pointwise", weights="even")

@@ -10,9 +10,9 @@ import dataclasses
 
 import numpy as np
 
+from gr.data.sequences import NO_ITEM
 from gr.errors import GrError
 
-NO_ITEM = -1  # Pads a list of item rows.
 NOT_FOUND = -1  # The rank of a target that its list does not hold.
 
 

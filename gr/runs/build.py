@@ -1,6 +1,5 @@
 """From a config to the objects of an experiment: data, semantic IDs, index, model, batches."""
 
-import dataclasses
 import difflib
 import os
 import re
@@ -32,7 +31,7 @@ from gr.data import (
 )
 from gr.data.rows import read_header
 from gr.decoding import SearchConfig
-from gr.evaluation import Decoded, Searched, decode_targets, search_targets
+from gr.evaluation import Decoded, decode_targets
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -42,8 +41,8 @@ from gr.models import (
     ValueHead,
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
-from gr.training import LossConfig, TrainState, TrainStep, init_loss_state, item_token_table, make_optimizer, make_train_step, supervised_loss
-from gr.trie import TrieIndex
+from gr.training import LossConfig, TrainState, TrainStep, init_loss_state, make_optimizer, make_train_step, supervised_loss
+from gr.trie import Catalogue, TrieIndex
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
 _LIKE_A_TIME = re.compile(
@@ -169,24 +168,12 @@ def load_semantic_ids(config: ConfigDict, splits: Splits) -> tuple[SemanticIds, 
     return make_semantic_ids(splits, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """What decoding knows of the items."""
-
-    semantic_ids: SemanticIds
-    index: TrieIndex
-    tokens: jax.Array  # [N + 1, L], see `item_token_table`.
-
-
 def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
     """Index and token table of the semantic IDs."""
-    return Catalogue(
-        semantic_ids=semantic_ids,
-        index=TrieIndex.build(
-            semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
-        ),
-        tokens=item_token_table(semantic_ids.tokens),
+    index = TrieIndex.build(
+        semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
     )
+    return Catalogue.build(index, semantic_ids.tokens)
 
 
 def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
@@ -246,7 +233,11 @@ def make_state(
 
 
 def make_optimisation(
-    config: ConfigDict, catalogue: Catalogue, batches: TrainBatches, mesh: Mesh
+    config: ConfigDict,
+    semantic_ids: SemanticIds,
+    catalogue: Catalogue,
+    batches: TrainBatches,
+    mesh: Mesh,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """The optimiser and the compiled step that minimises the config's loss with it."""
     training = config.training
@@ -263,7 +254,7 @@ def make_optimisation(
         b2=training.b2,
     )
     loss = supervised_loss(
-        catalogue.semantic_ids.tokens,
+        semantic_ids.tokens,
         level=training.level,
         targets_per_batch=batches.targets_per_batch,
         loss=LossConfig(**config.loss),
@@ -295,12 +286,12 @@ def decode(
     """Decodes targets as the config says; `exclude_seen` and `num_beams` override it."""
     decoding = config.decoding
     return decode_targets(
+        SearchConfig("beam", num_candidates=num_beams or decoding.num_beams),
         model,
-        catalogue.index,
-        catalogue.tokens,
+        catalogue,
         splits.sequences,
         targets,
-        num_beams=num_beams or decoding.num_beams,
+        score_targets=True,
         max_history=config.data.max_history,
         buckets=config.data.num_buckets,
         batch_size=decoding.batch_size,
@@ -321,17 +312,16 @@ def search(
     *,
     exclude_seen: bool | None = None,
     progress: bool = False,
-) -> Searched:
+) -> Decoded:
     """Candidates of targets by any search, else as `decode` does; the same random numbers at every call."""
     decoding = config.decoding
-    return search_targets(
+    return decode_targets(
         search_config,
         model,
-        value_head,
-        catalogue.index,
-        catalogue.tokens,
+        catalogue,
         splits.sequences,
         targets,
+        value_head=value_head,
         key=keys.make_key(config.seed, keys.SEARCH_EVALUATION),
         max_history=config.data.max_history,
         buckets=config.data.num_buckets,

@@ -101,7 +101,7 @@ class Job:
                 rl.report(config, self.workdir)
             as_run = dataclasses.replace(self, config=config.to_dict())
             baselines = {
-                rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
+                rule: _baselines(as_run, run.splits, run.semantic_ids, rule)
                 for rule in VARIANTS
             }
             evaluate(run, self.split, decoded, baselines=baselines)

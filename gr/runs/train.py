@@ -21,6 +21,7 @@ from gr.data import Histories, Splits
 from gr.evaluation import EvaluationError, hit, ndcg, sid_ranks
 from gr.reports import seen_note
 from gr.semantic_ids import report_table
+from gr.trie import Catalogue
 from gr.training import Checkpointer, FitResult, MetricWriter, fit, make_mesh, restore_model
 
 # What may change when a run is resumed: where the data lie (they are compared), how often the run is looked at, and
@@ -92,7 +93,7 @@ def _train(config: ConfigDict, workdir: str) -> FitResult:
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
-    optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
     state = build.make_state(config, semantic_ids, model, optimizer)
 
     # Loop.
@@ -118,7 +119,7 @@ def _train(config: ConfigDict, workdir: str) -> FitResult:
 
 
 def validation(
-    config: ConfigDict, catalogue: build.Catalogue, splits: Splits, num_users: int
+    config: ConfigDict, catalogue: Catalogue, splits: Splits, num_users: int
 ) -> Callable[[nnx.Module], dict[str, float]]:
     """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all.
 

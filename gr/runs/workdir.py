@@ -17,6 +17,7 @@ from gr.data import Splits, fingerprint, fingerprint_differences
 from gr.data.files import write_atomically
 from gr.models import ValueHead
 from gr.semantic_ids import SemanticIds
+from gr.trie import Catalogue
 from gr.training import TrainingError, check_run_info, checkpoint_step, has_checkpoint, load_config, locked, restore_model, save_run_info
 
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
@@ -49,7 +50,8 @@ class Run:
     workdir: str
     config: ConfigDict
     splits: Splits
-    catalogue: build.Catalogue
+    semantic_ids: SemanticIds
+    catalogue: Catalogue
     model: nnx.Module
     step: int  # Of the checkpoint that the model is from.
     value_head: ValueHead | None = None  # Of a run that trained one.
@@ -81,10 +83,10 @@ def load_run(
         config.data_dir = data_dir
     splits = build.load_data(config, workdir)
     check_data(workdir, splits, allow=other_data, remedy=remedy)
-    catalogue = build.make_catalogue(load_semantic_ids(workdir, splits))
-    model, value_head = build.make_model(config, catalogue.semantic_ids), None
+    semantic_ids = load_semantic_ids(workdir, splits)
+    model, value_head = build.make_model(config, semantic_ids), None
     if build_rl.is_rl(config):
-        model = build_rl.make_model(config, catalogue)
+        model = build_rl.make_model(config, semantic_ids)
     step = checkpoint_step(
         workdir, which
     )  # Once: it may be another one soon, beside a run that trains.
@@ -96,7 +98,8 @@ def load_run(
         workdir=workdir,
         config=config,
         splits=splits,
-        catalogue=catalogue,
+        semantic_ids=semantic_ids,
+        catalogue=build.make_catalogue(semantic_ids),
         model=model,
         step=step,
         value_head=value_head,

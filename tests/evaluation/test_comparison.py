@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from gr.evaluation import EvaluationError, RunRanks, compare_runs, survival
+from gr.evaluation import EvaluationError, RunRanks, compare_runs
+from gr.evaluation.comparison import survival
 from gr.reports.comparison_plots import (
     prefix_survival_plot,
     prefix_weight_plot,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gr.evaluation import Compared, survival, training_seconds
+from gr.evaluation import Compared, training_seconds
+from gr.evaluation.comparison import survival
 from gr.reports.comparison_plots import (
     prefix_recall_curves,
     prefix_survival_plot,

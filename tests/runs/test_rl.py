@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from mains import ROOT, TINY, run
+from toy_run import compilations
 
 from gr.data import load_sequences
 from gr.rl import ActorCritic
 from gr.runs import build_rl
 from gr.runs.value_evaluation import ValueEvaluation
 from gr.runs.workdir import load_run
-from mains import ROOT, TINY, run
-from toy_run import compilations
 
 SMALL = [
     "--config=configs/amazon_office_rl.py",
@@ -91,8 +91,8 @@ def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
 
 def test_the_value_head_is_evaluated_again_without_compiling(trained):
     run_of = load_run(str(trained[0]))
-    environment = build_rl.make_environment(run_of.catalogue, run_of.splits)
-    evaluation = ValueEvaluation.of(run_of.config, environment, run_of.splits, 32)
+    catalogue = build_rl.with_vectors(run_of.catalogue, run_of.splits)
+    evaluation = ValueEvaluation.of(run_of.config, catalogue, run_of.splits, 32)
     model = ActorCritic(run_of.model, run_of.value_head)
     first = evaluation.metrics(model)
     with compilations() as compiled:

@@ -135,7 +135,7 @@ def decoded_by_target(
     exclude_seen: bool,
     progress: bool,
 ) -> Any:
-    """Runs `decode(batch, excluded)` on batches of targets; its arrays `[B, ...]` become `[n, ...]`, in the targets' order.
+    """Runs `decode(batch, excluded)` on batches; its arrays `[B, ...]` become `[n, ...]`, in the targets' order.
 
     Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
     very many are in smaller batches. `decode` returns a pytree of arrays and `Candidates.bad_step`, which is checked.
@@ -190,7 +190,7 @@ def _batches(
 def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
     """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
 
-    So the device has work while the host waits, holds few results at once, and what is told of progress has happened.
+    So the device has work while the host waits and holds few results at once, and progress counts what is done.
     """
     queue = collections.deque()
     for result in results:
@@ -204,7 +204,7 @@ def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
 def distinct_items(histories: Histories) -> np.ndarray:
     """The different items of each history, `[n, S]` int32, -1-padded.
 
-    S is 64 or a power of four from 1,024 on: a program is compiled for each width that there is.
+    S is 64 or a power of four from 1,024 on, for few widths, since each is compiled anew.
     """
     sets = [
         np.unique(histories.items[start:stop])

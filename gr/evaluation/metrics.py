@@ -107,7 +107,7 @@ def evaluate_rankings(
       seed: seed of the resampling.
 
     Returns:
-      `users`; where the rankings tell of seen targets `targets_seen`, how many of the users' targets
+      `users`; if the rankings know of seen targets, `targets_seen`, how many of the users' targets
       are in their histories, their share `targets_seen_share`, and `targets_impossible`, how many
       can never be hit because histories were kept out of the lists; `targets_outside`, how many
       targets are none of the N items;

@@ -11,24 +11,28 @@ from gr.evaluation.decode import Decoded
 from gr.evaluation.metrics import coverage, hit, ndcg
 from gr.evaluation.rankings import EvaluationError, sid_ranks, top_items
 
-_ROUNDS = 6  # VED must be able to learn from some prefixes which are next.
-_KNOWN = 16  # So many times its candidates are asked of VED, to see what it knows besides them.
+_ROUNDS = (
+    6  # VED chooses the next prefixes by those that it has evaluated, so it needs several rounds.
+)
+_KNOWN = (
+    16  # VED returns this many times the candidates that count, to measure what else it has found.
+)
 
 
 def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchConfig:
     """The search with at most `budget` tokens a user to spend on semantic IDs of L codes.
 
-    A beam search gives the model L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling has as many, of
-    which one yields the threshold and no candidate; VED returns M candidates, and evaluates no more than a sixth of its
-    budget at once.
+    A beam search evaluates L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling draws M as well, one of
+    which gives the threshold and no candidate. VED returns M candidates and evaluates at most a sixth of its budget at
+    once.
 
     Args:
-        search: has all else, such as one of `PRESETS`.
-        budget: tokens.
+        search: all other settings, such as one of `PRESETS`.
+        budget: tokens a user.
         code_length: L.
 
     Raises:
-        EvaluationError: if L = 1, where nothing is spent, or if the budget does not pay for two beams.
+        EvaluationError: if L = 1, where no token is evaluated, or if the budget does not pay for two beams.
     """
     if code_length < 2 or budget < 2 * (code_length - 1):
         raise EvaluationError(
@@ -58,7 +62,7 @@ def compare_searches(
     """The metrics of every search at every budget.
 
     Args:
-        run: searches the same users as configured; see `decode_targets`.
+        run: decodes the same targets by the given search; see `decode_targets`.
         budgets: in tokens a user.
         code_length: L.
         targets: the users' item rows `[n]`.
@@ -67,8 +71,8 @@ def compare_searches(
         searches: what to compare, by name.
 
     Returns:
-        A dictionary of JSON values for each search and budget: `decoder`, its name; `budget`; `candidates`, the most of
-        a user; those of `search_metrics`; and, if there is a search "beam", `recall_minus_beam`, the difference to its
+        A dictionary of JSON values for each search and budget: `decoder`, its name; `budget`; `candidates`, at most so
+        many of a user; those of `search_metrics`; and, if there is a search "beam", `recall_minus_beam`, the difference to its
         recall at the same budget, paired by user, with its 95% interval `low`, `high`.
 
     Raises:
@@ -107,13 +111,13 @@ def search_metrics(
 ) -> dict:
     """Accuracy, diversity and cost of the candidates that a search ranks by score.
 
-    A hit is the target's semantic ID. A search with fewer than k candidates is scored by those that it has.
+    A hit is the target's semantic ID. A search with fewer than k candidates is evaluated at their number.
 
     Args:
         found: what was found.
         targets: the users' item rows `[n]`.
         num_items: N.
-        candidates: how many of what was found count as candidates; None: all.
+        candidates: how many of the semantic IDs found count as candidates, best first; None: all.
         k: cut-off.
         seed: of the bootstrap.
 

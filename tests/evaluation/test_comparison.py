@@ -7,12 +7,8 @@ import pytest
 
 from gr.evaluation import EvaluationError, RunRanks, compare_runs
 from gr.evaluation.comparison import survival
-from gr.reports.comparison_plots import (
-    prefix_survival_plot,
-    prefix_weight_plot,
-    seeds_plot,
-    validation_plot,
-)
+from gr.reports.comparison_plots import prefix_survival_plot, seeds_plot, validation_plot
+from gr.reports.plots import prefix_weight_plot
 
 USERS, LENGTH, BEAMS = 60, 3, 10
 

@@ -343,7 +343,7 @@ def _item_sets(histories: np.ndarray, num_items: int) -> sparse.csr_array:
 def _pruned_cosines(
     item_users: sparse.csr_array, neighbours: Sequence[int], shrinkage: float, ties: np.ndarray
 ) -> list[sparse.csr_array]:
-    """Shrunk cosines of items `[N, N]`, a matrix for each number of neighbours: row j keeps that many, the most similar."""
+    """Shrunk cosines of items `[N, N]`, a matrix for each number of neighbours, the most similar of each row."""
     num_items = item_users.shape[0]
     norms = np.sqrt(item_users.sum(axis=1))
     # At most so many items share a user with each.

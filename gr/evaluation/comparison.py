@@ -1,8 +1,8 @@
 """Several ways of training, each run with several seeds, compared on the same users.
 
 Two sources of variance are reported separately. A paired bootstrap over users, of differences averaged over the seeds,
-covers the choice of users with these models fixed. The standard deviation over seeds, and the number of seeds in which a
-variant is ahead of the reference, cover the training.
+covers the choice of users with these models fixed. The standard deviation over seeds, and the number of seeds in which
+a variant is ahead of the reference, cover the training.
 """
 
 import dataclasses

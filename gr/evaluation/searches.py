@@ -71,9 +71,10 @@ def compare_searches(
         searches: what to compare, by name.
 
     Returns:
-        A dictionary of JSON values for each search and budget: `decoder`, its name; `budget`; `candidates`, at most so
-        many of a user; those of `search_metrics`; and, if there is a search "beam", `recall_minus_beam`, the difference to its
-        recall at the same budget, paired by user, with its 95% interval `low`, `high`.
+        A dictionary of JSON values for each search and budget:
+        `decoder`, its name; `budget`; `candidates`, the number for each user; the metrics of `search_metrics`;
+        and, if there is a search "beam", `recall_minus_beam`: recall minus beam search's recall at the same budget,
+        paired by user, with its 95% interval `low`, `high`.
 
     Raises:
         EvaluationError: see `equal_budget`; before anything is searched.

@@ -316,8 +316,8 @@ def test_light_theme_has_the_colours_of_the_plots(source):
 
 
 OPTIONAL = {
-    "dataset": "The data set was not described",
-    "model": "The model was not described",
+    "dataset": "No description of the data set",
+    "model": "No description of the model",
     "metrics": "No metrics",
     "differences": "No paired differences",
     "curves": "No learning curves",
@@ -371,7 +371,7 @@ def test_numbers_that_are_not_finite_are_shown_as_a_dash():
         ),
         (
             {"differences": {"item-kNN": {"ndcg@10": [0.02, -0.01, 0.05]}}},
-            "NDCG@10 0.0600 [0.0500, 0.0700], above every baseline, but item-kNN is within the 95% interval; "
+            "NDCG@10 0.0600 [0.0500, 0.0700], above every baseline, but the difference to item-kNN is not significant; "
             "the best baseline is item-kNN (0.0400, +50%).",
         ),
         (
@@ -389,7 +389,7 @@ def test_numbers_that_are_not_finite_are_shown_as_a_dash():
                 "differences": {"model": {"ndcg@10": [-0.01, -0.02, 0.001]}},
             },
             "NDCG@10 0.0500 [0.0400, 0.0600], below model (0.0600, −17%) by 0.0100. "
-            "The difference is within the 95% interval.",
+            "The difference is not significant at 95%.",
         ),
         (
             {"metrics": {"model": {"ndcg@10": 0.06}}, "differences": {}},

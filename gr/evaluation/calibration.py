@@ -11,8 +11,8 @@ from gr.evaluation.rankings import EvaluationError
 class ValueCalibration:
     """Values of prefixes against the Monte-Carlo returns below them, by depth.
 
-    Letters: S depths, of which the first is `first_depth`; Q bins, each with equally many prefixes of a depth, from
-    the lowest values to the highest. A number that is undefined is NaN.
+    Letters: S depths, of which the first is `first_depth`; Q bins of equally many prefixes, from the
+    lowest values to the highest. A number that is undefined is NaN.
     """
 
     first_depth: int

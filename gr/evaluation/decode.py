@@ -77,7 +77,7 @@ def decode_targets(
         targets: what to predict.
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or how many of them; the decoder compiles once for each.
-        value_head: guides VED; None: entropy alone does.
+        value_head: guides VED; None: V = 0.
         key: of the random numbers; only beam search needs none.
         score_targets: whether the targets are scored too, in one more pass of the model: `log_probs`, and for beam
             search `prefix_hits`.

@@ -397,7 +397,7 @@ def top_legend(axes: Axes, columns: int) -> None:
 
 
 def _columns_that_fit(labels: Sequence[str], columns: int) -> int:
-    """At most so many columns of a legend, which a wide one would squeeze the axes for."""
+    """The number of legend columns, at most `columns`, that fit without squeezing the axes."""
     for count in range(min(columns, len(labels)), 1, -1):
         rows = math.ceil(len(labels) / count)
         starts = range(0, len(labels), rows)

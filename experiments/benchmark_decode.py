@@ -36,7 +36,7 @@ from gr.decoding import Candidates, beam_search
 from gr.evaluation import distinct_items
 from gr.models import Cache
 from gr.runs import Experiment, build
-from gr.trie import ExcludeItems, TrieIndex
+from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.
 
@@ -113,12 +113,12 @@ def _share_of_floor(name: str, results: dict[str, dict[str, float]]) -> str:
 
 
 def make_requests(
-    config: Experiment, splits: Splits, catalogue: build.Catalogue
+    config: Experiment, splits: Splits, catalogue: Catalogue
 ) -> dict[str, dict[tuple, Stratum]]:
     """Batches of users by row name: `history [B, T]` and `seen [B, S]` item rows, `weight [B]`."""
     sequences, targets = splits.sequences, splits.test
     max_history, batch_size = config.data.max_history, config.decoding.batch_size
-    length = catalogue.semantic_ids.num_levels
+    length = catalogue.index.length
     rng = np.random.default_rng(config.seed)
     requests = {}
     for items in sorted({min(items, max_history) for items in ITEMS}):
@@ -149,7 +149,7 @@ class Workload:
 def make_workloads(
     config: Experiment,
     model: Any,
-    catalogue: build.Catalogue,
+    catalogue: Catalogue,
     requests: dict[str, dict[tuple, Stratum]],
 ) -> dict[str, Workload]:
     """The rows of one backbone."""

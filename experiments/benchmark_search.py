@@ -33,7 +33,7 @@ from experiments.errors import one_line_errors
 from gr.decoding import PRESETS, Candidates, SearchConfig, search
 from gr.models import ValueHead, ValueHeadConfig
 from gr.runs import Experiment, ValueFields, build, keys
-from gr.trie import TrieIndex
+from gr.trie import Catalogue, TrieIndex
 
 NUM_CANDIDATES = 16
 WALK, PLAIN_WALK = "python_walk", "plain_walk"
@@ -121,7 +121,7 @@ def make_searches(length: int) -> dict[str, SearchConfig]:
 
 
 def measure(
-    config: Experiment, model: Any, catalogue: build.Catalogue, history: jax.Array
+    config: Experiment, model: Any, catalogue: Catalogue, history: jax.Array
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Times all searches of `history [B, T, L]` in turns: results by row, compilations while timing."""
     length = catalogue.index.length
@@ -138,7 +138,7 @@ def measure(
     calls: dict[str, Callable[[], Any]] = {}
     for name, chosen in make_searches(length).items():
         if name in (WALK, PLAIN_WALK):
-            tokens = catalogue.semantic_ids.tokens
+            tokens = np.asarray(catalogue.tokens[:-1])
             walk = PythonWalk(model, head, tokens, chosen, cached=name == WALK)
             calls[name] = benchmarking.in_order(walk, list(history[:WALKED_USERS, None]))
             continue

@@ -30,10 +30,11 @@ from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors
-from gr.data import PAD_ITEM, Splits, TrainBatches
+from gr.data import NO_ITEM, Splits, TrainBatches
 from gr.runs import Experiment, build
 from gr.semantic_ids import SemanticIds
 from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
+from gr.trie import Catalogue
 
 # Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
 _BUCKETED = "encoder_decoder/target/bucketed"
@@ -162,7 +163,7 @@ def measure(
     for loss in losses:
         with_loss = config.override(LOSSES[loss])
         model = build.make_model(config, semantic_ids)
-        steps = train_calls(with_loss, model, catalogue, batches, strata)
+        steps = train_calls(with_loss, model, semantic_ids, catalogue, batches, strata)
         calls |= {(loss, shape): call for shape, call in steps.items()}
     product, product_gflop = benchmarking.peak_product(getattr(config, config.backbone).dtype)
     timings, compilations = benchmarking.time_in_turns(
@@ -238,7 +239,8 @@ class Epoch:
 def train_calls(
     config: Experiment,
     model: nnx.Module,
-    catalogue: build.Catalogue,
+    semantic_ids: SemanticIds,
+    catalogue: Catalogue,
     batches: TrainBatches,
     strata: dict[tuple, Stratum],
 ) -> dict[tuple, Callable[[], Any]]:
@@ -247,8 +249,8 @@ def train_calls(
     All of them go on with the same state.
     """
     mesh = make_mesh(**config.mesh)
-    optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
-    state = replicate(build.make_state(config, catalogue.semantic_ids, model, optimizer), mesh)
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
+    state = replicate(build.make_state(config, semantic_ids, model, optimizer), mesh)
 
     def train(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state
@@ -265,9 +267,9 @@ def real_items(batch: dict[str, np.ndarray]) -> int:
     """Items of a batch's histories and targets, without padding and filler rows."""
     if "items" in batch:
         counts = batch["weight"].any(axis=1)
-        return int((batch["items"][counts] != PAD_ITEM).sum())
+        return int((batch["items"][counts] != NO_ITEM).sum())
     counts = batch["weight"] > 0
-    return int((batch["history"][counts] != PAD_ITEM).sum() + counts.sum())
+    return int((batch["history"][counts] != NO_ITEM).sum() + counts.sum())
 
 
 def step_gflop(model: nnx.Module, batch: dict[str, np.ndarray], length: int) -> float:

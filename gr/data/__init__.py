@@ -4,7 +4,8 @@
 `read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_json_lines`, `read_minionerec`, `read_table`,
 `synthetic_sequences`) gives `Sequences`: who took which items, oldest first. `leave_one_out`,
 `by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
-interactions are targets of training, validation and test. `train_batches_by_target`,
+interactions are targets of training, validation and test; `training_interactions` are all that may
+be learnt from. `train_batches_by_target`,
 `train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
 `bucket_lengths`; `Histories` are whole ones, not padded. `find_items` finds items by id or title,
 `fingerprint` tells data apart. Bad input raises `DataError`, which names file and line and says
@@ -30,14 +31,14 @@ from gr.data.pipeline import (
     train_batches_by_user,
 )
 from gr.data.recbole import read_recbole
-from gr.data.sequences import PAD_ITEM, DataError, Sequences, Splits, Targets
-from gr.data.splits import by_time, leave_one_out, time_quantiles
+from gr.data.sequences import NO_ITEM, DataError, Sequences, Splits, Targets
+from gr.data.splits import by_time, leave_one_out, time_quantiles, training_interactions
 from gr.data.synthetic import synthetic_sequences
 from gr.data.tables import read_table
 
 __all__ = [
     "FORMATS",
-    "PAD_ITEM",
+    "NO_ITEM",
     "DataError",
     "Histories",
     "Sequences",
@@ -67,4 +68,5 @@ __all__ = [
     "time_quantiles",
     "train_batches_by_target",
     "train_batches_by_user",
+    "training_interactions",
 ]

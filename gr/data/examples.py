@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from gr.data.buckets import require_positive
-from gr.data.sequences import PAD_ITEM, DataError, Sequences, Targets
+from gr.data.sequences import NO_ITEM, DataError, Sequences, Targets
 
 Batch = dict[str, np.ndarray]
 
@@ -105,7 +105,7 @@ def histories(
     sequences: Sequences, targets: Targets, max_length: int, *, width: int | None = None
 ) -> np.ndarray:
     """The last `max_length` items before each target, `[n, width]` int32, oldest first,
-    right-padded with `PAD_ITEM`; by default as wide as the longest. A history may be empty.
+    right-padded with `NO_ITEM`; by default as wide as the longest. A history may be empty.
 
     Raises:
         DataError: no targets, bad targets, or histories wider than `width`.
@@ -172,7 +172,7 @@ class Histories:
         return self.items.nbytes + self.starts.nbytes + self.stops.nbytes
 
     def padded(self) -> np.ndarray:
-        """The rows `[n, T]`, right-padded with `PAD_ITEM`."""
+        """The rows `[n, T]`, right-padded with `NO_ITEM`."""
         return _slices(self.items, self.starts, self.lengths, self.shape[1])
 
     def hold(self, wanted: np.ndarray) -> np.ndarray:
@@ -229,7 +229,7 @@ def _places_with_history(sequences: Sequences, targets: Targets) -> np.ndarray:
 
 
 def _slices(items: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """`items[start:start + length]` of each row, `[B, width]`, right-padded with `PAD_ITEM`."""
+    """`items[start:start + length]` of each row, `[B, width]`, right-padded with `NO_ITEM`."""
     place = np.arange(width)
     taken = items.take(starts[:, None] + place, mode="clip")
-    return np.where(place < lengths[:, None], taken, np.int32(PAD_ITEM))
+    return np.where(place < lengths[:, None], taken, np.int32(NO_ITEM))

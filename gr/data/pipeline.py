@@ -62,7 +62,7 @@ def train_batches_by_target(
     """Shuffled batches of one target per example ("interaction-level"), each target once an epoch.
 
     A batch holds `users [B]` int32, `history [B, T]` int32 (the last `max_history` items before the
-    target, oldest first, right-padded with `PAD_ITEM`), `target [B]` int32 and `weight [B]` float32
+    target, oldest first, right-padded with `NO_ITEM`), `target [B]` int32 and `weight [B]` float32
     (1, or 0 for filler); T is one of the buckets.
 
     Args:
@@ -127,7 +127,7 @@ def train_batches_by_user(
     without targets, are left out.
 
     A batch holds `users [B]` int32, `items [B, T]` int32 (oldest first, right-padded with
-    `PAD_ITEM`) and `weight [B, T]` float32, 1 where `items[b, t]` is a target that counts in this
+    `NO_ITEM`) and `weight [B, T]` float32, 1 where `items[b, t]` is a target that counts in this
     window, else 0: always at t = 0, where nothing precedes, and at padding. T is a bucket plus 1,
     since the last item of a window is never history.
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from gr.errors import GrError
 
-PAD_ITEM = -1  # In batches of item rows: "no item here".
+NO_ITEM = (
+    -1
+)  # Where a row of an item is expected: "no item here"; pads histories, lists and batches.
 
 
 class DataError(GrError):

@@ -83,3 +83,17 @@ def _places(sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _targets(users: np.ndarray, chosen: np.ndarray) -> Targets:
     positions = np.flatnonzero(chosen)
     return Targets(users=users[positions], positions=positions)
+
+
+def training_interactions(splits: Splits) -> np.ndarray:
+    """Which interactions may be learnt from, bool `[E]`: each user's up to their last training target.
+
+    Validation and test targets are never among them, and a user without a training target has none.
+    """
+    sequences = splits.sequences
+    last = np.full(sequences.num_users, -1, dtype=np.int64)
+    np.maximum.at(last, splits.train.users, splits.train.positions)
+    mask = np.arange(len(sequences.items)) <= np.repeat(last, sequences.lengths)
+    mask[splits.validation.positions] = False
+    mask[splits.test.positions] = False
+    return mask

@@ -104,6 +104,7 @@ def search(
     temperature: float = 1.0,
     normalise_over: str = VOCABULARY,
     keep_tree: bool = False,
+    keep_beams: bool = False,
 ) -> Candidates:
     """The candidates of each user by the configured search, with `evaluations` filled in whichever it is.
 
@@ -119,6 +120,7 @@ def search(
         normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is
             always among the children.
         keep_tree: whether VED returns its tree.
+        keep_beams: whether beam search returns the nodes that were in the beam after each step.
 
     Raises:
         DecodingError: see the searches.
@@ -149,7 +151,13 @@ def search(
     count = config.num_candidates
     if config.name == "beam":
         found = beam_search(
-            backbone, index, history, count, normalise_over=normalise_over, **shared
+            backbone,
+            index,
+            history,
+            count,
+            normalise_over=normalise_over,
+            keep_beams=keep_beams,
+            **shared,
         )
         evaluations = _beam_evaluations(index, count, index.length)
     else:

@@ -12,11 +12,11 @@ import numpy as np
 from scipy import sparse
 
 from gr.data.examples import Histories
-from gr.data.sequences import Splits
+from gr.data.sequences import NO_ITEM, Splits
+from gr.data.splits import training_interactions
 from gr.evaluation.metrics import ndcg
-from gr.evaluation.popularity import popularity_order, training_counts, training_mask
+from gr.evaluation.popularity import popularity_order, training_counts
 from gr.evaluation.rankings import (
-    NO_ITEM,
     NOT_FOUND,
     EvaluationError,
     Rankings,
@@ -108,7 +108,7 @@ def fit_markov_chain(splits: Splits, *, backoff: bool = True) -> Ranker:
     """
     items = splits.sequences.items
     num_items = splits.sequences.num_items
-    train = training_mask(splits)
+    train = training_interactions(splits)
     popular = popularity_order(training_counts(splits))
     later = np.flatnonzero(train)
     later = later[~np.isin(later, splits.sequences.offsets)]  # A user's first item follows nothing.
@@ -324,7 +324,7 @@ def _places(popular: np.ndarray) -> np.ndarray:
 def _item_users(splits: Splits) -> sparse.csr_array:
     """Which users interacted with which items in training, binary `[N, U]`."""
     sequences = splits.sequences
-    train = training_mask(splits)
+    train = training_interactions(splits)
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)[train]
     pairs = np.unique(sequences.items[train].astype(np.int64) * sequences.num_users + users)
     items, users = np.divmod(pairs, sequences.num_users)
@@ -343,7 +343,7 @@ def _item_sets(histories: np.ndarray, num_items: int) -> sparse.csr_array:
 def _pruned_cosines(
     item_users: sparse.csr_array, neighbours: Sequence[int], shrinkage: float, ties: np.ndarray
 ) -> list[sparse.csr_array]:
-    """Shrunk cosines of items `[N, N]`, one matrix a number of neighbours: row j keeps so many of the most similar."""
+    """Shrunk cosines of items `[N, N]`, a matrix for each number of neighbours, the most similar of each row."""
     num_items = item_users.shape[0]
     norms = np.sqrt(item_users.sum(axis=1))
     # At most so many items share a user with each.

@@ -1,4 +1,4 @@
-"""Does a value head rank prefixes by what is really below them? Its values against Monte-Carlo returns, by depth."""
+"""Calibration of a value head: its values of prefixes against the Monte-Carlo returns below them, by depth."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from gr.evaluation.rankings import EvaluationError
 
 @dataclasses.dataclass(frozen=True)
 class ValueCalibration:
-    """Values of prefixes against the returns that were found below them, by depth.
+    """Values of prefixes against the Monte-Carlo returns below them, by depth.
 
-    Letters: S depths, of which the first is `first_depth`; Q bins, each with equally many prefixes of a depth, from
-    the lowest values to the highest. A figure that does not exist is NaN.
+    Letters: S depths, of which the first is `first_depth`; Q bins of equally many prefixes, from the
+    lowest values to the highest. A number that is undefined is NaN.
     """
 
     first_depth: int
@@ -51,8 +51,8 @@ def value_calibration(
 
     Args:
         values: V of the candidates' prefixes `[B, G, S]`.
-        returns: what was found below them `[B, G, S]`: `prefix_means` of `monte_carlo_returns`.
-        counted: which count `[B, G, S]` bool: `distinct_prefixes`; elsewhere anything may stand.
+        returns: Monte-Carlo returns below them `[B, G, S]`: `prefix_means` of `monte_carlo_returns`.
+        counted: which prefixes count `[B, G, S]` bool: `distinct_prefixes`; others are ignored.
         num_bins: Q; at a depth with fewer prefixes some bins are empty.
         first_depth: depth of the first of the S places; 0 if the root is among them.
 

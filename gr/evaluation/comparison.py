@@ -1,8 +1,8 @@
 """Several ways of training, each run with several seeds, compared on the same users.
 
-Two kinds of chance are kept apart. A paired bootstrap over users, of differences averaged over the seeds, says what
-other users might have shown of these very models; the standard deviation over seeds, and in how many seeds a variant is
-ahead, say what other trainings might have given.
+Two sources of variance are reported separately. A paired bootstrap over users, of differences averaged over the seeds,
+covers the choice of users with these models fixed. The standard deviation over seeds, and the number of seeds in which
+a variant is ahead of the reference, cover the training.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from gr.evaluation.metrics import hit, ndcg
 from gr.evaluation.rankings import EvaluationError
 
 KS = (3, 5, 10, 20)
-STOP_FACTOR = 50  # Validation takes longer than an interval of steps, but not so much longer.
+STOP_FACTOR = 50  # In median gaps: validation makes a gap longer, but never by this factor.
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRanks:
-    """Where one run has the targets of n users."""
+    """Where one run ranks the targets of n users."""
 
     targets: np.ndarray  # [n] item rows.
     sid_ranks: np.ndarray  # [n] from 0, or NOT_FOUND.
@@ -83,13 +83,13 @@ def compare_runs(
 
     Args:
         runs: variant -> seed -> ranks; variants may lack seeds.
-        reference: the variant with which the others are compared; if it has no runs, there are no differences.
-        num_resamples: of users.
+        reference: the variant that the others are compared with; without runs of it there are no differences.
+        num_resamples: resamples of users.
         level: confidence level of the intervals.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
-        EvaluationError: if two runs have other targets, or another number of codes or beams.
+        EvaluationError: if two runs differ in their targets, or in their number of codes or beams.
     """
     check_comparable(runs)
     per_user = {
@@ -133,13 +133,13 @@ def compare_runs(
 
 
 def check_comparable(runs: Mapping[str, Mapping[int, RunRanks]]) -> None:
-    """Raises `EvaluationError` unless all runs rank the same targets with equally many codes and beams."""
+    """Raises `EvaluationError` unless all runs rank the same targets, with the same number of codes and of beams."""
     found = [(f"{name}, seed {s}", ranks) for name, by in runs.items() for s, ranks in by.items()]
     for label, ranks in found[1:]:
         first_label, first = found[0]
         if not np.array_equal(ranks.targets, first.targets):
             raise EvaluationError(
-                f"{label} and {first_label} rank other targets: compare runs on the same data and split"
+                f"{label} and {first_label} rank different targets: compare runs on the same data and split"
             )
         for what, one, other in (
             ("codes a semantic ID", ranks.prefix_hits.shape[1], first.prefix_hits.shape[1]),
@@ -147,7 +147,7 @@ def check_comparable(runs: Mapping[str, Mapping[int, RunRanks]]) -> None:
         ):
             if one != other:
                 raise EvaluationError(
-                    f"{label} has {one} {what}, {first_label} {other}: compare runs that have the same"
+                    f"{label} has {one} {what}, {first_label} {other}: compare runs with the same number"
                 )
 
 
@@ -158,7 +158,7 @@ def survival(prefix_recall: Sequence[float]) -> list[float]:
 
 
 def training_seconds(lines: Sequence[Mapping]) -> float:
-    """Seconds between the first and the last line of a run's metrics, without the time that it stood still.
+    """Seconds between the first and the last line of a run's metrics, without the time that the run was stopped.
 
     A run that was stopped and resumed has a gap between two lines; every gap that is longer than a minute and than
     `STOP_FACTOR` median gaps counts as one median gap. Validation during training is part of the time.

@@ -1,29 +1,17 @@
-"""What is trained on, how popular items are in it, and the catalogue's head, torso and tail."""
+"""How popular items are in training, and the catalogue's head, torso and tail."""
 
 import numpy as np
 
 from gr.data.sequences import Splits
+from gr.data.splits import training_interactions
 
 HEAD, TORSO, TAIL = 0, 1, 2
 SLICE_NAMES = ("head", "torso", "tail")  # Indexed by slice id.
 
 
-def training_mask(splits: Splits) -> np.ndarray:
-    """True for the interactions that training may know, `[E]`.
-
-    The training part of a user is everything up to the last of that user's training targets; a user
-    without a training target has none.
-    """
-    sequences = splits.sequences
-    last = np.full(sequences.num_users, -1, dtype=np.int64)
-    np.maximum.at(last, splits.train.users, splits.train.positions)
-    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
-    return np.arange(len(sequences.items)) <= last[users]
-
-
 def training_counts(splits: Splits) -> np.ndarray:
     """Training interactions of each item, `[N]` int64."""
-    trained = splits.sequences.items[training_mask(splits)]
+    trained = splits.sequences.items[training_interactions(splits)]
     return np.bincount(trained, minlength=splits.sequences.num_items)
 
 

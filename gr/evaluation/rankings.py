@@ -2,17 +2,17 @@
 
 A model ranks beams: `[n, M, C]` item rows, best beam first, where one beam is one Semantic ID (SID)
 and its C columns hold the items that share it, padded with -1; a beam without an item is invalid. A
-baseline ranks items: `[n, k]` item rows, padded with -1. Both end as `Rankings`, so that everything
-after this module treats them alike. A target that the ranked catalogue lacks is a miss.
+baseline ranks items: `[n, k]` item rows, padded with -1. Both end as `Rankings`, so that metrics
+treat them alike. A target outside the ranked catalogue is a miss.
 """
 
 import dataclasses
 
 import numpy as np
 
+from gr.data.sequences import NO_ITEM
 from gr.errors import GrError
 
-NO_ITEM = -1  # Pads a list of item rows.
 NOT_FOUND = -1  # The rank of a target that its list does not hold.
 
 
@@ -32,8 +32,8 @@ class Rankings:
         np.ndarray
     )  # [n] valid candidates that were listed: beams of a model, items of a baseline.
     duplicates: np.ndarray  # [n] candidates that already stood above in the same list.
-    seen: np.ndarray | None = None  # [n] bool: is the target in its history? None: not told.
-    # Whether what is in a history was kept out of its list, where a seen target is never hit. None: not told.
+    seen: np.ndarray | None = None  # [n] bool: is the target in its history? None: unknown.
+    # Whether items of a history were kept out of its list; a seen target is then never hit. None: unknown.
     exclude: bool | None = None
 
     def __len__(self) -> int:
@@ -59,8 +59,8 @@ def rankings_of_beams(
       beams: item rows, `[n, M, C]`.
       targets: item rows, `[n]`.
       depth: the largest k at which the rankings can be evaluated.
-      seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: not told.
-      exclude: whether the search kept out what is in the histories; None: not told.
+      seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: unknown.
+      exclude: whether the search kept items of the histories out; None: unknown.
 
     Raises `EvaluationError` if there are fewer beams than `depth`: a Hit@k of a shorter list would
     be understated.

@@ -1,48 +1,38 @@
-"""Decodes the targets of a split with any search that proposes candidates, on a budget of token evaluations."""
+"""Beam search, sampling and VED compared at equal budgets of token evaluations."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
-from gr.data import Sequences, Targets
-from gr.decoding import SearchConfig, search
-from gr.decoding.softmax import as_temperature
-from gr.evaluation.evaluators import decoded_by_target
-from gr.evaluation.rankings import EvaluationError
-from gr.trie import ExcludeItems, TrieIndex
+from gr.decoding import PRESETS, SearchConfig
+from gr.evaluation.bootstrap import bootstrap_intervals, paired_bootstrap
+from gr.evaluation.decode import Decoded
+from gr.evaluation.metrics import coverage, hit, ndcg
+from gr.evaluation.rankings import EvaluationError, sid_ranks, top_items
 
-
-@dataclasses.dataclass(frozen=True)
-class Searched:
-    """What a search finds for each of n targets, in the targets' order."""
-
-    items: np.ndarray  # [n, G, C] int32 item rows, best semantic ID first, -1-padded.
-    codes: np.ndarray  # [n, G, L] int32 tokens.
-    scores: np.ndarray  # [n, G] float32 log-probabilities, -inf where there is no candidate.
-    evaluations: np.ndarray  # [n] int32: tokens that the model was given, besides the history.
-
-
-_ROUNDS = 6  # VED must be able to learn from some prefixes which are next.
+_ROUNDS = (
+    6  # VED chooses the next prefixes by those that it has evaluated, so it needs several rounds.
+)
+_KNOWN = (
+    16  # VED returns this many times the candidates that count, to measure what else it has found.
+)
 
 
 def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchConfig:
     """The search with at most `budget` tokens a user to spend on semantic IDs of L codes.
 
-    A beam search gives the model L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling has as many, of
-    which one yields the threshold and no candidate; VED returns M candidates, and evaluates no more than a sixth of its
-    budget at once.
+    A beam search evaluates L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling draws M as well, one of
+    which gives the threshold and no candidate. VED returns M candidates and evaluates at most a sixth of its budget at
+    once.
 
     Args:
-        search: has all else, such as one of `PRESETS`.
-        budget: tokens.
+        search: all other settings, such as one of `PRESETS`.
+        budget: tokens a user.
         code_length: L.
 
     Raises:
-        EvaluationError: if L = 1, where nothing is spent, or if the budget does not pay for two beams.
+        EvaluationError: if L = 1, where no token is evaluated, or if the budget does not pay for two beams.
     """
     if code_length < 2 or budget < 2 * (code_length - 1):
         raise EvaluationError(
@@ -59,101 +49,122 @@ def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchC
     )
 
 
-def search_targets(
-    config: SearchConfig,
-    model: Any,
-    value_head: Any | None,
-    index: TrieIndex,
-    tokens: jax.Array,
-    sequences: Sequences,
-    targets: Targets,
+def compare_searches(
+    run: Callable[[SearchConfig], Decoded],
+    budgets: Sequence[int],
     *,
-    key: jax.Array,
-    max_history: int,
-    buckets: int | Sequence[int],
-    batch_size: int = 128,
-    exclude_seen: bool = True,
-    temperature: float = 1.0,
-    normalise_over: str = "vocabulary",
-    progress: bool = False,
-) -> Searched:
-    """Searches the candidates of every target from its history.
+    code_length: int,
+    targets: np.ndarray,
+    num_items: int,
+    k: int = 10,
+    searches: Mapping[str, SearchConfig] = PRESETS,
+) -> list[dict]:
+    """The metrics of every search at every budget.
 
     Args:
-        config: which search.
-        model: a backbone.
-        value_head: guides VED; None: entropy alone does.
-        index: the trie of the items.
-        tokens: `item_token_table` `[N + 1, L]`.
-        sequences: the data.
-        targets: what to predict.
-        key: of the random numbers.
-        max_history: see `decode_targets`, also for the arguments below.
-        buckets: padded history lengths, or how many of them.
-        batch_size: users decoded at once.
-        exclude_seen: whether items of the user's whole history may not be decoded.
-        temperature: of the model's distribution.
-        normalise_over: "vocabulary" or "children"; sampling is always among the children.
-        progress: whether to show a progress bar.
+        run: decodes the same targets by the given search; see `decode_targets`.
+        budgets: in tokens a user.
+        code_length: L.
+        targets: the users' item rows `[n]`.
+        num_items: N.
+        k: cut-off.
+        searches: what to compare, by name.
+
+    Returns:
+        A dictionary of JSON values for each search and budget:
+        `decoder`, its name; `budget`; `candidates`, the number for each user; the metrics of `search_metrics`;
+        and, if there is a search "beam", `recall_minus_beam`: recall minus beam search's recall at the same budget,
+        paired by user, with its 95% interval `low`, `high`.
 
     Raises:
-        EvaluationError: see `decode_targets`.
+        EvaluationError: see `equal_budget`; before anything is searched.
     """
-    temperature = as_temperature(temperature)
-
-    def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
-        # The first row of a batch is real, so its number tells the batches apart.
-        of_batch = jax.random.fold_in(key, int(batch["rows"][0]))
-        return _search(
-            model,
-            value_head,
-            index,
-            tokens,
-            batch["history"],
-            excluded,
-            of_batch,
-            temperature,
-            config=config,
-            normalise_over=normalise_over,
-        )
-
-    return Searched(
-        *decoded_by_target(
-            decode,
-            sequences,
-            targets,
-            max_history=max_history,
-            buckets=buckets,
-            batch_size=batch_size,
-            exclude_seen=exclude_seen,
-            progress=progress,
-        )
-    )
+    configs = [
+        (name, equal_budget(config, budget, code_length))
+        for name, config in searches.items()
+        for budget in budgets
+    ]
+    rows, found_by = [], {}
+    for name, config in configs:
+        count = config.num_candidates
+        if config.name == "ved":
+            config = dataclasses.replace(config, num_candidates=_KNOWN * count)
+        found = run(config)
+        found_by[name, config.budget] = hit(sid_ranks(found.items, targets), count)
+        row = {"decoder": name, "budget": config.budget, "candidates": count}
+        rows.append(row | search_metrics(found, targets, num_items, k=k, candidates=count))
+    for row in rows:
+        name, budget = row["decoder"], row["budget"]
+        if ("beam", budget) in found_by and name != "beam":
+            pair = found_by[name, budget], found_by["beam", budget]
+            row["recall_minus_beam"] = paired_bootstrap(*pair, seed=0)._asdict()
+    return rows
 
 
-@functools.partial(jax.jit, static_argnames=("config", "normalise_over"))
-def _search(
-    model: Any,
-    value_head: Any | None,
-    index: TrieIndex,
-    tokens: jax.Array,
-    history: jax.Array,
-    excluded: ExcludeItems | None,
-    key: jax.Array,
-    temperature: jax.Array | None,
+def search_metrics(
+    found: Decoded,
+    targets: np.ndarray,
+    num_items: int,
     *,
-    config: SearchConfig,
-    normalise_over: str,
-) -> tuple[jax.Array, ...]:
-    found = search(
-        config,
-        model,
-        value_head,
-        index,
-        tokens[history],
-        key=key,
-        constraint=excluded,
-        temperature=1.0 if temperature is None else temperature,
-        normalise_over=normalise_over,
-    )
-    return found.items, found.codes, found.scores, found.evaluations, found.bad_step
+    candidates: int | None = None,
+    k: int = 10,
+    seed: int = 0,
+) -> dict:
+    """Accuracy, diversity and cost of the candidates that a search ranks by score.
+
+    A hit is the target's semantic ID. A search with fewer than k candidates is evaluated at their number.
+
+    Args:
+        found: what was found.
+        targets: the users' item rows `[n]`.
+        num_items: N.
+        candidates: how many of the semantic IDs found count as candidates, best first; None: all.
+        k: cut-off.
+        seed: of the bootstrap.
+
+    Returns:
+        `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (among all that was found),
+        means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `recall_at`, Hit among
+        the first 8, 16, 32, ... found; `coverage@k`, share of the N items in any top k; `diversity@k`, see
+        `pairwise_difference`; and `evaluations`, mean tokens a user.
+    """
+    ranks = sid_ranks(found.items, targets)
+    count = found.items.shape[1] if candidates is None else candidates
+    top = min(k, count)
+    per_user = {
+        f"hit@{k}": hit(ranks, top),
+        f"ndcg@{k}": ndcg(ranks, top),
+        "recall": hit(ranks, count),
+        "known_recall": hit(ranks, found.items.shape[1]),
+    }
+    low, high = bootstrap_intervals(np.stack(list(per_user.values()), axis=1), seed=seed)
+    valid = found.scores > -np.inf
+    return {
+        "users": len(targets),
+        **{name: float(values.mean()) for name, values in per_user.items()},
+        "known": float(valid.sum(axis=1).mean()),
+        "recall_at": {
+            str(8 * 2**i): float(hit(ranks, 8 * 2**i).mean())
+            for i in range((found.items.shape[1] // 8).bit_length())
+        },
+        f"coverage@{k}": coverage(top_items(found.items[:, :count], k), num_items),
+        f"diversity@{k}": pairwise_difference(found.tokens[:, :top], valid[:, :top]),
+        "evaluations": float(found.evaluations.mean()),
+        "intervals": dict(zip(per_user, np.stack([low, high], axis=1).tolist(), strict=True)),
+    }
+
+
+def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
+    """Share of codes in which two candidates of a user differ: mean over pairs, then over users.
+
+    Unlike the number of distinct codes it does not grow with the number of candidates. Codes `[n, G, L]`, valid
+    `[n, G]`; users with fewer than two candidates do not count, and if there are no others it is None.
+    """
+    differ = (codes[:, :, None] != codes[:, None, :]).mean(axis=-1)
+    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(codes.shape[1], dtype=bool)
+    counts = pairs.sum(axis=(1, 2))
+    known = counts > 0
+    if not known.any():
+        return None
+    sums = np.where(pairs, differ, 0.0).sum(axis=(1, 2))
+    return float((sums[known] / counts[known]).mean())

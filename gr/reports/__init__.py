@@ -1,21 +1,17 @@
-"""Figures, tables of text and HTML pages of what `gr.evaluation` counted.
+"""Figures, text tables and HTML pages of what `gr.evaluation` measured.
 
-`write_report` makes the self-contained report of a run, `render_comparison` a page of tables and figures;
-`format_metrics` and `format_table` make text for a terminal. matplotlib is loaded when something is drawn.
+* Pages: `write_report` makes the self-contained HTML report of a run, `render_comparison` a page of tables and figures.
+* Text: `format_metrics`, `format_searches` and `format_table` make tables for a terminal; `target_notes` and
+  `seen_note` are the sentences that belong beside them.
+* Figures: `searches_plot` (searches at equal budgets), `search_tree_plot` (a value-guided search of one user),
+  `training_curves_of_policy` and `calibration_plot` (reinforcement learning); further ones in `gr.reports.plots` and
+  `gr.reports.comparison_plots`. matplotlib is loaded when something is drawn.
 """
 
-from gr.reports.calibration_plots import calibration_plot
 from gr.reports.html import render_comparison
-from gr.reports.policy_plots import training_curves_of_policy
-from gr.reports.report import (
-    Candidate,
-    Example,
-    ReportData,
-    render_report,
-    write_report,
-)
-from gr.reports.search_tree_plots import search_tree_plot
-from gr.reports.search_trees import TreeCandidate, TreeOfUser, tree_of_user
+from gr.reports.policy_plots import calibration_plot, training_curves_of_policy
+from gr.reports.report import Candidate, Example, ReportData, render_report, write_report
+from gr.reports.search_trees import TreeCandidate, TreeOfUser, search_tree_plot, tree_of_user
 from gr.reports.searches import format_searches, searches_plot
 from gr.reports.tables import format_metrics, format_table, seen_note, target_notes
 

@@ -1,4 +1,4 @@
-"""Figures of a comparison, variants side by side and seeds as dots; and of the prefixes while a run trains."""
+"""Figures of a comparison: variants side by side, seeds as dots."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 
 from gr.evaluation.comparison import Compared, survival
 from gr.reports.plots import (
-    DASHES,
     GREY,
     INK,
-    MARKERS,
     MUTED,
     SERIES,
     figure_of,
@@ -21,7 +19,6 @@ from gr.reports.plots import (
     plain_text,
     series,
     style,
-    thinned,
     top_legend,
 )
 
@@ -40,8 +37,8 @@ def seeds_plot(
 ) -> Figure:
     """One row a variant: its seeds as dots, their mean as a bar.
 
-    `lines` are baselines, drawn across; one that is less than half of the variants' least value, or twice their
-    largest, is only told in the legend, so that the variants can be told apart.
+    `lines` are baselines, drawn as vertical lines. A baseline below half of the variants' smallest value, or above
+    twice their largest, is only named in the legend, so that differences between variants stay visible.
     """
     figure, (axes,) = figure_of(1, 1.0 + 0.6 * len(compared))
     for row, variant in enumerate(compared.values()):
@@ -83,7 +80,7 @@ def seeds_plot(
 def prefix_survival_plot(
     compared: Mapping[str, Compared], *, beams: int, reference: str | None = None
 ) -> Figure:
-    """Where the right item leaves the beam: prefix recall after each code, and below what share survived that step.
+    """Where the target leaves the beam: prefix recall after each code, and below it the share that survived that step.
 
     With a `reference` a third panel shows the prefix recall relative to the reference's, in percent.
     """
@@ -138,27 +135,6 @@ def _ratios_by_seed(variant: Compared, reference: Compared, depth: int) -> list[
     ]
 
 
-def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """Prefix losses and adaptive weights over steps: a pair of panels for each run (name -> its metrics' lines)."""
-    figure, axes = figure_of(2 * len(curves), 2.0)
-    for index, (name, lines) in enumerate(curves.items()):
-        for panel, kind in zip(axes[2 * index : 2 * index + 2], ("loss", "weight"), strict=True):
-            found = _by_depth(lines, "train", "prefix_{}/" + kind)
-            for depth, (steps, values) in enumerate(found, start=1):
-                colour, dash = _look(depth)
-                label = f"prefix of {depth}"
-                panel.plot(*thinned(steps, values), color=colour, ls=dash, lw=1.5, label=label)
-            style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
-        axes[2 * index].set_ylim(bottom=0)
-        # Weights start equal, and how far they move apart is what there is to see.
-        if found:
-            steps = found[0][0]
-            equal = 1 / len(found)
-            axes[2 * index + 1].hlines(equal, steps[0], steps[-1], color=INK, ls=":", lw=1)
-        top_legend(axes[2 * index], columns=2)
-    return figure
-
-
 def validation_plot(
     curves: Mapping[str, Mapping[int, Sequence[Mapping]]], metric: str = "ndcg@10"
 ) -> Figure:
@@ -179,40 +155,3 @@ def validation_plot(
     axes.tick_params(colors=MUTED)
     top_legend(axes, columns=2)
     return figure
-
-
-def prefix_recall_curves(
-    lines: Sequence[Mapping], *, beams: int | None = None, best: float | None = None
-) -> Figure:
-    """Prefix recall on validation over steps, a line for each depth; `best` is the step whose weights were kept."""
-    figure, (axes,) = figure_of(1, 3.1)
-    found = _by_depth(lines, "validation", "prefix_recall/{}")
-    for depth, (steps, shares) in enumerate(found, start=1):
-        colour, dash = _look(depth)
-        marker = MARKERS[(depth - 1) % len(MARKERS)]
-        label = f"{depth} code" + "s" * (depth > 1)
-        axes.plot(
-            steps, 100 * shares, color=colour, ls=dash, marker=marker, ms=4, lw=1.6, label=label
-        )
-    if best is not None:
-        axes.axvline(best, color=INK, ls=":", lw=1.2, label=f"best step: {best:,.0f}")
-    axes.set_ylim(bottom=0)
-    beam = "beam" if beams is None else f"{beams} beams"
-    style(axes, xlabel="step", ylabel=plain_text(f"prefix in {beam} (% of users)"))
-    top_legend(axes, columns=3)
-    return figure
-
-
-def _by_depth(
-    lines: Sequence[Mapping], split: str, name: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of `name`, in which `{}` is the depth, for depths 1, 2, ... as far as there are any."""
-    found = []
-    while len((of_depth := series(lines, split, name.format(len(found) + 1)))[0]):
-        found.append(of_depth)
-    return found
-
-
-def _look(depth: int) -> tuple[str, str]:
-    """Colour and dash of a depth, the same in every figure."""
-    return SERIES[(depth - 1) % len(SERIES)], DASHES[(depth - 1) % len(DASHES)]

@@ -1,9 +1,9 @@
-"""Figures of a run, for the report and for notebooks.
+"""Figures of a run, for the report and for notebooks; and the style that all figures share.
 
-Every function returns a `matplotlib.figure.Figure` without touching pyplot's global state; show one in a notebook
-by `IPython.display.SVG(figure_to_svg(figure))`. Figures are narrow, so that they stay readable on a phone. Colours
-are those of Okabe and Ito ("Color Universal Design", 2008), told apart by colour-blind readers; lines also differ in
-dash and marker.
+Every function returns a `matplotlib.figure.Figure` and leaves pyplot's global state alone; show one in a notebook with
+`IPython.display.SVG(figure_to_svg(figure))`. Figures are narrow, to be readable on a phone. Colours are those of Okabe
+and Ito ("Color Universal Design", 2008), which colour-blind readers can distinguish; lines also differ in dash and
+marker.
 """
 
 from __future__ import annotations
@@ -234,6 +234,49 @@ def prefix_recall_plot(
     return figure
 
 
+def prefix_recall_curves(
+    lines: Sequence[Mapping], *, beams: int | None = None, best: float | None = None
+) -> Figure:
+    """Prefix recall on validation over steps, a line for each depth; `best` is the step whose weights were kept."""
+    figure, (axes,) = figure_of(1, 3.1)
+    found = _by_depth(lines, "validation", "prefix_recall/{}")
+    for depth, (steps, shares) in enumerate(found, start=1):
+        colour, dash = _look(depth)
+        marker = MARKERS[(depth - 1) % len(MARKERS)]
+        label = f"{depth} code" + "s" * (depth > 1)
+        axes.plot(
+            steps, 100 * shares, color=colour, ls=dash, marker=marker, ms=4, lw=1.6, label=label
+        )
+    if best is not None:
+        axes.axvline(best, color=INK, ls=":", lw=1.2, label=f"best step: {best:,.0f}")
+    axes.set_ylim(bottom=0)
+    beam = "beam" if beams is None else f"{beams} beams"
+    style(axes, xlabel="step", ylabel=plain_text(f"prefix in {beam} (% of users)"))
+    top_legend(axes, columns=3)
+    return figure
+
+
+def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Prefix losses and adaptive weights over steps: a pair of panels for each run (name -> its metrics' lines)."""
+    figure, axes = figure_of(2 * len(curves), 2.0)
+    for index, (name, lines) in enumerate(curves.items()):
+        for panel, kind in zip(axes[2 * index : 2 * index + 2], ("loss", "weight"), strict=True):
+            found = _by_depth(lines, "train", "prefix_{}/" + kind)
+            for depth, (steps, values) in enumerate(found, start=1):
+                colour, dash = _look(depth)
+                label = f"prefix of {depth}"
+                panel.plot(*thinned(steps, values), color=colour, ls=dash, lw=1.5, label=label)
+            style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
+        axes[2 * index].set_ylim(bottom=0)
+        # Weights start equal, and how far they move apart is what there is to see.
+        if found:
+            steps = found[0][0]
+            equal = 1 / len(found)
+            axes[2 * index + 1].hlines(equal, steps[0], steps[-1], color=INK, ls=":", lw=1)
+        top_legend(axes[2 * index], columns=2)
+    return figure
+
+
 def codebook_usage(codebooks: Sequence[Mapping]) -> Figure:
     """Items of each code, most used code first, one panel for each level; the dashed line is an even spread.
 
@@ -265,6 +308,21 @@ def series(
     kept = sorted(point for point in points if None not in point)
     steps, values = zip(*kept, strict=True) if kept else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+
+def _by_depth(
+    lines: Sequence[Mapping], split: str, name: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of `name`, in which `{}` is the depth, for depths 1, 2, ... as far as there are any."""
+    found = []
+    while len((of_depth := series(lines, split, name.format(len(found) + 1)))[0]):
+        found.append(of_depth)
+    return found
+
+
+def _look(depth: int) -> tuple[str, str]:
+    """Colour and dash of a depth, the same in every figure."""
+    return SERIES[(depth - 1) % len(SERIES)], DASHES[(depth - 1) % len(DASHES)]
 
 
 def figure_to_svg(figure: Figure) -> str:
@@ -339,7 +397,7 @@ def top_legend(axes: Axes, columns: int) -> None:
 
 
 def _columns_that_fit(labels: Sequence[str], columns: int) -> int:
-    """At most so many columns of a legend, which a wide one would squeeze the axes for."""
+    """The number of legend columns, at most `columns`, that fit without squeezing the axes."""
     for count in range(min(columns, len(labels)), 1, -1):
         rows = math.ceil(len(labels) / count)
         starts = range(0, len(labels), rows)

@@ -1,12 +1,17 @@
-"""The figure of a run of reinforcement learning while it trains."""
+"""Figures of a run of reinforcement learning: its training curves, and the calibration of its value head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from gr.evaluation.calibration import ValueCalibration
 from gr.reports.plots import (
+    BLUE,
     DASHES,
+    GREY,
     INK,
     MARKERS,
     SERIES,
@@ -33,7 +38,7 @@ _PANELS = (
             ("train", "advantage/sibling_std"): "within siblings",
         },
     ),
-    ("groups whose rewards differ", {("train", "reward/spread_share"): "share"}),
+    ("groups with differing rewards", {("train", "reward/spread_share"): "share"}),
     ("distinct candidates", {("train", "candidates/distinct"): "distinct"}),
     ("value loss", {("train", "value/loss"): "value loss"}),
 )
@@ -65,3 +70,57 @@ def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
         if len(curves) > 1:  # Inside: above the axes stands the title.
             axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
+
+
+def calibration_plot(calibration: ValueCalibration) -> Figure:
+    """One panel a depth: mean return over mean value of each bin, with standard errors, beside the line of equality.
+
+    A rising line means that V ranks prefixes correctly, whatever its slope; on the dashed line V is calibrated.
+    """
+    depths = len(calibration.counts)
+    figure, panels = figure_of(depths, 2.7, columns=2)
+    for place, axes in enumerate(panels[:depths]):
+        values, returns = calibration.bin_values[place], calibration.bin_returns[place]
+        errors = np.nan_to_num(calibration.bin_errors[place])
+        known = np.isfinite(values)
+        if known.any():
+            ends = [values[known].min(), values[known].max()]
+            axes.plot(ends, ends, "--", color=GREY, lw=1.4, label="return = value")
+            axes.errorbar(
+                values[known],
+                returns[known],
+                errors[known],
+                fmt="-o",
+                color=BLUE,
+                ms=4.5,
+                lw=1.6,
+                elinewidth=1.0,
+                capsize=2.5,
+                label="prefixes, in bins of equal size",
+            )
+        style(axes, xlabel="value", ylabel="return" if place % 2 == 0 else "", grid="both")
+        depth = calibration.first_depth + place
+        name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
+        axes.set_title(
+            f"{name}\nrank correlation {_signed(calibration.correlation[place])}"
+            f"\nwithin users {_signed(calibration.within_users[place])}",
+            fontsize=10.5,
+            color=INK,
+            loc="left",
+        )
+    handles, labels = panels[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=2,
+            frameon=False,
+            fontsize=10.5,
+            labelcolor=INK,
+        )
+    return figure
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if np.isfinite(value) else "–"

@@ -1,8 +1,7 @@
-"""One self-contained HTML file that shows a run: verdict, metrics beside baselines, curves, codebooks and users.
+"""The HTML report of a run: verdict, metrics beside baselines, learning curves, codebooks, example users.
 
 `write_report(path, ReportData(...))` draws the figures of `gr.reports.plots` into `report.html.jinja`. The file
-loads nothing from anywhere, follows the reader's light or dark setting, and prints. Parts that a run does not have
-are left out with a sentence that says so.
+is self-contained, has a light and a dark theme, and can be printed. Where a run lacks a part, a sentence says so.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import numpy as np
 
 from gr.data.files import write_atomically
 from gr.evaluation.rankings import EvaluationError
+from gr.reports import plots
 from gr.reports.html import environment, inline_svg
 
 MAIN_METRIC = "ndcg@10"
@@ -108,7 +108,12 @@ def render_report(data: ReportData) -> str:
     """The report as a string of HTML; raises as `write_report` does."""
     _check(data)
     templates = environment()
-    templates.filters |= {"number": _text, "signed": _signed, "fact": _fact, "label": _label}
+    templates.filters |= {
+        "number": _text,
+        "signed": _signed,
+        "fact": _fact,
+        "label": plots.metric_label,
+    }
     best = best_step(data)
     return templates.get_template("report.html.jinja").render(
         data=data,
@@ -149,24 +154,22 @@ def verdict(data: ReportData) -> str:
     reference = f"{best} ({best_value:.4f}{', ' if change else ''}{change})"
     unsure = [name for name in baselines if _compared(data, name) <= 0]
     if value > best_value:
-        doubt = f", but {unsure[0]} is within the 95% interval" if unsure else ""
+        doubt = f", but the difference to {unsure[0]} is not significant" if unsure else ""
         return f"{opening}, above every baseline{doubt}; the best baseline is {reference}."
     above = sum(other > value for other in baselines.values())
     others = f" It is below {above} of {len(baselines)} baselines." if above > 1 else ""
     if _compared(data, best) == 0:
-        others = f" The difference is within the 95% interval.{others}"
+        others = f" The difference is not significant at 95%.{others}"
     relation = "below" if value < best_value else "level with"
     return f"{opening}, {relation} {reference} by {best_value - value:.4f}.{others}"
 
 
 def best_step(data: ReportData) -> float | None:
     """The given best step; else that of the best validation metric, else of the lowest validation loss."""
-    from gr.reports.plots import series
-
     if data.best_step is not None:
         return data.best_step
     for name, sign in ((MAIN_METRIC, 1), ("loss", -1)):
-        steps, values = series(data.curves, "validation", name)
+        steps, values = plots.series(data.curves, "validation", name)
         if len(steps):
             return float(steps[np.argmax(sign * values)])
     return None
@@ -285,9 +288,7 @@ def _slice_metric(data: ReportData, part: str) -> bool:
 
 def _value_at(data: ReportData, step: float | None) -> float | None:
     """The validation value of the main metric at a step."""
-    from gr.reports.plots import series
-
-    steps, values = series(data.curves, "validation", MAIN_METRIC)
+    steps, values = plots.series(data.curves, "validation", MAIN_METRIC)
     return next((float(v) for s, v in zip(steps, values, strict=True) if s == step), None)
 
 
@@ -300,8 +301,6 @@ def _largest_drop(label: str, shares: Sequence[float]) -> dict:
 
 def _figures(data: ReportData, best: float | None) -> dict:
     """Inline SVG by name, for the parts that are there."""
-    from gr.reports import comparison_plots, plots
-
     figures = {}
     for name in (MAIN_METRIC, "hit@10"):
         if any(name in row for row in data.metrics.values()):
@@ -320,11 +319,11 @@ def _figures(data: ReportData, best: float | None) -> dict:
     if data.prefix_recall:
         figures["prefix"] = plots.prefix_recall_plot(data.prefix_recall, beams=data.num_beams)
     if len(plots.series(data.curves, "validation", "prefix_recall/1")[0]):
-        figures["prefix_curves"] = comparison_plots.prefix_recall_curves(
+        figures["prefix_curves"] = plots.prefix_recall_curves(
             data.curves, beams=data.num_beams, best=best
         )
     if len(plots.series(data.curves, "train", "prefix_1/loss")[0]):
-        figures["prefix_losses"] = comparison_plots.prefix_weight_plot({"training": data.curves})
+        figures["prefix_losses"] = plots.prefix_weight_plot({"training": data.curves})
     books = [
         {"level": level, **codebook_facts(book), "counts": book["counts"]}
         for level, book in enumerate(data.codebooks, start=1)
@@ -353,12 +352,6 @@ def _fact(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
-
-
-def _label(key: str) -> str:
-    from gr.reports.plots import metric_label
-
-    return metric_label(key)
 
 
 def _plain(value: object) -> object:

@@ -1,16 +1,33 @@
-"""The tree of one user's value-guided search: as arrays, and which of its prefixes stand where in a figure."""
+"""The tree of one user's value-guided search: as arrays, and as a figure."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gr.decoding import SearchTree
+from gr.evaluation.rankings import EvaluationError
+from gr.reports.plots import BLUE, GREY, INK, MUTED, VERMILLION, figure_of, plain_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
 
 Prefix = tuple[int, ...]
+
+# Inches.
+_WIDTH, _TITLES = 6.6, 2.75
+_ROW = 0.205
+_AROUND = 1.3  # Legend, colour bar and note.
+
+_AREAS = (155.0, 560.0)  # Square points of a circle: without visits, with the most.
+_TITLE_LETTERS = 40
+_PALETTE = ("#d3e5f2", "#7fb2d6", BLUE, "#00395c")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +38,7 @@ class TreeOfUser:
     tokens: np.ndarray  # [n] int32: last token; 0 for the root.
     depths: np.ndarray  # [n] int32.
     log_probs: np.ndarray  # [n] float32.
-    values: np.ndarray  # [n] float32: V; 0 at depth L - 1, where nothing is decided by it.
+    values: np.ndarray  # [n] float32: V; 0 at depth L - 1, where it is not used.
     entropies: np.ndarray  # [n] float32.
     visits: np.ndarray  # [n] int32.
 
@@ -64,14 +81,113 @@ class TreeLayout:
 
 
 def tree_of_user(tree: SearchTree, user: int) -> TreeOfUser:
-    """What one user of a batch has in the tree."""
+    """The tree of one user of a batch."""
     exist = np.asarray(tree.exist[user])
     names = [field.name for field in dataclasses.fields(TreeOfUser)]
     return TreeOfUser(**{name: np.asarray(getattr(tree, name)[user])[exist] for name in names})
 
 
+def search_tree_plot(
+    tree: TreeOfUser,
+    candidates: Sequence[TreeCandidate],
+    *,
+    beam: Collection[Prefix] = (),
+    target: Sequence[int] = (),
+    level_offsets: Sequence[int] | None = None,
+    labels: Mapping[Prefix, str] | None = None,
+    max_prefixes: int = 40,
+    max_candidates: int = 16,
+) -> Figure:
+    """The tree from left to right, a column for each depth, with the candidates on the right.
+
+    A circle is a prefix: its area shows the visits, its colour V, its label the last code. Prefixes of L - 1 codes are
+    white: their V is not used.
+
+    Args:
+        tree: what the search evaluated.
+        candidates: what it found, best first.
+        beam: tokens of the prefixes that plain beam search keeps, with a thick outline.
+        target: tokens of the item to be predicted, whose path is coloured; empty if unknown.
+        level_offsets: the token of code 0 of each level; None: tokens are written as they are.
+        labels: what is written instead of the last code, by prefix.
+        max_prefixes: how many are shown: those with the most visits, among equals those of the best candidates; the
+            target's path in any case.
+        max_candidates: how many are shown: the best whose prefix is shown; the target in any case.
+
+    Raises:
+        EvaluationError: for a tree of the empty prefix alone.
+    """
+    if len(tree) < 2:
+        raise EvaluationError("a tree of the empty prefix alone shows nothing: search with L > 1")
+    target, prefixes = tuple(target), tree.prefixes()
+    layout = lay_out(
+        tree, candidates, target=target, max_prefixes=max_prefixes, max_candidates=max_candidates
+    )
+    longest = int(tree.depths.max())
+    offsets = np.zeros(longest + 1, int) if level_offsets is None else level_offsets
+    figure, (axes,) = figure_of(1, _ROW * layout.num_rows + _AROUND)
+    figure.set_figwidth(_WIDTH)
+
+    # Prefixes.
+    hits = {n for n in layout.rows if on_path(prefixes[n], target)}
+    for n, row in layout.rows.items():
+        if n > 0:
+            parent, depth = int(tree.parents[n]), tree.depths[n]
+            _edge(axes, depth - 1, depth, layout.rows[parent], row, n in hits)
+    norm, palette = _circles(
+        axes,
+        tree,
+        layout,
+        hits=hits,
+        heavy={n for n in layout.rows if prefixes[n] in set(beam)},
+        longest=longest,
+    )
+    for n, row in layout.rows.items():
+        depth = int(tree.depths[n])
+        code = str(tree.tokens[n] - offsets[depth - 1]) if n > 0 else ""
+        dark = depth < longest and norm(tree.values[n]) > 0.45
+        _label(axes, (labels or {}).get(prefixes[n], code), depth, row, "white" if dark else INK)
+
+    # Candidates.
+    for placed in layout.candidates:
+        codes, title = placed.candidate.codes, placed.candidate.title
+        hit = codes == target
+        known = int(tree.depths[placed.prefix])
+        _edge(axes, known, longest + 0.42, layout.rows[placed.prefix], placed.row, hit)
+        code = " ".join(str(codes[t] - offsets[t]) for t in range(known, len(codes)))
+        look = {"va": "center", "color": VERMILLION if hit else INK}
+        axes.text(longest + 0.45, placed.row, code, fontsize=7, **look | {"color": MUTED})
+        axes.annotate(
+            plain_text(f"{placed.rank}. {_cut(title)}"),
+            (longest + 0.45, placed.row),
+            (17 + 4.2 * max(0, len(code) - 3), 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            weight="bold" if hit else "normal",
+            **look,
+        )
+
+    # What surrounds them.
+    for depth in range(longest + 1):
+        name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
+        axes.text(depth, -0.9, name, ha="center", va="bottom", fontsize=9, color=MUTED)
+    axes.text(
+        longest + 0.45, -0.9, "remaining codes, rank, title", va="bottom", fontsize=9, color=MUTED
+    )
+    unit = (_WIDTH - _TITLES) / (longest + 0.85)
+    axes.set_xlim(-0.4, longest + 0.45 + _TITLES / unit)
+    axes.set_ylim(layout.num_rows - 0.4, -1.8)
+    axes.set_axis_off()
+    _legend(axes, with_beam=bool(beam), with_target=bool(target))
+    _colour_bar(figure, axes, norm, palette)
+    figure.supxlabel(
+        _note(tree, layout, candidates, target), x=0.02, ha="left", fontsize=8.5, color=MUTED
+    )
+    return figure
+
+
 def on_path(prefix: Prefix, target: Prefix) -> bool:
-    """Whether a prefix is one of the target; no target has none."""
+    """Whether a prefix is one of the target's; False without a target."""
     return bool(target) and prefix == target[: len(prefix)]
 
 
@@ -83,7 +199,7 @@ def lay_out(
     max_prefixes: int,
     max_candidates: int,
 ) -> TreeLayout:
-    """Chooses what is shown and places it; see `search_tree_plot`."""
+    """Chooses the prefixes and candidates to show and places them; see `search_tree_plot`."""
     prefixes = tree.prefixes()
     shown = _most_visited(tree, prefixes, candidates, target, max_prefixes)
     number = {prefix: n for n, prefix in enumerate(prefixes)}
@@ -130,7 +246,7 @@ def _most_visited(
     target: Prefix,
     count: int,
 ) -> list[int]:
-    """Numbers of at most `count` prefixes, but of all of the target; their ancestors are among them."""
+    """Numbers of at most `count` prefixes and of all of the target's, together with their ancestors."""
     ranks: dict[Prefix, int] = {}  # Of the best candidate below.
     for rank, candidate in enumerate(candidates):
         for depth in range(len(candidate.codes)):
@@ -148,3 +264,142 @@ def _most_visited(
         if len(shown) + len(missing) <= count:
             shown.update(missing)
     return sorted(shown)
+
+
+def _edge(axes: Axes, left: float, right: float, start: float, end: float, hit: bool) -> None:
+    """A line that leaves and arrives level, in the target's colour if it is on its path."""
+    t = np.linspace(0, 1, 24)
+    colour, width = (VERMILLION, 2.0) if hit else (GREY, 0.8)
+    heights = start + (end - start) * t * t * (3 - 2 * t)
+    axes.plot(left + (right - left) * t, heights, color=colour, lw=width, zorder=2 if hit else 1)
+
+
+def _circles(
+    axes: Axes,
+    tree: TreeOfUser,
+    layout: TreeLayout,
+    *,
+    hits: set[int],
+    heavy: set[int],
+    longest: int,
+) -> tuple[Normalize, Colormap]:
+    """Draws the prefixes; returns how V becomes a colour."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    numbers = np.array(list(layout.rows))
+    decided = tree.depths[numbers] < longest
+    low, high = tree.values[numbers][decided].min(), tree.values[numbers][decided].max()
+    if low == high:  # Without a value head all are 0.
+        low, high = low - 1, high + 1
+    norm, palette = Normalize(low, high), LinearSegmentedColormap.from_list("V", _PALETTE)
+    share = tree.visits[numbers] / max(tree.visits.max(), 1)
+    axes.scatter(
+        tree.depths[numbers],
+        list(layout.rows.values()),
+        s=_AREAS[0] + (_AREAS[1] - _AREAS[0]) * share,
+        c=[
+            palette(norm(value)) if known else (1, 1, 1, 1)
+            for value, known in zip(tree.values[numbers], decided, strict=True)
+        ],
+        edgecolors=[VERMILLION if n in hits else INK for n in numbers],
+        linewidths=[2.6 if n in heavy else 0.7 for n in numbers],
+        zorder=3,
+    )
+    return norm, palette
+
+
+def _label(axes: Axes, text: str, depth: int, row: float, colour: str) -> None:
+    """A code inside its circle; what is longer, below it."""
+    if len(text) <= 3:
+        axes.text(
+            depth,
+            row,
+            plain_text(text),
+            ha="center",
+            va="center_baseline",
+            fontsize=7,
+            color=colour,
+        )
+        axes.texts[-1].set_zorder(4)
+    else:
+        from matplotlib.patheffects import withStroke
+
+        halo = [withStroke(linewidth=2, foreground="white")]
+        axes.annotate(
+            plain_text(text),
+            (depth, row),
+            (0, -9),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=6.5,
+            color=INK,
+            path_effects=halo,
+            zorder=4,
+        )
+
+
+def _legend(axes: Axes, *, with_beam: bool, with_target: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    circle = {"marker": "o", "ls": "", "ms": 9, "mfc": "white", "mec": INK}
+    handles = [Line2D([], [], mew=0.7, label="evaluated prefix", **circle)]
+    if with_beam:
+        handles.append(Line2D([], [], mew=2.6, label="also in plain beam search", **circle))
+    if with_target:
+        look = {"color": VERMILLION, "lw": 2, "marker": "o", "ms": 9, "mfc": "white"}
+        handles.append(Line2D([], [], label="path of the target", **look))
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        borderaxespad=0.1,
+        columnspacing=1.2,
+        handlelength=1.8,
+    )
+
+
+def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, palette: Colormap) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(
+        ScalarMappable(norm, palette),
+        ax=axes,
+        orientation="horizontal",
+        fraction=0.02,
+        aspect=22,
+        shrink=0.34,
+        anchor=(0.0, 0.0),
+        pad=0.01,
+    )
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
+    bar.ax.locator_params(nbins=4)
+    bar.set_label("value V (white: not used)", fontsize=8.5, color=MUTED)
+
+
+def _note(
+    tree: TreeOfUser, layout: TreeLayout, candidates: Sequence[TreeCandidate], target: Prefix
+) -> str:
+    """Explains the circles and counts what is left out."""
+    parts = ["Circle area: number of visits."]
+    hidden = len(tree) - len(layout.rows)
+    if hidden:
+        parts.append(f"{hidden} of {len(tree)} prefixes, the least visited, are not shown.")
+    left_out = len(candidates) - len(layout.candidates)
+    if left_out:
+        parts.append(f"{left_out} of {len(candidates)} candidates are not shown.")
+    if target and all(candidate.codes != target for candidate in candidates):
+        known = max(len(prefix) for prefix in tree.prefixes() if on_path(prefix, target))
+        parts.append(
+            f"The target was not found: its first {known} of {len(target)} codes are in the tree."
+        )
+    return plain_text("\n".join(parts))
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= _TITLE_LETTERS else title[: _TITLE_LETTERS - 1].rstrip() + "…"

@@ -37,8 +37,8 @@ def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
     header += [
         "95% interval",
         "recall",
-        "less beam's",
-        "of known",
+        "recall - beam's",
+        "known recall",
         f"coverage@{k}",
         f"diversity@{k}",
     ]
@@ -60,10 +60,10 @@ def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
     metrics = {
         f"hit@{k}": metric_label(f"hit@{k}"),
         f"ndcg@{k}": metric_label(f"ndcg@{k}"),
-        "recall": "target a candidate",
-        "known_recall": "target known",
+        "recall": "recall (candidates)",
+        "known_recall": "recall (all known)",
         f"coverage@{k}": f"coverage@{k}",
-        f"diversity@{k}": f"differing codes@{k}",
+        f"diversity@{k}": f"diversity@{k}",
     }
     figure, panels = figure_of(len(metrics), 1.95)
     decoders = list(dict.fromkeys(row["decoder"] for row in rows))

@@ -38,20 +38,20 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
         blocks.insert(1, format_table(rows))
     blocks += target_notes(metrics)
     blocks.append(
-        f"{metrics['users']:,} users; a hit is the target's Semantic ID, or where it says item the "
-        "item itself."
+        f"{metrics['users']:,} users; a hit is the target's Semantic ID; in item columns it is "
+        "the item itself."
     )
     return "\n\n".join(blocks)
 
 
 def target_notes(metrics: Mapping) -> list[str]:
-    """What a reader of the metrics must know of their targets: which are seen, impossible, no item.
+    """Notes on the targets: how many are in the history, cannot be hit, or are not in the catalogue.
 
     Args:
       metrics: of `evaluate_rankings`.
 
     Returns:
-      Sentences, none where there is nothing to tell.
+      Sentences; none where no target is special.
     """
     users, notes = metrics["users"], []
     if seen := metrics.get("targets_seen"):
@@ -76,9 +76,9 @@ def seen_note(
     split: str = "",
     remedy: str = "--exclude_seen=false",
 ) -> str:
-    """One sentence on so many targets of `users`, of a split, that repeat an item of their history.
+    """One sentence: how many of the targets of `users` users of a split are in the user's history.
 
-    `impossible` are they where seen items are removed; `remedy` is what allows them.
+    With `impossible` they cannot be hit, since seen items are removed; `remedy` is what allows them.
     """
     share = f"{seen:,} of {users:,} {f'{split} targets'.strip()} ({seen / users:.1%}) are in the user's history"
     if not impossible:
@@ -89,7 +89,7 @@ def seen_note(
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned plain text: header first; the first column stands left, all others right.
+    """Aligned plain text: header first; the first column left-aligned, the others right-aligned.
 
     Raises `EvaluationError` for rows of different lengths.
     """

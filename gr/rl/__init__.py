@@ -17,12 +17,11 @@ from gr.rl.rewards import (
     semantic,
     weighted_sum,
 )
-from gr.rl.rollouts import Environment, RolloutConfig, Rollouts, roll_out, scored_candidates
+from gr.rl.rollouts import RolloutConfig, Rollouts, roll_out, scored_candidates
 from gr.rl.value_objective import ValueConfig, value_loss, value_objective
 
 __all__ = [
     "ActorCritic",
-    "Environment",
     "LearningConfig",
     "Outcome",
     "Reward",

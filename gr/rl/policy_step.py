@@ -25,7 +25,6 @@ from gr.models import path_states
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Reward, WeightedSum, weighted_sum
 from gr.rl.rollouts import (
-    Environment,
     RolloutConfig,
     Rollouts,
     log_probs_of_states,
@@ -37,7 +36,7 @@ from gr.training.errors import TrainingError
 from gr.training.optimizers import Schedule
 from gr.training.state import TrainState
 from gr.training.step import CompiledStep, Metrics, advance, compile_step
-from gr.trie import TrieIndex
+from gr.trie import Catalogue, TrieIndex
 
 LossOfRollouts = Callable[
     [ActorCritic, Rollouts, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
@@ -78,7 +77,7 @@ def make_policy_step(
     policy: PolicyConfig,
     value: ValueConfig,
     learning: LearningConfig,
-    environment: Environment,
+    catalogue: Catalogue,
     reward: Reward,
     optimizer: optax.GradientTransformation,
     *,
@@ -96,7 +95,7 @@ def make_policy_step(
         policy: the policy's loss.
         value: the value head's.
         learning: how often is learnt from them.
-        environment: the items.
+        catalogue: the items, with vectors.
         reward: of candidates; one of several is a `weighted_sum`, which gives them names.
         optimizer: of `actor_critic_optimizer`.
         schedule: learning rate of the policy by updates, to be logged.
@@ -110,17 +109,17 @@ def make_policy_step(
     reward = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
 
     def step(
-        state: TrainState, batch: Any, fixed: tuple[Environment, WeightedSum]
+        state: TrainState, batch: Any, fixed: tuple[Catalogue, WeightedSum]
     ) -> tuple[TrainState, Metrics]:
-        environment, reward = fixed
+        catalogue, reward = fixed
         search_key, order_key, learn_key = jax.random.split(
             jax.random.fold_in(state.key, state.step), 3
         )
         rollouts, metrics = roll_out(
-            rollout, environment, reward, state.model, state.loss_state, batch, search_key
+            rollout, catalogue, reward, state.model, state.loss_state, batch, search_key
         )
         fault = RewardFault.of(rollouts.rewards_apart, rollouts.valid, rollouts.items)
-        loss_fn = _loss_of_rollouts(rollout, policy, value, learning, environment.index)
+        loss_fn = _loss_of_rollouts(rollout, policy, value, learning, catalogue.index)
         parts = _minibatches(order_key, len(batch["weight"]), learning)
 
         def update(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, jax.Array]]:
@@ -146,7 +145,7 @@ def make_policy_step(
         new_state = advance(state, model, opt_state, reference, finite, mesh, fault)
         return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
-    return compile_step(step, (environment, reward), mesh, reward.names)
+    return compile_step(step, (catalogue, reward), mesh, reward.names)
 
 
 def _loss_of_rollouts(

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gr.decoding import Candidates, SearchConfig, search
 from gr.losses import (
@@ -20,31 +19,9 @@ from gr.models import path_states
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
 from gr.training.errors import TrainingError
-from gr.training.objectives import item_token_table
-from gr.trie import ExcludeItems, NodeVectors, TrieIndex
+from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 PREFIX_VECTORS = ("node", "group")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Environment:
-    """What a policy acts in, and what never changes in training."""
-
-    index: TrieIndex
-    tokens: jax.Array  # [N + 1, L] int32, of `item_token_table`.
-    item_vectors: jax.Array  # [N, E] float32, of length 1 or 0: what items are about.
-    node_vectors: NodeVectors
-
-    @staticmethod
-    def build(index: TrieIndex, tokens: np.ndarray, item_vectors: np.ndarray) -> "Environment":
-        """An environment of items with these tokens `[N, L]` and vectors `[N, E]` of length 1 or 0."""
-        return Environment(
-            index=index,
-            tokens=item_token_table(tokens),
-            item_vectors=jnp.asarray(item_vectors, jnp.float32),
-            node_vectors=NodeVectors.build(index, item_vectors),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +73,7 @@ class Rollouts:
 
 def roll_out(
     config: RolloutConfig,
-    environment: Environment,
+    catalogue: Catalogue,
     reward: Reward,
     model: ActorCritic,
     reference: Any,
@@ -107,7 +84,7 @@ def roll_out(
 
     Args:
         config: how.
-        environment: the items.
+        catalogue: the items, with vectors.
         reward: of the candidates; of a `weighted_sum` the parts are kept too.
         model: the policy and the value head that guides its search.
         reference: a backbone, what the policy is kept near.
@@ -118,12 +95,12 @@ def roll_out(
         The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
         `candidates/target_share` (users whose target is among their candidates).
     """
-    history, target = environment.tokens[batch["history"]], environment.tokens[batch["target"]]
+    history, target = catalogue.tokens[batch["history"]], catalogue.tokens[batch["target"]]
     found = search(
         config.search,
         model.backbone,
         model.value_head,
-        environment.index,
+        catalogue.index,
         history,
         key=key,
         constraint=ExcludeItems(batch["history"]) if config.exclude_seen else None,
@@ -135,8 +112,8 @@ def roll_out(
     codes = jnp.where(valid[..., None], found.codes, 0)
     items = jnp.where(valid, found.items[..., 0], -1)
     outcome = Outcome(codes, valid, target, items, batch["target"])
-    logp, entropy = scored_candidates(config, environment, model.backbone, history, codes)
-    reference_logp, _ = scored_candidates(config, environment, reference, history, codes)
+    logp, entropy = scored_candidates(config, catalogue, model.backbone, history, codes)
+    reference_logp, _ = scored_candidates(config, catalogue, reference, history, codes)
     parts = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
     rewards_apart = jnp.where(valid[..., None], parts.apart(outcome), 0.0)
     rollouts = Rollouts(
@@ -148,7 +125,7 @@ def roll_out(
         items=items,
         rewards=rewards_apart.sum(axis=-1),
         rewards_apart=rewards_apart,
-        value_rewards=_value_rewards(config, environment, outcome),
+        value_rewards=_value_rewards(config, catalogue, outcome),
         logp=logp,
         reference_logp=reference_logp,
         entropy=entropy,
@@ -167,15 +144,15 @@ def roll_out(
 
 def scored_candidates(
     config: RolloutConfig,
-    environment: Environment,
+    catalogue: Catalogue,
     backbone: Any,
     history: jax.Array,
     codes: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each code of candidates `[B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
     states = path_states(backbone, history, codes[..., :-1])
-    logp = log_probs_of_states(config, environment.index, backbone, states, codes)
-    return logp, _entropies(config, environment.index, backbone.logits(states), codes)
+    logp = log_probs_of_states(config, catalogue.index, backbone, states, codes)
+    return logp, _entropies(config, catalogue.index, backbone.logits(states), codes)
 
 
 def log_probs_of_states(
@@ -200,18 +177,23 @@ def _entropies(
     return jnp.stack([token_entropies(rivals) for rivals, _ in allowed], axis=-1)
 
 
-def _value_rewards(config: RolloutConfig, environment: Environment, outcome: Outcome) -> jax.Array:
+def _value_rewards(config: RolloutConfig, catalogue: Catalogue, outcome: Outcome) -> jax.Array:
     """The dense semantic rewards of the value head `[B, G, L]`."""
+    if catalogue.item_vectors is None:
+        raise TrainingError(
+            "the catalogue has no item vectors, of which rewards of the value head are made: give them by "
+            "`catalogue.with_vectors(item_vectors)`"
+        )
     if config.prefix_vectors == "node":
-        vectors = environment.node_vectors.of_prefixes(environment.index, outcome.codes)
+        vectors = catalogue.node_vectors.of_prefixes(catalogue.index, outcome.codes)
     else:
-        of_items = environment.item_vectors[outcome.items]
+        of_items = catalogue.item_vectors[outcome.items]
         vectors = group_prefix_vectors(outcome.codes, of_items, outcome.valid)
     return semantic_rewards(
         outcome.codes,
         outcome.target,
         vectors,
-        environment.item_vectors[outcome.target_items],
+        catalogue.item_vectors[outcome.target_items],
         valid=outcome.valid,
     )
 

@@ -16,7 +16,7 @@ from gr.data import (
     train_batches_by_user,
 )
 from gr.decoding import SearchConfig
-from gr.evaluation import Decoded, Searched, decode_targets, search_targets
+from gr.evaluation import Decoded, decode_targets
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -32,32 +32,19 @@ from gr.training import (
     TrainState,
     TrainStep,
     init_loss_state,
-    item_token_table,
     make_optimizer,
     make_train_step,
     supervised_loss,
 )
-from gr.trie import TrieIndex
-
-
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """What decoding knows of the items."""
-
-    semantic_ids: SemanticIds
-    index: TrieIndex
-    tokens: jax.Array  # [N + 1, L], see `item_token_table`.
+from gr.trie import Catalogue, TrieIndex
 
 
 def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
     """Index and token table of the semantic IDs."""
-    return Catalogue(
-        semantic_ids=semantic_ids,
-        index=TrieIndex.build(
-            semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
-        ),
-        tokens=item_token_table(semantic_ids.tokens),
+    index = TrieIndex.build(
+        semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
     )
+    return Catalogue.build(index, semantic_ids.tokens)
 
 
 def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
@@ -119,7 +106,11 @@ def make_state(
 
 
 def make_optimisation(
-    experiment: Experiment, catalogue: Catalogue, batches: TrainBatches, mesh: Mesh
+    experiment: Experiment,
+    semantic_ids: SemanticIds,
+    catalogue: Catalogue,
+    batches: TrainBatches,
+    mesh: Mesh,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """The optimiser and the compiled step that minimises the experiment's loss with it."""
     training = experiment.training
@@ -136,7 +127,7 @@ def make_optimisation(
         b2=training.b2,
     )
     loss = supervised_loss(
-        catalogue.semantic_ids.tokens,
+        semantic_ids.tokens,
         level=training.level,
         targets_per_batch=batches.targets_per_batch,
         loss=experiment.loss,
@@ -168,12 +159,12 @@ def decode(
     """Decodes targets as the experiment says; `exclude_seen` and `num_beams` override it."""
     decoding = experiment.decoding
     return decode_targets(
+        SearchConfig("beam", num_candidates=num_beams or decoding.num_beams),
         model,
-        catalogue.index,
-        catalogue.tokens,
+        catalogue,
         splits.sequences,
         targets,
-        num_beams=num_beams or decoding.num_beams,
+        score_targets=True,
         max_history=experiment.data.max_history,
         buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
@@ -194,17 +185,16 @@ def search(
     *,
     exclude_seen: bool | None = None,
     progress: bool = False,
-) -> Searched:
+) -> Decoded:
     """Candidates of targets by any search, else as `decode` does; the same random numbers at every call."""
     decoding = experiment.decoding
-    return search_targets(
+    return decode_targets(
         search_config,
         model,
-        value_head,
-        catalogue.index,
-        catalogue.tokens,
+        catalogue,
         splits.sequences,
         targets,
+        value_head=value_head,
         key=keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
         max_history=experiment.data.max_history,
         buckets=experiment.data.num_buckets,

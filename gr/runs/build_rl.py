@@ -15,7 +15,6 @@ from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
 from gr.models import ValueHead, ValueHeadConfig
 from gr.rl import (
     ActorCritic,
-    Environment,
     LearningConfig,
     Reward,
     RolloutConfig,
@@ -26,20 +25,19 @@ from gr.rl import (
 from gr.rl import rewards as known_rewards
 from gr.runs import build, keys
 from gr.runs.experiment import ReinforcedExperiment
-from gr.semantic_ids import catalogue_vectors
+from gr.semantic_ids import SemanticIds, catalogue_vectors
 from gr.training import TrainingError, TrainStep, make_optimizer
+from gr.trie import Catalogue
 
 REWARDS = ("exact_match", "rank_aware", "prefix_depth", "semantic")
 
 
-def make_environment(catalogue: build.Catalogue, splits: Splits) -> Environment:
-    """The items, with vectors that say what they are about."""
-    return Environment.build(
-        catalogue.index, catalogue.semantic_ids.tokens, catalogue_vectors(splits)
-    )
+def with_vectors(catalogue: Catalogue, splits: Splits) -> Catalogue:
+    """The items with vectors that say what they are about."""
+    return catalogue.with_vectors(catalogue_vectors(splits))
 
 
-def make_reward(config: ReinforcedExperiment, environment: Environment) -> WeightedSum:
+def make_reward(config: ReinforcedExperiment, catalogue: Catalogue) -> WeightedSum:
     """The weighted sum of the config's rewards.
 
     Raises:
@@ -51,7 +49,7 @@ def make_reward(config: ReinforcedExperiment, environment: Environment) -> Weigh
         raise TrainingError(
             f"reward.names={tuple(names)} and reward.weights={tuple(weights)}: give at least one, and as many of both"
         )
-    rewards = [_reward(name, environment) for name in names]
+    rewards = [_reward(name, catalogue) for name in names]
     return known_rewards.weighted_sum(list(zip(rewards, weights, strict=True)), names)
 
 
@@ -73,9 +71,9 @@ def try_reward(reward: Reward, config: ReinforcedExperiment, length: int) -> Non
     jax.eval_shape(reward, outcome)
 
 
-def _reward(name: str, environment: Environment) -> Reward:
+def _reward(name: str, catalogue: Catalogue) -> Reward:
     if name == "semantic":
-        return known_rewards.semantic(environment.item_vectors)
+        return known_rewards.semantic(catalogue.item_vectors)
     if name in REWARDS:
         return getattr(known_rewards, name)
     module, _, function = name.partition(":")
@@ -166,7 +164,7 @@ def latest_targets(targets: Targets, count: int) -> Targets:
 
 def make_optimisation(
     config: ReinforcedExperiment,
-    environment: Environment,
+    catalogue: Catalogue,
     num_steps: int,
     mesh: Mesh,
     *,
@@ -176,7 +174,7 @@ def make_optimisation(
 
     Args:
         config: the experiment.
-        environment: the items.
+        catalogue: the items.
         num_steps: for the schedules.
         mesh: the devices.
         learn_policy: False to train the value head alone.
@@ -204,14 +202,14 @@ def make_optimisation(
     optimizer = actor_critic_optimizer(
         policy if learn_policy else None, value if learning.learn_value else None
     )
-    reward = make_reward(config, environment)
-    try_reward(reward, config, environment.tokens.shape[1])
+    reward = make_reward(config, catalogue)
+    try_reward(reward, config, catalogue.tokens.shape[1])
     step = make_policy_step(
         rollout_config(config),
         config.policy,
         config.value,
         learning,
-        environment,
+        catalogue,
         reward,
         optimizer,
         schedule=schedule if learn_policy else value_schedule,
@@ -220,9 +218,9 @@ def make_optimisation(
     return optimizer, step
 
 
-def make_model(config: ReinforcedExperiment, catalogue: build.Catalogue) -> ActorCritic:
+def make_model(config: ReinforcedExperiment, semantic_ids: SemanticIds) -> ActorCritic:
     """Freshly initialised policy and value head."""
     return ActorCritic(
-        build.make_model(config, catalogue.semantic_ids),
-        make_value_head(config, catalogue.semantic_ids.num_levels),
+        build.make_model(config, semantic_ids),
+        make_value_head(config, semantic_ids.num_levels),
     )

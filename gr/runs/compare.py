@@ -113,8 +113,7 @@ class Job:
                 report_of_rl(run)
             as_run = dataclasses.replace(self, config=run.config)
             baselines = {
-                rule: _baselines(as_run, run.splits, run.catalogue.semantic_ids, rule)
-                for rule in VARIANTS
+                rule: _baselines(as_run, run.splits, run.semantic_ids, rule) for rule in VARIANTS
             }
             evaluate(run, self.split, decoded, baselines=baselines)
         depth = run.config.decoding.num_beams

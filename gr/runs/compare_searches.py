@@ -51,7 +51,7 @@ def compare(
             progress=True,
         ),
         budgets,
-        code_length=run.catalogue.semantic_ids.num_levels,
+        code_length=run.semantic_ids.num_levels,
         targets=sequences.items[targets.positions],
         num_items=sequences.num_items,
         searches=searches,

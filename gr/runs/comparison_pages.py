@@ -10,11 +10,10 @@ from gr.evaluation import Compared
 from gr.reports import format_table, render_comparison, seen_note
 from gr.reports.comparison_plots import (
     prefix_survival_plot,
-    prefix_weight_plot,
     seeds_plot,
     validation_plot,
 )
-from gr.reports.plots import figure_to_svg, metric_label
+from gr.reports.plots import figure_to_svg, metric_label, prefix_weight_plot
 from gr.runs.evaluate import VARIANTS
 
 SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")

@@ -56,7 +56,7 @@ def evaluate(
     if beside is not None:  # Read first, so that what is wrong with it is said before the decoding.
         other_run = report.read_other_run(beside, split)
         check_same_data(run.workdir, beside)
-        report.check_beside(other_run, len(targets), run.catalogue.semantic_ids.num_levels)
+        report.check_beside(other_run, len(targets), run.semantic_ids.num_levels)
 
     # The model, under both rules.
     if decoded is None:
@@ -102,7 +102,7 @@ def evaluate_search(
     """As `evaluate`, with the candidates that another decoder finds; returns what it writes."""
     splits, targets = run.splits, getattr(run.splits, split)
     exclude = _main_rule(run, exclude_seen)
-    config = equal_budget(PRESETS[decoder], budget, run.catalogue.semantic_ids.num_levels)
+    config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
     found = {
         rule: build.search(
             run.config,
@@ -162,7 +162,7 @@ def _beside_baselines(
         baselines = {
             rule: rank_baselines(
                 splits,
-                run.catalogue.semantic_ids,
+                run.semantic_ids,
                 targets,
                 exclude=rule,
                 depth=depth,

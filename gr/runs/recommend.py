@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr.data import PAD_ITEM, DataError, Sequences, find_items
+from gr.data import NO_ITEM, DataError, Sequences, find_items
 from gr.decoding import beam_search
 from gr.evaluation import check_finite
 from gr.runs import build
 from gr.runs.report import item_details
 from gr.runs.run import Run
-from gr.trie import NO_ITEM, ExcludeItems
+from gr.trie import ExcludeItems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray
     if not known or history.min() < 0 or history.max() >= num_items:
         raise DataError(f"a history is a list of item rows from 0 to {num_items - 1}, at least one")
     decoding, longest = run.config.decoding, run.config.data.max_history
-    recent = _padded(history[-longest:], PAD_ITEM, least=min(8, longest))
+    recent = _padded(history[-longest:], NO_ITEM, least=min(8, longest))
     excluded = ExcludeItems(_padded(np.unique(history), NO_ITEM, least=64))
     found = beam_search(
         run.model,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 
 from gr.data import Splits, TrainBatches
-from gr.rl import ActorCritic, Environment
+from gr.rl import ActorCritic
 from gr.runs import build, build_rl, keys
 from gr.runs.experiment import ReinforcedExperiment, Reinforcement, check_experiment
 from gr.runs.rl_report import write_rl_report
@@ -33,6 +33,7 @@ from gr.training import (
     make_mesh,
     restore_model,
 )
+from gr.trie import Catalogue
 
 # What may change when a run is resumed: see `experiments.train`. Not `rl.eval_users`, who may not be learnt from.
 MAY_DIFFER = (
@@ -103,9 +104,9 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
         check_data(workdir, start.splits, resume=True)
     else:
         take_semantic_ids(config.init_from, start.splits, workdir)
-    environment = build_rl.make_environment(start.catalogue, start.splits)
+    catalogue = build_rl.with_vectors(start.catalogue, start.splits)
     batches = build_rl.make_batches(config, start.splits)
-    head = build_rl.make_value_head(config, start.catalogue.semantic_ids.num_levels)
+    head = build_rl.make_value_head(config, start.semantic_ids.num_levels)
     model = ActorCritic(start.model, head)
     print(
         f"{config.policy.name} with search {config.search.name}: {build.num_parameters(start.model):,} parameters of "
@@ -114,11 +115,11 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
     )
     keep(workdir, config, start.splits)
     if config.value.learn and config.value.pretrain_steps:
-        model = _pretrain_value(config, workdir, environment, start.splits, batches, model)
+        model = _pretrain_value(config, workdir, catalogue, start.splits, batches, model)
     result = _fit(
         config,
         workdir,
-        environment,
+        catalogue,
         batches,
         model,
         num_steps=config.rl.num_steps,
@@ -131,11 +132,12 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
         patience=config.rl.patience or None,
     )
     step = checkpoint_step(workdir, "best")
-    best = restore_model(workdir, build_rl.make_model(config, start.catalogue), step)
+    best = restore_model(workdir, build_rl.make_model(config, start.semantic_ids), step)
     return Run(
         workdir,
         config,
         start.splits,
+        start.semantic_ids,
         start.catalogue,
         best.backbone,
         step,
@@ -148,16 +150,16 @@ def report(run: Run) -> str:
     """Writes the report of a run of reinforcement learning that has ended and returns its path."""
     config = run.config
     # The start has the same data and semantic IDs.
-    start = restore_model(config.init_from, build.make_model(config, run.catalogue.semantic_ids))
+    start = restore_model(config.init_from, build.make_model(config, run.semantic_ids))
     evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
-    environment = build_rl.make_environment(run.catalogue, run.splits)
-    return write_rl_report(run, environment, evaluate(start), evaluate(run.model))
+    catalogue = build_rl.with_vectors(run.catalogue, run.splits)
+    return write_rl_report(run, catalogue, evaluate(start), evaluate(run.model))
 
 
 def _pretrain_value(
     config: ReinforcedExperiment,
     workdir: str,
-    environment: Environment,
+    catalogue: Catalogue,
     splits: Splits,
     batches: TrainBatches,
     model: ActorCritic,
@@ -165,11 +167,11 @@ def _pretrain_value(
     """The model with a value head that has learnt on the frozen backbone."""
     folder = os.path.join(workdir, VALUE_FOLDER)
     steps = config.value.pretrain_steps
-    evaluation = ValueEvaluation.of(config, environment, splits, config.rl.eval_users)
+    evaluation = ValueEvaluation.of(config, catalogue, splits, config.rl.eval_users)
     result = _fit(
         config,
         folder,
-        environment,
+        catalogue,
         batches,
         model,
         num_steps=steps,
@@ -186,7 +188,7 @@ def _pretrain_value(
 def _fit(
     config: ReinforcedExperiment,
     workdir: str,
-    environment: Environment,
+    catalogue: Catalogue,
     batches: TrainBatches,
     model: ActorCritic,
     *,
@@ -198,7 +200,7 @@ def _fit(
     rl = config.rl
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     optimizer, step = build_rl.make_optimisation(
-        config, environment, num_steps, mesh, learn_policy=learn_policy
+        config, catalogue, num_steps, mesh, learn_policy=learn_policy
     )
     # The second phase begins with the same batches, but searches them with other random numbers.
     key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)

@@ -91,7 +91,7 @@ def write_run_report(
         metrics: of `experiments.evaluate`.
         other_run: whose prefix recall is shown beside this run's.
     """
-    sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
+    sequences, semantic_ids = run.splits.sequences, run.semantic_ids
     config = run.config
     prefix_recall = metrics["prefix_recall"]
     if other_run is not None:

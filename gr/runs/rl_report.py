@@ -21,12 +21,12 @@ from gr.reports import (
     tree_of_user,
 )
 from gr.reports.plots import figure_to_svg
-from gr.rl import ActorCritic, Environment
+from gr.rl import ActorCritic
 from gr.runs import build, build_rl, keys
 from gr.runs.run import Run
 from gr.runs.value_evaluation import ValueEvaluation
 from gr.training import read_metrics
-from gr.trie import ExcludeItems, walk
+from gr.trie import Catalogue, ExcludeItems, walk
 
 REPORT_FILE = "rl_report.html"
 NUM_TREES = 4
@@ -34,13 +34,13 @@ SHOWN = ("hit@10", "ndcg@10", "hit@20", "ndcg@20", "loss", "prefix_recall/1")
 
 
 def write_rl_report(
-    run: Run, environment: Environment, before: Mapping[str, float], after: Mapping[str, float]
+    run: Run, catalogue: Catalogue, before: Mapping[str, float], after: Mapping[str, float]
 ) -> str:
     """Writes the report into the run's folder and returns its path.
 
     Args:
         run: the trained run, with its best policy and value head.
-        environment: its items.
+        catalogue: its items.
         before: validation metrics of the policy that it started from.
         after: those of its own policy on the same users.
     """
@@ -52,7 +52,7 @@ def write_rl_report(
         )
     }
     if config.value.learn:
-        evaluation = ValueEvaluation.of(config, environment, run.splits, config.rl.eval_users)
+        evaluation = ValueEvaluation.of(config, catalogue, run.splits, config.rl.eval_users)
         calibration, error = evaluation.calibration(ActorCritic(run.model, run.value_head))
         tables.append((f"The value head: mean squared error {error:.4f}", _ranks(calibration)))
         figures["Values against what was found below the prefixes (Monte-Carlo returns)"] = (
@@ -105,7 +105,7 @@ def _trees(run: Run) -> dict[str, str]:
     evaluated = build.spread_targets(run.splits.validation, run.config.rl.eval_users)
     targets = build.spread_targets(evaluated, NUM_TREES)
     found, beams = search_trees(run, targets)
-    sequences, semantic_ids = run.splits.sequences, run.catalogue.semantic_ids
+    sequences, semantic_ids = run.splits.sequences, run.semantic_ids
     titles = sequences.titles()
     figures = {}
     for row in range(len(targets)):

@@ -9,7 +9,9 @@ from gr.models import ValueHead
 from gr.runs import build, build_rl, data
 from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
+from gr.semantic_ids import SemanticIds
 from gr.training import FitResult, checkpoint_step, restore_model
+from gr.trie import Catalogue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Run:
     workdir: str
     config: Experiment
     splits: Splits
-    catalogue: build.Catalogue
+    semantic_ids: SemanticIds
+    catalogue: Catalogue
     model: nnx.Module
     step: int  # Of the checkpoint that the model is from.
     value_head: ValueHead | None = None  # Of a run that trained one.
@@ -52,10 +55,10 @@ def load_run(
         config = dataclasses.replace(config, data_dir=data_dir)
     splits = data.load_data(config, workdir)
     check_data(workdir, splits, allow=other_data, remedy=remedy)
-    catalogue = build.make_catalogue(load_semantic_ids(workdir, splits))
-    model, value_head = build.make_model(config, catalogue.semantic_ids), None
+    semantic_ids = load_semantic_ids(workdir, splits)
+    model, value_head = build.make_model(config, semantic_ids), None
     if isinstance(config, ReinforcedExperiment):
-        model = build_rl.make_model(config, catalogue)
+        model = build_rl.make_model(config, semantic_ids)
     step = checkpoint_step(
         workdir, which
     )  # Once: it may be another one soon, beside a run that trains.
@@ -67,7 +70,8 @@ def load_run(
         workdir=workdir,
         config=config,
         splits=splits,
-        catalogue=catalogue,
+        semantic_ids=semantic_ids,
+        catalogue=build.make_catalogue(semantic_ids),
         model=model,
         step=step,
         value_head=value_head,

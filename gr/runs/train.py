@@ -24,6 +24,7 @@ from gr.runs.workdir import (
 )
 from gr.semantic_ids import report_table
 from gr.training import Checkpointer, MetricWriter, checkpoint_step, fit, make_mesh, restore_model
+from gr.trie import Catalogue
 
 # What may change when a run is resumed: where the data lie (they are compared), how often the run is looked at, and
 # what mends a run whose loss was not finite.
@@ -106,7 +107,7 @@ def _train(config: Experiment, workdir: str) -> Run:
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
-    optimizer, train_step = build.make_optimisation(config, catalogue, batches, mesh)
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
     state = build.make_state(config, semantic_ids, model, optimizer)
 
     # Loop.
@@ -131,11 +132,11 @@ def _train(config: Experiment, workdir: str) -> Run:
         )
     step = checkpoint_step(workdir, "best")
     best = restore_model(workdir, build.make_model(config, semantic_ids), step)
-    return Run(workdir, config, splits, catalogue, best, step, result=result)
+    return Run(workdir, config, splits, semantic_ids, catalogue, best, step, result=result)
 
 
 def validation(
-    config: Experiment, catalogue: build.Catalogue, splits: Splits, num_users: int
+    config: Experiment, catalogue: Catalogue, splits: Splits, num_users: int
 ) -> Callable[[nnx.Module], dict[str, float]]:
     """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all.
 

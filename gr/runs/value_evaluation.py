@@ -12,9 +12,10 @@ from gr.data.pipeline import evaluation_batches
 from gr.evaluation import ValueCalibration, fetched, value_calibration
 from gr.losses import distinct_prefixes, monte_carlo_returns, prefix_means
 from gr.models import path_states
-from gr.rl import ActorCritic, Environment, RolloutConfig, exact_match, roll_out
+from gr.rl import ActorCritic, RolloutConfig, exact_match, roll_out
 from gr.runs import build, build_rl, keys
 from gr.runs.experiment import ReinforcedExperiment
+from gr.trie import Catalogue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,12 @@ class ValueEvaluation:
     """Values and returns of the candidates that a model finds for evenly spaced validation users."""
 
     config: ReinforcedExperiment
-    environment: Environment
+    catalogue: Catalogue
     batches: list[dict[str, np.ndarray]]
 
     @staticmethod
     def of(
-        config: ReinforcedExperiment, environment: Environment, splits: Splits, num_users: int
+        config: ReinforcedExperiment, catalogue: Catalogue, splits: Splits, num_users: int
     ) -> "ValueEvaluation":
         """Of `num_users` users; 0: all."""
         batches = evaluation_batches(
@@ -37,7 +38,7 @@ class ValueEvaluation:
             max_history=config.data.max_history,
             buckets=config.rl.num_buckets,
         )
-        return ValueEvaluation(config, environment, list(batches))
+        return ValueEvaluation(config, catalogue, list(batches))
 
     def calibration(self, model: ActorCritic) -> tuple[ValueCalibration, float]:
         """The calibration, and the mean squared error over all prefixes."""
@@ -46,7 +47,7 @@ class ValueEvaluation:
         parts = (
             _values_and_returns(
                 model,
-                self.environment,
+                self.catalogue,
                 {name: batch[name] for name in ("history", "target", "weight")},
                 jax.random.fold_in(key, number),
                 rollout=rollout,
@@ -71,7 +72,7 @@ class ValueEvaluation:
 @functools.partial(jax.jit, static_argnames=("rollout", "gamma"))
 def _values_and_returns(
     model: ActorCritic,
-    environment: Environment,
+    catalogue: Catalogue,
     batch: dict[str, jax.Array],
     key: jax.Array,
     *,
@@ -80,7 +81,7 @@ def _values_and_returns(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of the prefixes of a batch's candidates: values, returns and which count, `[B, G, L + 1]` each."""
     # The policy's reward has no part in V's returns.
-    rollouts, _ = roll_out(rollout, environment, exact_match, model, model.backbone, batch, key)
+    rollouts, _ = roll_out(rollout, catalogue, exact_match, model, model.backbone, batch, key)
     values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.codes))
     rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))
     returns = prefix_means(rollouts.codes, monte_carlo_returns(rewards, gamma), rollouts.valid)

@@ -1,7 +1,7 @@
 """Item vectors -> codebooks -> `SemanticIds`, the table between items, codes and model tokens.
 
 `make_semantic_ids` does the whole room's work from the data of a `Splits`; its parts:
-vectors (`item_texts`, `text_vectors`, `sentence_vectors`, `training_interactions`,
+vectors (`item_texts`, `text_vectors`, `sentence_vectors`,
 `interaction_vectors`, `load_vectors`, `concatenate_vectors`, `catalogue_vectors` for rewards), residual k-means
 (`fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`), collisions
 (`append_extra_code`, `resolve_collisions`) files that others
@@ -18,7 +18,6 @@ from gr.semantic_ids.item_vectors import (
     load_vectors,
     sentence_vectors,
     text_vectors,
-    training_interactions,
 )
 from gr.semantic_ids.readers import (
     read_codes_csv,
@@ -72,5 +71,4 @@ __all__ = [
     "resolve_collisions",
     "sentence_vectors",
     "text_vectors",
-    "training_interactions",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gr.data.sequences import Splits
+from gr.data.splits import training_interactions
 from gr.semantic_ids import item_vectors
 from gr.semantic_ids.collisions import EXTRA_CODE, SHARE, resolve_collisions
 from gr.semantic_ids.readers import read_semantic_ids
@@ -129,7 +130,7 @@ def _vectors_of(
         else:
             blocks.append(item_vectors.sentence_vectors(texts, text_model))
     if kind != TEXT:
-        training = item_vectors.training_interactions(splits)
+        training = training_interactions(splits)
         blocks.append(item_vectors.interaction_vectors(sequences, training, dim, seed))
     return blocks
 

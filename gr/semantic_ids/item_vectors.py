@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gr.data.sequences import Sequences, Splits
+from gr.data.splits import training_interactions
 from gr.data.text import clean_text
 from gr.semantic_ids.arrays import load_item_rows
 from gr.semantic_ids.semantic_ids import SemanticIdError
@@ -83,20 +84,6 @@ def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
         ) from error
     vectors = _unit_rows(np.asarray(SentenceTransformer(model).encode(list(texts))))
     return vectors[_first_of_equals(texts)]
-
-
-def training_interactions(splits: Splits) -> np.ndarray:
-    """Which interactions may be learnt from, bool [E]: each user's up to his last training target.
-
-    Validation and test targets are never among them.
-    """
-    sequences = splits.sequences
-    last = np.full(sequences.num_users, -1, dtype=np.int64)
-    np.maximum.at(last, splits.train.users, splits.train.positions)
-    mask = np.arange(len(sequences.items)) <= np.repeat(last, sequences.lengths)
-    mask[splits.validation.positions] = False
-    mask[splits.test.positions] = False
-    return mask
 
 
 def interaction_vectors(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr.data.sequences import PAD_ITEM
+from gr.data.sequences import NO_ITEM
 from gr.errors import GrError
 
 PAD_TOKEN = 0  # In token arrays: "no item here".
@@ -113,17 +113,17 @@ class SemanticIds:
 
     @functools.cached_property
     def _tokens_and_padding(self) -> np.ndarray:
-        # One more row, of PAD_TOKEN, at the end: where indexing with PAD_ITEM = -1 looks.
+        # One more row, of PAD_TOKEN, at the end: where indexing with NO_ITEM = -1 looks.
         return np.pad(self.tokens, ((0, 1), (0, 0)), constant_values=PAD_TOKEN)
 
     def encode(self, items: np.ndarray) -> np.ndarray:
-        """Tokens of item rows `[...]`, int32 `[..., L]`; `PAD_ITEM` becomes `PAD_TOKEN`s.
+        """Tokens of item rows `[...]`, int32 `[..., L]`; `NO_ITEM` becomes `PAD_TOKEN`s.
 
         Raises `SemanticIdError` for a row that does not exist.
         """
         items = np.asarray(items)
-        if items.size and (items.min() < PAD_ITEM or items.max() >= self.num_items):
-            wrong = items[(items < PAD_ITEM) | (items >= self.num_items)].flat[0]
+        if items.size and (items.min() < NO_ITEM or items.max() >= self.num_items):
+            wrong = items[(items < NO_ITEM) | (items >= self.num_items)].flat[0]
             raise SemanticIdError(f"item row {wrong} is not in 0..{self.num_items - 1}.")
         return self._tokens_and_padding[items]
 
@@ -179,7 +179,7 @@ class SemanticIds:
     def items_of_many(self, codes: np.ndarray) -> np.ndarray:
         """Item rows of many SIDs `[..., L]`: int32 `[..., S]`, S the largest group of one SID.
 
-        Rows ascend; the rest is `PAD_ITEM`, all of it where no item has that SID.
+        Rows ascend; the rest is `NO_ITEM`, all of it where no item has that SID.
         """
         codes = np.asarray(codes)
         if codes.shape[-1:] != (self.num_levels,):
@@ -190,7 +190,7 @@ class SemanticIds:
         place = np.arange(self.largest_group)
         order = self._groups[1]
         rows = order[np.minimum(first[:, None] + place, len(order) - 1)]
-        rows = np.where(place < count[:, None], rows, np.int32(PAD_ITEM))
+        rows = np.where(place < count[:, None], rows, np.int32(NO_ITEM))
         return rows.reshape(*codes.shape[:-1], self.largest_group)
 
     # Collisions.

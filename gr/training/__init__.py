@@ -30,7 +30,6 @@ from gr.training.objectives import (
     LossConfig,
     SupervisedLoss,
     init_loss_state,
-    item_token_table,
     supervised_loss,
 )
 from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
@@ -73,7 +72,6 @@ __all__ = [
     "git_revision",
     "has_checkpoint",
     "init_loss_state",
-    "item_token_table",
     "load_config",
     "locked",
     "make_mesh",

@@ -21,10 +21,9 @@ from gr.losses import (
     update_prefix_weights,
 )
 from gr.losses.token import Metrics
-from gr.semantic_ids import PAD_TOKEN
 from gr.training.errors import TrainingError
 from gr.training.places import draw_places
-from gr.trie import TrieIndex, walk
+from gr.trie import TrieIndex, item_token_table, walk
 
 LEVELS = (
     "target",
@@ -231,8 +230,3 @@ def _prefix_weights(loss: LossConfig, losses: jax.Array, before: jax.Array) -> j
     if loss.weights == "stateless":
         return stateless_prefix_weights(losses, loss.eta)
     return update_prefix_weights(before, losses, loss.eta)
-
-
-def item_token_table(tokens: np.ndarray) -> jax.Array:
-    """Tokens of every item with a last row of padding `[N + 1, L]`, which item row -1 (`PAD_ITEM`) picks."""
-    return jnp.asarray(np.pad(tokens, ((0, 1), (0, 0)), constant_values=PAD_TOKEN), jnp.int32)

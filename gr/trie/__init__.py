@@ -4,9 +4,10 @@
 `items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
 without a rebuild; `check_search` says beforehand what is wrong with one. `EditableIndex` adds and removes items,
 `SwappableIndex` replaces an index that is in use, `ShardedIndex` is one that is split over devices. `NodeVectors` holds
-the mean item vector below each node.
+the mean item vector below each node. A `Catalogue` is what decoding knows of the items: index, tokens, vectors.
 """
 
+from gr.trie.catalogue import Catalogue, item_token_table
 from gr.trie.constraints import (
     AttributeFilter,
     Constraint,
@@ -42,6 +43,7 @@ __all__ = [
     "NO_NODE",
     "ROOT",
     "AttributeFilter",
+    "Catalogue",
     "Constraint",
     "EditableIndex",
     "ExcludeItems",
@@ -63,6 +65,7 @@ __all__ = [
     "check_search",
     "children",
     "descend",
+    "item_token_table",
     "items_of",
     "prepare",
     "root",

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.data.sequences import NO_ITEM
 from gr.trie.layout import TrieError
-
-# Fills lists of items: those of semantic IDs that fewer items share, and those of a request.
-NO_ITEM = -1
 
 _LOW, _HIGH = -(2**31), 2**31 - 1  # What int32 holds. Neither bound is a token or an item number.
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.data import PAD_ITEM, DataError, Sequences, Targets, leave_one_out
+from gr.data import NO_ITEM, DataError, Sequences, Targets, leave_one_out
 from gr.data.pipeline import (
     bucket_lengths,
     evaluation_batches,
@@ -74,7 +74,7 @@ def check_history(sequences, batch, row, max_history):
     padding = batch["history"].shape[1] - len(before)
     assert target in sequences.of(user)
     assert before  # Also in filler rows.
-    assert batch["history"][row].tolist() == before + [PAD_ITEM] * padding
+    assert batch["history"][row].tolist() == before + [NO_ITEM] * padding
 
 
 # Buckets
@@ -238,11 +238,11 @@ def test_windows_are_what_a_loop_gives(data, max_history, draw, num_buckets, ite
             assert width - 1 in train.plan.buckets
             assert rows == max(1, items_per_batch // width)
             assert batch["weight"].shape == (rows, width)
-            assert not batch["weight"][batch["items"] == PAD_ITEM].any()
+            assert not batch["weight"][batch["items"] == NO_ITEM].any()
             for row in range(rows):
                 items = batch["items"][row]
-                length = int((items != PAD_ITEM).sum())
-                assert (items[:length] != PAD_ITEM).all()  # Padding on the right.
+                length = int((items != NO_ITEM).sum())
+                assert (items[:length] != NO_ITEM).all()  # Padding on the right.
                 assert length >= 2  # Also in filler rows.
                 assert set(items[:length]) <= set(sequences.of(batch["users"][row]))
                 for place in np.flatnonzero(batch["weight"][row]).tolist():
@@ -307,7 +307,7 @@ def test_users_without_targets_are_left_out_of_user_batches():
     users = sorted(int(batch["users"][0]) for batch in epoch(train))
     assert users == [0, 3]
     # The items held out are in no window.
-    seen = {int(i) for batch in epoch(train) for i in batch["items"].ravel() if i != PAD_ITEM}
+    seen = {int(i) for batch in epoch(train) for i in batch["items"].ravel() if i != NO_ITEM}
     assert seen == {1000, 1001, 1002, 1009, 1010, 1011, 1012}
 
 

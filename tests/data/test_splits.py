@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.data import DataError, Sequences, by_time, leave_one_out, time_quantiles
+from gr.data import (
+    DataError,
+    Sequences,
+    Splits,
+    Targets,
+    by_time,
+    leave_one_out,
+    time_quantiles,
+    training_interactions,
+)
 
 
 def make(histories, times=None):
@@ -114,3 +123,22 @@ def test_errors():
         by_time(timed, 10, 11)
     with pytest.raises(DataError, match="between 0 and 1"):
         time_quantiles(timed, 1.5)
+
+
+def test_training_interactions_by_hand():
+    # User 0 trains up to position 2 of 0..4, user 1 has no training target, user 2 all but one.
+    def targets(*pairs):
+        users, positions = np.array(pairs).T
+        return Targets(users=users, positions=positions)
+
+    splits = Splits(
+        make(["abcde", "ab", "abc"]),
+        train=targets((0, 2), (0, 1), (2, 8)),
+        validation=targets((0, 3), (1, 5)),
+        test=targets((0, 4), (1, 6), (2, 9)),
+    )
+    assert training_interactions(splits).tolist() == [
+        *[True, True, True, False, False],
+        *[False, False],
+        *[True, True, False],
+    ]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gr.evaluation import EvaluationError, rank_correlation, value_calibration
+from gr.evaluation import EvaluationError, value_calibration
+from gr.evaluation.calibration import rank_correlation
 from gr.reports import calibration_plot
 from gr.reports.plots import figure_to_svg
 

@@ -5,13 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from gr.evaluation import EvaluationError, RunRanks, compare_runs, survival
-from gr.reports.comparison_plots import (
-    prefix_survival_plot,
-    prefix_weight_plot,
-    seeds_plot,
-    validation_plot,
-)
+from gr.evaluation import EvaluationError, RunRanks, compare_runs
+from gr.evaluation.comparison import survival
+from gr.reports.comparison_plots import prefix_survival_plot, seeds_plot, validation_plot
+from gr.reports.plots import prefix_weight_plot
 
 USERS, LENGTH, BEAMS = 60, 3, 10
 
@@ -81,7 +78,7 @@ def test_one_seed_has_no_deviation_and_a_missing_reference_no_differences():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (make_ranks(1, users=USERS - 1), "other, seed 0 and CE, seed 0 rank other targets"),
+        (make_ranks(1, users=USERS - 1), "other, seed 0 and CE, seed 0 rank different targets"),
         (make_ranks(1, beams=5), "other, seed 0 has 5 beams, CE, seed 0 10"),
         (make_ranks(1, length=2), "other, seed 0 has 2 codes a semantic ID, CE, seed 0 3"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gr.evaluation import (
+from gr.evaluation.rankings import (
     NOT_FOUND,
     EvaluationError,
     item_ranks,

@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 
-from gr.evaluation import Compared, survival, training_seconds
-from gr.reports.comparison_plots import (
-    prefix_recall_curves,
-    prefix_survival_plot,
-    prefix_weight_plot,
-    seeds_plot,
-)
-from gr.reports.plots import prefix_recall_plot
+from gr.evaluation import Compared, training_seconds
+from gr.evaluation.comparison import survival
+from gr.reports.comparison_plots import prefix_survival_plot, seeds_plot
+from gr.reports.plots import prefix_recall_curves, prefix_recall_plot, prefix_weight_plot
 from gr.reports.report import ReportData, render_report
 
 

@@ -183,7 +183,7 @@ def test_metrics_table_highlights_the_best_and_shows_intervals(source, page):
 def test_rules_are_named_and_the_warning_stands_at_the_top(page):
     assert "NDCG@10 0.0600 [0.0500, 0.0700] (seen items removed), above every baseline" in page.text
     assert page.text.index("Seen items removed") < page.text.index("All items allowed")
-    assert "Rows under different rules are not to be compared" in page.text
+    assert "Do not compare rows under different rules" in page.text
     (warning,) = page.all("p", **{"class": "warning"})
     assert page.text.index("Warning: 9 of 900") < page.text.index("Metrics beside baselines")
     assert "One thing more." in page.text
@@ -208,13 +208,13 @@ def test_users_are_shown_with_target_and_flags(source, page):
 
 def test_learning_curves_name_the_best_step(page):
     assert "Best step: 20, validation NDCG@10 0.0580." in page.text
-    assert "(test)" not in page.text and "Line across" not in page.text
+    assert "(test)" not in page.text and "Horizontal line" not in page.text
     with_line = Page(render_report(_data(references={"markov (validation)": 0.05})))
-    assert "markov (validation)" in with_line.text and "Line across" in with_line.text
+    assert "markov (validation)" in with_line.text and "Horizontal line" in with_line.text
 
 
 def test_prefix_recall_names_the_code_that_loses_most(page):
-    assert "the largest loss is at code 1, 40.0% of users" in page.text
+    assert "the largest drop is at code 1, 40.0% of users" in page.text
     assert "60.0% 30.0% 20.0% 15.0%" in page.text
 
 
@@ -316,8 +316,8 @@ def test_light_theme_has_the_colours_of_the_plots(source):
 
 
 OPTIONAL = {
-    "dataset": "The data set was not described",
-    "model": "The model was not described",
+    "dataset": "No description of the data set",
+    "model": "No description of the model",
     "metrics": "No metrics",
     "differences": "No paired differences",
     "curves": "No learning curves",
@@ -371,7 +371,7 @@ def test_numbers_that_are_not_finite_are_shown_as_a_dash():
         ),
         (
             {"differences": {"item-kNN": {"ndcg@10": [0.02, -0.01, 0.05]}}},
-            "NDCG@10 0.0600 [0.0500, 0.0700], above every baseline, but item-kNN is within the 95% interval; "
+            "NDCG@10 0.0600 [0.0500, 0.0700], above every baseline, but the difference to item-kNN is not significant; "
             "the best baseline is item-kNN (0.0400, +50%).",
         ),
         (
@@ -389,7 +389,7 @@ def test_numbers_that_are_not_finite_are_shown_as_a_dash():
                 "differences": {"model": {"ndcg@10": [-0.01, -0.02, 0.001]}},
             },
             "NDCG@10 0.0500 [0.0400, 0.0600], below model (0.0600, −17%) by 0.0100. "
-            "The difference is within the 95% interval.",
+            "The difference is not significant at 95%.",
         ),
         (
             {"metrics": {"model": {"ndcg@10": 0.06}}, "differences": {}},

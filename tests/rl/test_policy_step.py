@@ -28,7 +28,6 @@ from gr.models import (
 )
 from gr.rl import (
     ActorCritic,
-    Environment,
     LearningConfig,
     RolloutConfig,
     ValueConfig,
@@ -40,7 +39,7 @@ from gr.rl import (
 )
 from gr.rl.rollouts import scored_candidates
 from gr.training import NO_BAD_STEP, TrainingError, TrainState
-from gr.trie import TrieIndex
+from gr.trie import Catalogue, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -49,13 +48,13 @@ USERS = 6
 
 
 @functools.cache
-def environment():
+def catalogue():
     rng = np.random.default_rng(0)
     tokens = np.unique(rng.integers(0, CODES, (30, LENGTH)), axis=0)
     tokens = tokens + 2 + np.arange(LENGTH) * CODES
     vectors = rng.normal(size=(len(tokens), 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Environment.build(TrieIndex.build(tokens, VOCAB), tokens, vectors)
+    return Catalogue.build(TrieIndex.build(tokens, VOCAB), tokens, vectors)
 
 
 def make_model(kind="encoder_decoder"):
@@ -74,7 +73,7 @@ def make_model(kind="encoder_decoder"):
 
 def make_batch():
     rng = np.random.default_rng(1)
-    items = len(environment().tokens) - 1
+    items = len(catalogue().tokens) - 1
     history = rng.integers(0, items, (USERS, 4))
     history[0, 2:] = -1
     weight = np.ones(USERS, np.float32)
@@ -97,7 +96,7 @@ def make_step(rollout=None, policy=None, learning=None, reward=exact_match, chos
         policy or PolicyConfig("sibling_grpo"),
         ValueConfig(),
         learning or LearningConfig(),
-        environment(),
+        catalogue(),
         reward,
         chosen or optimizer(),
         mesh=mesh,
@@ -111,7 +110,7 @@ def make_state(model, chosen=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def rolled_out(config, model, batch, key):
-    return roll_out(config, environment(), exact_match, model, model.backbone, batch, key)
+    return roll_out(config, catalogue(), exact_match, model, model.backbone, batch, key)
 
 
 def same(a, b):
@@ -126,13 +125,13 @@ def test_candidates_are_scored_as_one_by_one(kind, normalise_over):
     model, batch, temperature = make_model(kind), make_batch(), 1.5
     config = rollout_config("sample", normalise_over=normalise_over, temperature=temperature)
     rollouts, metrics = rolled_out(config, model, batch, jax.random.key(3))
-    sids = {tuple(row) for row in np.asarray(environment().tokens[:-1]).tolist()}
+    sids = {tuple(row) for row in np.asarray(catalogue().tokens[:-1]).tolist()}
     assert rollouts.valid[:-1].all() and not rollouts.valid[-1].any()
     hits = 0
     for user in range(USERS - 1):
         candidates = np.asarray(rollouts.codes[user])
         assert len({tuple(row) for row in candidates.tolist()} & sids) == len(candidates)
-        target = tuple(environment().tokens[batch["target"][user]].tolist())
+        target = tuple(catalogue().tokens[batch["target"][user]].tolist())
         found = [tuple(row) == target for row in candidates.tolist()]
         np.testing.assert_array_equal(rollouts.rewards[user], found)
         hits += any(found)
@@ -159,7 +158,7 @@ def test_drawn_candidates_are_weighted_by_their_chance():
     model, batch = make_model(), make_batch()
     everything = dataclasses.replace(
         rollout_config("sample", normalise_over="children", importance=True),
-        search=SearchConfig("sample", num_candidates=len(environment().tokens)),
+        search=SearchConfig("sample", num_candidates=len(catalogue().tokens)),
     )
     rollouts, _ = rolled_out(everything, model, batch, jax.random.key(0))
     # All are drawn for certain, so that the weights are the probabilities themselves.
@@ -184,7 +183,7 @@ def assert_in_proportion(rollouts):
 
 @pytest.mark.parametrize("prefix_vectors", ["node", "group"])
 def test_the_value_head_is_rewarded_by_what_lies_below_a_prefix(prefix_vectors):
-    model, batch, world = make_model(), make_batch(), environment()
+    model, batch, world = make_model(), make_batch(), catalogue()
     config = rollout_config("beam", prefix_vectors=prefix_vectors)
     rollouts, _ = rolled_out(config, model, batch, jax.random.key(0))
     omega = [0.3, 0.5, 1.0]
@@ -225,7 +224,7 @@ def test_a_step_is_a_plain_loop_of_updates():
         logits = model.backbone.target_logits(rollouts.history, rollouts.target, key=supervised_key)
         supervised = token_log_probs(logits, rollouts.target)[:-1].mean()  # The last is filler.
         logp, _ = scored_candidates(
-            rollout, environment(), model.backbone, rollouts.history, rollouts.codes
+            rollout, catalogue(), model.backbone, rollouts.history, rollouts.codes
         )
         loss, _ = policy_objective(
             policy,

@@ -116,7 +116,7 @@ def test_baselines_are_ranked_once_and_are_those_of_a_run_of_its_own(study, monk
     run = load_run(job.workdir)
     for exclude, rule in ((True, RULES[0]), (False, RULES[1])):
         made = baselines.rank_baselines(
-            run.splits, run.catalogue.semantic_ids, run.splits.test, exclude=exclude, depth=10
+            run.splits, run.semantic_ids, run.splits.test, exclude=exclude, depth=10
         )
         assert set(found[rule]) == set(made.rankings) > {"popularity", "markov"}
         for name, rankings in made.rankings.items():
@@ -129,7 +129,7 @@ def test_baselines_are_ranked_once_and_are_those_of_a_run_of_its_own(study, monk
     monkeypatch.setattr(baselines, "rank_baselines", again)
     assert compared(study)["baselines"] == found
     # Of other items, they would not be the same: they are made again.
-    semantic_ids = run.catalogue.semantic_ids
+    semantic_ids = run.semantic_ids
     other = dataclasses.replace(semantic_ids, codes=semantic_ids.codes[::-1])
     with pytest.raises(AssertionError, match="ranked again"):
         _baselines(job, run.splits, other, True)
@@ -209,8 +209,14 @@ def test_prefix_recall_of_another_run_stands_beside_in_the_report(study):
         evaluate(run, "test", beside=other)
     metrics.write_text(json.dumps({"users": 100, "prefix_recall": shares}))
     count = len(run.splits.test)
-    items = np.zeros((count, 10, 1), np.int32)
-    decoded = Decoded(items, np.zeros((count, 10)), np.ones((count, 3), bool), -np.ones((count, 3)))
+    decoded = Decoded(
+        items=np.zeros((count, 10, 1), np.int32),
+        tokens=np.zeros((count, 10, 3), np.int32),
+        scores=np.zeros((count, 10)),
+        evaluations=np.zeros(count, np.int32),
+        log_probs=-np.ones((count, 3)),
+        prefix_hits=np.ones((count, 3), bool),
+    )
     evaluate(run, "test", dict.fromkeys((True, False), decoded), beside=other)
     report = Path(run.workdir, "report_test.html").read_text()
     assert all(f"{name}, {rule}" in report for name in ("apao_pointwise", "ce") for rule in RULES)

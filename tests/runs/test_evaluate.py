@@ -65,12 +65,12 @@ def run(tmp_path, semantic_ids):
     lines = [{"step": 1, "split": "validation", "values": {"loss": 1.0, "ndcg@10": 0.1}}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config, splits = make_config(), make_splits()
-    catalogue = build.make_catalogue(semantic_ids)
     return Run(
         workdir=str(tmp_path),
         config=config,
         splits=splits,
-        catalogue=catalogue,
+        semantic_ids=semantic_ids,
+        catalogue=build.make_catalogue(semantic_ids),
         model=build.make_model(config, semantic_ids),
         step=1,
     )
@@ -79,18 +79,24 @@ def run(tmp_path, semantic_ids):
 def decoded_of(splits):
     """A model that lists what was seen, or with seen items removed nothing of it."""
     past = np.asarray(whole_histories(splits, splits.test))
-    count = len(past)
-    hits, log_probs = np.ones((count, 3), bool), -np.ones((count, 3))
-    lists = {False: past[:, :7], True: np.full((count, 0), -1)}
+    lists = {False: past[:, :7], True: np.full((len(past), 0), -1)}
     return {
-        rule: Decoded(
-            np.pad(items, ((0, 0), (0, BEAMS - items.shape[1])), constant_values=-1)[:, :, None],
-            np.zeros((count, BEAMS)),
-            hits,
-            log_probs,
-        )
+        rule: decoded(np.pad(items, ((0, 0), (0, BEAMS - items.shape[1])), constant_values=-1))
         for rule, items in lists.items()
     }
+
+
+def decoded(items):
+    """Of lists `[n, M]`; nothing else of it is looked at closely."""
+    count, beams = items.shape
+    return Decoded(
+        items=items[:, :, None],
+        tokens=np.zeros((count, beams, 3), np.int32),
+        scores=np.zeros((count, beams)),
+        evaluations=np.zeros(count, np.int32),
+        log_probs=-np.ones((count, 3)),
+        prefix_hits=np.ones((count, 3), bool),
+    )
 
 
 @pytest.mark.parametrize("exclude", [None, True, False])

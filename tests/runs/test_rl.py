@@ -91,8 +91,8 @@ def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
 
 def test_the_value_head_is_evaluated_again_without_compiling(trained):
     run_of = load_run(str(trained[0]))
-    environment = build_rl.make_environment(run_of.catalogue, run_of.splits)
-    evaluation = ValueEvaluation.of(run_of.config, environment, run_of.splits, 32)
+    catalogue = build_rl.with_vectors(run_of.catalogue, run_of.splits)
+    evaluation = ValueEvaluation.of(run_of.config, catalogue, run_of.splits, 32)
     model = ActorCritic(run_of.model, run_of.value_head)
     first = evaluation.metrics(model)
     with compilations() as compiled:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from gr.data import training_interactions
 from gr.data.sequences import Sequences, Splits, Targets
 from gr.semantic_ids import (
     SemanticIdError,
@@ -15,7 +16,6 @@ from gr.semantic_ids import (
     load_vectors,
     sentence_vectors,
     text_vectors,
-    training_interactions,
 )
 
 
@@ -79,22 +79,6 @@ def test_sentence_vectors_name_the_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(SemanticIdError, match=r"pip install -e '\.\[text\]'"):
         sentence_vectors(["x"], "all-MiniLM-L6-v2")
-
-
-def test_training_interactions_by_hand():
-    # User 0 trains up to position 2 of 0..4, user 1 has no training target, user 2 all but one.
-    data = sequences_of([[0, 1, 2, 3, 4], [0, 1], [2, 3, 4]], 5)
-    splits = Splits(
-        data,
-        train=targets((0, 2), (0, 1), (2, 8)),
-        validation=targets((0, 3), (1, 5)),
-        test=targets((0, 4), (1, 6), (2, 9)),
-    )
-    assert training_interactions(splits).tolist() == [
-        *[True, True, True, False, False],
-        *[False, False],
-        *[True, True, False],
-    ]
 
 
 def test_interaction_vectors_put_companions_together():

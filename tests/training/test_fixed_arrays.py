@@ -15,7 +15,6 @@ from gr.losses import PolicyConfig
 from gr.models import DecoderOnly, DecoderOnlyConfig, ValueHead, ValueHeadConfig
 from gr.rl import (
     ActorCritic,
-    Environment,
     LearningConfig,
     RolloutConfig,
     ValueConfig,
@@ -33,7 +32,7 @@ from gr.training import (
     make_train_step,
     supervised_loss,
 )
-from gr.trie import TrieIndex
+from gr.trie import Catalogue, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -85,7 +84,7 @@ def test_what_a_plain_function_closes_over_would_be_seen():
 def test_the_program_of_reinforcement_learning_does_not_hold_the_catalogue():
     tokens, index = catalogue()
     vectors = np.random.default_rng(0).normal(size=(ITEMS, 4))
-    environment = Environment.build(index, tokens, vectors)
+    items = Catalogue.build(index, tokens, vectors)
     popularity = jnp.linspace(0.0, 1.0, ITEMS)
     popular = jax.tree_util.Partial(lambda table, outcome: table[outcome.items], popularity)
     head = ValueHead(ValueHeadConfig(8, LENGTH, 2, 8), rngs=nnx.Rngs(1))
@@ -96,7 +95,7 @@ def test_the_program_of_reinforcement_learning_does_not_hold_the_catalogue():
         PolicyConfig(),
         ValueConfig(),
         LearningConfig(num_epochs=1),
-        environment,
+        items,
         weighted_sum([(exact_match, 1.0), (semantic(vectors), 0.5), (popular, 0.1)]),
         optimizer,
     )

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr.data import PAD_ITEM
+from gr.data import NO_ITEM
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
 from gr.training import TrainingError
 from gr.training.objectives import (
     LossConfig,
     init_loss_state,
-    item_token_table,
     supervised_loss,
 )
-from gr.trie import TrieIndex
+from gr.trie import TrieIndex, item_token_table
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -61,7 +60,7 @@ def make_model(name):
 
 
 def padded(rows, width):
-    return np.array([row + [PAD_ITEM] * (width - len(row)) for row in rows], np.int32)
+    return np.array([row + [NO_ITEM] * (width - len(row)) for row in rows], np.int32)
 
 
 def with_filler(batch, rows=(0, 0)):
@@ -159,7 +158,7 @@ def test_filler_rows_have_no_influence(level):
     columns = [name for name in batch if name != "weight"]
     empty = {name: batch[name].copy() for name in columns}
     for name in columns:
-        empty[name][-FILLER_ROWS:] = PAD_ITEM
+        empty[name][-FILLER_ROWS:] = NO_ITEM
     assert_same(run(level, {**batch, **empty}), plain)
 
 
@@ -192,7 +191,7 @@ def test_every_target_counts_the_same_in_whichever_batch_it_falls(level):
 def test_padding_is_the_last_row_of_the_token_table():
     table = item_token_table(np.array([[2, 5], [3, 4]]))
     assert table.tolist() == [[2, 5], [3, 4], [0, 0]]
-    assert table[np.array([1, PAD_ITEM, 0])].tolist() == [[3, 4], [0, 0], [2, 5]]
+    assert table[np.array([1, NO_ITEM, 0])].tolist() == [[3, 4], [0, 0], [2, 5]]
 
 
 def test_unknown_names_are_refused():

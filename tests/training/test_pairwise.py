@@ -237,7 +237,9 @@ def test_settings_that_cannot_work_are_named():
         )
     with pytest.raises(TrainingError, match="num_negatives=0 must be at least 1"):
         LossConfig("apao_pairwise", num_negatives=0)
-    with pytest.raises(TrainingError, match=r"pairwise_share=1.5: use a number above 0 and at most 1"):
+    with pytest.raises(
+        TrainingError, match=r"pairwise_share=1.5: use a number above 0 and at most 1"
+    ):
         LossConfig("apao_pairwise", pairwise_share=1.5)
 
 

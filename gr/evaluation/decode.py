@@ -1,4 +1,4 @@
-"""Decodes the targets of a split with a model, in batches, and keeps what the metrics need."""
+"""Decodes the targets of a split with any search, in batches, and keeps what the metrics need."""
 
 import collections
 import dataclasses
@@ -11,24 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gr.data import PAD_ITEM, Histories, Sequences, Targets, evaluation_batches
+from gr.data import NO_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
 from gr.data.examples import target_examples
-from gr.decoding import Candidates, beam_search
+from gr.decoding import Candidates, SearchConfig, search
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, token_log_probs
-from gr.trie import NO_NODE, ExcludeItems, TrieIndex, walk
+from gr.trie import NO_NODE, Catalogue, ExcludeItems, TrieIndex, walk
+
+_MANY = 1024  # Seen items of each user in a whole batch; a power of four.
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What a model decodes for each of n targets, in the targets' order."""
+    """What a search finds for each of n targets, in the targets' order."""
 
     items: np.ndarray  # [n, M, C] int32 item rows, best semantic ID first, -1-padded.
+    tokens: np.ndarray  # [n, M, L] int32 tokens of the semantic IDs.
     scores: np.ndarray  # [n, M] float32 log-probabilities, -inf where there is no candidate.
-    prefix_hits: np.ndarray  # [n, L] bool: was the target's prefix in the beam after step t?
-    log_probs: np.ndarray  # [n, L] float32: log-probability of each of the target's codes.
+    evaluations: np.ndarray  # [n] int32: tokens that the model was given, besides the history.
+    # Of the targets, where they were scored; else None.
+    log_probs: np.ndarray | None = None  # [n, L] float32: log-probability of each code.
+    prefix_hits: np.ndarray | None = (
+        None  # [n, L] bool: prefix in the beam after step t? Of beam search.
+    )
 
     @property
     def prefix_recall(self) -> list[float]:
@@ -42,72 +50,82 @@ class Decoded:
 
 
 def decode_targets(
+    config: SearchConfig,
     model: Any,
-    index: TrieIndex,
-    tokens: jax.Array,
+    catalogue: Catalogue,
     sequences: Sequences,
     targets: Targets,
     *,
-    num_beams: int,
     max_history: int,
     buckets: int | Sequence[int],
+    value_head: Any | None = None,
+    key: jax.Array | None = None,
+    score_targets: bool = False,
     batch_size: int = 128,
     exclude_seen: bool = True,
     temperature: float = 1.0,
     normalise_over: str = "vocabulary",
     progress: bool = False,
 ) -> Decoded:
-    """Decodes every target from its history by beam search.
+    """Decodes every target from its history by any search.
 
     Args:
-        model: a backbone that also offers `target_logits`.
-        index: the trie of the items.
-        tokens: `item_token_table` `[N + 1, L]`.
+        config: which search, and how many candidates M.
+        model: a backbone; with `score_targets` one that also offers `target_logits`.
+        catalogue: the items.
         sequences: the data.
         targets: what to predict.
-        num_beams: M.
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or how many of them; the decoder compiles once for each.
+        value_head: guides VED; None: V = 0.
+        key: of the random numbers; only beam search needs none.
+        score_targets: whether the targets are scored too, in one more pass of the model: `log_probs`, and for beam
+            search `prefix_hits`.
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         temperature: of the model's distribution; see `beam_search`.
-        normalise_over: "vocabulary" or "children"; see `beam_search`.
+        normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
+            among the children.
         progress: whether to show a progress bar.
 
     Raises:
-        EvaluationError: if numbers of the model are NaN or infinite, naming the code and the user.
+        EvaluationError: if a search other than beam search has no `key`, or numbers of the model are NaN or infinite,
+            naming the code and the user.
     """
+    if key is None and config.name != "beam":
+        raise EvaluationError(f"search {config.name!r} draws random numbers: give their `key`")
     temperature = as_temperature(temperature)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
+        # The first row of a batch is real, so its number tells the batches apart.
+        of_batch = None if key is None else jax.random.fold_in(key, int(batch["rows"][0]))
         return _decode(
             model,
-            index,
-            tokens,
+            value_head,
+            catalogue,
             batch["history"],
-            batch["target"],
+            batch["target"] if score_targets else None,
             excluded,
+            of_batch,
             temperature,
-            num_beams=num_beams,
+            config=config,
             normalise_over=normalise_over,
         )
 
-    return Decoded(
-        *decoded_by_target(
-            decode,
-            sequences,
-            targets,
-            max_history=max_history,
-            buckets=buckets,
-            batch_size=batch_size,
-            exclude_seen=exclude_seen,
-            progress=progress,
-        )
+    return decoded_by_target(
+        decode,
+        sequences,
+        targets,
+        max_history=max_history,
+        buckets=buckets,
+        batch_size=batch_size,
+        exclude_seen=exclude_seen,
+        progress=progress,
     )
 
 
 def decoded_by_target(
-    decode: Callable[[Mapping[str, np.ndarray], ExcludeItems | None], tuple],
+    decode: Callable[[Mapping[str, np.ndarray], ExcludeItems | None], tuple[Any, jax.Array]],
     sequences: Sequences,
     targets: Targets,
     *,
@@ -116,17 +134,17 @@ def decoded_by_target(
     batch_size: int,
     exclude_seen: bool,
     progress: bool,
-) -> list[np.ndarray]:
-    """What `decode(batch, excluded)` returns for batches of targets, each array in the targets' order.
+) -> Any:
+    """Runs `decode(batch, excluded)` on batches; its arrays `[B, ...]` become `[n, ...]`, in the targets' order.
 
     Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
-    very many are in smaller batches. The last of what `decode` returns is `Candidates.bad_step`, which is checked and
-    left out. The rest is as in `decode_targets`.
+    very many are in smaller batches. `decode` returns a pytree of arrays and `Candidates.bad_step`, which is checked.
+    The other arguments are those of `decode_targets`.
     """
     # Resolved here, for the same buckets in batches of any size; it also checks the targets.
     lengths = target_examples(sequences, targets, max_history).lengths
     shape = {"max_history": max_history, "buckets": resolve_buckets(buckets, lengths, max_history)}
-    seen = _seen_items(sequences, targets) if exclude_seen else None
+    seen = Histories.of(sequences, targets) if exclude_seen else None
     batches = _batches(sequences, targets, seen, batch_size=batch_size, **shape)
 
     def decoded() -> Iterator[tuple[np.ndarray, tuple]]:
@@ -136,17 +154,19 @@ def decoded_by_target(
             excluded = None if seen is None else ExcludeItems(distinct_items(seen[users]))
             yield rows, decode(batch, excluded)
 
-    columns = None  # Each [n, ...], in the targets' order.
+    whole = None  # What `decode` returns, of all targets.
     with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
-        for rows, (*found, bad_step) in fetched(decoded()):
-            if columns is None:
-                columns = [np.empty((len(targets), *v.shape[1:]), v.dtype) for v in found]
+        for rows, (found, bad_step) in fetched(decoded()):
+            if whole is None:
+                whole = jax.tree.map(
+                    lambda v: np.empty((len(targets), *v.shape[1:]), v.dtype), found
+                )
             real = rows >= 0
             check_finite(bad_step[real], sequences.user_ids[targets.users[rows[real]]])
-            for column, values in zip(columns, found, strict=True):
+            for column, values in zip(*map(jax.tree.leaves, (whole, found)), strict=True):
                 column[rows[real]] = values[real]
             bar.update(int(real.sum()))
-    return columns
+    return whole
 
 
 def _batches(
@@ -170,7 +190,7 @@ def _batches(
 def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
     """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
 
-    So the device has work while the host waits, holds few results at once, and what is told of progress has happened.
+    So the device has work while the host waits and holds few results at once, and progress counts what is done.
     """
     queue = collections.deque()
     for result in results:
@@ -184,7 +204,7 @@ def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
 def distinct_items(histories: Histories) -> np.ndarray:
     """The different items of each history, `[n, S]` int32, -1-padded.
 
-    S is 64 or a power of four from 1,024 on: a program is compiled for each width that there is.
+    S is 64 or a power of four from 1,024 on, for few widths, since each is compiled anew.
     """
     sets = [
         np.unique(histories.items[start:stop])
@@ -193,7 +213,7 @@ def distinct_items(histories: Histories) -> np.ndarray:
     longest = max(map(len, sets), default=0)
     bits = (longest - 1).bit_length()
     width = 64 if longest <= 64 else max(_MANY, 1 << bits + bits % 2)
-    padded = np.full((len(sets), width), PAD_ITEM, dtype=np.int32)
+    padded = np.full((len(sets), width), NO_ITEM, dtype=np.int32)
     for row, items in zip(padded, sets, strict=True):
         row[: len(items)] = items
     return padded
@@ -212,40 +232,48 @@ def check_finite(bad_step: np.ndarray, user_ids: np.ndarray) -> None:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_beams", "normalise_over"))
+@functools.partial(jax.jit, static_argnames=("config", "normalise_over"))
 def _decode(
     model: Any,
-    index: TrieIndex,
-    tokens: jax.Array,
+    value_head: Any | None,
+    catalogue: Catalogue,
     history: jax.Array,
-    target: jax.Array,
+    target: jax.Array | None,
     excluded: ExcludeItems | None,
+    key: jax.Array | None,
     temperature: jax.Array | None,
     *,
-    num_beams: int,
+    config: SearchConfig,
     normalise_over: str,
-) -> tuple[jax.Array, ...]:
-    history, target = tokens[history], tokens[target]
-    found = beam_search(
+) -> tuple[Decoded, jax.Array]:
+    """What is found for a batch, as `Decoded` of arrays on the device, and `Candidates.bad_step`."""
+    history = catalogue.tokens[history]
+    found = search(
+        config,
         model,
-        index,
+        value_head,
+        catalogue.index,
         history,
-        num_beams,
+        key=key,
         constraint=excluded,
         temperature=1.0 if temperature is None else temperature,
         normalise_over=normalise_over,
-        keep_beams=True,
+        keep_beams=target is not None,
     )
+    decoded = Decoded(found.items, found.codes, found.scores, found.evaluations)
+    if target is None:
+        return decoded, found.bad_step
+    target, bad_step = catalogue.tokens[target], found.bad_step
     logits = model.target_logits(history, target)
-    bad_step = found.bad_step
-    if normalise_over == "children":
-        log_probs = masked_token_log_probs(logits, target, index, temperature)
+    if (config.normalise_over or normalise_over) == "children":
+        log_probs = masked_token_log_probs(logits, target, catalogue.index, temperature)
     else:
         log_probs = token_log_probs(logits, target, temperature)
         # The target's prefixes need not have been in the beam.
         flawed = ~(logits < jnp.inf).all(axis=-1)
         bad_step = jnp.where((bad_step < 0) & flawed.any(-1), flawed.argmax(-1), bad_step)
-    return found.items, found.scores, prefix_hits(index, found, target), log_probs, bad_step
+    hits = prefix_hits(catalogue.index, found, target) if found.beams else None
+    return dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits), bad_step
 
 
 def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:
@@ -256,11 +284,3 @@ def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> 
     ]
     # A prefix that the trie lacks is never a hit, though `NO_NODE` also fills beams.
     return jnp.stack(alive, axis=1) & (nodes != NO_NODE)
-
-
-_MANY = 1024  # Seen items of each user in a whole batch; a power of four.
-
-
-def _seen_items(sequences: Sequences, targets: Targets) -> Histories:
-    """Every item before each target, also beyond what the model sees; padded only batch by batch."""
-    return Histories.of(sequences, targets)

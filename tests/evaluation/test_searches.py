@@ -6,19 +6,17 @@ import math
 import jax
 import numpy as np
 import pytest
-import test_evaluators as small
+import test_decode as small
 
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation import (
+    Decoded,
     EvaluationError,
-    Searched,
     compare_searches,
     equal_budget,
     search_metrics,
-    search_targets,
 )
 from gr.reports import format_searches, searches_plot
-from gr.training import item_token_table
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -55,9 +53,9 @@ def random_found(seed, users=6, count=5, length=3, shared=2, num_items=30):
     missing = np.arange(count) >= left[:, None]
     items[missing] = -1
     scores = np.sort(rng.normal(size=(users, count)))[:, ::-1]
-    found = Searched(
+    found = Decoded(
         items=items,
-        codes=rng.integers(0, 3, (users, count, length)),
+        tokens=rng.integers(0, 3, (users, count, length)),
         scores=np.where(missing, -np.inf, scores),
         evaluations=rng.integers(5, 9, users),
     )
@@ -72,7 +70,7 @@ def test_metrics_are_those_of_a_slow_recomputation(seed, k):
     found, targets = random_found(seed)
     hits, gains, recalls, listed, differences = [], [], [], set(), []
     for items, codes, scores, target in zip(
-        found.items, found.codes, found.scores, targets, strict=True
+        found.items, found.tokens, found.scores, targets, strict=True
     ):
         beams = [set(row[row >= 0].tolist()) for row in items]
         ranks = [rank for rank, beam in enumerate(beams) if target in beam]
@@ -106,8 +104,9 @@ def test_metrics_are_those_of_a_slow_recomputation(seed, k):
 
 def test_what_is_known_beyond_the_candidates_counts_apart():
     found, targets = random_found(0)
-    few = Searched(
-        *(getattr(found, field)[:, :1] for field in ("items", "codes", "scores")), found.evaluations
+    few = Decoded(
+        *(getattr(found, field)[:, :1] for field in ("items", "tokens", "scores")),
+        found.evaluations,
     )
     alone, among = (search_metrics(x, targets, 30, candidates=1) for x in (few, found))
     known = search_metrics(found, targets, 30)
@@ -133,26 +132,14 @@ def test_no_two_candidates_have_no_diversity():
 
 
 def searched(config, buckets=(small.MAX_HISTORY,)):
-    return search_targets(
-        config,
-        small.make_model(),
-        None,
-        small.make_index(),
-        item_token_table(small.make_tokens()),
+    return small.decode(
         small.make_sequences(),
         small.last_items(),
+        config=config,
         key=jax.random.key(0),
-        max_history=small.MAX_HISTORY,
         buckets=buckets,
-        batch_size=small.BATCH_SIZE,
+        score_targets=False,
     )
-
-
-def test_beam_search_finds_what_the_evaluator_of_beams_finds():
-    found = searched(SearchConfig("beam", num_candidates=small.BEAMS), small.BUCKETS)
-    expected = small.decode_all()
-    np.testing.assert_array_equal(found.items, expected.items)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
 
 
 def test_decoders_are_compared_within_their_budgets():

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 from gr.data import DataError, Histories, Sequences, Targets
-from gr.decoding import Candidates, DecodingError
-from gr.evaluation import EvaluationError, evaluators
-from gr.evaluation.evaluators import (
+from gr.decoding import PRESETS, Candidates, DecodingError, SearchConfig
+from gr.evaluation import EvaluationError, equal_budget
+from gr.evaluation import decode as decode_module
+from gr.evaluation.decode import (
     Decoded,
     check_finite,
     decode_targets,
@@ -21,8 +22,7 @@ from gr.evaluation.evaluators import (
     prefix_hits,
 )
 from gr.models import DecoderOnly, DecoderOnlyConfig
-from gr.training.objectives import item_token_table
-from gr.trie import TrieIndex
+from gr.trie import Catalogue, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -52,8 +52,8 @@ def make_tokens():
 
 
 @functools.cache
-def make_index():
-    return TrieIndex.build(make_tokens(), VOCAB)
+def make_catalogue():
+    return Catalogue.build(TrieIndex.build(make_tokens(), VOCAB), make_tokens())
 
 
 @functools.cache
@@ -71,16 +71,18 @@ def make_sequences():
 ALL = tuple(range(len(LENGTHS)))
 
 
-def decode(sequences, targets, **options):
+BEAM_SEARCH = SearchConfig("beam", num_candidates=BEAMS)
+
+
+def decode(sequences, targets, *, config=BEAM_SEARCH, model=None, **options):
+    options = {"score_targets": True, "buckets": BUCKETS} | options
     return decode_targets(
-        make_model(),
-        make_index(),
-        item_token_table(make_tokens()),
+        config,
+        model or make_model(),
+        make_catalogue(),
         sequences,
         targets,
-        num_beams=BEAMS,
         max_history=MAX_HISTORY,
-        buckets=BUCKETS,
         batch_size=BATCH_SIZE,
         **options,
     )
@@ -138,6 +140,8 @@ def test_every_target_is_decoded_as_by_the_oracle(exclude_seen):
             for depth in range(1, LENGTH + 1)
         ]
         assert found.prefix_hits[user].tolist() == hits
+    valid = found.scores > -np.inf
+    np.testing.assert_array_equal(found.tokens[valid], tokens[found.items.max(-1)[valid]])
     assert 0 < found.prefix_hits.mean() < 1  # The comparison saw both.
 
 
@@ -171,6 +175,19 @@ def test_seen_items_are_never_decoded_also_those_beyond_what_the_model_sees():
         assert user not in favourites or favourites[user] in history
 
 
+@pytest.mark.parametrize("name", ["sample", "ved_descent"])
+def test_any_search_scores_the_targets_alike_and_only_beam_search_has_a_beam(name):
+    config = equal_budget(PRESETS[name], 2 * BEAMS, LENGTH)
+    found = decode(make_sequences(), last_items(), config=config, key=jax.random.key(0))
+    np.testing.assert_allclose(found.log_probs, decode_all().log_probs, atol=1e-5)
+    assert found.prefix_hits is None
+    unscored = decode(make_sequences(), last_items(), score_targets=False)
+    np.testing.assert_array_equal(unscored.items, decode_all().items)
+    assert unscored.log_probs is None and unscored.prefix_hits is None
+    with pytest.raises(EvaluationError, match=f"search '{config.name}' draws .* give their `key`"):
+        decode(make_sequences(), last_items(), config=config)
+
+
 def test_several_targets_of_one_user_each_have_their_own_history():
     start, end = make_sequences().offsets[1:3]
     targets = Targets(users=np.full(8, 1, np.int32), positions=np.arange(start + 1, end)[::-1])
@@ -182,7 +199,7 @@ def test_several_targets_of_one_user_each_have_their_own_history():
 
 
 def test_results_do_not_depend_on_how_many_users_with_long_histories_share_a_batch(monkeypatch):
-    monkeypatch.setattr(evaluators, "_MANY", 1)  # Batches of 4 users, of 1 who has seen more.
+    monkeypatch.setattr(decode_module, "_MANY", 1)  # Batches of 4 users, of 1 who has seen more.
     found, whole = decode(make_sequences(), last_items()), decode_all()
     np.testing.assert_array_equal(found.items, whole.items)
     np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)
@@ -210,7 +227,7 @@ def test_what_a_batch_holds_of_the_seen_does_not_grow_with_one_long_history():
             assert row < 0 or set(items[items >= 0].tolist()) == set(rows[user][:-1].tolist())
         return batch["users"], np.full(len(batch["rows"]), -1)
 
-    (found,) = evaluators.decoded_by_target(
+    found = decode_module.decoded_by_target(
         decode,
         sequences,
         targets,
@@ -254,7 +271,9 @@ def test_widths_are_few(longest, width):
 def test_summaries_of_decoded():
     decoded = Decoded(
         items=np.zeros((2, 1, 1), np.int32),
+        tokens=np.zeros((2, 1, 2), np.int32),
         scores=np.zeros((2, 1), np.float32),
+        evaluations=np.zeros(2, np.int32),
         prefix_hits=np.array([[True, True], [True, False]]),
         log_probs=np.array([[-1.0, -2.0], [-3.0, -6.0]], np.float32),
     )
@@ -286,21 +305,9 @@ def test_nothing_to_decode_is_an_error():
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
 def test_numbers_that_are_none_stop_it_with_the_code_and_the_user(normalise_over):
-    table = item_token_table(make_tokens())
     broken = jax.tree.map(lambda x: x * jnp.nan, make_model())
     with pytest.raises(EvaluationError) as error:
-        decode_targets(
-            broken,
-            make_index(),
-            table,
-            make_sequences(),
-            last_items(),
-            num_beams=BEAMS,
-            max_history=MAX_HISTORY,
-            buckets=BUCKETS,
-            batch_size=BATCH_SIZE,
-            normalise_over=normalise_over,
-        )
+        decode(make_sequences(), last_items(), model=broken, normalise_over=normalise_over)
     message = str(error.value)
     # The user is one of the first batch: the rest is not waited for.
     assert re.search(

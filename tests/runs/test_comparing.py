@@ -59,7 +59,7 @@ def test_what_starts_from_another_run_waits_for_it():
         study, variants={"a": study.variants["ce"].override(start), **study.variants}
     )
     jobs = jobs_of(study, "runs", "test")
-    first, _, start, *_ = jobs
+    first, start, *_ = jobs
     assert (first.variant, first.starts_from) == ("a", "runs/ce/seed_0") == ("a", start.workdir)
     waiting, order = list(jobs), []
     while job := ready(waiting, []):

@@ -80,9 +80,9 @@ def run(trained, tmp_path):
 def test_other_data_are_refused_unless_asked_for(run, capsys, rows, told):
     workdir, path = run
     write(path, rows)
-    with pytest.raises(TrainingError, match=f"not the data of .*{told}.*--workdir"):
+    with pytest.raises(TrainingError, match=f"not the data of .*{told}.*another workdir"):
         train(tiny(path), workdir)
-    with pytest.raises(TrainingError, match=f"not the data of .*{told}.*--other_data"):
+    with pytest.raises(TrainingError, match=f"not the data of .*{told}.*other_data=True"):
         load_run(workdir)
     assert load_run(workdir, other_data=True).splits.sequences.num_items == 20
     assert f"note: these are not the data of {workdir}: {told}" in capsys.readouterr().out

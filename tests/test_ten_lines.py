@@ -1,0 +1,110 @@
+"""The library alone, as a notebook or another program uses it: no flags, no configs."""
+
+import jax
+import numpy as np
+import pytest
+
+import gr
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+
+def clicks():
+    """A log of 60 users who walk along a ring of 12 items."""
+    rng = np.random.default_rng(0)
+    starts, lengths = rng.integers(0, 12, 60), rng.integers(5, 10, 60)
+    steps = np.concatenate([np.arange(n) for n in lengths])
+    users = np.repeat(np.arange(60), lengths)
+    return {
+        "user_id": [f"u{user}" for user in users],
+        "item_id": [f"i{item}" for item in (starts[users] + steps) % 12],
+        "timestamp": (1_700_000_000 + 60 * steps).tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    experiment = gr.runs.table_experiment(user="user_id", item="item_id", time="timestamp")
+    experiment = experiment.override(
+        {
+            **{"semantic_ids.codebook_size": 4, "semantic_ids.dim": 4, "decoding.num_beams": 12},
+            **{"decoder_only.d_model": 16, "decoder_only.d_ff": 16, "training.num_epochs": 4},
+            **{"data.num_buckets": 1, "decoding.exclude_seen": False},
+        }
+    )
+    return gr.runs.train(experiment, str(tmp_path_factory.mktemp("run")), frame=clicks())
+
+
+def test_from_a_table_to_recommendations(run):
+    assert run.result.best_step > 0
+    metrics = gr.runs.evaluate(run, "test")
+    assert 0 < metrics["ndcg@10"] <= 1 and metrics["users"] == 60
+    found = gr.runs.recommend(run, user="u3", top_k=5)
+    assert len(found) == 5 and all(item.item_id.startswith("i") for item in found)
+    assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+    by_names = gr.runs.recommend(run, history=["i3", "i4"], top_k=5)
+    assert by_names == gr.runs.recommend(run, history="i3, i4", top_k=5)
+    with pytest.raises(gr.GrError, match="give either user=ID or history="):
+        gr.runs.recommend(run)
+
+
+def test_the_run_can_be_loaded_again_and_goes_on(run):
+    again = gr.runs.load_run(run.workdir)
+    assert again.config == run.config and again.step == run.step
+    same = jax.tree.map(np.array_equal, again.model, run.model)
+    assert all(jax.tree.leaves(same))
+    assert gr.runs.recommend(again, user="u3") == gr.runs.recommend(run, user="u3")
+    resumed = gr.runs.train(run.config, run.workdir, frame=clicks())
+    assert resumed.result.best_step == run.result.best_step
+
+
+def test_a_frame_that_is_no_table_is_refused(tmp_path):
+    experiment = gr.runs.table_experiment(user="user_id", item="item_id")
+    with pytest.raises(gr.GrError, match="frame=int is no table"):
+        gr.runs.train(experiment, str(tmp_path), frame=3)
+    with pytest.raises(gr.GrError, match=r"a frame needs data\.format='table', not 'synthetic'"):
+        gr.runs.train(
+            experiment.override({"data.format": "synthetic"}), str(tmp_path), frame=clicks()
+        )
+
+
+def test_an_experiment_goes_through_json_and_names_what_is_wrong():
+    experiment = gr.runs.table_experiment("clicks.csv", user="u", item="i", k_core=5)
+    again = gr.runs.Experiment.from_json(experiment.to_json())
+    assert again == experiment and again.data.options["k_core"] == 5
+    for values, told in (
+        ({"training.num_epoch": 3}, "unknown field training.num_epoch; did you mean num_epochs?"),
+        ({"trainin.num_epochs": 3}, "unknown field trainin; did you mean training?"),
+        ({"training.num_epochs": 0}, "training.num_epochs=0: use 1 or more"),
+        ({"decoder_only.dropout": 1.0}, "dropout=1.0: use a number at least 0 and below 1"),
+        ({"backbone": "decoder_onli"}, "did you mean decoder_only?"),
+        ({"seed": "three"}, "seed='three' is of type str; give a whole number"),
+    ):
+        with pytest.raises(gr.runs.ConfigError) as caught:
+            experiment.override(values)
+        assert told in str(caught.value)
+
+
+def test_a_run_of_an_older_revision_has_the_defaults_of_what_is_new():
+    saved = gr.runs.Experiment(seed=3).to_dict()
+    del saved["backbone_options"], saved["training"]["b2"]
+    assert gr.runs.Experiment.from_saved(saved) == gr.runs.Experiment(seed=3)
+    with pytest.raises(gr.runs.ConfigError, match="backbone_options is missing"):
+        gr.runs.Experiment.from_config(saved)
+
+
+def test_reinforcement_keeps_what_the_supervised_run_says():
+    start = gr.runs.Experiment(seed=1, data_dir="there", name="start")
+    both = gr.runs.Reinforcement(name="rl", init_from="runs/a").applied_to(start)
+    assert (both.name, both.seed, both.data_dir) == ("rl", 0, "there")
+    assert both.data == start.data and both.search.budget == 48
+    assert type(both).from_json(both.to_json()) == both
+
+
+def test_the_library_is_imported_in_no_time():
+    import subprocess
+    import sys
+
+    code = "import sys, gr; print(gr.__version__, 'jax' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [gr.__version__, "False", "False"]

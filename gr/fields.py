@@ -7,7 +7,9 @@ remedy. A type without a range, such as `bool`, is checked as a type only.
 
 import dataclasses
 import difflib
+import functools
 import math
+import numbers
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -82,9 +84,14 @@ def check_fields(config: Any, prefix: str = "", error: type[GrError] = GrError) 
     Raises:
         error: for the first value that is of another type, or out of range.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         check_value(f"{prefix}{field.name}", getattr(config, field.name), hints[field.name], error)
+
+
+@functools.cache  # A search checks its options at every call.
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError) -> None:
@@ -109,7 +116,7 @@ def _check_limits(
     name: str, value: Any, limits: Sequence, error: type[GrError], among: Any = None
 ) -> None:
     shown = value if among is None else tuple(among)
-    if isinstance(value, float) and not limits and not math.isfinite(value):
+    if isinstance(value, numbers.Real) and not limits and not math.isfinite(value):
         raise error(f"{name}={shown}: use finite numbers")
     for limit in limits:
         if isinstance(limit, Range) and not limit.holds(value):
@@ -145,9 +152,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     if origin is Any:
         return True
     if origin in (int, float):
-        return isinstance(value, (int, float) if origin is float else int) and not isinstance(
-            value, bool
-        )
+        number = numbers.Real if origin is float else numbers.Integral  # NumPy's too.
+        return isinstance(value, number) and not isinstance(value, bool)
     if origin is tuple:
         inner = typing.get_args(kind)
         return isinstance(value, (tuple, list)) and all(

@@ -26,7 +26,7 @@ def places(tokens, layout):
 
 def overlaid_places(base, base_layout, added, added_layout, demands):
     """The same of a trie with recent changes: the small trie's places lie behind all of the large one's."""
-    live = oracles.live_children(base, demands, handover=0)
+    live = oracles.live_children(base, demands, scan_depth=0)
     in_base, found = places(base, base_layout), {}
     for prefix, of_token in places(added, added_layout).items():
         behind = base_layout.levels[len(prefix)].fan_out
@@ -42,9 +42,9 @@ def conditionals(log_probs, allowed):
     return dict(zip(allowed, kept, strict=True))
 
 
-def all_probabilities(tokens, log_prob, demands=(), handover=0):
+def all_probabilities(tokens, log_prob, demands=(), scan_depth=0):
     """Semantic ID -> probability on the trie; prefixes that come to nothing have what is missing to 1."""
-    children = oracles.live_children(tokens, demands, handover)
+    children = oracles.live_children(tokens, demands, scan_depth)
     found = {}
     for sid, items in oracles.items_by_sid(tokens).items():
         total = 0.0
@@ -73,18 +73,18 @@ def inclusion_probabilities(probabilities, count):
     return found
 
 
-def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), handover=0):
+def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), scan_depth=0):
     """`(log-probability, semantic ID, perturbed value)` of those drawn, best first, and the threshold.
 
     `noise(step)` gives the Gumbel variables `[M, K]` of one user at each step; step 0 is the root's.
     """
-    children = oracles.live_children(tokens, demands, handover)
+    children = oracles.live_children(tokens, demands, scan_depth)
     place = places(tokens, layout)
     beams = [(float(noise(0)[0, 0]), 0.0, ())]  # (perturbed value, log-probability, prefix).
     threshold = -np.inf
     for depth in range(layout.length):
         # Where one way is left nothing is drawn: the only code's value is that of its prefix.
-        drawn = noise(depth + 1) if depth < layout.settled else None
+        drawn = noise(depth + 1) if depth < layout.unique_depth else None
         grown = []
         for number, (maximum, total, prefix) in enumerate(beams):
             gains = conditionals(log_prob(prefix), children.get(prefix, []))
@@ -143,14 +143,14 @@ def ved(
     crowding=0.0,
     lone_are_free=False,
     demands=(),
-    handover=0,
+    scan_depth=0,
 ):
     """Value-guided search: `(score, semantic ID)`, best first, and the prefixes in the order of evaluation.
 
     `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so;
     `place` is what `places` returns. `lone_are_free`: what leads to one item only is a candidate without evaluation.
     """
-    children = oracles.live_children(tokens, demands, handover)
+    children = oracles.live_children(tokens, demands, scan_depth)
     rows = [tuple(int(t) for t in row) for row in tokens]
     longest = len(rows[0]) - 1
     items = {}  # Prefix -> the rows below it.

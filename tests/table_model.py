@@ -73,11 +73,11 @@ def assert_same_ranking(found, expected):
     assert [f[1:] for f in found] == [e[1:] for e in expected]
 
 
-def assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands=(), handover=0):
+def assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands=(), scan_depth=0):
     """Beam search over dictionaries finds the same, and with enough beams so does scoring every item."""
     by_sid = oracles.items_by_sid(tokens)
     log_prob = model.log_prob(user)
-    beams = oracles.beam_search(tokens, log_prob, num_beams, demands, handover)
+    beams = oracles.beam_search(tokens, log_prob, num_beams, demands, scan_depth)
     expected = [(score, sid, oracles.allowed_items(by_sid[sid], demands)) for score, sid in beams]
     assert_same_ranking(rows(found, user), expected)
     if num_beams >= len(tokens):

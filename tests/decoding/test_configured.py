@@ -85,7 +85,7 @@ def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
     first = np.unique(rng.integers(0, 7, (12, 2)), axis=0)
     tokens = np.concatenate([first, rng.integers(0, 7, (len(first), 3))], axis=1)
     index, model = TrieIndex.build(tokens, 7), random_model(rng, 5, 7, USERS)
-    assert index.layout.settled == 2
+    assert index.layout.unique_depth == 2
     ask = functools.partial(search, value_head=None, index=index, history=HISTORY, key=KEY)
     expected = beam_search(model, index, HISTORY, 4, keep_beams=True)
     asked = sum((beams >= 0).sum(axis=1) for beams in expected.beams[:-1])

@@ -87,12 +87,12 @@ def check(make, kinds, tokens, seed, num_attributes=5):
     constraint, demands = make(rng, index, attributes)
     model = random_model(rng, 3, tries.VOCAB)
     exact = make not in (attribute_filter, several)
-    handover = 0 if exact else layout.handover
+    scan_depth = 0 if exact else layout.scan_depth
     for num_beams in (3, tries.MAX_ITEMS):
         found = beam_search(model, index, HISTORY, num_beams, constraint=constraint)
         for user in range(USERS):
             assert_searches_as_slow_ones(
-                found, user, tokens, model, num_beams, demands[user], handover
+                found, user, tokens, model, num_beams, demands[user], scan_depth
             )
 
 
@@ -161,14 +161,14 @@ def test_a_tight_layout_whose_last_levels_hold_no_choice():
             attributes=attributes,
             layout=tries.with_kinds(layout, (*first, "scan", "scan")),
         )
-        assert index.layout.settled == 2
+        assert index.layout.unique_depth == 2
         model = random_model(rng, 5, tries.VOCAB)
         for make in (exclude_items, attribute_filter):
             constraint, demands = make(rng, index, attributes)
-            handover = 0 if make is exclude_items else index.layout.handover
+            scan_depth = 0 if make is exclude_items else index.layout.scan_depth
             found = beam_search(model, index, HISTORY, 4, constraint=constraint)
             for user in range(USERS):
-                assert_searches_as_slow_ones(found, user, tokens, model, 4, demands[user], handover)
+                assert_searches_as_slow_ones(found, user, tokens, model, 4, demands[user], scan_depth)
 
 
 def small_case(kinds=tries.MIXES[3], num_attributes=3):

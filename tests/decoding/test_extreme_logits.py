@@ -213,7 +213,7 @@ def test_diverse_groups_under_extremes():
             for user in range(USERS):
                 log_prob = chances_of(model, user, 1.0)
                 expected = oracles.diverse_beam_search(
-                    SIX, log_prob, 4, 2, 0.5, settled=index.layout.settled
+                    SIX, log_prob, 4, 2, 0.5, unique_depth=index.layout.unique_depth
                 )
                 mine = rows(found, user)
                 assert len(mine) == len(expected)

@@ -57,7 +57,7 @@ def test_a_loop_gives_what_single_steps_give(name, over, monkeypatch):
     index = TrieIndex.build(TOKENS, VOCAB)
     monkeypatch.setattr(beam, "UNROLLED", 4)
     monkeypatch.setattr(sources, "_MANY", 4)
-    assert LENGTH - index.layout.settled > beam.UNROLLED
+    assert LENGTH - index.layout.unique_depth > beam.UNROLLED
     model = make_model(name)
     loops = []
     scan = jax.lax.scan

@@ -44,7 +44,7 @@ def noise_of(key, index, count, user):
     return noise
 
 
-def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, handover=0):
+def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, scan_depth=0):
     key = jax.random.key(seed)
     by_sid = oracles.items_by_sid(tokens)
     for count in (1, 4, EVERYTHING):
@@ -59,7 +59,7 @@ def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, ha
                 noise_of(key, index, count, user),
                 index.layout,
                 demands[user],
-                handover,
+                scan_depth,
             )
             got = rows(found, user)
             assert [sid for _, sid, _ in got] == [sid for _, sid, _ in expected]
@@ -97,7 +97,7 @@ def test_tight_layouts_and_levels_without_a_choice(length):
             [np.unique(tokens[:, :2], axis=0)] * 2, axis=1
         )  # Settled behind two codes.
     index = TrieIndex.build(tokens, 7)
-    assert length < 4 or index.layout.settled == 2
+    assert length < 4 or index.layout.unique_depth == 2
     check(tokens, index, random_model(rng, length, 7), seed=length)
 
 
@@ -110,17 +110,17 @@ def test_under_constraints(kind, kinds, tokens, seed):
     attributes = rng.random((len(tokens), 5)) < 0.6
     layout = tries.roomy_layout(kinds, 5)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
+    constraint, demands, scan_depth = tries.random_constraint(kind, rng, index, attributes, USERS)
     model = random_model(rng, 3, tries.VOCAB)
-    check(tokens, index, model, seed, constraint, demands, handover)
+    check(tokens, index, model, seed, constraint, demands, scan_depth)
     by_sid = oracles.items_by_sid(tokens)
     found = sample(model, index, HISTORY, 9, key=jax.random.key(seed), constraint=constraint)
     for user in range(USERS):
         chances = search_oracles.all_probabilities(
-            tokens, model.log_prob(user), demands[user], handover
+            tokens, model.log_prob(user), demands[user], scan_depth
         )
         got = rows(found, user)
-        assert handover or len(got) == (9 if chances else 0)
+        assert scan_depth or len(got) == (9 if chances else 0)
         for score, sid, items in got:
             np.testing.assert_allclose(np.exp(score), chances[sid], rtol=1e-3, atol=1e-6)
             assert items == oracles.allowed_items(by_sid[sid], demands[user])

@@ -91,7 +91,7 @@ def check(
     seed,
     *,
     demands=((),) * USERS,
-    handover=0,
+    scan_depth=0,
     log_prob=None,
     place=None,
     fan_out=None,
@@ -122,7 +122,7 @@ def check(
             lone_are_free=options.get("normalise_over") == "children",
             **{name: options[name] for name in SHARED & set(options)},
             demands=demands[user],
-            handover=handover,
+            scan_depth=scan_depth,
         )
         assert_same_tree(found.tree, user, tree)
         assert int(found.evaluations[user]) == len(tree) - 1 <= options["budget"]
@@ -211,7 +211,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
     attributes = rng.random((len(tokens), 5)) < 0.6
     layout = tries.roomy_layout(kinds, 5)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
+    constraint, demands, scan_depth = tries.random_constraint(kind, rng, index, attributes, USERS)
     model, head = random_case(seed)
     check(
         tokens,
@@ -221,7 +221,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
         seed,
         log_prob=log_prob_of and (lambda user: log_prob_of(model, user, tokens)),
         demands=demands,
-        handover=handover,
+        scan_depth=scan_depth,
         constraint=constraint,
         num_candidates=10,
         width=4,

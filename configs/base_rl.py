@@ -1,6 +1,10 @@
 """The fields of every reinforcement learning experiment; all else is that of the supervised run it starts from."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from gr.decoding import SearchConfig
 
 
 def base_rl_config() -> ConfigDict:
@@ -14,21 +18,9 @@ def base_rl_config() -> ConfigDict:
         False  # Whether it may have been trained on other data than there are now.
     )
 
-    # Rollouts. See `gr.decoding.SearchConfig`.
-    c.search = ConfigDict()
-    c.search.name = "ved"  # Or "beam", "sample" (stochastic beam search).
-    c.search.num_candidates = 16
-    c.search.budget = 48  # Token evaluations a user, of VED; beams give num_candidates * (L - 1).
-    c.search.initial_beams = 8
-    c.search.selection = "descent"  # As published; or "best_first".
-    c.search.entropy_weight = 0.1
-    c.search.prior_weight = 0.0
-    c.search.exploration = 1.0
-    c.search.sampling_temperature = 1.0
-    c.search.crowding = 0.0
-    c.search.width = 8
-    # "": as the supervised run is decoded; "children": codes without an alternative cost nothing.
-    c.search.normalise_over = ""
+    # Rollouts. See `gr.decoding.SearchConfig`, whose fields and defaults these are. `budget` is of the tree searches;
+    # beams give num_candidates * (L - 1) tokens.
+    c.search = ConfigDict(dataclasses.asdict(SearchConfig(budget=48)))
 
     # Rewards of candidates, summed with these weights: names of `gr.losses`, or "module:function" for one's own
     # `Outcome -> [B, G]`.
@@ -54,7 +46,7 @@ def base_rl_config() -> ConfigDict:
 
     # The value head, and how it learns. See `gr.training.ValueConfig`.
     c.value = ConfigDict()
-    c.value.learn = True  # False: no value head is trained, and VED is guided by entropy alone.
+    c.value.learn = True  # False: no value head is trained, and entropy alone guides a tree search.
     c.value.num_heads = 4
     c.value.d_ff = 128
     c.value.dropout = 0.1

@@ -7,7 +7,6 @@ remedy. A type without a range, such as `bool`, is checked as a type only.
 
 import dataclasses
 import difflib
-import functools
 import math
 import numbers
 import typing
@@ -84,14 +83,9 @@ def check_fields(config: Any, prefix: str = "", error: type[GrError] = GrError) 
     Raises:
         error: for the first value that is of another type, or out of range.
     """
-    hints = _hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         check_value(f"{prefix}{field.name}", getattr(config, field.name), hints[field.name], error)
-
-
-@functools.cache  # A search checks its options at every call.
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
 
 
 def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError) -> None:

@@ -51,14 +51,14 @@ def rows(candidates, user):
     valid = np.asarray(candidates.valid[user])
     count = int(valid.sum())
     assert valid[:count].all(), "valid candidates come first"
-    assert (np.asarray(candidates.codes[user, count:]) == -1).all()
+    assert (np.asarray(candidates.tokens[user, count:]) == -1).all()
     assert (np.asarray(candidates.items[user, count:]) == -1).all()
     assert (np.asarray(candidates.scores[user, count:]) == -np.inf).all()
     return [
-        (score, tuple(codes), [item for item in items if item >= 0])
-        for score, codes, items in zip(
+        (score, tuple(tokens), [item for item in items if item >= 0])
+        for score, tokens, items in zip(
             np.asarray(candidates.scores[user, :count]).tolist(),
-            np.asarray(candidates.codes[user, :count]).tolist(),
+            np.asarray(candidates.tokens[user, :count]).tolist(),
             np.asarray(candidates.items[user, :count]).tolist(),
             strict=True,
         )

@@ -1,7 +1,8 @@
 """One step of a beam search: which beams go on, all together or group after group (diverse beam search)."""
 
 import dataclasses
-from typing import Annotated, Any
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax
 from gr.decoding.sources import Source
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
-from gr.fields import Count, NotNegative, OneOf, check_fields
 from gr.trie import NO_NODE
 
 
@@ -19,18 +19,30 @@ from gr.trie import NO_NODE
 class BeamOptions:
     """What `beam_search` may be asked for; static under `jit`."""
 
-    num_beams: Count
+    num_beams: int
     length_penalty: float = 0.0
-    num_groups: Count = 1
-    diversity: NotNegative = 0.0
+    num_groups: int = 1
+    diversity: float = 0.0
     keep_beams: bool = False
-    normalise_over: Annotated[str, OneOf((VOCABULARY, CHILDREN))] = VOCABULARY
+    normalise_over: str = VOCABULARY
 
-    def __post_init__(self):
-        check_fields(self, error=DecodingError)
-        if self.num_beams % self.num_groups:
+    def __post_init__(
+        self,
+    ):  # Not by `check_fields`: this runs at every request, and that takes thirty times as long.
+        if self.num_beams < 1:
+            raise DecodingError(f"num_beams must be at least 1, got {self.num_beams}")
+        if self.num_groups < 1 or self.num_beams % self.num_groups:
             raise DecodingError(
                 f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
+            )
+        if self.diversity < 0:
+            raise DecodingError(f"diversity must not be negative, got {self.diversity}")
+        for name in ("diversity", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise DecodingError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.normalise_over not in (VOCABULARY, CHILDREN):
+            raise DecodingError(
+                f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
             )
 
 

@@ -108,7 +108,8 @@ def search(
         DecodingError: see the searches.
     """
     shared = {"constraint": constraint, "temperature": temperature}
-    config = dataclasses.replace(config, normalise_over=config.normalise_over or normalise_over)
+    if not config.normalise_over:
+        config = dataclasses.replace(config, normalise_over=normalise_over)
     if config.is_tree_search:
         return ved_search(
             backbone, value_head, index, history, config, key=key, keep_tree=keep_tree, **shared

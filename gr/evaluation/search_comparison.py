@@ -1,4 +1,4 @@
-"""Beam search, sampling and VED compared at equal budgets of token evaluations."""
+"""Beam search, sampling and tree searches compared at equal budgets of token evaluations."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from gr.evaluation.metrics import coverage, hit, ndcg
 from gr.evaluation.rankings import sid_ranks, top_items
 from gr.evaluation.searches import Searched, equal_budget
 
-_KNOWN = 16  # So many times its candidates are asked of VED, to see what it knows besides them.
+_KNOWN = 16  # So many times its candidates are asked of a tree search, to see what it knows besides them.
 
 
 def compare_searches(
@@ -51,7 +51,7 @@ def compare_searches(
     rows, found_by = [], {}
     for name, config in configs:
         count = config.num_candidates
-        if config.name == "ved":
+        if config.is_tree_search:
             config = dataclasses.replace(config, num_candidates=_KNOWN * count)
         found = run(config)
         found_by[name, config.budget] = hit(sid_ranks(found.items, targets), count)
@@ -74,7 +74,7 @@ def search_metrics(
     k: int = 10,
     seed: int = 0,
 ) -> dict:
-    """How good, how broad and how dear the candidates are that a search ranks by score.
+    """Accuracy, diversity and cost of the candidates that a search ranks by score.
 
     A hit is the target's semantic ID. A search with fewer than k candidates is scored by those that it has.
 
@@ -112,20 +112,20 @@ def search_metrics(
             for i in range((found.items.shape[1] // 8).bit_length())
         },
         f"coverage@{k}": coverage(top_items(found.items[:, :count], k), num_items),
-        f"diversity@{k}": pairwise_difference(found.codes[:, :top], valid[:, :top]),
+        f"diversity@{k}": pairwise_difference(found.tokens[:, :top], valid[:, :top]),
         "evaluations": float(found.evaluations.mean()),
         "intervals": dict(zip(per_user, np.stack([low, high], axis=1).tolist(), strict=True)),
     }
 
 
-def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
+def pairwise_difference(tokens: np.ndarray, valid: np.ndarray) -> float | None:
     """Share of codes in which two candidates of a user differ: mean over pairs, then over users.
 
-    Unlike the number of distinct codes it does not grow with the number of candidates. Codes `[n, G, L]`, valid
+    Unlike the number of distinct codes it does not grow with the number of candidates. Tokens `[n, G, L]`, valid
     `[n, G]`; users with fewer than two candidates do not count, and if there are no others it is None.
     """
-    differ = (codes[:, :, None] != codes[:, None, :]).mean(axis=-1)
-    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(codes.shape[1], dtype=bool)
+    differ = (tokens[:, :, None] != tokens[:, None, :]).mean(axis=-1)
+    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(tokens.shape[1], dtype=bool)
     counts = pairs.sum(axis=(1, 2))
     known = counts > 0
     if not known.any():

@@ -21,7 +21,7 @@ class Searched:
     """What a search finds for each of n targets, in the targets' order."""
 
     items: np.ndarray  # [n, G, C] int32 item rows, best semantic ID first, -1-padded.
-    codes: np.ndarray  # [n, G, L] int32 tokens.
+    tokens: np.ndarray  # [n, G, L] int32.
     scores: np.ndarray  # [n, G] float32 log-probabilities, -inf where there is no candidate.
     evaluations: np.ndarray  # [n] int32: tokens that the model was given, besides the history.
 
@@ -156,4 +156,4 @@ def _search(
         temperature=1.0 if temperature is None else temperature,
         normalise_over=normalise_over,
     )
-    return found.items, found.codes, found.scores, found.evaluations, found.bad_step
+    return found.items, found.tokens, found.scores, found.evaluations, found.bad_step

@@ -96,11 +96,11 @@ def search_tree_plot(
 
     # Candidates.
     for placed in layout.candidates:
-        codes, title = placed.candidate.codes, placed.candidate.title
-        hit = codes == target
+        tokens, title = placed.candidate.tokens, placed.candidate.title
+        hit = tokens == target
         known = int(tree.depths[placed.prefix])
         _edge(axes, known, longest + 0.42, layout.rows[placed.prefix], placed.row, hit)
-        code = " ".join(str(codes[t] - offsets[t]) for t in range(known, len(codes)))
+        code = " ".join(str(tokens[t] - offsets[t]) for t in range(known, len(tokens)))
         look = {"va": "center", "color": VERMILLION if hit else INK}
         axes.text(longest + 0.45, placed.row, code, fontsize=7, **look | {"color": MUTED})
         axes.annotate(
@@ -257,7 +257,7 @@ def _note(
     left_out = len(candidates) - len(layout.candidates)
     if left_out:
         parts.append(f"{left_out} of {len(candidates)} candidates are left out.")
-    if target and all(candidate.codes != target for candidate in candidates):
+    if target and all(candidate.tokens != target for candidate in candidates):
         known = max(len(prefix) for prefix in tree.prefixes() if on_path(prefix, target))
         parts.append(
             f"The target is no candidate: its first {known} of {len(target)} codes are in the tree."

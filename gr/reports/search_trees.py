@@ -40,7 +40,7 @@ class TreeOfUser:
 class TreeCandidate:
     """A complete semantic ID, as it is written beside the longest of its prefixes that was evaluated."""
 
-    codes: Prefix  # All L tokens.
+    tokens: Prefix  # All L of them.
     title: str
 
 
@@ -89,11 +89,11 @@ def lay_out(
     number = {prefix: n for n, prefix in enumerate(prefixes)}
 
     def known_by(candidate: TreeCandidate) -> int:
-        lengths = reversed(range(len(candidate.codes)))
-        return next(number[candidate.codes[:i]] for i in lengths if candidate.codes[:i] in number)
+        lengths = reversed(range(len(candidate.tokens)))
+        return next(number[candidate.tokens[:i]] for i in lengths if candidate.tokens[:i] in number)
 
     found = [(rank, c) for rank, c in enumerate(candidates, start=1) if known_by(c) in shown]
-    late = [pair for pair in found[max_candidates:] if pair[1].codes == target]
+    late = [pair for pair in found[max_candidates:] if pair[1].tokens == target]
     children, completions = {n: [] for n in shown}, {n: [] for n in shown}
     for n in shown[1:]:
         children[int(tree.parents[n])].append(n)
@@ -133,8 +133,8 @@ def _most_visited(
     """Numbers of at most `count` prefixes, but of all of the target; their ancestors are among them."""
     ranks: dict[Prefix, int] = {}  # Of the best candidate below.
     for rank, candidate in enumerate(candidates):
-        for depth in range(len(candidate.codes)):
-            ranks.setdefault(candidate.codes[:depth], rank)
+        for depth in range(len(candidate.tokens)):
+            ranks.setdefault(candidate.tokens[:depth], rank)
 
     def order(n: int) -> tuple:
         return -tree.visits[n], ranks.get(prefixes[n], math.inf), -tree.log_probs[n]

@@ -77,7 +77,7 @@ def try_reward(reward: Reward, config: ConfigDict, length: int) -> None:
     users, candidates = config.rl.batch_size, config.search.num_candidates
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     outcome = known_rewards.Outcome(
-        codes=integers((users, candidates, length)),
+        tokens=integers((users, candidates, length)),
         valid=jax.ShapeDtypeStruct((users, candidates), bool),
         target=integers((users, length)),
         items=integers((users, candidates)),
@@ -107,7 +107,7 @@ def _reward(name: str, environment: Environment) -> Reward:
 def rollout_config(config: ConfigDict) -> RolloutConfig:
     """How candidates are found; the policy's distribution is the one that is decoded."""
     return RolloutConfig(
-        search=SearchConfig(**config.search),
+        search=SearchConfig.from_saved(config.search),
         exclude_seen=config.decoding.exclude_seen,
         importance=config.policy.importance,
         prefix_vectors=config.value.prefix_vectors,

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from configs.base import base_config
 from configs.base_rl import base_rl_config
 from gr.data.load import FORMATS
+from gr.decoding import SEARCHES
 from gr.training.objectives import LEVELS, LOSSES, WEIGHTS
 from gr.training.optimizers import DECAYS
 
@@ -33,8 +34,7 @@ _CHOICES = {
     "training.level": LEVELS,
     "training.schedule": tuple(DECAYS),
     "decoding.normalise_over": ("trained", "vocabulary", "children"),
-    "search.name": ("ved", "beam", "sample"),
-    "search.selection": ("descent", "best_first"),
+    "search.name": SEARCHES,
     "search.normalise_over": ("", "vocabulary", "children"),
     "policy.name": ("grpo", "sibling_grpo", "tempo"),
     "policy.aggregation": ("group", "token"),

@@ -141,8 +141,8 @@ def repeated_model(seed=0):
 
 
 def frequencies(found):
-    codes = np.asarray(found.codes)[np.asarray(found.valid)]
-    counted = collections.Counter(map(tuple, codes.tolist()))
+    drawn = np.asarray(found.tokens)[np.asarray(found.valid)]
+    counted = collections.Counter(map(tuple, drawn.tolist()))
     return {sid: count / MANY for sid, count in counted.items()}
 
 
@@ -166,7 +166,7 @@ def test_importance_weights_are_unbiased():
     weights = np.exp(np.asarray(found.scores - found.draws.log_inclusion))
     weights = np.where(found.valid, weights, 0.0)
     for sid, chance in chances.items():
-        mine = (weights * (np.asarray(found.codes) == sid).all(-1)).sum(1)
+        mine = (weights * (np.asarray(found.tokens) == sid).all(-1)).sum(1)
         assert abs(mine.mean() - chance) < 5 * mine.std() / np.sqrt(MANY) + 1e-6, sid
 
 
@@ -179,12 +179,12 @@ def test_with_replacement_semantic_ids_come_as_often_as_is_likely():
     for sid, chance in chances.items():
         assert abs(seen[sid] / 3 - chance) < 5 * np.sqrt(chance * (1 - chance) / MANY / 3), sid
         np.testing.assert_allclose(
-            np.asarray(found.scores)[(np.asarray(found.codes) == sid).all(-1)],
+            np.asarray(found.scores)[(np.asarray(found.tokens) == sid).all(-1)],
             np.log(chance),
             rtol=1e-4,
         )
     # Draws of one user are independent of each other.
-    same = (np.asarray(found.codes)[:, 0] == np.asarray(found.codes)[:, 1]).all(-1)
+    same = (np.asarray(found.tokens)[:, 0] == np.asarray(found.tokens)[:, 1]).all(-1)
     assert 0.2 < same.mean()
 
 
@@ -202,7 +202,7 @@ def test_all_semantic_ids_are_drawn_when_there_are_few():
     tokens, index, model = case()
     sids = set(oracles.items_by_sid(tokens))
     found = sample_without_replacement(model, index, HISTORY, 40, key=jax.random.key(0))
-    assert found.codes.shape == (USERS, 40, 3)
+    assert found.tokens.shape == (USERS, 40, 3)
     for user in range(USERS):
         assert {sid for _, sid, _ in rows(found, user)} == sids
     assert (found.draws.threshold == -jnp.inf).all()
@@ -215,7 +215,7 @@ def test_codes_of_probability_zero_come_last_but_stay_valid():
     index = TrieIndex.build(TOKENS, 4)
     found = sample_without_replacement(TableModel(table), index, HISTORY, 5, key=jax.random.key(0))
     assert found.valid.all()
-    assert (found.codes[:, -1] == jnp.array([0, 2])).all()
+    assert (found.tokens[:, -1] == jnp.array([0, 2])).all()
     assert not jnp.isnan(found.scores).any() and not jnp.isnan(found.draws.perturbed).any()
 
 
@@ -248,7 +248,7 @@ def test_a_key_decides_and_another_one_does_not_compile_again():
         other = draw(model, index, HISTORY, 4, key=jax.random.key(1))
         assert compiled._cache_size() == size
         jax.tree.map(np.testing.assert_array_equal, first, again)
-        assert (first.codes != other.codes).any()
+        assert (first.tokens != other.tokens).any()
 
 
 def test_temperature_sharpens():

@@ -53,7 +53,7 @@ def test_rewards_are_summed_by_name_and_weight():
     names = ("exact_match", "tests.experiments.test_build_rl:constant")
     config = ConfigDict({"reward": {"names": names, "weights": (3.0, 0.5)}})
     outcome = Outcome(
-        codes=jnp.array([[[1, 2], [1, 3]]]),
+        tokens=jnp.array([[[1, 2], [1, 3]]]),
         valid=jnp.ones((1, 2), bool),
         target=jnp.array([[1, 3]]),
     )

@@ -172,7 +172,7 @@ def scored_candidates(
     history: jax.Array,
     tokens: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each of the candidates' `tokens [B, G, L]`, and the entropy of its distribution, `[B, G, L]`."""
+    """Log-probability of each of the `tokens [B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
     states = path_states(backbone, history, tokens[..., :-1])
     logp = log_probs_of_states(config, environment.index, backbone, states, tokens)
     return logp, _entropies(config, environment.index, backbone.logits(states), tokens)

@@ -43,9 +43,9 @@ def main(argv: list[str]) -> None:
     for backbone, _, model in benchmarking.models(config, semantic_ids):
         calls: dict[str, Callable[[], Any]] = {}
         for size in map(int, FLAGS.groups):
-            codes = tokens[rng.integers(items, size=(FLAGS.users, size))]
-            calls[f"{size}/once"] = functools.partial(_once, model, history, codes)
-            calls[f"{size}/each"] = functools.partial(_each, model, history, codes)
+            candidates = tokens[rng.integers(items, size=(FLAGS.users, size))]
+            calls[f"{size}/once"] = functools.partial(_once, model, history, candidates)
+            calls[f"{size}/each"] = functools.partial(_each, model, history, candidates)
         timings, compilations[backbone] = benchmarking.time_in_turns(
             calls, FLAGS.seconds_per_row * len(calls)
         )
@@ -74,19 +74,19 @@ def _row(name: str, results: dict[str, dict[str, float]]) -> tuple[str, ...]:
 
 @jax.jit
 @jax.value_and_grad
-def _once(model: Any, history: jax.Array, codes: jax.Array) -> jax.Array:
+def _once(model: Any, history: jax.Array, candidates: jax.Array) -> jax.Array:
     """Sum of log-probabilities of candidates `[B, G, L]` that continue one encoded history."""
-    states = path_states(model, history, codes[..., :-1])
+    states = path_states(model, history, candidates[..., :-1])
     first, later = model.logits(states[:, 0, 0]), model.logits(states[:, :, 1:])
-    return group_token_log_probs(first, later, codes).sum()
+    return group_token_log_probs(first, later, candidates).sum()
 
 
 @jax.jit
 @jax.value_and_grad
-def _each(model: Any, history: jax.Array, codes: jax.Array) -> jax.Array:
+def _each(model: Any, history: jax.Array, candidates: jax.Array) -> jax.Array:
     """The same, of as many histories as candidates."""
-    repeated = jnp.repeat(history, codes.shape[1], axis=0)
-    flat = codes.reshape(-1, codes.shape[-1])
+    repeated = jnp.repeat(history, candidates.shape[1], axis=0)
+    flat = candidates.reshape(-1, candidates.shape[-1])
     return token_log_probs(model.target_logits(repeated, flat), flat).sum()
 
 

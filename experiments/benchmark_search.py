@@ -9,9 +9,10 @@ batch:
 
 * `beam`: as many beams as candidates; the tokens it gives the model are the budget of the others;
 * `sample`: as many candidates without replacement;
-* `ved/TIMES/W`: value-guided search, best first, with so many times that budget, W prefixes at a time;
-* `ved_descent/TIMES/W`: the same by descents as published, behind a beam search;
-* `python_walk`: that search with W = 1, one node of one user at a time (`search_baselines`), each with its ancestors'
+* `ved/TIMES/W`: value-guided search as published, behind a beam search, with so many times that budget, W prefixes at a
+  time;
+* `best_first/TIMES/W`: ours, with the same budgets;
+* `python_walk`: `ved` with W = 1, one node of one user at a time (`search_baselines`), each with its ancestors'
   keys and values; `plain_walk`: the same, but a node costs a forward pass over its history and prefix.
 """
 
@@ -98,7 +99,7 @@ def make_searches(length: int) -> dict[str, SearchConfig]:
     """The searches by row name; `length` codes, of which a beam search evaluates all but the last."""
     budget = NUM_CANDIDATES * (length - 1)
 
-    def ved(name: str, times: int, width: int) -> SearchConfig:
+    def tree_search(name: str, times: int, width: int) -> SearchConfig:
         return dataclasses.replace(
             PRESETS[name],
             num_candidates=NUM_CANDIDATES,
@@ -110,13 +111,14 @@ def make_searches(length: int) -> dict[str, SearchConfig]:
         "beam": SearchConfig("beam", num_candidates=NUM_CANDIDATES),
         "sample": SearchConfig("sample", num_candidates=NUM_CANDIDATES),
         **{
-            f"{name}/{times}/{width}": ved(name, times, width)
-            for name in ("ved", "ved_descent")
+            f"{name}/{times}/{width}": tree_search(name, times, width)
+            for name, preset in PRESETS.items()
+            if preset.is_tree_search
             for times in map(int, FLAGS.times)
             for width in map(int, FLAGS.widths)
         },
-        WALK: ved("ved_descent", 1, 1),
-        PLAIN_WALK: ved("ved_descent", 1, 1),
+        WALK: tree_search("ved", 1, 1),
+        PLAIN_WALK: tree_search("ved", 1, 1),
     }
 
 

@@ -296,14 +296,14 @@ def check_candidates(method: str, found: Candidates, requests: Requests) -> None
             raise DecodingError(
                 f"{method} found {found.valid.sum(axis=1)} candidates, not {expected}"
             )
-    for codes, valid in zip(found.codes, found.valid, strict=True):
-        if len(np.unique(codes[valid], axis=0)) != valid.sum():
+    for candidates, valid in zip(found.tokens, found.valid, strict=True):
+        if len(np.unique(candidates[valid], axis=0)) != valid.sum():
             raise DecodingError(f"{method} returned a semantic ID twice")
     is_item = found.items >= 0
     items = np.where(is_item, found.items, 0)
     if not (is_item.any(-1) == found.valid).all():
         raise DecodingError(f"{method} returned a candidate without an item, or an item too many")
-    if not ((tokens[items] == found.codes[:, :, None]).all(-1) | ~is_item).all():
+    if not ((tokens[items] == found.tokens[:, :, None]).all(-1) | ~is_item).all():
         raise DecodingError(f"{method} returned a semantic ID that is not its item's")
     if not (requests.allowed(method, items) | ~is_item).all():
         raise DecodingError(f"{method} returned an item that its constraint forbids")

@@ -1,11 +1,11 @@
-r"""Compares beam search, sampling without replacement and VED at equal budgets of token evaluations.
+r"""Compares beam search, sampling without replacement and tree searches at equal budgets of token evaluations.
 
     python -m experiments.compare_searches --workdir=DIR --split=validation --budgets=24,36,60,96 --users=1024
 
-Prints a table; writes `searches_SPLIT.json` and `searches_SPLIT.png` into the workdir. VED is searched best first
-(`ved`) and by descents as published (`ved_descent`), with the run's value head; without V where the run trained none. A
-budget is the number of tokens that the model may be given for one user, besides the history: a beam search with M beams
-over L codes takes M (L - 1). All have M candidates; what VED knows besides them is a column of its own.
+Prints a table; writes `searches_SPLIT.json` and `searches_SPLIT.png` into the workdir. The tree searches are VED as
+published (`ved`) and ours (`best_first`), with the run's value head; without V where the run trained none. A budget is
+the number of tokens that the model may be given for one user, besides the history: a beam search with M beams over L
+codes takes M (L - 1). All have M candidates; what a tree search knows besides them is a column of its own.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.errors import one_line_errors, run_main
-from gr.decoding import PRESETS
+from gr.decoding import PRESETS, VedConfig
 from gr.evaluation import EvaluationError
+from gr.fields import NotNegative
 from gr.runs.compare_searches import compare
 from gr.runs.run import load_run
 
@@ -36,9 +37,9 @@ def main(argv: Sequence[str]) -> None:
         which=_CHECKPOINT.value,
         other_data=_OTHER_DATA.value,
     )
-    told = {name: flag.value for name, flag in _OF_VED.items() if flag.value is not None}
+    told = {name: flag.value for name, flag in _OF_TREE_SEARCHES.items() if flag.value is not None}
     searches = {
-        name: dataclasses.replace(PRESETS[name], **told if PRESETS[name].name == "ved" else {})
+        name: dataclasses.replace(PRESETS[name], **told if PRESETS[name].is_tree_search else {})
         for name in _SEARCHES.value
     }
     if _NORMALISE_OVER.value:
@@ -62,15 +63,15 @@ if __name__ == "__main__":
     _SEARCHES = flags.DEFINE_multi_enum(
         "search", list(PRESETS), list(PRESETS), "What to compare; may be given several times."
     )
-    _OF_VED = {
-        name: flags.DEFINE_float(name, None, f"Of all VED: {meaning}.", lower_bound=0.0)
-        for name, meaning in (
-            ("entropy_weight", "lambda"),
-            ("prior_weight", "rho, of log-probabilities"),
-            ("exploration", "beta"),
-            ("sampling_temperature", "of the draws; 0: the most probable code first"),
-            ("crowding", "kappa, of the logarithm of the number of items"),
+    _OF_TREE_SEARCHES = {
+        field.name: flags.DEFINE_float(
+            field.name,
+            None,
+            "Of all tree searches, if not the presets'; see `gr.decoding.VedConfig`.",
+            lower_bound=0.0,
         )
+        for field in dataclasses.fields(VedConfig)
+        if field.type == NotNegative
     }
     _NORMALISE_OVER = flags.DEFINE_enum(
         "normalise_over",

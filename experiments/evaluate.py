@@ -10,9 +10,9 @@ Prints the tables, with seen items removed and with all items allowed; writes `m
 
     python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
 
-ranks what another decoder finds, "sample" (without replacement), "ved" or "ved_descent" (value-guided search, best
-first or by descents as published; the run's value head guides it, if it has one), with so many token evaluations a
-user; writes `metrics_SPLIT_DECODER.json` and no report.
+ranks what another decoder finds with so many token evaluations a user: "sample" (without replacement), "ved"
+(value-guided search as published) or "best_first" (ours); the run's value head guides both, if it has one. It writes
+`metrics_SPLIT_DECODER.json` and no report.
 
 Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN as it is usually run
 (cosine, 100 neighbours, the whole history), and a far stronger one whose neighbours, shrinkage and reach into the

@@ -1,7 +1,7 @@
 r"""Reinforcement learning of a trained recommender: search, reward, policy and value head (V-STAR and relatives).
 
     python -m experiments.rl --config=configs/amazon_office_rl.py --workdir=DIR \
-        --config.init_from=WORKDIR_OF_SUPERVISED [--config.search.name=ved|beam|sample] \
+        --config.init_from=WORKDIR_OF_SUPERVISED [--config.search.name=ved|best_first|beam|sample] \
         [--config.policy.name=grpo|sibling_grpo|tempo] [--config.FIELD=VALUE ...]
 
 Starts from the supervised run's best model, which is the reference policy too, and takes data, semantic IDs, backbone

@@ -8,6 +8,7 @@ remedy. A type without a range, such as `bool`, is checked as a type only.
 import dataclasses
 import difflib
 import math
+import numbers
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -107,7 +108,7 @@ def _check_limits(
     name: str, value: Any, limits: Sequence, error: type[GrError], among: Any = None
 ) -> None:
     shown = value if among is None else tuple(among)
-    if isinstance(value, float) and not limits and not math.isfinite(value):
+    if isinstance(value, numbers.Real) and not limits and not math.isfinite(value):
         raise error(f"{name}={shown}: use finite numbers")
     for limit in limits:
         if isinstance(limit, Range) and not limit.holds(value):
@@ -144,9 +145,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     if origin is Any:
         return True
     if origin in (int, float):
-        return isinstance(value, (int, float) if origin is float else int) and not isinstance(
-            value, bool
-        )
+        number = numbers.Real if origin is float else numbers.Integral  # NumPy's too.
+        return isinstance(value, number) and not isinstance(value, bool)
     if origin is tuple:
         inner = typing.get_args(kind)
         return isinstance(value, (tuple, list)) and all(

@@ -9,11 +9,11 @@ def prefixes(tokens):
     return [sorted({tuple(row[:depth]) for row in tokens}) for depth in range(length + 1)]
 
 
-def names(tokens, depth, handover):
-    """What the trie calls each of `prefixes(tokens)[depth]`: its place, or from the handover on its first slot."""
+def names(tokens, depth, scan_depth):
+    """What the trie calls each of `prefixes(tokens)[depth]`: its place, or from the scan depth on its first slot."""
     rows = sorted(tuple(row) for row in tokens)
     found = prefixes(tokens)[depth]
-    if depth < handover:
+    if depth < scan_depth:
         return list(range(len(found)))
     return [min(s for s, row in enumerate(rows) if row[:depth] == prefix) for prefix in found]
 
@@ -73,10 +73,10 @@ def brute_force_ranking(tokens, log_prob, demands=()):
     return sorted(ranking, key=lambda entry: -entry[0])
 
 
-def live_children(tokens, demands, handover):
+def live_children(tokens, demands, scan_depth):
     """Prefix -> tokens by which it may be continued.
 
-    A prefix longer than `handover` is alive if some item below it meets all demands; up to there it is enough that
+    A prefix longer than `scan_depth` is alive if some item below it meets all demands; up to there it is enough that
     each demand is met by some item below.
     """
     below = {}
@@ -85,7 +85,7 @@ def live_children(tokens, demands, handover):
             below.setdefault(sid[:depth], []).extend(items)
     children = {}
     for prefix, items in below.items():
-        if len(prefix) > handover:
+        if len(prefix) > scan_depth:
             alive = bool(allowed_items(items, demands))
         else:
             alive = all(any(demand(item) for item in items) for demand in demands)
@@ -94,24 +94,24 @@ def live_children(tokens, demands, handover):
     return children
 
 
-def beam_search(tokens, log_prob, num_beams, demands=(), handover=0):
+def beam_search(tokens, log_prob, num_beams, demands=(), scan_depth=0):
     """Constrained beam search over a dictionary of prefixes; `(score, semantic ID)`, best first.
 
-    By default it never enters a prefix with nothing allowed below; see `live_children` for `handover`.
+    By default it never enters a prefix with nothing allowed below; see `live_children` for `scan_depth`.
     """
-    return diverse_beam_search(tokens, log_prob, num_beams, 1, 0.0, demands, handover)
+    return diverse_beam_search(tokens, log_prob, num_beams, 1, 0.0, demands, scan_depth)
 
 
 def diverse_beam_search(
-    tokens, log_prob, num_beams, num_groups, diversity, demands=(), handover=0, settled=None
+    tokens, log_prob, num_beams, num_groups, diversity, demands=(), scan_depth=0, unique_depth=None
 ):
     """Diverse beam search: group after group, each token at a price for each beam of an earlier group that took it.
 
-    From depth `settled` on (by default the last), no prefix is in two groups. Scores are without the prices.
+    From depth `unique_depth` on (by default the last), no prefix is in two groups. Scores are without the prices.
     """
-    children = live_children(tokens, demands, handover)
+    children = live_children(tokens, demands, scan_depth)
     length = len(tokens[0])
-    settled = length if settled is None else settled
+    unique_depth = length if unique_depth is None else unique_depth
     groups = [[(0.0, 0.0, ())] for _ in range(num_groups)]  # (price included, true score, prefix).
     for depth in range(1, length + 1):
         taken, gone = {}, set()
@@ -121,7 +121,7 @@ def diverse_beam_search(
                 log_probs = log_prob(prefix)
                 for token in children.get(prefix, ()):
                     gain, longer = log_probs[token], (*prefix, token)
-                    if depth < settled or longer not in gone:
+                    if depth < unique_depth or longer not in gone:
                         price = diversity * taken.get(token, 0)
                         grown.append((paid + gain - price, score + gain, longer))
             grown = sorted(grown, key=lambda beam: -beam[0])[: num_beams // num_groups]

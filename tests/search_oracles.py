@@ -26,7 +26,7 @@ def places(tokens, layout):
 
 def overlaid_places(base, base_layout, added, added_layout, demands):
     """The same of a trie with recent changes: the small trie's places lie behind all of the large one's."""
-    live = oracles.live_children(base, demands, handover=0)
+    live = oracles.live_children(base, demands, scan_depth=0)
     in_base, found = places(base, base_layout), {}
     for prefix, of_token in places(added, added_layout).items():
         behind = base_layout.levels[len(prefix)].fan_out
@@ -42,9 +42,9 @@ def conditionals(log_probs, allowed):
     return dict(zip(allowed, kept, strict=True))
 
 
-def all_probabilities(tokens, log_prob, demands=(), handover=0):
+def all_probabilities(tokens, log_prob, demands=(), scan_depth=0):
     """Semantic ID -> probability on the trie; prefixes that come to nothing have what is missing to 1."""
-    children = oracles.live_children(tokens, demands, handover)
+    children = oracles.live_children(tokens, demands, scan_depth)
     found = {}
     for sid, items in oracles.items_by_sid(tokens).items():
         total = 0.0
@@ -73,18 +73,18 @@ def inclusion_probabilities(probabilities, count):
     return found
 
 
-def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), handover=0):
+def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), scan_depth=0):
     """`(log-probability, semantic ID, perturbed value)` of those drawn, best first, and the threshold.
 
     `noise(step)` gives the Gumbel variables `[M, K]` of one user at each step; step 0 is the root's.
     """
-    children = oracles.live_children(tokens, demands, handover)
+    children = oracles.live_children(tokens, demands, scan_depth)
     place = places(tokens, layout)
     beams = [(float(noise(0)[0, 0]), 0.0, ())]  # (perturbed value, log-probability, prefix).
     threshold = -np.inf
     for depth in range(layout.length):
-        # Where one way is left nothing is drawn: the only code's value is that of its prefix.
-        drawn = noise(depth + 1) if depth < layout.settled else None
+        # Where one continuation is left nothing is drawn: the only code's value is that of its prefix.
+        drawn = noise(depth + 1) if depth < layout.unique_depth else None
         grown = []
         for number, (maximum, total, prefix) in enumerate(beams):
             gains = conditionals(log_prob(prefix), children.get(prefix, []))
@@ -111,10 +111,10 @@ def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), h
 class Prefix:
     """A prefix of the oracle's tree."""
 
-    def __init__(self, codes, parent, score, chances, turns, value):
-        self.codes, self.parent, self.score, self.value = codes, parent, score, value
-        self.entropy = -sum(np.exp(c) * c for c in chances.values())
-        self.turns = turns  # Of the codes that may be tried.
+    def __init__(self, tokens, parent, score, log_probs, priority, value):
+        self.tokens, self.parent, self.score, self.value = tokens, parent, score, value
+        self.entropy = -sum(np.exp(c) * c for c in log_probs.values())
+        self.priority = priority  # Of the tokens that may be tried.
         self.visits = 0
 
     def up(self):
@@ -125,7 +125,7 @@ class Prefix:
 
 
 def ved(
-    tokens,
+    table,
     log_prob,
     value,
     noise,
@@ -135,7 +135,7 @@ def ved(
     count,
     beams,
     width,
-    selection="descent",
+    name="ved",
     entropy_weight=0.1,
     prior_weight=0.0,
     exploration=1.0,
@@ -143,15 +143,15 @@ def ved(
     crowding=0.0,
     lone_are_free=False,
     demands=(),
-    handover=0,
+    scan_depth=0,
 ):
     """Value-guided search: `(score, semantic ID)`, best first, and the prefixes in the order of evaluation.
 
     `value(prefix)` gives V, `noise(number)` the Gumbel variables `[K]` of the prefix evaluated as number so and so;
     `place` is what `places` returns. `lone_are_free`: what leads to one item only is a candidate without evaluation.
     """
-    children = oracles.live_children(tokens, demands, handover)
-    rows = [tuple(int(t) for t in row) for row in tokens]
+    children = oracles.live_children(table, demands, scan_depth)
+    rows = [tuple(int(t) for t in row) for row in table]
     longest = len(rows[0]) - 1
     items = {}  # Prefix -> the rows below it.
     for row in rows:
@@ -159,26 +159,26 @@ def ved(
             items.setdefault(row[:depth], []).append(row)
     tree = []
 
-    def ends(codes):
-        return len(codes) > longest or (lone_are_free and len(items[codes]) == 1)
+    def terminal(tokens):
+        return len(tokens) > longest or (lone_are_free and len(items[tokens]) == 1)
 
-    def evaluate(codes, parent, score):
+    def evaluate(tokens, parent, score):
         drawn = noise(len(tree))
-        chances = conditionals(log_prob(codes), children.get(codes, []))
-        turns = {
+        log_probs = conditionals(log_prob(tokens), children.get(tokens, []))
+        priority = {
             token: chance
-            + sampling_temperature * drawn[place[codes][token]]
-            - crowding * np.log(len(items[(*codes, token)]))
-            for token, chance in chances.items()
-            if not ends((*codes, token))
+            + sampling_temperature * drawn[place[tokens][token]]
+            - crowding * np.log(len(items[(*tokens, token)]))
+            for token, chance in log_probs.items()
+            if not terminal((*tokens, token))
         }
-        v = value(codes) if len(codes) < longest else 0.0
-        tree.append(Prefix(codes, parent, score, chances, turns, v))
+        v = value(tokens) if len(tokens) < longest else 0.0
+        tree.append(Prefix(tokens, parent, score, log_probs, priority, v))
         return tree[-1]
 
     def take(node, token):
         """The code is not tried again, and every prefix that it is below is visited."""
-        del node.turns[token]
+        del node.priority[token]
         for above in node.up():
             above.visits += 1
 
@@ -191,20 +191,20 @@ def ved(
     alive = [evaluate((), None, 0.0)]
     for _ in range(longest if beams else 0):
         grown = [
-            (node.score + log_prob(node.codes)[token], node, token)
+            (node.score + log_prob(node.tokens)[token], node, token)
             for node in alive
-            for token in node.turns
+            for token in node.priority
         ]
         alive = []
         for score, node, token in sorted(grown, key=lambda entry: -entry[0])[:beams]:
             take(node, token)
-            alive.append(evaluate((*node.codes, token), node, score))
+            alive.append(evaluate((*node.tokens, token), node, score))
 
     def best_first(many):
         found = [
-            (merit(node) + spread(node) + prior_weight * (node.score + turn), node, token)
+            (merit(node) + spread(node) + prior_weight * (node.score + noisy), node, token)
             for node in tree
-            for token, turn in node.turns.items()
+            for token, noisy in node.priority.items()
         ]
         chosen = [entry[1:] for entry in sorted(found, key=lambda entry: -entry[0])[:many]]
         for node, token in chosen:
@@ -216,13 +216,13 @@ def ved(
             return merit(node) + prior_weight * node.score
 
         means = {
-            depth: np.mean([g(node) for node in tree if len(node.codes) == depth])
-            for depth in {len(node.codes) for node in tree}
+            depth: np.mean([g(node) for node in tree if len(node.tokens) == depth])
+            for depth in {len(node.tokens) for node in tree}
         }
         chosen = []
-        while len(chosen) < many and any(node.turns for node in tree):
-            open_ = [node for node in tree if node.turns]
-            fit = [node for node in open_ if g(node) >= means[len(node.codes)] - 1e-6] or open_
+        while len(chosen) < many and any(node.priority for node in tree):
+            open_ = [node for node in tree if node.priority]
+            fit = [node for node in open_ if g(node) >= means[len(node.tokens)] - 1e-6] or open_
             below = {above for node in fit for above in node.up()}
             node = tree[0]
             while True:
@@ -234,22 +234,22 @@ def ved(
                 if best is None or stays:
                     break
                 node = best
-            token = max(node.turns, key=node.turns.get)
+            token = max(node.priority, key=node.priority.get)
             take(node, token)
             chosen.append((node, token))
         return chosen
 
-    select = {"descent": descents, "best_first": best_first}[selection]
-    while len(tree) <= budget and any(node.turns for node in tree):
+    select = {"ved": descents, "best_first": best_first}[name]
+    while len(tree) <= budget and any(node.priority for node in tree):
         for node, token in select(min(width, budget + 1 - len(tree))):
-            evaluate((*node.codes, token), node, node.score + log_prob(node.codes)[token])
+            evaluate((*node.tokens, token), node, node.score + log_prob(node.tokens)[token])
 
-    by_sid = oracles.items_by_sid(tokens)
+    by_sid = oracles.items_by_sid(table)
     complete = [
-        (node.score + log_prob(node.codes)[token], items[(*node.codes, token)][0])
+        (node.score + log_prob(node.tokens)[token], items[(*node.tokens, token)][0])
         for node in tree
-        for token in children.get(node.codes, [])
-        if ends((*node.codes, token))
+        for token in children.get(node.tokens, [])
+        if terminal((*node.tokens, token))
     ]
     best = sorted(complete, key=lambda entry: -entry[0])[:count]
     return [e for e in best if oracles.allowed_items(by_sid[e[1]], demands)], tree

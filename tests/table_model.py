@@ -51,14 +51,14 @@ def rows(candidates, user):
     valid = np.asarray(candidates.valid[user])
     count = int(valid.sum())
     assert valid[:count].all(), "valid candidates come first"
-    assert (np.asarray(candidates.codes[user, count:]) == -1).all()
+    assert (np.asarray(candidates.tokens[user, count:]) == -1).all()
     assert (np.asarray(candidates.items[user, count:]) == -1).all()
     assert (np.asarray(candidates.scores[user, count:]) == -np.inf).all()
     return [
-        (score, tuple(codes), [item for item in items if item >= 0])
-        for score, codes, items in zip(
+        (score, tuple(tokens), [item for item in items if item >= 0])
+        for score, tokens, items in zip(
             np.asarray(candidates.scores[user, :count]).tolist(),
-            np.asarray(candidates.codes[user, :count]).tolist(),
+            np.asarray(candidates.tokens[user, :count]).tolist(),
             np.asarray(candidates.items[user, :count]).tolist(),
             strict=True,
         )
@@ -73,11 +73,11 @@ def assert_same_ranking(found, expected):
     assert [f[1:] for f in found] == [e[1:] for e in expected]
 
 
-def assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands=(), handover=0):
+def assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands=(), scan_depth=0):
     """Beam search over dictionaries finds the same, and with enough beams so does scoring every item."""
     by_sid = oracles.items_by_sid(tokens)
     log_prob = model.log_prob(user)
-    beams = oracles.beam_search(tokens, log_prob, num_beams, demands, handover)
+    beams = oracles.beam_search(tokens, log_prob, num_beams, demands, scan_depth)
     expected = [(score, sid, oracles.allowed_items(by_sid[sid], demands)) for score, sid in beams]
     assert_same_ranking(rows(found, user), expected)
     if num_beams >= len(tokens):

@@ -91,4 +91,4 @@ def random_constraint(kind, rng, index, attributes, num_users):
         [lambda i, a=a: attributes[i, a] for a in np.flatnonzero(all_of[user])]
         for user in range(num_users)
     ]
-    return AttributeFilter(all_of=jnp.asarray(all_of)), demands, index.layout.handover
+    return AttributeFilter(all_of=jnp.asarray(all_of)), demands, index.layout.scan_depth

@@ -18,14 +18,14 @@ from gr.models import ValueHead, path_states
 class Node:
     """A prefix that the model has evaluated."""
 
-    codes: tuple[int, ...]
+    prefix: tuple[int, ...]  # Tokens.
     parent: "Node | None"
     log_prob: float
-    log_probs: np.ndarray  # [V], of the next code.
+    log_probs: np.ndarray  # [V], of the next token.
     states: jax.Array  # [L - 1, D]: the hidden states of its prefixes.
     cache: Any  # The backbone's, of this prefix alone; or the history, where nothing is cached.
     merit: float = 0.0  # G.
-    turns: dict[int, float] = dataclasses.field(default_factory=dict)  # Codes not yet tried.
+    priority: dict[int, float] = dataclasses.field(default_factory=dict)  # Of tokens not yet tried.
     visits: int = 0
     children: list["Node"] = dataclasses.field(default_factory=list)
 
@@ -37,7 +37,7 @@ class Node:
 
 
 class PythonWalk:
-    """The published search of `ved_search` with W = 1; the model's part is compiled, one program a depth.
+    """The published search, "ved" of `ved_search`, with W = 1; the model's part is compiled, one program a depth.
 
     A node keeps the keys and values of its prefix; or, where they are not `cached`, it costs a forward pass over the
     history and the prefix, as in the plainest program that is right.
@@ -59,7 +59,7 @@ class PythonWalk:
         for row in tokens.tolist():
             for depth, token in enumerate(row):
                 children.setdefault(tuple(row[:depth]), set()).add(token)
-        self._children = {prefix: sorted(codes) for prefix, codes in children.items()}
+        self._children = {prefix: sorted(tokens) for prefix, tokens in children.items()}
         self._rng = np.random.default_rng(0)
 
     def __call__(self, history: jax.Array) -> tuple[list[tuple[float, tuple[int, ...]]], int]:
@@ -69,81 +69,80 @@ class PythonWalk:
             outputs = (*outputs[:-1], history)
         tree = [self._node((), None, 0.0, outputs)]
         self._beam_search(tree)
-        while len(tree) <= self._config.budget and any(node.turns for node in tree):
+        while len(tree) <= self._config.budget and any(node.priority for node in tree):
             node = self._descend(tree)
-            self._grow(tree, node, max(node.turns, key=node.turns.__getitem__))
+            self._grow(tree, node, max(node.priority, key=node.priority.__getitem__))
         found = [
-            (node.log_prob + float(node.log_probs[code]), (*node.codes, code))
+            (node.log_prob + float(node.log_probs[token]), (*node.prefix, token))
             for node in tree
-            if len(node.codes) == self._longest
-            for code in self._children[node.codes]
+            if len(node.prefix) == self._longest
+            for token in self._children[node.prefix]
         ]
         return sorted(found, reverse=True)[: self._config.num_candidates], len(tree) - 1
 
     def _node(
-        self, codes: tuple[int, ...], parent: Node | None, log_prob: float, outputs: tuple
+        self, prefix: tuple[int, ...], parent: Node | None, log_prob: float, outputs: tuple
     ) -> Node:
         log_probs, value, states, cache = outputs
         log_probs = np.asarray(log_probs)
-        node = Node(codes, parent, log_prob, log_probs, states, cache)
-        allowed = self._children[codes]
-        chances = log_probs[allowed]
-        chances = chances - np.logaddexp.reduce(chances)
-        entropy = -float((np.exp(chances) * chances).sum())
+        node = Node(prefix, parent, log_prob, log_probs, states, cache)
+        allowed = self._children[prefix]
+        among = log_probs[allowed]
+        among = among - np.logaddexp.reduce(among)
+        entropy = -float((np.exp(among) * among).sum())
         node.merit = self._config.entropy_weight * entropy
-        if len(codes) < self._longest:
+        if len(prefix) < self._longest:
             node.merit += float(value)
-            noisy = chances + self._rng.gumbel(size=len(allowed))
-            node.turns = dict(zip(allowed, noisy.tolist(), strict=True))
+            noisy = among + self._rng.gumbel(size=len(allowed))
+            node.priority = dict(zip(allowed, noisy.tolist(), strict=True))
         return node
 
-    def _grow(self, tree: list[Node], node: Node, code: int) -> Node:
-        """Evaluates the prefix that is a code longer."""
-        del node.turns[code]
+    def _grow(self, tree: list[Node], node: Node, token: int) -> Node:
+        """Evaluates the prefix that is a token longer."""
+        del node.priority[token]
         for above in node.up():
             above.visits += 1
-        codes = (*node.codes, code)
-        outputs = self._evaluated(node, codes)
-        log_prob = node.log_prob + float(node.log_probs[code])
-        child = self._node(codes, node, log_prob, outputs)
+        prefix = (*node.prefix, token)
+        outputs = self._evaluated(node, prefix)
+        log_prob = node.log_prob + float(node.log_probs[token])
+        child = self._node(prefix, node, log_prob, outputs)
         node.children.append(child)
         tree.append(child)
         return child
 
-    def _evaluated(self, node: Node, codes: tuple[int, ...]) -> tuple:
+    def _evaluated(self, node: Node, prefix: tuple[int, ...]) -> tuple:
         """What the model says of the prefix that continues a node."""
         if self._cached:
             return _step(
                 self._model,
                 self._value_head,
-                codes[-1],
+                prefix[-1],
                 node.cache,
                 node.states,
-                depth=len(codes),
+                depth=len(prefix),
             )
-        prefix = jnp.array([[codes]], jnp.int32)
-        return _forward(self._model, self._value_head, node.cache, prefix)
+        return _forward(self._model, self._value_head, node.cache, jnp.array([[prefix]], jnp.int32))
 
     def _beam_search(self, tree: list[Node]) -> None:
         alive = list(tree)
         for _ in range(self._longest):
             grown = [
-                (node.log_prob + float(node.log_probs[code]), node, code)
+                (node.log_prob + float(node.log_probs[token]), node, token)
                 for node in alive
-                for code in self._children[node.codes]
+                for token in self._children[node.prefix]
             ]
             grown.sort(key=lambda entry: -entry[0])
             best = grown[: self._config.initial_beams]
-            alive = [self._grow(tree, node, code) for _, node, code in best]
+            alive = [self._grow(tree, node, token) for _, node, token in best]
 
     def _descend(self, tree: list[Node]) -> Node:
         """The node that grows next."""
         by_depth: dict[int, list[float]] = {}
         for node in tree:
-            by_depth.setdefault(len(node.codes), []).append(node.merit)
+            by_depth.setdefault(len(node.prefix), []).append(node.merit)
         means = {depth: sum(merits) / len(merits) for depth, merits in by_depth.items()}
-        able = [node for node in tree if node.turns]
-        fit = {node for node in able if node.merit >= means[len(node.codes)] - 1e-6} or set(able)
+        able = [node for node in tree if node.priority]
+        fit = {node for node in able if node.merit >= means[len(node.prefix)] - 1e-6} or set(able)
         below = {above for node in fit for above in node.up()}
         root = tree[0]
 
@@ -171,13 +170,13 @@ def _prefill(model: Any, value_head: ValueHead, history: jax.Array, *, longest: 
 def _step(
     model: Any,
     value_head: ValueHead,
-    code: jax.Array,
+    token: jax.Array,
     cache: Any,
     states: jax.Array,
     *,
     depth: int,
 ) -> tuple:
-    logits, hidden, cache = model.step(jnp.reshape(code, (1, 1)), cache)
+    logits, hidden, cache = model.step(jnp.reshape(token, (1, 1)), cache)
     value = 0.0
     if depth < len(states):
         states = states.at[depth].set(hidden[0, 0])

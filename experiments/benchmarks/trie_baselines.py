@@ -62,7 +62,7 @@ class Baseline(Protocol):
 class Beams:
     """What a baseline's search returns, best first."""
 
-    codes: jax.Array  # [B, M, L] int32; arbitrary where there is no beam.
+    tokens: jax.Array  # [B, M, L] int32; arbitrary where there is no beam.
     scores: jax.Array  # [B, M] float32; -inf where there is no beam.
 
 

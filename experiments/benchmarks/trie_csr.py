@@ -103,7 +103,7 @@ def published_search(
     logits, _, cache = backbone.prefill(history)
     log_probs = jnp.where(trie.first, jax.nn.log_softmax(logits), -jnp.inf)
     scores, tokens = jax.lax.top_k(log_probs, min(num_beams, log_probs.shape[-1]))
-    codes, states = tokens[..., None], tokens + 1
+    paths, states = tokens[..., None], tokens + 1
     parents = jnp.zeros_like(tokens)
     for depth in range(1, len(trie.branching) + DENSE_LEVELS):
         logits, _, cache = backbone.step(tokens, backbone.reorder(cache, parents))
@@ -119,8 +119,8 @@ def published_search(
         tokens = jnp.take_along_axis(next_tokens.reshape(batch, -1), chosen, axis=1)
         states = jnp.take_along_axis(next_states.reshape(batch, -1), chosen, axis=1)
         parents = chosen // width
-        codes = jnp.concatenate([_one_hot_gather(codes, parents), tokens[..., None]], axis=-1)
-    return Beams(codes, scores)
+        paths = jnp.concatenate([_one_hot_gather(paths, parents), tokens[..., None]], axis=-1)
+    return Beams(paths, scores)
 
 
 def _by_table(
@@ -145,7 +145,7 @@ def _by_edges(
     return jnp.where(place < end[..., None], gains, -jnp.inf), tokens, edge[..., 1]
 
 
-def _one_hot_gather(codes: jax.Array, parents: jax.Array) -> jax.Array:
+def _one_hot_gather(paths: jax.Array, parents: jax.Array) -> jax.Array:
     """Histories `[B, M, t]` of the beams' parents, as a product with one-hot rows."""
-    chosen = jax.nn.one_hot(parents, codes.shape[1], dtype=codes.dtype)
-    return jnp.einsum("bmp,bpt->bmt", chosen, codes)
+    chosen = jax.nn.one_hot(parents, paths.shape[1], dtype=paths.dtype)
+    return jnp.einsum("bmp,bpt->bmt", chosen, paths)

@@ -1,9 +1,13 @@
 """Decoders: from a backbone, a trie and histories to `Candidates`.
 
-`beam_search(backbone, index, history, num_beams=M)` is exact and compiles into one program; `sharded_beam_search` is
+`beam_search(backbone, index, history, num_beams=M)` is exact and compiles into one program. `sharded_beam_search` is
 the same over an index that is split over the devices of a mesh. `sample_without_replacement` draws different semantic
-IDs, `sample` independent ones, and `ved_search` searches a tree with a value head and a budget; `search` is whichever
-of them a `SearchConfig` names.
+IDs, `sample` independent ones. `ved_search` searches a tree with a value head and a budget, as its `VedConfig` says.
+`search` is whichever of them a `SearchConfig` names.
+
+Files: `beam.py` and `beam_step.py`, `sampling.py`, `sharded.py`, and `ved.py` with `ved_config.py`, `ved_selection.py`,
+`ved_step.py` and `ved_tree.py` hold one search each. All of them share `sources.py`, what is searched, with
+`trie_step.py`, one step on one trie.
 """
 
 from gr.decoding.beam import beam_search
@@ -12,6 +16,7 @@ from gr.decoding.configured import PRESETS, SEARCHES, SearchConfig, search
 from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
 from gr.decoding.ved import ved_search
+from gr.decoding.ved_config import VedConfig
 
 __all__ = [
     "PRESETS",
@@ -21,6 +26,7 @@ __all__ = [
     "Draws",
     "SearchConfig",
     "SearchTree",
+    "VedConfig",
     "beam_search",
     "sample",
     "sample_without_replacement",

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.decoding.beam_step import BeamOptions, Beams, choose, start
 from gr.decoding.candidates import Candidates
 from gr.decoding.checked import Checked, check_methods
-from gr.decoding.choose import CHILDREN, VOCABULARY, Beams, Options, choose, start
 from gr.decoding.flaws import Flaws
-from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
+from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
@@ -70,7 +70,9 @@ def beam_search(
             say, such as logits narrower than the index's vocabulary, or the constraint is for another number of users.
         TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
-    options = Options(num_beams, length_penalty, num_groups, diversity, keep_beams, normalise_over)
+    options = BeamOptions(
+        num_beams, length_penalty, num_groups, diversity, keep_beams, normalise_over
+    )
     check_methods(backbone)
     check_search(index, constraint)
     temperature = as_temperature(temperature)
@@ -85,7 +87,7 @@ def _beam_search(
     constraint: Any,
     temperature: jax.Array | None,
     *,
-    options: Options,
+    options: BeamOptions,
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size)
     first = model.prefill(history, constraint)
@@ -93,7 +95,11 @@ def _beam_search(
 
 
 def search(
-    backbone: Checked, source: Source, first: tuple, temperature: jax.Array | None, options: Options
+    backbone: Checked,
+    source: Source,
+    first: tuple,
+    temperature: jax.Array | None,
+    options: BeamOptions,
 ) -> Candidates:
     """Beam search over any source of semantic IDs, to be compiled by the caller.
 
@@ -111,28 +117,28 @@ def search(
     tokens, parents, names, seen = [], [], [], []
 
     # While there is a choice: the best continuations of all beams.
-    for depth in range(source.settled):
+    for depth in range(source.unique_depth):
         if depth > 0:
             cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
         logits = logits.astype(jnp.float32)
         if options.normalise_over == CHILDREN:
-            chances = source.softmax(depth, beams.states, logits, inverse)
+            distributions = source.softmax(depth, beams.states, logits, inverse)
         else:
-            chances = softmax(logits, inverse)
-        seen.append((chances, beams.log_probs > -jnp.inf, depth))
-        beams = choose(source, depth, beams, logits, chances, options)
+            distributions = softmax(logits, inverse)
+        seen.append((distributions, beams.log_probs > -jnp.inf, depth))
+        beams = choose(source, depth, beams, logits, distributions, options)
         tokens.append(beams.tokens)
         parents.append(beams.parents)
         if options.keep_beams:
             names.append(source.names(beams.states))
 
-    # From `settled` on each beam has one way left, which is only scored; no beam is moved, and so no cache either.
+    # From `unique_depth` on each beam has one continuation, which is only scored; beams and cache stay in place.
     rest = None
-    if source.settled < source.length:
-        states, rest = source.settle(beams.states)
+    if source.unique_depth < source.length:
+        states, rest = source.complete(beams.states)
         beams = dataclasses.replace(beams, states=states)
-        if source.settled > 0:
+        if source.unique_depth > 0:
             cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
         over_children = options.normalise_over == CHILDREN
@@ -159,7 +165,7 @@ def _follow(
     inverse: jax.Array | None,
     over_children: bool,
 ) -> tuple[Beams, list[tuple[Softmax, jax.Array, Any]]]:
-    """Beams that go the one way they have, by tokens `rest [n, B, M]`; `logits [B, M, V]` are those of the first.
+    """Scores beams along their only continuation `rest [n, B, M]`; `logits [B, M, V]` are those of the first step.
 
     Many such steps are one loop, if the backbone's cache keeps its shapes: unrolled, each is compiled for itself. Also
     returns each step's distributions, the beams that there were before it, and its number.
@@ -169,11 +175,11 @@ def _follow(
     def score(log_probs: jax.Array, logits: jax.Array, tokens: jax.Array) -> tuple:
         logits = logits.astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="promise_in_bounds")
-        # A prefix with one way left has one child.
-        chances = softmax(chosen if over_children else logits, inverse)
+        # A prefix with one continuation has one child.
+        distributions = softmax(chosen if over_children else logits, inverse)
         alive = log_probs > -jnp.inf
-        scores = log_probs + chances.of(chosen[..., 0])
-        return jnp.where(exist & alive, scores, -jnp.inf), (chances, alive)
+        scores = log_probs + distributions.of(chosen[..., 0])
+        return jnp.where(exist & alive, scores, -jnp.inf), (distributions, alive)
 
     def step(carry: tuple, tokens: tuple[jax.Array, jax.Array]) -> tuple:
         log_probs, cache = carry
@@ -181,7 +187,7 @@ def _follow(
         log_probs, seen = score(log_probs, logits, tokens[1])
         return (log_probs, cache), seen
 
-    first, count = source.settled, len(rest)
+    first, count = source.unique_depth, len(rest)
     log_probs, seen = score(beams.log_probs, logits, rest[0])
     seen = [(*seen, first)]
     if count > UNROLLED and _keeps_shapes(backbone, rest[0], cache):
@@ -243,11 +249,11 @@ def ranked(
     scores, order = top_k(scores, min(count, scores.shape[1]))
     valid = scores > -jnp.inf
     items = jnp.take_along_axis(items, order[..., None], axis=1)
-    codes = _backtrack(tokens, parents, order, rest)
+    paths = _backtrack(tokens, parents, order, rest)
     missing = ((0, 0), (0, count - scores.shape[1]))
     candidates = Candidates(
-        codes=jnp.pad(
-            jnp.where(valid[..., None], codes, -1), (*missing, (0, 0)), constant_values=-1
+        tokens=jnp.pad(
+            jnp.where(valid[..., None], paths, -1), (*missing, (0, 0)), constant_values=-1
         ),
         items=jnp.pad(
             jnp.where(valid[..., None], items, -1), (*missing, (0, 0)), constant_values=-1
@@ -264,14 +270,14 @@ def _backtrack(
     order: jax.Array,
     rest: jax.Array | None,
 ) -> jax.Array:
-    """Codes `[B, M, L]` of the last beams in `order [B, M]`, from each step's tokens and parents `[B, M_t]`."""
+    """Tokens `[B, M, L]` of the last beams in `order [B, M]`, from each step's tokens and parents `[B, M_t]`."""
     beam = order
-    codes = []
+    path = []
     for token, parent in zip(reversed(tokens), reversed(parents), strict=True):
-        codes.append(take_along(token, beam)[..., None])
+        path.append(take_along(token, beam)[..., None])
         if parent is not None:  # Else beams stood still.
             beam = take_along(parent, beam)
-    codes = codes[::-1]
+    path = path[::-1]
     if rest is not None:
-        codes.append(jnp.take_along_axis(jnp.moveaxis(rest, 0, -1), order[..., None], axis=1))
-    return jnp.concatenate(codes, axis=-1)
+        path.append(jnp.take_along_axis(jnp.moveaxis(rest, 0, -1), order[..., None], axis=1))
+    return jnp.concatenate(path, axis=-1)

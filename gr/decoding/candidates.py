@@ -54,7 +54,7 @@ class Candidates:
     number of the model was NaN, nothing is known of the user's ranking: scores are NaN, and no candidate is valid.
     """
 
-    codes: jax.Array  # [B, M, L] int32 vocabulary tokens.
+    tokens: jax.Array  # [B, M, L] int32, of the vocabulary.
     items: (
         jax.Array
     )  # [B, M, C] int32: the rows of all items with that semantic ID, in row order, -1-padded.
@@ -73,5 +73,5 @@ class Candidates:
     def finite(self) -> jax.Array:
         """Whose candidates the model's numbers were finite for, `[B]` bool; logits of -inf are no fault."""
         if self.bad_step is None:
-            return jnp.ones(self.codes.shape[0], bool)
+            return jnp.ones(self.tokens.shape[0], bool)
         return self.bad_step < 0

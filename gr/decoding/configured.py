@@ -1,85 +1,70 @@
-"""One call for all decoders that may propose candidates, chosen by a config: beam search, sampling, VED."""
+"""One call for all decoders that may propose candidates, chosen by a config: beam search, sampling, tree searches."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from gr.decoding.beam import beam_search
-from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.choose import CHILDREN, VOCABULARY, check_normalisation
-from gr.decoding.evaluate import ValueHead
+from gr.decoding.candidates import Candidates
 from gr.decoding.sampling import sample_without_replacement
-from gr.decoding.selection import BEST_FIRST, DESCENT, Weights, check_selection
+from gr.decoding.softmax import CHILDREN, VOCABULARY
 from gr.decoding.ved import ved_search
+from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
+from gr.decoding.ved_step import ValueHead
+from gr.fields import OneOf
 from gr.models import TreeBackbone
 from gr.trie import Constraint, TrieIndex
 
-SEARCHES = ("beam", "sample", "ved")
-_NOT_NEGATIVE = (
-    "budget",
-    "initial_beams",
-    "entropy_weight",
-    "prior_weight",
-    "exploration",
-    "sampling_temperature",
-    "crowding",
-)
+BEAM = "beam"
+SAMPLE = "sample"
+SEARCHES = (BEAM, SAMPLE, VED, BEST_FIRST)
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(VedConfig):
     """Which candidates are proposed, and at what cost; static under `jit`.
 
-    Raises `DecodingError` for a name that is unknown or a number that cannot work.
+    All fields but these are those of `VedConfig`. Beam search and sampling look at `name`, `num_candidates` (also their
+    width) and `normalise_over` alone.
+
+    Raises `DecodingError` for a field of another type or out of range.
+
+    Attributes:
+        name: "beam"; "sample": stochastic beam search; "ved" (default): value-guided search as published; "best_first":
+            ours.
+        normalise_over: as in `VedConfig`; "" (default): as the caller says.
     """
 
-    name: str = "ved"  # "beam"; "sample": stochastic beam search; "ved": value-guided search.
-    num_candidates: int = 16  # G, also the width of "beam" and "sample".
-    # The rest is for "ved"; see `ved_search`.
-    budget: int = 64
-    initial_beams: int = 8
-    selection: str = DESCENT
-    entropy_weight: float = 0.1
-    prior_weight: float = 0.0
-    exploration: float = 1.0
-    sampling_temperature: float = 1.0
-    crowding: float = 0.0
-    width: int = 8
-    normalise_over: str = ""  # "": as the caller says.
+    name: Annotated[str, OneOf(SEARCHES)] = VED
+    normalise_over: Annotated[str, OneOf(("", VOCABULARY, CHILDREN))] = ""
 
-    def __post_init__(self):
-        if self.name not in SEARCHES:
-            raise DecodingError(
-                f"search.name={self.name!r} is unknown: use one of {', '.join(SEARCHES)}"
-            )
-        for field in ("num_candidates", "width"):
-            if getattr(self, field) < 1:
-                raise DecodingError(f"search.{field}={getattr(self, field)} must be at least 1")
-        for field in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, field) < math.inf:
-                raise DecodingError(
-                    f"search.{field}={getattr(self, field)} must not be negative, and finite"
-                )
-        weights = Weights(self.entropy_weight, self.prior_weight, self.exploration)
-        check_selection(self.selection, weights)
-        if self.normalise_over:
-            check_normalisation(self.normalise_over)
+    @property
+    def is_tree_search(self) -> bool:
+        """Whether a tree is searched, so that a value head, a budget and the fields of `VedConfig` matter."""
+        return self.name in (VED, BEST_FIRST)
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> "SearchConfig":
+        """The search of a saved config, also of one from when a field `selection` told both tree searches apart."""
+        fields = dict(saved)
+        if fields.pop("selection", "descent") == BEST_FIRST and fields.get("name", VED) == VED:
+            fields["name"] = BEST_FIRST
+        return cls(**fields)
 
 
 # What a decoder's name on a command line stands for, besides candidates and budget.
 PRESETS = {
-    "beam": SearchConfig("beam"),
-    "sample": SearchConfig("sample"),
-    # What finds the target most often: no token for codes without an alternative, the others in the order of value
-    # and probability.
-    "ved": SearchConfig(
-        "ved",
+    BEAM: SearchConfig(BEAM),
+    SAMPLE: SearchConfig(SAMPLE),
+    VED: SearchConfig(VED),  # As published.
+    # Ours. What finds the target most often: no token for codes without an alternative, the others in the order of
+    # value and probability.
+    BEST_FIRST: SearchConfig(
+        BEST_FIRST,
         initial_beams=0,
-        selection=BEST_FIRST,
         entropy_weight=0.0,
         prior_weight=0.5,
         exploration=0.0,
@@ -88,7 +73,6 @@ PRESETS = {
         width=8,
         normalise_over=CHILDREN,
     ),
-    "ved_descent": SearchConfig("ved"),  # As published.
 }
 
 
@@ -110,8 +94,8 @@ def search(
 
     Args:
         config: which search.
-        backbone: see `beam_search`; for VED see `ved_search`.
-        value_head: guides VED; None: V = 0. Other searches do not look at it.
+        backbone: see `beam_search`; for tree searches see `ved_search`.
+        value_head: guides a tree search; None: V = 0. Other searches do not look at it.
         index: the trie.
         history: see `beam_search`.
         key: of the random numbers; a beam search has none.
@@ -119,43 +103,27 @@ def search(
         temperature: see `beam_search`.
         normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is
             always among the children.
-        keep_tree: whether VED returns its tree.
         keep_beams: whether beam search returns the nodes that were in the beam after each step.
+        keep_tree: whether a tree search returns its tree.
 
     Raises:
         DecodingError: see the searches.
     """
     shared = {"constraint": constraint, "temperature": temperature}
-    normalise_over = config.normalise_over or normalise_over
-    if config.name == "ved":
+    if not config.normalise_over:
+        config = dataclasses.replace(config, normalise_over=normalise_over)
+    if config.is_tree_search:
         return ved_search(
-            backbone,
-            value_head,
-            index,
-            history,
-            key=key,
-            budget=config.budget,
-            num_candidates=config.num_candidates,
-            initial_beams=config.initial_beams,
-            selection=config.selection,
-            entropy_weight=config.entropy_weight,
-            prior_weight=config.prior_weight,
-            exploration=config.exploration,
-            sampling_temperature=config.sampling_temperature,
-            crowding=config.crowding,
-            width=config.width,
-            normalise_over=normalise_over,
-            keep_tree=keep_tree,
-            **shared,
+            backbone, value_head, index, history, config, key=key, keep_tree=keep_tree, **shared
         )
     count = config.num_candidates
-    if config.name == "beam":
+    if config.name == BEAM:
         found = beam_search(
             backbone,
             index,
             history,
             count,
-            normalise_over=normalise_over,
+            normalise_over=config.normalise_over,
             keep_beams=keep_beams,
             **shared,
         )
@@ -163,9 +131,9 @@ def search(
     else:
         found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
         # One beam more for the threshold; codes that are the only ones are not evaluated.
-        evaluations = _beam_evaluations(index, count + 1, index.layout.settled)
+        evaluations = _beam_evaluations(index, count + 1, index.layout.unique_depth)
     return dataclasses.replace(
-        found, evaluations=jnp.full(len(found.codes), evaluations, jnp.int32)
+        found, evaluations=jnp.full(len(found.tokens), evaluations, jnp.int32)
     )
 
 

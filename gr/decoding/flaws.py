@@ -20,7 +20,7 @@ class Flaws:
 
     @staticmethod
     def of_steps(
-        chances: list[Softmax], alive: list[jax.Array], steps: Sequence[Any] | None = None
+        distributions: list[Softmax], alive: list[jax.Array], steps: Sequence[Any] | None = None
     ) -> "Flaws":
         """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`.
 
@@ -32,8 +32,8 @@ class Flaws:
             jnp.broadcast_to(jnp.asarray(step, jnp.int32), a.shape)
             for step, a in zip(steps, alive, strict=True)
         ]
-        flawed = [c.flawed & a for c, a in zip(chances, alive, strict=True)]
-        nan = [c.nan & a for c, a in zip(chances, alive, strict=True)]
+        flawed = [c.flawed & a for c, a in zip(distributions, alive, strict=True)]
+        nan = [c.nan & a for c, a in zip(distributions, alive, strict=True)]
         flawed, nan, steps = (jnp.concatenate(part, axis=1) for part in (flawed, nan, steps))
         return Flaws.of(flawed, nan, steps)
 
@@ -64,7 +64,7 @@ class Flaws:
             tree: SearchTree = dataclasses.replace(tree, **parts)
         return dataclasses.replace(
             found,
-            codes=none(found.codes),
+            tokens=none(found.tokens),
             items=none(found.items),
             scores=unknown(found.scores),
             valid=found.valid & ~nan,

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.beam import ranked
+from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
 from gr.decoding.checked import Checked, check_methods
-from gr.decoding.choose import Beams
 from gr.decoding.flaws import Flaws
 from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Listing, source_of
@@ -143,20 +143,20 @@ def _sample_without_replacement(
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
     threshold = jnp.full(batch, -jnp.inf)
-    tokens, parents, chances, alive = [], [], [], []
-    for depth in range(source.settled):
+    tokens, parents, distributions, alive = [], [], [], []
+    for depth in range(source.unique_depth):
         if depth > 0:
             logits, _, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
-        ways, exist = source.continuations(depth, states)
-        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
-        chances.append(among)
+        child_tokens, exist = source.continuations(depth, states)
+        child_log_probs, among = conditionals(logits_of(logits, child_tokens), exist, inverse)
+        distributions.append(among)
         alive.append(log_probs > -jnp.inf)
-        longer = log_probs[..., None] + gains
+        longer = log_probs[..., None] + child_log_probs
         noisy = longer + gumbel(key, depth + 1, longer.shape)
         noisy = jax.lax.collapse(_with_maximum(noisy, perturbed), 1)
         perturbed, places = top_k(noisy, min(count + 1, noisy.shape[1]))
-        parent, _ = split(places, ways.shape[-1])
-        token = take_along(jax.lax.collapse(ways, 1), places)
+        parent, _ = split(places, child_tokens.shape[-1])
+        token = take_along(jax.lax.collapse(child_tokens, 1), places)
         log_probs = take_along(jax.lax.collapse(longer, 1), places)
         above = jax.tree.map(lambda array, p=parent: take_along(array, p), states)
         states = source.descend(depth, above, jnp.where(perturbed > -jnp.inf, token, -1))
@@ -166,7 +166,7 @@ def _sample_without_replacement(
         tokens.append(token)
         parents.append(parent)
 
-    states, rest = source.settle(states)
+    states, rest = source.complete(states)
     drawn = (perturbed > threshold[:, None]) & source.exist(states)
     beams = Beams(states, perturbed, jnp.where(drawn, log_probs, -jnp.inf), None, None)
     found, order = ranked(source, beams, tokens, parents, count, rest)
@@ -178,7 +178,7 @@ def _sample_without_replacement(
         perturbed=jnp.where(found.valid, perturbed, -jnp.inf),
         log_inclusion=jnp.where(found.valid, log_inclusion, -jnp.inf),
     )
-    return Flaws.of_steps(chances, alive).told(dataclasses.replace(found, draws=draws))
+    return Flaws.of_steps(distributions, alive).told(dataclasses.replace(found, draws=draws))
 
 
 def _with_maximum(noisy: jax.Array, maximum: jax.Array) -> jax.Array:
@@ -216,40 +216,42 @@ def _sample(
     source = source_of(index, constraint)
     batch, logits = len(logits), logits[:, None]
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
-    tokens, chances, alive = [], [], []
+    tokens, distributions, alive = [], [], []
     spread = functools.partial(jnp.broadcast_to, shape=(batch, count))
-    for depth in range(source.settled):
+    for depth in range(source.unique_depth):
         if depth > 0:
             if depth == 1:
                 cache = model.reorder(cache, jnp.zeros((batch, count), jnp.int32))
             logits, _, cache = model.step(tokens[-1], cache)
-        ways, exist = _each_alone(source, depth, states)
-        gains, among = conditionals(logits_of(logits, ways), exist, inverse)
-        chances.append(among)
+        child_tokens, exist = _each_alone(source, depth, states)
+        child_log_probs, among = conditionals(logits_of(logits, child_tokens), exist, inverse)
+        distributions.append(among)
         alive.append(log_probs > -jnp.inf)
-        noise = gumbel(key, depth + 1, (batch, count, gains.shape[-1]))
-        place = jnp.argmax(gains + noise, axis=-1)[..., None]
+        noise = gumbel(key, depth + 1, (batch, count, child_log_probs.shape[-1]))
+        place = jnp.argmax(child_log_probs + noise, axis=-1)[..., None]
         # At the root all draws are made from the one distribution.
-        ways, gains = (jnp.broadcast_to(array, noise.shape) for array in (ways, gains))
-        token = jnp.take_along_axis(ways, place, axis=-1)[..., 0]
-        log_probs = log_probs + jnp.take_along_axis(gains, place, axis=-1)[..., 0]
+        child_tokens, child_log_probs = (
+            jnp.broadcast_to(array, noise.shape) for array in (child_tokens, child_log_probs)
+        )
+        token = jnp.take_along_axis(child_tokens, place, axis=-1)[..., 0]
+        log_probs = log_probs + jnp.take_along_axis(child_log_probs, place, axis=-1)[..., 0]
         states = jax.tree.map(spread, states)
         states = source.descend(depth, states, jnp.where(log_probs > -jnp.inf, token, -1))
         tokens.append(token)
 
-    states, rest = source.settle(states)
+    states, rest = source.complete(states)
     log_probs = jnp.where(source.exist(states), log_probs, -jnp.inf)
     log_probs, rest = spread(log_probs), jax.vmap(spread)(rest)
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
     found, _ = ranked(source, beams, tokens, [None] * len(tokens), count, rest)
-    return Flaws.of_steps(chances, alive).told(found)
+    return Flaws.of_steps(distributions, alive).told(found)
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:
     """`source.continuations` of states among which some are the same, which a filter does not expect."""
     alone = jax.tree.map(lambda array: array[:, :, None], states)
-    ways, exist = jax.vmap(
+    child_tokens, exist = jax.vmap(
         lambda states: source.continuations(depth, states), in_axes=1, out_axes=1
     )(alone)
-    return ways[:, :, 0], exist[:, :, 0]
+    return child_tokens[:, :, 0], exist[:, :, 0]

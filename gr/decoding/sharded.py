@@ -9,9 +9,9 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from gr.decoding.beam import search
+from gr.decoding.beam_step import BeamOptions
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import Checked, check_methods
-from gr.decoding.choose import Options
 from gr.decoding.softmax import as_temperature
 from gr.decoding.sources import OneShard, OneTrie
 from gr.models import Backbone
@@ -73,7 +73,7 @@ def sharded_beam_search(
         history,
         tuple(constraints_of(constraint)),
         as_temperature(temperature),
-        options=Options(num_beams, **options),
+        options=BeamOptions(num_beams, **options),
         mesh=mesh,
         axis=axis,
         batch_axis=batch_axis,
@@ -88,7 +88,7 @@ def _sharded_beam_search(
     constraints: tuple[Constraint, ...],
     temperature: jax.Array | None,
     *,
-    options: Options,
+    options: BeamOptions,
     mesh: Mesh,
     axis: str,
     batch_axis: str | None,

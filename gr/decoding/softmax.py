@@ -10,6 +10,10 @@ import numpy as np
 
 from gr.decoding.candidates import DecodingError
 
+# What a prefix's probabilities are over: all tokens, or those that the trie has behind it.
+VOCABULARY = "vocabulary"
+CHILDREN = "children"
+
 # Stands for log 0 in the gain of a token that may be chosen: still above -inf, which means "no path". The sum of some
 # hundred million of them is no infinity.
 LOWEST = -1e30

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.expand import Step, allowed_tokens, best_children
 from gr.decoding.softmax import Softmax, softmax
 from gr.decoding.top_k import take_along, top_k
+from gr.decoding.trie_step import Step, allowed_tokens, best_children
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.transitions import (
     Depth,
@@ -27,9 +27,8 @@ class Source(Protocol):
     """A set of semantic IDs to be searched. Its states are pytrees of arrays `[B, M, ...]`."""
 
     length: int  # L.
-    settled: (
-        int  # From this depth on every state has a single continuation; L if that is not known.
-    )
+    # From this depth on every state has a single continuation; L if that is not known.
+    unique_depth: int
 
     def root(self, batch: int) -> Any:
         """The state of the empty prefix, `[B, 1]`."""
@@ -47,8 +46,8 @@ class Source(Protocol):
         """The best continuations; see `best_children`."""
         ...
 
-    def settle(self, states: Any) -> tuple[Any, jax.Array]:
-        """At depth `settled`: states, emptied where not allowed, and tokens `[n, B, M]` of all n levels to come."""
+    def complete(self, states: Any) -> tuple[Any, jax.Array]:
+        """At `unique_depth`: states, emptied where not allowed, and tokens `[n, B, M]` of the n levels left."""
         ...
 
     def exist(self, states: Any) -> jax.Array:
@@ -73,10 +72,10 @@ class Source(Protocol):
 class Listing(Source, Protocol):
     """A source that also lists all continuations, for searches that draw among them.
 
-    Depths are static; from `scanned` on, where all levels are moved on alike, they may be an array `[B, M]`.
+    Depths are static; from `scan_depth` on, where one program serves all levels, they may be an array `[B, M]`.
     """
 
-    scanned: int  # L if there are no such levels.
+    scan_depth: int  # First level kept as a sorted table; L if there is none.
 
     def fan_out(self, depth: int) -> int:
         """K, how many places `continuations` has."""
@@ -108,14 +107,14 @@ class OneTrie:
         return self.index.length
 
     @property
-    def settled(self) -> int:
+    def unique_depth(self) -> int:
         """See `Source`."""
-        return self.index.layout.settled
+        return self.index.layout.unique_depth
 
     @property
-    def scanned(self) -> int:
+    def scan_depth(self) -> int:
         """See `Listing`."""
-        return self.index.layout.handover
+        return self.index.layout.scan_depth
 
     def root(self, batch: int) -> Nodes:
         """See `Source.root`."""
@@ -149,13 +148,13 @@ class OneTrie:
         """See `Listing.descend`."""
         return descend(self.index, depth, states, tokens)
 
-    def settle(self, states: Nodes) -> tuple[Nodes, jax.Array]:
-        """See `Source.settle`."""
+    def complete(self, states: Nodes) -> tuple[Nodes, jax.Array]:
+        """See `Source.complete`."""
         layout = self.index.layout
-        if layout.settled == layout.length:
+        if layout.unique_depth == layout.length:
             return states, _no_levels(states)
         slots = jnp.minimum(states.begin, layout.max_items - 1)
-        levels = range(layout.settled, layout.length)
+        levels = range(layout.unique_depth, layout.length)
         firsts = [layout.place_in_table(depth) for depth in levels]
         bits = [layout.levels[depth].bits for depth in levels]
         if len(levels) > _MANY:  # Read all in one go: a part each would be a long program.
@@ -164,7 +163,7 @@ class OneTrie:
         else:
             tokens = jnp.stack(self.index.table.parts(slots, firsts, bits))
         tokens += np.array([[[layout.levels[depth].base]] for depth in levels], np.int32)
-        if self.only is not None and layout.settled == layout.handover:
+        if self.only is not None and layout.unique_depth == layout.scan_depth:
             # Nodes above the slots may have been let through in vain; a scanned level decides exactly.
             states = emptied(states, self.only.slots(self.index, slots))
         return states, tokens
@@ -227,14 +226,14 @@ class TwoTries:
         return self.base.length
 
     @property
-    def settled(self) -> int:
+    def unique_depth(self) -> int:
         """See `Source`."""
         return self.length
 
     @property
-    def scanned(self) -> int:
+    def scan_depth(self) -> int:
         """See `Listing`."""
-        return max(self.base.scanned, self.added.scanned)
+        return max(self.base.scan_depth, self.added.scan_depth)
 
     def root(self, batch: int) -> tuple[Nodes, Nodes]:
         """See `Source.root`."""
@@ -294,8 +293,8 @@ class TwoTries:
             self.added.descend(depth, states[1], tokens),
         )
 
-    def settle(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], jax.Array]:
-        """See `Source.settle`."""
+    def complete(self, states: tuple[Nodes, Nodes]) -> tuple[tuple[Nodes, Nodes], jax.Array]:
+        """See `Source.complete`."""
         return states, _no_levels(states[0])
 
     def exist(self, states: tuple[Nodes, Nodes]) -> jax.Array:
@@ -361,9 +360,9 @@ class OneShard:
         return self.local.length
 
     @property
-    def settled(self) -> int:
+    def unique_depth(self) -> int:
         """See `Source`."""
-        return self.local.settled
+        return self.local.unique_depth
 
     def root(self, batch: int) -> Nodes:
         """See `Source.root`."""
@@ -391,9 +390,9 @@ class OneShard:
             best, take_along(parents, chosen), take_along(tokens, chosen), emptied(nodes, is_mine)
         )
 
-    def settle(self, states: Nodes) -> tuple[Nodes, jax.Array]:
-        """See `Source.settle`."""
-        states, tokens = self.local.settle(states)
+    def complete(self, states: Nodes) -> tuple[Nodes, jax.Array]:
+        """See `Source.complete`."""
+        states, tokens = self.local.complete(states)
         return states, jax.lax.psum(jnp.where(states.exist, tokens, 0), self.axis)
 
     def exist(self, states: Nodes) -> jax.Array:

@@ -15,15 +15,16 @@ The paper leaves several things open; here they are decided as follows.
   the budget is not wasted. A user whose trie is exhausted stops early.
 * *Visits.* N(s) is the number of prefixes evaluated below s, those of the beam search included: 0 when s is new.
 * *Sampling.* Each prefix gets Gumbel noise for its codes when it is evaluated, and its codes are tried in the order
-  of perturbed log-probability: that is drawing from the allowed codes that are left. The noise depends on the key,
+  of perturbed log-probability: this draws from the allowed codes that are left. The noise depends on the key,
   the user's place in the batch and the prefix's number only. Without noise the most probable code is tried first.
 * *Unfinished paths.* A new prefix has N = 0 and hence the largest bonus; it is not completed out of turn. The beam
   search's prefixes stay in the tree, so that its semantic IDs are candidates in any case.
 * *Several at once.* W descents are made one after another before the model is asked, on the latest visits; only
   the merits of the last few prefixes are not known yet. W = 1 is the sequential algorithm.
 
-Besides the published descents there is a best-first selection, ours, which has no gate and weighs what a descent does
-not look at: how probable the prefix is that would be evaluated, and how many items share that. See `selection.py`.
+Besides the published descents ("ved") there is a best-first search ("best_first"), ours. It has no gate and weighs what
+a descent does not look at: how probable the prefix is that would be evaluated, and how many items share it. See
+`ved_selection.py`.
 """
 
 import dataclasses
@@ -35,32 +36,17 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.beam import ranked
+from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates
 from gr.decoding.checked import TREE_METHODS, Checked, check_methods
-from gr.decoding.choose import VOCABULARY, Beams
-from gr.decoding.evaluate import (
-    Options,
-    Search,
-    ValueHead,
-    each_level,
-    evaluated,
-    fitted,
-)
 from gr.decoding.flaws import Flaws
-from gr.decoding.selection import (
-    BEST_FIRST,
-    DESCENT,
-    MANY,
-    Choice,
-    Weights,
-    beam,
-    best_first,
-    descent,
-)
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
-from gr.decoding.tree import Tree, append, can_grow, empty, numbers, published, rows
+from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
+from gr.decoding.ved_selection import MANY, Choice, beam, best_first, descent
+from gr.decoding.ved_step import Search, ValueHead, each_level, expanded, fitted
+from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 from gr.trie.transitions import Depth
@@ -71,21 +57,11 @@ def ved_search(
     value_head: ValueHead | None,
     index: TrieIndex | OverlaidIndex,
     history: Any,
+    config: VedConfig,
     *,
     key: jax.Array,
-    budget: int,
-    num_candidates: int,
-    initial_beams: int = 8,
-    selection: str = DESCENT,
-    entropy_weight: float = 0.1,
-    prior_weight: float = 0.0,
-    exploration: float = 1.0,
-    sampling_temperature: float = 1.0,
-    crowding: float = 0.0,
-    width: int = 8,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float = 1.0,
-    normalise_over: str = VOCABULARY,
     keep_tree: bool = False,
 ) -> Candidates:
     """The best semantic IDs found by a value-guided tree search of each user with a budget.
@@ -99,24 +75,10 @@ def ved_search(
         value_head: V of prefixes from the backbone's hidden states; None: V = 0, entropy alone guides.
         index: see `beam_search`.
         history: see `beam_search`.
+        config: where the tree grows, and what it may cost.
         key: of the random numbers.
-        budget: most tokens that the model is given for a user, besides the history.
-        num_candidates: G.
-        initial_beams: beams of the search that begins the tree; 0: it begins with the empty prefix.
-        selection: "descent", as published; or "best_first": the codes `a` of all prefixes `s` with the highest
-            U(s) + rho log pi(s, a), for which no initial beams are needed.
-        entropy_weight: lambda, of H in nats.
-        prior_weight: rho. In a descent it is the weight of a prefix's log-probability in G, which the paper does not
-            have; a best-first selection needs it.
-        exploration: beta.
-        sampling_temperature: of the draws by which a prefix's codes come in turn; 0: the most probable one first.
-        crowding: kappa, ours: a code's turn is later by so many times the logarithm of the number of items behind it.
-            Among many items a prefix's probability is split, and few of them become candidates by it.
-        width: W; 1 is the sequential algorithm, more make better use of the device.
         constraint: see `beam_search`.
         temperature: see `beam_search`; of scores, entropies and sampling.
-        normalise_over: what scores are normalised over; see `beam_search`. Over "children", codes without an
-            alternative cost nothing. Entropies and sampling are always among the allowed children.
         keep_tree: whether to return the tree.
 
     Returns:
@@ -124,29 +86,25 @@ def ved_search(
         `beam_search`; `evaluations`, at most the budget; the `tree` if asked for.
 
     Raises:
-        DecodingError: see `beam_search`; also if a number is too small, such as the budget for the beam search.
+        DecodingError: see `beam_search`; also if the budget is too small for the initial beams.
     """
-    options = Options(
-        budget=budget,
-        num_candidates=num_candidates,
-        initial_beams=initial_beams,
-        selection=selection,
-        weights=Weights(entropy_weight, prior_weight, exploration),
-        sampling_temperature=sampling_temperature,
-        crowding=crowding,
-        width=width,
-        normalise_over=normalise_over,
-        keep_tree=keep_tree,
-    )
     check_methods(backbone, TREE_METHODS)
     check_search(index, constraint)
     temperature = as_temperature(temperature)
     return _ved_search(
-        backbone, value_head, index, history, constraint, key, temperature, options=options
+        backbone,
+        value_head,
+        index,
+        history,
+        constraint,
+        key,
+        temperature,
+        config=config,
+        keep_tree=keep_tree,
     )
 
 
-@functools.partial(jax.jit, static_argnames="options")
+@functools.partial(jax.jit, static_argnames=("config", "keep_tree"))
 def _ved_search(
     backbone: TreeBackbone,
     value_head: ValueHead | None,
@@ -156,28 +114,29 @@ def _ved_search(
     key: jax.Array,
     temperature: jax.Array | None,
     *,
-    options: Options,
+    config: VedConfig,
+    keep_tree: bool,
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size, with_hidden=True)
     first = model.prefill(history, constraint)
-    options.check_budget(index.length)
+    config.check_budget(index.length)
     source, inverse = source_of(index, constraint), inverse_of(temperature)
-    search = Search(model, value_head, source, first, key, inverse, options)
-    tree = _root(search)
-    if options.initial_beams:
+    search = Search(model, value_head, source, first, key, inverse, config)
+    tree, limit = _root(search), config.max_prefixes
+    if config.initial_beams:
         tree = _begun(search, tree)
     if search.longest:
-        rule = {DESCENT: descent, BEST_FIRST: best_first}[options.selection]
+        rule = {VED: descent, BEST_FIRST: best_first}[config.name]
 
         def grow(tree: Tree) -> Tree:
-            tree, choice = rule(tree, options.limit, options.width, options.weights)
+            tree, choice = rule(tree, config)
             return _grown(search, tree, choice, range(search.longest))
 
-        tree = jax.lax.while_loop(lambda tree: can_grow(tree, options.limit).any(), grow, tree)
+        tree = jax.lax.while_loop(lambda tree: can_grow(tree, limit).any(), grow, tree)
     found = dataclasses.replace(
         _complete(search, tree),
         evaluations=tree.size - 1,
-        tree=published(tree, options.limit) if options.keep_tree else None,
+        tree=public_view(tree, limit) if keep_tree else None,
     )
     return _flaws(tree).told(found)
 
@@ -186,7 +145,7 @@ def _begun(search: Search, tree: Tree) -> Tree:
     """The tree with the prefixes of a beam search."""
 
     def longer(depth: Any, tree: Tree, levels: range) -> Tree:
-        tree, choice = beam(tree, depth, search.options.initial_beams)
+        tree, choice = beam(tree, depth, search.config.initial_beams)
         return _grown(search, tree, choice, levels)
 
     if search.longest > MANY:
@@ -206,39 +165,39 @@ def _flaws(tree: Tree) -> Flaws:
 
 def _root(search: Search) -> Tree:
     """The tree of the empty prefix."""
-    options, (logits, hidden, cache) = search.options, search.first
+    config, (logits, hidden, cache) = search.config, search.first
     none = jnp.zeros((len(logits), 1, search.longest), jnp.int32)
     zero = jnp.zeros((len(logits), 1), jnp.int32)
-    block = evaluated(
+    block = expanded(
         search,
         range(1),
         None,
         depths=zero,
         parents=zero,
         paths=none,
-        codes=none,
+        tokens=none,
         states=search.source.root(len(logits)),
         log_probs=zero.astype(jnp.float32),
         outputs=(logits[:, None], hidden[:, None], search.backbone.latest(cache)),
     )
-    if options.initial_beams and search.longest:
+    if config.initial_beams and search.longest:
         # The beam search takes the most probable ones, and they must have a place.
-        probable = jnp.where(block.turns > -jnp.inf, block.gains, -jnp.inf)[:, 0]
-        best, places = top_k(probable, min(options.initial_beams, probable.shape[1]))
+        probable = jnp.where(block.priority > -jnp.inf, block.child_log_probs, -jnp.inf)[:, 0]
+        best, places = top_k(probable, min(config.initial_beams, probable.shape[1]))
         user = jnp.arange(len(best))[:, None]
-        turns = jnp.where(best > -jnp.inf, jnp.inf, -jnp.inf)
-        block = dataclasses.replace(block, turns=block.turns.at[user, 0, places].set(turns))
+        first = jnp.where(best > -jnp.inf, jnp.inf, -jnp.inf)
+        block = dataclasses.replace(block, priority=block.priority.at[user, 0, places].set(first))
     block = fitted(search, block)
-    capacity = options.limit + max(options.width, options.initial_beams)
+    capacity = config.max_prefixes + max(config.width, config.initial_beams)
     return append(empty(block, capacity, search.places), block, jnp.ones(zero.shape, bool))
 
 
 def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
-    """The tree with the chosen prefixes evaluated; `levels`: the depths there may be of those that grow, static."""
+    """The tree with the chosen children evaluated; static `levels`: the depths of their parents."""
     backbone, prefixes = search.backbone, tree.prefixes
     parents, exist, user = choice.parents, choice.exist, jnp.arange(len(tree.size))[:, None]
-    tokens = jnp.where(exist, prefixes.ways[user, parents, choice.places], 0)
-    gains = prefixes.gains[user, parents, choice.places]
+    tokens = jnp.where(exist, prefixes.child_tokens[user, parents, choice.places], 0)
+    log_probs = prefixes.child_log_probs[user, parents, choice.places]
     depths = rows(prefixes.depths, parents)
     states = jax.tree.map(lambda array: rows(array, parents), prefixes.states)
     paths = rows(prefixes.paths, parents)
@@ -247,16 +206,16 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
 
     place, depth = jnp.arange(search.longest), depths[..., None]
     mine = numbers(tree, tokens.shape[1])[..., None]
-    block = evaluated(
+    block = expanded(
         search,
         range(levels.start + 1, levels.stop + 1),
         tree,
         depths=depths + 1,
         parents=parents,
         paths=jnp.where(place == depth + 1, mine, paths),
-        codes=jnp.where(place == depth, tokens[..., None], rows(prefixes.codes, parents)),
+        tokens=jnp.where(place == depth, tokens[..., None], rows(prefixes.tokens, parents)),
         states=_descended(search, levels, depths, emptied(states, exist), tokens),
-        log_probs=rows(prefixes.log_probs, parents) + gains,
+        log_probs=rows(prefixes.log_probs, parents) + log_probs,
         outputs=(logits, hidden, backbone.latest(cache)),
     )
     return append(tree, block, exist)
@@ -265,7 +224,7 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
 def _descended(
     search: Search, levels: range, depths: jax.Array, states: Any, tokens: jax.Array
 ) -> Any:
-    """The states behind states of several depths; static `levels`: which there may be."""
+    """The states behind states of several depths, all of them in the static `levels`."""
     below = [
         search.source.descend(depth, emptied(states, here), tokens)
         for depth, here in each_level(search.source, levels, depths)
@@ -276,19 +235,19 @@ def _descended(
 def _complete(search: Search, tree: Tree) -> Candidates:
     """The best semantic IDs that are known."""
     prefixes, source = tree.prefixes, search.source
-    count = search.options.num_candidates
-    scores = prefixes.log_probs[..., None] + prefixes.gains
-    known = tree.exist[..., None] & prefixes.ends & (prefixes.gains > -jnp.inf)
+    count = search.config.num_candidates
+    scores = prefixes.log_probs[..., None] + prefixes.child_log_probs
+    known = tree.exist[..., None] & prefixes.terminal & (prefixes.child_log_probs > -jnp.inf)
     scores = jax.lax.collapse(jnp.where(known, scores, -jnp.inf), 1)
     scores, order = top_k(scores, min(count, scores.shape[1]))
     node, place = split(order, search.places)
     depths = rows(prefixes.depths, node)
-    tokens = prefixes.ways[jnp.arange(len(node))[:, None], node, place]
+    tokens = prefixes.child_tokens[jnp.arange(len(node))[:, None], node, place]
     states = jax.tree.map(lambda array: rows(array, node), prefixes.states)
     states = emptied(states, scores > -jnp.inf)
     levels = range(0 if search.over_children else search.longest, source.length)
     states = _descended(search, levels, depths, states, tokens)
-    known = rows(prefixes.codes, node)
+    known = rows(prefixes.tokens, node)
     steps = [jnp.where(depths == t, tokens, known[..., t]) for t in range(search.longest)]
     steps.append(tokens)
     if search.over_children:
@@ -300,7 +259,7 @@ def _complete(search: Search, tree: Tree) -> Candidates:
 def _followed(
     source: Listing, depths: jax.Array, states: Any, steps: list[jax.Array]
 ) -> tuple[Any, list[jax.Array]]:
-    """States and tokens of complete semantic IDs, from those of prefixes of `depths` codes and an end each."""
+    """States and tokens of complete semantic IDs, from those of prefixes of `depths` codes and a terminal child."""
 
     def follow(level: Depth, states: Any, known: jax.Array) -> tuple[Any, jax.Array]:
         on = depths < level
@@ -312,7 +271,7 @@ def _followed(
         states = jax.tree.map(lambda new, old: jnp.where(on, new, old), below, states)
         return states, jnp.where(on, token, known)
 
-    steps, first = list(steps), max(1, source.scanned)
+    steps, first = list(steps), max(1, source.scan_depth)
     if source.length - first <= MANY:
         first = source.length
     for level in range(1, first):

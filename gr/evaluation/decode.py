@@ -260,7 +260,7 @@ def _decode(
         normalise_over=normalise_over,
         keep_beams=target is not None,
     )
-    decoded = Decoded(found.items, found.codes, found.scores, found.evaluations)
+    decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
     if target is None:
         return decoded, found.bad_step
     target, bad_step = catalogue.tokens[target], found.bad_step

@@ -1,4 +1,4 @@
-"""Beam search, sampling and VED compared at equal budgets of token evaluations."""
+"""Beam search, sampling and tree searches compared at equal budgets of token evaluations."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,7 @@ def compare_searches(
     rows, found_by = [], {}
     for name, config in configs:
         count = config.num_candidates
-        if config.name == "ved":
+        if config.is_tree_search:
             config = dataclasses.replace(config, num_candidates=_KNOWN * count)
         found = run(config)
         found_by[name, config.budget] = hit(sid_ranks(found.items, targets), count)
@@ -154,14 +154,14 @@ def search_metrics(
     }
 
 
-def pairwise_difference(codes: np.ndarray, valid: np.ndarray) -> float | None:
+def pairwise_difference(tokens: np.ndarray, valid: np.ndarray) -> float | None:
     """Share of codes in which two candidates of a user differ: mean over pairs, then over users.
 
-    Unlike the number of distinct codes it does not grow with the number of candidates. Codes `[n, G, L]`, valid
+    Unlike the number of distinct codes it does not grow with the number of candidates. Tokens `[n, G, L]`, valid
     `[n, G]`; users with fewer than two candidates do not count, and if there are no others it is None.
     """
-    differ = (codes[:, :, None] != codes[:, None, :]).mean(axis=-1)
-    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(codes.shape[1], dtype=bool)
+    differ = (tokens[:, :, None] != tokens[:, None, :]).mean(axis=-1)
+    pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(tokens.shape[1], dtype=bool)
     counts = pairs.sum(axis=(1, 2))
     known = counts > 0
     if not known.any():

@@ -57,7 +57,7 @@ class TreeOfUser:
 class TreeCandidate:
     """A complete semantic ID, as it is written beside the longest of its prefixes that was evaluated."""
 
-    codes: Prefix  # All L tokens.
+    tokens: Prefix  # All L of them.
     title: str
 
 
@@ -150,7 +150,7 @@ def search_tree_plot(
 
     # Candidates.
     for placed in layout.candidates:
-        codes, title = placed.candidate.codes, placed.candidate.title
+        codes, title = placed.candidate.tokens, placed.candidate.title
         hit = codes == target
         known = int(tree.depths[placed.prefix])
         _edge(axes, known, longest + 0.42, layout.rows[placed.prefix], placed.row, hit)
@@ -205,11 +205,11 @@ def lay_out(
     number = {prefix: n for n, prefix in enumerate(prefixes)}
 
     def known_by(candidate: TreeCandidate) -> int:
-        lengths = reversed(range(len(candidate.codes)))
-        return next(number[candidate.codes[:i]] for i in lengths if candidate.codes[:i] in number)
+        lengths = reversed(range(len(candidate.tokens)))
+        return next(number[candidate.tokens[:i]] for i in lengths if candidate.tokens[:i] in number)
 
     found = [(rank, c) for rank, c in enumerate(candidates, start=1) if known_by(c) in shown]
-    late = [pair for pair in found[max_candidates:] if pair[1].codes == target]
+    late = [pair for pair in found[max_candidates:] if pair[1].tokens == target]
     children, completions = {n: [] for n in shown}, {n: [] for n in shown}
     for n in shown[1:]:
         children[int(tree.parents[n])].append(n)
@@ -249,8 +249,8 @@ def _most_visited(
     """Numbers of at most `count` prefixes and of all of the target's, together with their ancestors."""
     ranks: dict[Prefix, int] = {}  # Of the best candidate below.
     for rank, candidate in enumerate(candidates):
-        for depth in range(len(candidate.codes)):
-            ranks.setdefault(candidate.codes[:depth], rank)
+        for depth in range(len(candidate.tokens)):
+            ranks.setdefault(candidate.tokens[:depth], rank)
 
     def order(n: int) -> tuple:
         return -tree.visits[n], ranks.get(prefixes[n], math.inf), -tree.log_probs[n]
@@ -393,7 +393,7 @@ def _note(
     left_out = len(candidates) - len(layout.candidates)
     if left_out:
         parts.append(f"{left_out} of {len(candidates)} candidates are not shown.")
-    if target and all(candidate.codes != target for candidate in candidates):
+    if target and all(candidate.tokens != target for candidate in candidates):
         known = max(len(prefix) for prefix in tree.prefixes() if on_path(prefix, target))
         parts.append(
             f"The target was not found: its first {known} of {len(target)} codes are in the tree."

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 NAMES = {
     "beam": "beam search",
     "sample": "sampling without replacement",
-    "ved": "VED, best first",
-    "ved_descent": "VED, descents as published",
+    "ved": "VED (published)",
+    "best_first": "best first (ours)",
 }
 
 

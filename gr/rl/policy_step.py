@@ -161,17 +161,17 @@ def _loss_of_rollouts(
         loss, metrics = jnp.zeros(()), {}
         value_key, supervised_key = jax.random.split(key)
         # The last code's state is of no use to the policy.
-        codes = rollouts.codes if learning.learn_value else rollouts.codes[..., :-1]
-        states = path_states(model.backbone, rollouts.history, codes)
+        tokens = rollouts.tokens if learning.learn_value else rollouts.tokens[..., :-1]
+        states = path_states(model.backbone, rollouts.history, tokens)
         if learning.learn_policy:
-            before = states[:, :, : rollouts.codes.shape[-1]]
-            logp = log_probs_of_states(rollout, index, model.backbone, before, rollouts.codes)
+            before = states[:, :, : rollouts.tokens.shape[-1]]
+            logp = log_probs_of_states(rollout, index, model.backbone, before, rollouts.tokens)
             loss, metrics = policy_objective(
                 policy,
                 logp,
                 rollouts.logp,
                 rollouts.reference_logp,
-                rollouts.codes,
+                rollouts.tokens,
                 rollouts.rewards,
                 rollouts.valid,
                 importance=rollouts.importance if rollout.importance else None,
@@ -188,7 +188,7 @@ def _loss_of_rollouts(
                 rollouts.value_rewards,
                 rollouts.valid.astype(jnp.float32),
                 value,
-                codes=rollouts.codes,
+                tokens=rollouts.tokens,
                 key=value_key,
             )
             loss, metrics = loss + of_value, metrics | found | {"value/loss": of_value}

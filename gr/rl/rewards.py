@@ -21,12 +21,12 @@ from gr.training.reward_fault import LARGEST_REWARD
 class Outcome:
     """Each user's candidates, best first, and the item that was wanted.
 
-    Codes of candidates and targets are of the same kind: tokens with tokens, or codes of levels with the like.
+    Tokens of candidates and of the target are those of the model's vocabulary.
     """
 
-    codes: jax.Array  # [B, G, L] integers; the place in G is the rank.
+    tokens: jax.Array  # [B, G, L] integers; the place in G is the rank.
     valid: jax.Array  # [B, G] bool.
-    target: jax.Array  # [B, L] integers.
+    target: jax.Array  # [B, L] integers: the wanted item's tokens.
     items: jax.Array | None = None  # [B, G]: the candidates' item rows; negative: none.
     target_items: jax.Array | None = None  # [B]: the targets' item rows; negative: none.
 
@@ -55,7 +55,7 @@ def rank_aware(outcome: Outcome) -> jax.Array:
 
 def prefix_depth(outcome: Outcome) -> jax.Array:
     """The share of leading codes that a candidate has in common with the target: `[B, G]` float32 in 0..1."""
-    equal = outcome.codes == outcome.target[:, None]
+    equal = outcome.tokens == outcome.target[:, None]
     depth = jnp.cumprod(equal.astype(jnp.float32), axis=-1).mean(axis=-1)
     return jnp.where(outcome.valid, depth, 0.0)
 
@@ -211,4 +211,4 @@ def _first_line(error: Exception) -> str:
 
 def _hits(outcome: Outcome) -> jax.Array:
     """Which candidates are the target, `[B, G]` bool."""
-    return (outcome.codes == outcome.target[:, None]).all(axis=-1) & outcome.valid
+    return (outcome.tokens == outcome.target[:, None]).all(axis=-1) & outcome.valid

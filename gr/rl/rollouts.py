@@ -57,7 +57,7 @@ class Rollouts:
     history: jax.Array  # [B, T, L] int32 tokens.
     target: jax.Array  # [B, L] int32 tokens.
     weight: jax.Array  # [B] float32: 0 for filler rows.
-    codes: jax.Array  # [B, G, L] int32 tokens; 0 where not valid.
+    tokens: jax.Array  # [B, G, L] int32; 0 where not valid.
     valid: jax.Array  # [B, G] bool; False for filler rows too.
     items: jax.Array  # [B, G] int32 item rows; -1 where not valid.
     rewards: jax.Array  # [B, G] float32, what the policy is to raise.
@@ -109,18 +109,18 @@ def roll_out(
     )
     real = batch["weight"] > 0
     valid = found.valid & real[:, None]
-    codes = jnp.where(valid[..., None], found.codes, 0)
+    tokens = jnp.where(valid[..., None], found.tokens, 0)
     items = jnp.where(valid, found.items[..., 0], -1)
-    outcome = Outcome(codes, valid, target, items, batch["target"])
-    logp, entropy = scored_candidates(config, catalogue, model.backbone, history, codes)
-    reference_logp, _ = scored_candidates(config, catalogue, reference, history, codes)
+    outcome = Outcome(tokens, valid, target, items, batch["target"])
+    logp, entropy = scored_candidates(config, catalogue, model.backbone, history, tokens)
+    reference_logp, _ = scored_candidates(config, catalogue, reference, history, tokens)
     parts = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
     rewards_apart = jnp.where(valid[..., None], parts.apart(outcome), 0.0)
     rollouts = Rollouts(
         history=history,
         target=target,
         weight=batch["weight"],
-        codes=codes,
+        tokens=tokens,
         valid=valid,
         items=items,
         rewards=rewards_apart.sum(axis=-1),
@@ -131,7 +131,7 @@ def roll_out(
         entropy=entropy,
         importance=_importance(found, logp, valid) if config.importance else jnp.ones(valid.shape),
     )
-    hit = ((codes == target[:, None]).all(-1) & valid).any(-1)
+    hit = ((tokens == target[:, None]).all(-1) & valid).any(-1)
     per_user = {
         "search/tokens": found.evaluations,
         "candidates/valid": valid.sum(-1),
@@ -147,33 +147,33 @@ def scored_candidates(
     catalogue: Catalogue,
     backbone: Any,
     history: jax.Array,
-    codes: jax.Array,
+    tokens: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each code of candidates `[B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
-    states = path_states(backbone, history, codes[..., :-1])
-    logp = log_probs_of_states(config, catalogue.index, backbone, states, codes)
-    return logp, _entropies(config, catalogue.index, backbone.logits(states), codes)
+    """Log-probability of each of the `tokens [B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
+    states = path_states(backbone, history, tokens[..., :-1])
+    logp = log_probs_of_states(config, catalogue.index, backbone, states, tokens)
+    return logp, _entropies(config, catalogue.index, backbone.logits(states), tokens)
 
 
 def log_probs_of_states(
-    config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, codes: jax.Array
+    config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, tokens: jax.Array
 ) -> jax.Array:
-    """Log-probability of each code `[B, G, L]` from the states before it `[B, G, L, D]`, as the policy is decoded."""
+    """Log-probability of each token `[B, G, L]` from the states before it `[B, G, L, D]`, as the policy is decoded."""
     if config.normalise_over == "children":
-        return masked_token_log_probs(backbone.logits(states), codes, index, config.temperature)
+        return masked_token_log_probs(backbone.logits(states), tokens, index, config.temperature)
     # The state before the first code is the same for the whole group.
     first, later = backbone.logits(states[:, 0, 0]), backbone.logits(states[:, :, 1:])
-    return group_token_log_probs(first, later, codes, config.temperature)
+    return group_token_log_probs(first, later, tokens, config.temperature)
 
 
 def _entropies(
-    config: RolloutConfig, index: TrieIndex, logits: jax.Array, codes: jax.Array
+    config: RolloutConfig, index: TrieIndex, logits: jax.Array, tokens: jax.Array
 ) -> jax.Array:
-    """Entropy `[B, G, L]` of the distribution that each code was chosen from."""
+    """Entropy `[B, G, L]` of the distribution that each token was chosen from."""
     logits = logits / config.temperature
     if config.normalise_over != "children":
         return token_entropies(logits)
-    allowed = allowed_logits(logits, codes, index)
+    allowed = allowed_logits(logits, tokens, index)
     return jnp.stack([token_entropies(rivals) for rivals, _ in allowed], axis=-1)
 
 
@@ -185,12 +185,12 @@ def _value_rewards(config: RolloutConfig, catalogue: Catalogue, outcome: Outcome
             "`catalogue.with_vectors(item_vectors)`"
         )
     if config.prefix_vectors == "node":
-        vectors = catalogue.node_vectors.of_prefixes(catalogue.index, outcome.codes)
+        vectors = catalogue.node_vectors.of_prefixes(catalogue.index, outcome.tokens)
     else:
         of_items = catalogue.item_vectors[outcome.items]
-        vectors = group_prefix_vectors(outcome.codes, of_items, outcome.valid)
+        vectors = group_prefix_vectors(outcome.tokens, of_items, outcome.valid)
     return semantic_rewards(
-        outcome.codes,
+        outcome.tokens,
         outcome.target,
         vectors,
         catalogue.item_vectors[outcome.target_items],

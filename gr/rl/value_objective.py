@@ -45,7 +45,7 @@ def value_loss(
     weight: jax.Array,
     config: ValueConfig | None = None,
     *,
-    codes: jax.Array | None = None,
+    tokens: jax.Array | None = None,
     normaliser: float | jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
@@ -57,7 +57,7 @@ def value_loss(
         rewards: of the prefixes of 1..L codes `[B, G, L]`, as `semantic_rewards` gives them.
         weight: `[B, G]`, 1 for candidates, 0 for what is invalid or padding, where even NaN has no influence.
         config: how; None for the published way.
-        codes: the candidates' codes `[B, G, L]`: each distinct prefix of a group then counts once, and its target is
+        tokens: the candidates' tokens `[B, G, L]`: each distinct prefix of a group then counts once, and its target is
             the mean over the candidates below it. None: each candidate counts for itself.
         normaliser: what the sum over prefixes is divided by; None: by their number.
         key: for dropout; None for none.
@@ -77,10 +77,10 @@ def value_loss(
         values = values[..., 1:]
     targets = td_targets(rewards, values, config.gamma, config.lam)
     weight = jnp.broadcast_to(weight[..., None], values.shape)
-    if codes is not None:
+    if tokens is not None:
         valid = weight[..., 0] > 0
-        targets = prefix_means(codes, targets, valid)
-        weight = weight * distinct_prefixes(codes, valid)[..., -values.shape[-1] :]
+        targets = prefix_means(tokens, targets, valid)
+        weight = weight * distinct_prefixes(tokens, valid)[..., -values.shape[-1] :]
     return td_loss(
         values,
         targets,
@@ -93,7 +93,7 @@ def value_loss(
 def value_objective(config: ValueConfig | None = None) -> LossFn:
     """The loss of a value head alone, for `make_train_step`.
 
-    Batches are dictionaries of `states`, `rewards`, `weight` and, if each distinct prefix is to count once, `codes`;
+    Batches are dictionaries of `states`, `rewards`, `weight` and, if each distinct prefix is to count once, `tokens`;
     see `value_loss`.
     """
 
@@ -104,7 +104,7 @@ def value_objective(config: ValueConfig | None = None) -> LossFn:
             batch["rewards"],
             batch["weight"],
             config,
-            codes=batch.get("codes"),
+            tokens=batch.get("tokens"),
             key=key,
         )
         return loss, (metrics, loss_state)

@@ -62,7 +62,7 @@ def try_reward(reward: Reward, config: ReinforcedExperiment, length: int) -> Non
     users, candidates = config.rl.batch_size, config.search.num_candidates
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     outcome = known_rewards.Outcome(
-        codes=integers((users, candidates, length)),
+        tokens=integers((users, candidates, length)),
         valid=jax.ShapeDtypeStruct((users, candidates), bool),
         target=integers((users, length)),
         items=integers((users, candidates)),

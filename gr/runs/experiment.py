@@ -627,6 +627,8 @@ def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _made(cls: type, config: Any, prefix: str, fill: bool) -> Any:
     """A config dataclass of a mapping's values; with `fill`, what is missing has its default."""
+    if fill and hasattr(cls, "from_saved") and not issubclass(cls, _Config):
+        return cls.from_saved(_mapping(config))  # It knows its own past.
     config = _mapping(config)
     if not isinstance(config, Mapping):
         raise ConfigError(f"{prefix[:-1]}={config!r} is no block of fields")

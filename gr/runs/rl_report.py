@@ -58,7 +58,7 @@ def write_rl_report(
         figures["Values against what was found below the prefixes (Monte-Carlo returns)"] = (
             figure_to_svg(calibration_plot(calibration))
         )
-    if config.search.name == "ved":
+    if build_rl.rollout_config(config).search.is_tree_search:
         figures |= _trees(run)
     rewards = ", ".join(
         f"{weight:g} x {name}"
@@ -112,9 +112,9 @@ def _trees(run: Run) -> dict[str, str]:
         target = sequences.items[targets.positions[row]]
         tree = tree_of_user(found.tree, row)
         candidates = [
-            TreeCandidate(tuple(map(int, codes)), str(titles[items[0]]))
-            for codes, items, valid in zip(
-                found.codes[row], found.items[row], found.valid[row], strict=True
+            TreeCandidate(tuple(map(int, tokens)), str(titles[items[0]]))
+            for tokens, items, valid in zip(
+                found.tokens[row], found.items[row], found.valid[row], strict=True
             )
             if valid
         ]

@@ -82,7 +82,7 @@ def _values_and_returns(
     """Of the prefixes of a batch's candidates: values, returns and which count, `[B, G, L + 1]` each."""
     # The policy's reward has no part in V's returns.
     rollouts, _ = roll_out(rollout, catalogue, exact_match, model, model.backbone, batch, key)
-    values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.codes))
+    values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.tokens))
     rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))
-    returns = prefix_means(rollouts.codes, monte_carlo_returns(rewards, gamma), rollouts.valid)
-    return values, returns, distinct_prefixes(rollouts.codes, rollouts.valid)
+    returns = prefix_means(rollouts.tokens, monte_carlo_returns(rewards, gamma), rollouts.valid)
+    return values, returns, distinct_prefixes(rollouts.tokens, rollouts.valid)

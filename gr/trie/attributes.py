@@ -71,7 +71,7 @@ def make_attributes(
     present = _words(attributes)[ids.order]
     absent = _words(~attributes)[ids.order]
     nodes = []
-    for depth, level in enumerate(layout.levels[: layout.handover]):
+    for depth, level in enumerate(layout.levels[: layout.scan_depth]):
         parents, here = starts[depth], starts[depth + 1]
         with_it = np.bitwise_or.reduceat(present, here, axis=0)
         without = np.bitwise_or.reduceat(absent, here, axis=0)

@@ -81,22 +81,22 @@ def _fill(
     layout: Layout,
 ) -> dict[str, Any]:
     """The arrays of a layout."""
-    handover = layout.handover
-    starts = [ids.starts(depth) for depth in range(handover + 1)]
+    scan_depth = layout.scan_depth
+    starts = [ids.starts(depth) for depth in range(scan_depth + 1)]
     children, first_child = [], []
-    for depth, level in enumerate(layout.levels[:handover]):
+    for depth, level in enumerate(layout.levels[:scan_depth]):
         parents, nodes = starts[depth], starts[depth + 1]
         first = np.searchsorted(nodes, parents)
         offsets = ids.columns[depth][nodes].astype(np.int32) - level.base
         children.append(_children(level, first, offsets, layout.max_nodes(depth)))
         size = layout.max_nodes(depth) + 1
         first_child.append(pack(first, level.max_nodes, size, fill=len(nodes)))
-    size = layout.max_nodes(handover) + 1
-    first_slot = pack(starts[handover], layout.max_items, size, fill=ids.num_items)
+    size = layout.max_nodes(scan_depth) + 1
+    first_slot = pack(starts[scan_depth], layout.max_items, size, fill=ids.num_items)
     columns = []
-    for level, column in zip(layout.levels[handover:], ids.columns[handover:], strict=True):
+    for level, column in zip(layout.levels[scan_depth:], ids.columns[scan_depth:], strict=True):
         columns.append(column - column.dtype.type(level.base) if level.base else column)
-    bits = [level.bits for level in layout.levels[handover:]]
+    bits = [level.bits for level in layout.levels[scan_depth:]]
 
     # Filled in the order of slots, so that only one side is at random.
     item_of_slot = np.empty(ids.num_items, np.int32)

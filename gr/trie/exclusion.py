@@ -99,7 +99,7 @@ class DeadNodes:
         slots = jnp.sort(jnp.where(repeats, none, slots), axis=-1)
         above = ancestors(index, jnp.minimum(slots, index.item_count - 1))
         parents, numbers = [], []
-        for depth in range(1, index.layout.handover + 1):
+        for depth in range(1, index.layout.scan_depth + 1):
             node = enter(index, depth, above[depth], slots < none)
             begin, end = slots_of(index, depth, node)
             excluded = _count_below(slots, end) - _count_below(slots, begin)

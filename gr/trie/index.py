@@ -26,14 +26,14 @@ class TrieIndex:
     Items are ordered by semantic ID and numbered by their place in that order: their *slots*. The items below a
     prefix have consecutive slots, and the slots of items that share a semantic ID stand side by side.
 
-    Depth 0 is the root. Down to the *handover* depth D the nodes of each depth are numbered 0.. in the order of their
+    Depth 0 is the root. Down to the *scan depth* D the nodes of each depth are numbered 0.. in the order of their
     prefixes; the children of a node are therefore consecutive nodes of the next depth, sorted by token, and the next
     state need not be stored: child j of a node *is* number `first_child[node] + j`. A level's tokens are rows of bits
     (DENSE) or a list (SPARSE). From depth D on, where few items are left below a node, nothing is stored but the
     table of semantic IDs, sorted and bit-packed: a node *is* its interval of slots, is called by
     the first of them, and its children are found by scanning it (SCAN).
 
-    Letters: L code depth, N items, D handover depth, n_t nodes of depth t (n_0 = 1). Numbers are those of the layout,
+    Letters: L code depth, N items, D scan depth, n_t nodes of depth t (n_0 = 1). Numbers are those of the layout,
     which may leave room for more.
     """
 

@@ -74,18 +74,18 @@ class Layout:
         return len(self.levels)
 
     @property
-    def handover(self) -> int:
-        """D, the depth from which on nodes are intervals of slots: the number of levels that are not scanned."""
+    def scan_depth(self) -> int:
+        """D, the first level kept as a sorted table: from this depth on nodes are intervals of slots."""
         return sum(level.kind != SCAN for level in self.levels)
 
     @property
-    def settled(self) -> int:
-        """The depth from which on every node has a single item below it; L if there is no such depth."""
+    def unique_depth(self) -> int:
+        """From this depth on every node has a single item below it; L if there is no such depth."""
         return sum(level.kind != SCAN or level.max_slots > 1 for level in self.levels)
 
     def place_in_table(self, depth: int) -> int:
         """The first bit of a SCAN level's token in the table's elements."""
-        return sum(level.bits for level in self.levels[self.handover : depth])
+        return sum(level.bits for level in self.levels[self.scan_depth : depth])
 
     @property
     def table_bits(self) -> int:

@@ -16,7 +16,7 @@ _WORD = 32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LiveNodes:
-    """The slots that hold allowed items, and the nodes above the handover with such slots below them."""
+    """The slots that hold allowed items, and the nodes above the scan depth with such slots below them."""
 
     slots: jax.Array  # [ceil(N / 32) + 1] uint32, a bit a slot.
     # [D]: DENSE: rows [n_t, words] of the live children; SPARSE: [ceil(n_{t+1} / 32) + 1], a bit a child.
@@ -40,7 +40,7 @@ def live_nodes(index: TrieIndex, allowed: jax.Array) -> LiveNodes:
     # From the deepest level up; `live` belongs to the nodes of depth + 1.
     live = _any_within(slots, *_intervals(index.first_slot))
     levels = []
-    for depth in reversed(range(layout.handover)):
+    for depth in reversed(range(layout.scan_depth)):
         if layout.levels[depth].kind == DENSE:
             bits = expand(index.children[depth])
             # The children of consecutive nodes are numbered through: a row begins where the one before ends.

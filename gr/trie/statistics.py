@@ -95,15 +95,15 @@ def statistics(index: TrieIndex, level_sizes: Sequence[int] | None = None) -> St
 def _first_slots(index: TrieIndex) -> list[np.ndarray]:
     """The first slot of each node, for each depth 0..L, ascending."""
     layout, counts = index.layout, index.num_nodes
-    starts = [_elements(index.first_slot, counts[layout.handover])]
-    for depth in reversed(range(layout.handover)):
+    starts = [_elements(index.first_slot, counts[layout.scan_depth])]
+    for depth in reversed(range(layout.scan_depth)):
         starts.append(starts[-1][_elements(index.first_child[depth], counts[depth])])
     starts.reverse()
 
     slots = jnp.arange(index.num_items, dtype=jnp.int32)
     begins = np.zeros(index.num_items, bool)
     begins[starts[-1]] = True
-    for depth in range(layout.handover, layout.length):
+    for depth in range(layout.scan_depth, layout.length):
         bits = layout.levels[depth].bits
         tokens = np.asarray(index.table.part(slots, layout.place_in_table(depth), bits))
         begins[1:] |= tokens[1:] != tokens[:-1]

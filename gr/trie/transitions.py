@@ -42,14 +42,14 @@ class Nodes:
 
 def root(index: TrieIndex, shape: tuple[int, ...]) -> Nodes:
     """The root, `shape` times."""
-    last = index.item_count if index.layout.handover == 0 else 1
+    last = index.item_count if index.layout.scan_depth == 0 else 1
     begin = jnp.full(shape, ROOT, jnp.int32)
     return Nodes(begin, jnp.broadcast_to(last, shape).astype(jnp.int32))
 
 
 def enter(index: TrieIndex, depth: int, numbers: jax.Array, exist: jax.Array) -> Nodes:
     """The nodes with these numbers `[...]` at `depth` <= D; where they do not exist, number 0 must be given."""
-    if depth < index.layout.handover:
+    if depth < index.layout.scan_depth:
         begin, end = numbers, numbers + 1
     else:
         begin, end = index.first_slot.interval(numbers)
@@ -79,7 +79,7 @@ def scanned_slots(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Arr
     """Slots `[..., W]` of nodes at SCAN levels, W = `max_slots`, and which of them are theirs."""
     layout = index.layout
     # Of several levels the first one has the nodes with most slots.
-    level = layout.levels[depth if isinstance(depth, int) else layout.handover]
+    level = layout.levels[depth if isinstance(depth, int) else layout.scan_depth]
     slots = nodes.begin[..., None] + jnp.arange(level.max_slots, dtype=jnp.int32)
     return jnp.minimum(slots, layout.max_items - 1), slots < nodes.end[..., None]
 
@@ -92,9 +92,9 @@ def slot_tokens(index: TrieIndex, depth: Depth, slots: jax.Array) -> jax.Array:
         return index.table.part(slots, layout.place_in_table(depth), level.bits) + level.base
     places = [
         (layout.place_in_table(level), layout.levels[level].bits, layout.levels[level].base)
-        for level in range(layout.handover, layout.length)
+        for level in range(layout.scan_depth, layout.length)
     ]
-    of_depth = jnp.asarray(places, jnp.int32)[depth - layout.handover]
+    of_depth = jnp.asarray(places, jnp.int32)[depth - layout.scan_depth]
     first, bits, base = jnp.moveaxis(of_depth[..., None, :], -1, 0)
     return index.table.part(slots, first, bits) + base
 
@@ -157,7 +157,7 @@ def child_sizes(index: TrieIndex, depth: Depth, nodes: Nodes) -> jax.Array:
 
 
 def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
-    """Number `[..., 1]` of the first child of nodes above the handover."""
+    """Number `[..., 1]` of the first child of nodes above the scan depth."""
     return index.first_child[depth][nodes.begin][..., None]
 
 
@@ -262,7 +262,7 @@ def check_prefixes(index: TrieIndex, tokens: jax.Array) -> jax.Array:
 def slots_of(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
     """The slots `[begin, end)` of the items below each node of `depth` (0..L), `[...]` each."""
     begin, end = nodes.begin, nodes.end
-    if isinstance(depth, int) and depth < index.layout.handover:
+    if isinstance(depth, int) and depth < index.layout.scan_depth:
         for first in (*index.first_child[depth:], index.first_slot):
             begin, end = first[begin], first[end]
     return begin, end

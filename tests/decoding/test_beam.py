@@ -151,7 +151,7 @@ def check_groups(tokens, index, model, num_beams, num_groups, diversity):
             num_beams,
             num_groups,
             diversity,
-            settled=index.layout.settled,
+            unique_depth=index.layout.unique_depth,
         )
         sids = [sid for _, sid in expected]
         assert len(set(sids)) == len(sids)
@@ -178,7 +178,7 @@ def unary_case(length=5):
 
 def test_diverse_groups_where_one_way_is_left():
     tokens, index, model = unary_case()
-    assert index.layout.settled == 2
+    assert index.layout.unique_depth == 2
     check_groups(tokens, index, model, 6, 3, 1.0)
 
 
@@ -351,7 +351,7 @@ class Counting(TableModel):
 
 def test_where_one_way_is_left_no_cache_is_moved():
     tokens, index, model = unary_case(length=6)
-    assert index.layout.settled == 2
+    assert index.layout.unique_depth == 2
     counting = Counting(model.table, Calls())
     found = beam_search(counting, index, HISTORY, num_beams=3)
     assert (counting.calls.step, counting.calls.reorder) == (5, 2)

@@ -7,7 +7,7 @@ import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.decoding import DecodingError, ved_search
+from gr.decoding import DecodingError
 from gr.trie import EditableIndex, TrieIndex
 from tests.decoding.test_normalisation import TEMPERATURE, over_children
 from tests.decoding.test_ved import (
@@ -17,12 +17,13 @@ from tests.decoding.test_ved import (
     check,
     check_under_constraint,
     random_case,
+    ved,
 )
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 BEST_FIRST = {
-    "selection": "best_first",
+    "name": "best_first",
     "prior_weight": 0.7,
     "initial_beams": 0,
     "crowding": 0.4,
@@ -64,7 +65,7 @@ def test_over_children_codes_without_an_alternative_are_free(options, kinds, tok
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
-@pytest.mark.parametrize("options", [{"initial_beams": 2}, BEST_FIRST], ids=["descent", "best"])
+@pytest.mark.parametrize("options", [{"initial_beams": 2}, BEST_FIRST], ids=["ved", "best_first"])
 def test_a_root_with_more_codes_than_the_budget_can_try(options, normalise_over):
     # Of 40 first codes every other one leads to a single item.
     firsts = [first for first in range(40) for _ in range(1 + 2 * (first % 2))]
@@ -110,7 +111,7 @@ def test_what_needs_one_trie_is_refused_on_an_index_with_changes(options):
     tokens, _, model, head = case(6)
     index = EditableIndex.build(tokens, tries.VOCAB).add(tokens[:1])[0].index
     with pytest.raises(DecodingError, match="compact it first"):
-        ved_search(
+        ved(
             model,
             head,
             index,

@@ -147,5 +147,5 @@ def test_no_users_get_no_candidates(name, kinds):
     index = TrieIndex.build(TRIE, VOCAB, layout=tries.roomy_layout(kinds))
     model = TableModel(jnp.zeros((0, LENGTH, VOCAB, VOCAB)))
     found = SEARCHES[name][0](model, index, 4, 1.0)
-    assert found.codes.shape == (0, 4, LENGTH) and found.items.shape[:2] == (0, 4)
+    assert found.tokens.shape == (0, 4, LENGTH) and found.items.shape[:2] == (0, 4)
     assert found.scores.shape == found.valid.shape == (0, 4) and found.finite.shape == (0,)

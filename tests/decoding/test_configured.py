@@ -1,5 +1,6 @@
 """The one call for all searches does as each of them does, and counts what the model is asked."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from table_model import random_model
 from gr.decoding import (
     DecodingError,
     SearchConfig,
+    VedConfig,
     beam_search,
     sample_without_replacement,
     search,
@@ -35,7 +37,7 @@ def case():
 
 
 def same(found, expected):
-    for field in ("codes", "items", "scores", "valid", "draws", "tree"):
+    for field in ("tokens", "items", "scores", "valid", "draws", "tree"):
         mine, other = getattr(found, field), getattr(expected, field)
         jax.tree.map(np.testing.assert_array_equal, mine, other)
 
@@ -72,12 +74,14 @@ def test_value_guided_search():
         "exploration": 0.3,
         "width": 2,
     }
-    shared = {"keep_tree": True, "normalise_over": "children", **SHARED}
-    config = SearchConfig("ved", **options)
-    found = search(config, model, head, index, HISTORY, key=KEY, **shared)
-    expected = ved_search(model, head, index, HISTORY, key=KEY, **options, **shared)
-    same(found, expected)
-    np.testing.assert_array_equal(found.evaluations, expected.evaluations)
+    shared = {"key": KEY, "keep_tree": True, **SHARED}
+    for name in ("ved", "best_first"):
+        config = SearchConfig(name, **options)
+        found = search(config, model, head, index, HISTORY, normalise_over="children", **shared)
+        config = VedConfig(name, **options, normalise_over="children")
+        expected = ved_search(model, head, index, HISTORY, config, **shared)
+        same(found, expected)
+        np.testing.assert_array_equal(found.evaluations, expected.evaluations)
 
 
 def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
@@ -85,7 +89,7 @@ def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
     first = np.unique(rng.integers(0, 7, (12, 2)), axis=0)
     tokens = np.concatenate([first, rng.integers(0, 7, (len(first), 3))], axis=1)
     index, model = TrieIndex.build(tokens, 7), random_model(rng, 5, 7, USERS)
-    assert index.layout.settled == 2
+    assert index.layout.unique_depth == 2
     ask = functools.partial(search, value_head=None, index=index, history=HISTORY, key=KEY)
     expected = beam_search(model, index, HISTORY, 4, keep_beams=True)
     asked = sum((beams >= 0).sum(axis=1) for beams in expected.beams[:-1])
@@ -99,15 +103,37 @@ def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "dfs"}, "search.name='dfs' is unknown: use one of beam, sample, ved"),
-        ({"num_candidates": 0}, "search.num_candidates=0 must be at least 1"),
-        ({"initial_beams": -1}, "search.initial_beams=-1 must not be negative"),
-        ({"width": -1}, "search.width=-1 must be at least 1"),
-        ({"budget": -1}, "search.budget=-1 must not be negative"),
-        ({"entropy_weight": -0.1}, "search.entropy_weight=-0.1 must not be negative"),
-        ({"exploration": -1.0}, "search.exploration=-1.0 must not be negative"),
+        (
+            {"name": "dfs"},
+            "search.name='dfs' is unknown; use one of beam, sample, ved, best_first",
+        ),
+        ({"name": "best_first"}, "set search.prior_weight above 0"),
+        ({"num_candidates": 0}, "search.num_candidates=0: use 1 or more"),
+        ({"initial_beams": -1}, "search.initial_beams=-1: use 0 or more"),
+        ({"width": 2.5}, "search.width=2.5 is of type float; give a whole number"),
+        ({"budget": -1}, "search.budget=-1: use 0 or more"),
+        ({"entropy_weight": -0.1}, "search.entropy_weight=-0.1: use 0 or more"),
+        ({"exploration": float("nan")}, "search.exploration=nan: use 0 or more"),
+        ({"normalise_over": "items"}, "search.normalise_over='items' is unknown"),
     ],
 )
 def test_bad_configs_get_one_clear_error(options, message):
     with pytest.raises(DecodingError, match=message):
         SearchConfig(**options)
+
+
+def test_saved_configs_are_read_by_their_old_names_too():
+    saved = {"num_candidates": 5, "prior_weight": 0.5}
+    descents = SearchConfig("ved", num_candidates=5, prior_weight=0.5)
+    best_first = SearchConfig("best_first", num_candidates=5, prior_weight=0.5)
+    beams = SearchConfig("beam", num_candidates=5, prior_weight=0.5)
+    for old, expected in (
+        ({"name": "ved", "selection": "descent"}, descents),
+        ({"name": "ved", "selection": "best_first"}, best_first),
+        ({"name": "beam", "selection": "best_first"}, beams),
+        ({"name": "ved"}, descents),
+        ({"selection": "best_first"}, best_first),
+    ):
+        assert SearchConfig.from_saved(saved | old) == expected
+    for config in (descents, best_first, beams):
+        assert SearchConfig.from_saved(dataclasses.asdict(config)) == config

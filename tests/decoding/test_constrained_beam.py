@@ -87,12 +87,12 @@ def check(make, kinds, tokens, seed, num_attributes=5):
     constraint, demands = make(rng, index, attributes)
     model = random_model(rng, 3, tries.VOCAB)
     exact = make not in (attribute_filter, several)
-    handover = 0 if exact else layout.handover
+    scan_depth = 0 if exact else layout.scan_depth
     for num_beams in (3, tries.MAX_ITEMS):
         found = beam_search(model, index, HISTORY, num_beams, constraint=constraint)
         for user in range(USERS):
             assert_searches_as_slow_ones(
-                found, user, tokens, model, num_beams, demands[user], handover
+                found, user, tokens, model, num_beams, demands[user], scan_depth
             )
 
 
@@ -161,14 +161,16 @@ def test_a_tight_layout_whose_last_levels_hold_no_choice():
             attributes=attributes,
             layout=tries.with_kinds(layout, (*first, "scan", "scan")),
         )
-        assert index.layout.settled == 2
+        assert index.layout.unique_depth == 2
         model = random_model(rng, 5, tries.VOCAB)
         for make in (exclude_items, attribute_filter):
             constraint, demands = make(rng, index, attributes)
-            handover = 0 if make is exclude_items else index.layout.handover
+            scan_depth = 0 if make is exclude_items else index.layout.scan_depth
             found = beam_search(model, index, HISTORY, 4, constraint=constraint)
             for user in range(USERS):
-                assert_searches_as_slow_ones(found, user, tokens, model, 4, demands[user], handover)
+                assert_searches_as_slow_ones(
+                    found, user, tokens, model, 4, demands[user], scan_depth
+                )
 
 
 def small_case(kinds=tries.MIXES[3], num_attributes=3):
@@ -195,7 +197,7 @@ def test_when_nothing_is_allowed_no_candidate_is_valid(kinds):
     ):
         found = beam_search(model, index, HISTORY, 4, constraint=constraint)
         assert not found.valid.any()
-        assert (found.items == -1).all() and (found.codes == -1).all()
+        assert (found.items == -1).all() and (found.tokens == -1).all()
         assert (found.scores == -jnp.inf).all()
 
 
@@ -214,7 +216,7 @@ def test_empty_demands_change_nothing():
     ):
         found = beam_search(model, index, HISTORY, 4, constraint=constraint)
         np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
-        for field in ("codes", "items", "valid"):
+        for field in ("tokens", "items", "valid"):
             np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from table_model import TableModel, random_model, rows
 
 from gr.decoding import (
+    VedConfig,
     beam_search,
     sample,
     sample_without_replacement,
@@ -102,15 +103,17 @@ def tree_over(normalise_over):
             None,
             index,
             HISTORY,
+            VedConfig(
+                "best_first",
+                budget=2 * tries.MAX_ITEMS,
+                num_candidates=count,
+                initial_beams=0,
+                prior_weight=1.0,
+                normalise_over=normalise_over,
+            ),
             key=KEY,
-            budget=2 * tries.MAX_ITEMS,
-            num_candidates=count,
-            initial_beams=0,
-            selection="best_first",
-            prior_weight=1.0,
             temperature=temperature,
             constraint=constraint,
-            normalise_over=normalise_over,
         )
 
     return search
@@ -213,7 +216,7 @@ def test_diverse_groups_under_extremes():
             for user in range(USERS):
                 log_prob = chances_of(model, user, 1.0)
                 expected = oracles.diverse_beam_search(
-                    SIX, log_prob, 4, 2, 0.5, settled=index.layout.settled
+                    SIX, log_prob, 4, 2, 0.5, unique_depth=index.layout.unique_depth
                 )
                 mine = rows(found, user)
                 assert len(mine) == len(expected)
@@ -245,8 +248,8 @@ def test_nan_is_told_apart_from_nothing_allowed(name, depth):
     assert plain.finite.all() and plain.bad_step.tolist() == [-1, -1]
     assert found.finite.tolist() == [True, False] and found.bad_step.tolist() == [-1, depth]
     assert np.isnan(found.scores[1]).all() and not found.valid[1].any()
-    assert (found.items[1] == -1).all() and (found.codes[1] == -1).all()
-    for field in ("items", "codes", "scores", "valid"):
+    assert (found.items[1] == -1).all() and (found.tokens[1] == -1).all()
+    for field in ("items", "tokens", "scores", "valid"):
         np.testing.assert_array_equal(getattr(found, field)[0], getattr(plain, field)[0])
     if found.draws is not None:
         assert np.isnan(found.draws.log_inclusion[1]).all() and np.isnan(found.draws.threshold[1])
@@ -255,7 +258,7 @@ def test_nan_is_told_apart_from_nothing_allowed(name, depth):
     assert (found.scores[1][found.valid[1]] <= 0).all()
     # No other code of that prefix comes before it, where the prefix is among the best.
     prefix = TRIE[0, :depth].tolist()
-    behind = [code[depth] for code in found.codes[1].tolist() if code[:depth] == prefix]
+    behind = [code[depth] for code in found.tokens[1].tolist() if code[:depth] == prefix]
     assert behind[:1] in ([], [token]) and (depth or behind)
 
 
@@ -305,15 +308,15 @@ class ConstantHead:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"selection": "best_first", "prior_weight": 1.0, "initial_beams": 0}],
-    ids=["descent", "best_first"],
+    [{}, {"name": "best_first", "prior_weight": 1.0, "initial_beams": 0}],
+    ids=["ved", "best_first"],
 )
 def test_values_that_are_none_end_the_search_and_are_told(value, options):
     index = TrieIndex.build(TRIE, VOCAB)
     model = random_model(np.random.default_rng(1), LENGTH, VOCAB, USERS)
     head = ConstantHead(jnp.float32(value), jnp.int32(1))
-    options = {"budget": 12, "num_candidates": 6, "initial_beams": 2, "keep_tree": True} | options
-    found = ved_search(model, head, index, HISTORY, key=KEY, **options)
+    config = VedConfig(**{"budget": 12, "num_candidates": 6, "initial_beams": 2} | options)
+    found = ved_search(model, head, index, HISTORY, config, key=KEY, keep_tree=True)
     assert found.bad_step.tolist() == [1, 1]
     assert found.valid.any() == (not np.isnan(value))
     assert np.isnan(found.tree.log_probs).all() == np.isnan(value)

@@ -57,7 +57,7 @@ def test_a_loop_gives_what_single_steps_give(name, over, monkeypatch):
     index = TrieIndex.build(TOKENS, VOCAB)
     monkeypatch.setattr(beam, "UNROLLED", 4)
     monkeypatch.setattr(sources, "_MANY", 4)
-    assert LENGTH - index.layout.settled > beam.UNROLLED
+    assert LENGTH - index.layout.unique_depth > beam.UNROLLED
     model = make_model(name)
     loops = []
     scan = jax.lax.scan
@@ -74,7 +74,7 @@ def test_a_loop_gives_what_single_steps_give(name, over, monkeypatch):
     monkeypatch.setattr(beam, "UNROLLED", LENGTH)
     monkeypatch.setattr(sources, "_MANY", LENGTH)
     plain = search()
-    np.testing.assert_array_equal(found.codes, plain.codes)
+    np.testing.assert_array_equal(found.tokens, plain.tokens)
     np.testing.assert_array_equal(found.items, plain.items)
     np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-4)
     assert found.valid.sum(axis=1).tolist() == [36, 38]
@@ -100,4 +100,4 @@ def test_drawn_codes_are_whole():
     found = sample_without_replacement(
         make_model("table"), index, HISTORY, 40, key=jax.random.key(0)
     )
-    np.testing.assert_array_equal(found.codes, TOKENS[found.items[..., 0]])
+    np.testing.assert_array_equal(found.tokens, TOKENS[found.items[..., 0]])

@@ -73,10 +73,10 @@ def test_scores_are_the_log_probabilities_of_the_masked_softmax_loss():
     found = beam_search(
         model, index, HISTORY, 12, temperature=TEMPERATURE, normalise_over="children"
     )
-    before = jnp.pad(found.codes[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    before = jnp.pad(found.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
     user, depth = np.arange(USERS)[:, None, None], np.arange(3)
     logits = model.table[user, depth, before]  # [B, M, L, V].
-    log_probs = masked_token_log_probs(logits, found.codes, index, TEMPERATURE).sum(-1)
+    log_probs = masked_token_log_probs(logits, found.tokens, index, TEMPERATURE).sum(-1)
     valid = np.asarray(found.valid)
     np.testing.assert_allclose(found.scores[valid], log_probs[valid], rtol=1e-5)
     # All semantic IDs together have probability 1.

@@ -44,7 +44,7 @@ def noise_of(key, index, count, user):
     return noise
 
 
-def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, handover=0):
+def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, scan_depth=0):
     key = jax.random.key(seed)
     by_sid = oracles.items_by_sid(tokens)
     for count in (1, 4, EVERYTHING):
@@ -59,7 +59,7 @@ def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, ha
                 noise_of(key, index, count, user),
                 index.layout,
                 demands[user],
-                handover,
+                scan_depth,
             )
             got = rows(found, user)
             assert [sid for _, sid, _ in got] == [sid for _, sid, _ in expected]
@@ -97,7 +97,7 @@ def test_tight_layouts_and_levels_without_a_choice(length):
             [np.unique(tokens[:, :2], axis=0)] * 2, axis=1
         )  # Settled behind two codes.
     index = TrieIndex.build(tokens, 7)
-    assert length < 4 or index.layout.settled == 2
+    assert length < 4 or index.layout.unique_depth == 2
     check(tokens, index, random_model(rng, length, 7), seed=length)
 
 
@@ -110,17 +110,17 @@ def test_under_constraints(kind, kinds, tokens, seed):
     attributes = rng.random((len(tokens), 5)) < 0.6
     layout = tries.roomy_layout(kinds, 5)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
+    constraint, demands, scan_depth = tries.random_constraint(kind, rng, index, attributes, USERS)
     model = random_model(rng, 3, tries.VOCAB)
-    check(tokens, index, model, seed, constraint, demands, handover)
+    check(tokens, index, model, seed, constraint, demands, scan_depth)
     by_sid = oracles.items_by_sid(tokens)
     found = sample(model, index, HISTORY, 9, key=jax.random.key(seed), constraint=constraint)
     for user in range(USERS):
         chances = search_oracles.all_probabilities(
-            tokens, model.log_prob(user), demands[user], handover
+            tokens, model.log_prob(user), demands[user], scan_depth
         )
         got = rows(found, user)
-        assert handover or len(got) == (9 if chances else 0)
+        assert scan_depth or len(got) == (9 if chances else 0)
         for score, sid, items in got:
             np.testing.assert_allclose(np.exp(score), chances[sid], rtol=1e-3, atol=1e-6)
             assert items == oracles.allowed_items(by_sid[sid], demands[user])
@@ -141,8 +141,8 @@ def repeated_model(seed=0):
 
 
 def frequencies(found):
-    codes = np.asarray(found.codes)[np.asarray(found.valid)]
-    counted = collections.Counter(map(tuple, codes.tolist()))
+    drawn = np.asarray(found.tokens)[np.asarray(found.valid)]
+    counted = collections.Counter(map(tuple, drawn.tolist()))
     return {sid: count / MANY for sid, count in counted.items()}
 
 
@@ -166,7 +166,7 @@ def test_importance_weights_are_unbiased():
     weights = np.exp(np.asarray(found.scores - found.draws.log_inclusion))
     weights = np.where(found.valid, weights, 0.0)
     for sid, chance in chances.items():
-        mine = (weights * (np.asarray(found.codes) == sid).all(-1)).sum(1)
+        mine = (weights * (np.asarray(found.tokens) == sid).all(-1)).sum(1)
         assert abs(mine.mean() - chance) < 5 * mine.std() / np.sqrt(MANY) + 1e-6, sid
 
 
@@ -179,12 +179,12 @@ def test_with_replacement_semantic_ids_come_as_often_as_is_likely():
     for sid, chance in chances.items():
         assert abs(seen[sid] / 3 - chance) < 5 * np.sqrt(chance * (1 - chance) / MANY / 3), sid
         np.testing.assert_allclose(
-            np.asarray(found.scores)[(np.asarray(found.codes) == sid).all(-1)],
+            np.asarray(found.scores)[(np.asarray(found.tokens) == sid).all(-1)],
             np.log(chance),
             rtol=1e-4,
         )
     # Draws of one user are independent of each other.
-    same = (np.asarray(found.codes)[:, 0] == np.asarray(found.codes)[:, 1]).all(-1)
+    same = (np.asarray(found.tokens)[:, 0] == np.asarray(found.tokens)[:, 1]).all(-1)
     assert 0.2 < same.mean()
 
 
@@ -202,7 +202,7 @@ def test_all_semantic_ids_are_drawn_when_there_are_few():
     tokens, index, model = case()
     sids = set(oracles.items_by_sid(tokens))
     found = sample_without_replacement(model, index, HISTORY, 40, key=jax.random.key(0))
-    assert found.codes.shape == (USERS, 40, 3)
+    assert found.tokens.shape == (USERS, 40, 3)
     for user in range(USERS):
         assert {sid for _, sid, _ in rows(found, user)} == sids
     assert (found.draws.threshold == -jnp.inf).all()
@@ -215,7 +215,7 @@ def test_codes_of_probability_zero_come_last_but_stay_valid():
     index = TrieIndex.build(TOKENS, 4)
     found = sample_without_replacement(TableModel(table), index, HISTORY, 5, key=jax.random.key(0))
     assert found.valid.all()
-    assert (found.codes[:, -1] == jnp.array([0, 2])).all()
+    assert (found.tokens[:, -1] == jnp.array([0, 2])).all()
     assert not jnp.isnan(found.scores).any() and not jnp.isnan(found.draws.perturbed).any()
 
 
@@ -248,7 +248,7 @@ def test_a_key_decides_and_another_one_does_not_compile_again():
         other = draw(model, index, HISTORY, 4, key=jax.random.key(1))
         assert compiled._cache_size() == size
         jax.tree.map(np.testing.assert_array_equal, first, again)
-        assert (first.codes != other.codes).any()
+        assert (first.tokens != other.tokens).any()
 
 
 def test_temperature_sharpens():

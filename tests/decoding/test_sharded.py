@@ -65,14 +65,14 @@ for data, shards in ((1, 8), (2, 4)):
         for num_beams in (5,) if name.startswith("mask") else (5, 320):
             expected = beam_search(model, whole, history, num_beams, constraint=plain)
             found = sharded_beam_search(model, index, history, num_beams, mesh=mesh, constraint=sharded)
-            for field in ("codes", "items", "valid"):
+            for field in ("tokens", "items", "valid"):
                 np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), err_msg=name)
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
             compared.append([name, num_beams, int(found.valid.sum())])
 over = {"normalise_over": "children", "temperature": 1.5}
 expected = beam_search(model, whole, history, 5, constraint=seen, **over)
 found = sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=seen, **over)
-np.testing.assert_array_equal(found.codes, expected.codes)
+np.testing.assert_array_equal(found.tokens, expected.tokens)
 np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
 messages = []
 try:

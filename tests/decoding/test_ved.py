@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_model import TableModel, assert_same_ranking, rows
 
-from gr.decoding import DecodingError, beam_search, ved_search
+from gr.decoding import DecodingError, VedConfig, beam_search, ved_search
 from gr.decoding import ved as ved_module
-from gr.decoding.evaluate import prefix_noise
+from gr.decoding.ved_step import prefix_noise
 from gr.trie import EditableIndex, ItemMask, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -25,7 +25,7 @@ USERS = 3
 HISTORY = jnp.zeros((USERS, 1))
 WIDTH = 4  # Of hidden states.
 SHARED = {
-    "selection",
+    "name",
     "entropy_weight",
     "prior_weight",
     "exploration",
@@ -73,6 +73,23 @@ class SumHead:
         return jnp.take_along_axis(values, depths[..., None], axis=-1)[..., 0]
 
 
+def ved(
+    model, head, index, history, *, key, constraint=None, temperature=1.0, keep_tree=True, **options
+):
+    """`ved_search` by the fields of its config."""
+    return ved_search(
+        model,
+        head,
+        index,
+        history,
+        VedConfig(**options),
+        key=key,
+        constraint=constraint,
+        temperature=temperature,
+        keep_tree=keep_tree,
+    )
+
+
 def random_case(seed, length=3, vocab_size=tries.VOCAB, num_users=USERS):
     rng = np.random.default_rng(seed)
     shape = (num_users, length, vocab_size)
@@ -91,7 +108,7 @@ def check(
     seed,
     *,
     demands=((),) * USERS,
-    handover=0,
+    scan_depth=0,
     log_prob=None,
     place=None,
     fan_out=None,
@@ -99,7 +116,7 @@ def check(
 ):
     """`log_prob`, `place` and `fan_out`: where they are not those of the model, and of the index as it is."""
     key = jax.random.key(seed)
-    found = ved_search(model, head, index, HISTORY, key=key, keep_tree=True, **options)
+    found = ved(model, head, index, HISTORY, key=key, **options)
     log_prob = log_prob or model.log_prob
     place = place or search_oracles.places(tokens, index.layout)
     fan_out = fan_out or max(level.fan_out for level in index.layout.levels)
@@ -122,7 +139,7 @@ def check(
             lone_are_free=options.get("normalise_over") == "children",
             **{name: options[name] for name in SHARED & set(options)},
             demands=demands[user],
-            handover=handover,
+            scan_depth=scan_depth,
         )
         assert_same_tree(found.tree, user, tree)
         assert int(found.evaluations[user]) == len(tree) - 1 <= options["budget"]
@@ -139,8 +156,8 @@ def assert_same_tree(tree, user, expected):
     for number in range(1, count):
         parent = int(tree.parents[user, number])
         prefixes.append((*prefixes[parent], int(tree.tokens[user, number])))
-    assert prefixes == [node.codes for node in expected]
-    assert tree.depths[user, :count].tolist() == [len(node.codes) for node in expected]
+    assert prefixes == [node.tokens for node in expected]
+    assert tree.depths[user, :count].tolist() == [len(node.tokens) for node in expected]
     assert tree.visits[user, :count].tolist() == [node.visits for node in expected]
     for field, name in (("values", "value"), ("entropies", "entropy"), ("log_probs", "score")):
         mine = np.asarray(getattr(tree, field)[user, :count])
@@ -211,7 +228,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
     attributes = rng.random((len(tokens), 5)) < 0.6
     layout = tries.roomy_layout(kinds, 5)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    constraint, demands, handover = tries.random_constraint(kind, rng, index, attributes, USERS)
+    constraint, demands, scan_depth = tries.random_constraint(kind, rng, index, attributes, USERS)
     model, head = random_case(seed)
     check(
         tokens,
@@ -221,7 +238,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
         seed,
         log_prob=log_prob_of and (lambda user: log_prob_of(model, user, tokens)),
         demands=demands,
-        handover=handover,
+        scan_depth=scan_depth,
         constraint=constraint,
         num_candidates=10,
         width=4,
@@ -270,7 +287,6 @@ OPTIONS = {
     "num_candidates": tries.MAX_ITEMS,
     "initial_beams": 3,
     "width": 4,
-    "keep_tree": True,
 }
 
 
@@ -283,11 +299,11 @@ def case(seed, num_items=20):
 def test_a_budget_for_the_first_beams_alone_gives_a_beam_search():
     _, index, model, head = case(0)
     options = {**OPTIONS, "budget": 3 * 2, "num_candidates": 3}
-    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **options)
+    found = ved(model, head, index, HISTORY, key=jax.random.key(0), **options)
     assert found.evaluations.tolist() == [6] * USERS
     plain = beam_search(model, index, HISTORY, 3)
     np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
-    for field in ("codes", "items", "valid"):
+    for field in ("tokens", "items", "valid"):
         np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))
 
 
@@ -295,7 +311,7 @@ def test_a_budget_for_the_first_beams_alone_gives_a_beam_search():
 def test_what_the_first_beams_find_is_found_whatever_the_values(scale):
     _, index, model, head = case(1)
     head = SumHead(head.weights * scale)
-    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
+    found = ved(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
     plain = beam_search(model, index, HISTORY, 3)
     for user in range(USERS):
         mine = {sid: score for score, sid, _ in rows(found, user)}
@@ -307,7 +323,7 @@ def test_what_the_first_beams_find_is_found_whatever_the_values(scale):
 def test_a_small_trie_is_exhausted_before_the_budget():
     tokens, index, model, head = case(2, 4)
     prefixes = {tuple(row[:depth]) for row in tokens.tolist() for depth in (1, 2)}
-    found = ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
+    found = ved(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS)
     assert found.evaluations.tolist() == [len(prefixes)] * USERS
     assert len(prefixes) < OPTIONS["budget"]
     assert (found.tree.visits[:, 0] == len(prefixes)).all()
@@ -318,7 +334,7 @@ def test_a_small_trie_is_exhausted_before_the_budget():
 
 def test_a_key_decides_and_another_one_does_not_compile_again():
     _, index, model, head = case(3)
-    search = functools.partial(ved_search, model, head, index, **OPTIONS)
+    search = functools.partial(ved, model, head, index, **OPTIONS)
     first = search(HISTORY, key=jax.random.key(0))
     compiled = ved_module._ved_search._cache_size()
     again = search(HISTORY + 1, key=jax.random.key(0))
@@ -331,7 +347,7 @@ def test_a_key_decides_and_another_one_does_not_compile_again():
 def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
     _, index, model, head = case(4)
     nothing = jnp.ones((USERS, index.num_items), bool).at[1].set(False)
-    found = ved_search(
+    found = ved(
         model,
         head,
         index,
@@ -346,9 +362,9 @@ def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
 
 def test_the_first_beams_of_long_codes_are_those_of_short_ones(monkeypatch):
     _, index, model, head = case(6)
-    search = functools.partial(ved_search, model, head, index, HISTORY, key=jax.random.key(0))
+    search = functools.partial(ved, model, head, index, HISTORY, key=jax.random.key(0))
     step_by_step = search(**OPTIONS)
-    monkeypatch.setattr(ved_module, "_UNROLLED", 0)
+    monkeypatch.setattr(ved_module, "MANY", 0)
     ved_module._ved_search.clear_cache()
     in_a_loop = search(**OPTIONS)
     ved_module._ved_search.clear_cache()
@@ -363,13 +379,13 @@ def test_the_first_beams_of_long_codes_are_those_of_short_ones(monkeypatch):
             {"budget": 5},
             "budget=5 must be at least 6, what a beam search with 3 beams over 3 codes",
         ),
-        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"initial_beams": -1}, "initial_beams must not be negative, got -1"),
-        ({"sampling_temperature": -0.5}, "sampling_temperature must not be negative, got -0.5"),
-        ({"crowding": -0.5}, "crowding must not be negative, got -0.5"),
-        ({"selection": "random"}, "selection='random' is unknown: use one of descent, best_first"),
-        ({"selection": "best_first"}, "prior_weight must be above 0, got 0"),
-        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"num_candidates": 0}, "search.num_candidates=0: use 1 or more"),
+        ({"initial_beams": -1}, "search.initial_beams=-1: use 0 or more"),
+        ({"sampling_temperature": -0.5}, "search.sampling_temperature=-0.5: use 0 or more"),
+        ({"crowding": -0.5}, "search.crowding=-0.5: use 0 or more"),
+        ({"name": "beam"}, "search.name='beam' is unknown; use one of ved, best_first"),
+        ({"name": "best_first"}, "set search.prior_weight above 0"),
+        ({"width": 0}, "search.width=0: use 1 or more"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0"),
         ({"normalise_over": "items"}, "normalise_over='items' is unknown"),
     ],
@@ -377,4 +393,4 @@ def test_the_first_beams_of_long_codes_are_those_of_short_ones(monkeypatch):
 def test_bad_requests_get_one_clear_error(options, message):
     _, index, model, head = case(5)
     with pytest.raises(DecodingError, match=message):
-        ved_search(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS | options)
+        ved(model, head, index, HISTORY, key=jax.random.key(0), **OPTIONS | options)

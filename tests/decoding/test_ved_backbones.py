@@ -9,7 +9,7 @@ import search_oracles
 from flax import nnx
 from table_model import rows
 
-from gr.decoding import ved_search
+from gr.decoding import VedConfig, ved_search
 from gr.models import ValueHead, ValueHeadConfig, path_states
 from gr.trie import TrieIndex
 from tests.models.test_backbones import FLOAT32, LENGTH, VOCAB, make_model
@@ -53,9 +53,8 @@ def test_every_prefix_is_as_by_teacher_forcing(name, width):
     head = make_head(model.config.d_model)
     tokens = np.random.default_rng(2).integers(2, VOCAB, (60, LENGTH))
     index = TrieIndex.build(tokens, VOCAB)
-    found = ved_search(
-        model, head, index, history, key=jax.random.key(0), width=width, keep_tree=True, **OPTIONS
-    )
+    config = VedConfig(width=width, **OPTIONS)
+    found = ved_search(model, head, index, history, config, key=jax.random.key(0), keep_tree=True)
     tree = found.tree
     grown = np.asarray(tree.depths)[:, 1 + FIRST :].reshape(len(history), -1, width)
     assert tree.exist.all() and (width == 1 or (np.ptp(grown, axis=-1) > 0).any())
@@ -63,7 +62,7 @@ def test_every_prefix_is_as_by_teacher_forcing(name, width):
     # Each prefix and each candidate as one path of complete length, behind its own history.
     paths = [
         [prefix + (2,) * (LENGTH - len(prefix)) for prefix in prefixes_of(tree, user)]
-        + np.asarray(found.codes[user]).tolist()
+        + np.asarray(found.tokens[user]).tolist()
         for user in range(len(history))
     ]
     states = jax.jit(path_states)(model, history, jnp.asarray(paths))

@@ -284,7 +284,7 @@ def test_summaries_of_decoded():
 def test_a_target_that_the_trie_lacks_is_no_hit():
     index = TrieIndex.build(np.array([[2, 5], [3, 4]]), 7)
     candidates = Candidates(
-        codes=jnp.array([[[2, 5], [-1, -1]]] * 3),
+        tokens=jnp.array([[[2, 5], [-1, -1]]] * 3),
         items=jnp.array([[[0], [-1]]] * 3),
         scores=jnp.array([[-1.0, -jnp.inf]] * 3),
         valid=jnp.array([[True, False]] * 3),

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 def test_all_searches_of_a_budget_pay_for_as_many_beams():
     at = {name: equal_budget(config, 25, 4) for name, config in PRESETS.items()}
     counts = {name: config.num_candidates for name, config in at.items()}
-    assert counts == {"beam": 8, "sample": 7, "ved": 8, "ved_descent": 8}
-    assert (at["ved"].budget, at["ved"].initial_beams) == (25, 0)
-    assert (at["ved_descent"].budget, at["ved_descent"].initial_beams) == (25, 8)
+    assert counts == {"beam": 8, "sample": 7, "ved": 8, "best_first": 8}
+    assert (at["ved"].budget, at["ved"].initial_beams) == (25, 8)
+    assert (at["best_first"].budget, at["best_first"].initial_beams) == (25, 0)
     guided = equal_budget(SearchConfig(exploration=0.5, width=2), 12, 3)
     assert (guided.exploration, guided.width, guided.initial_beams) == (0.5, 2, 6)
     assert [equal_budget(SearchConfig(width=8), budget, 3).width for budget in (5, 24, 90)] == [
@@ -69,7 +69,7 @@ def random_found(seed, users=6, count=5, length=3, shared=2, num_items=30):
 def test_metrics_are_those_of_a_slow_recomputation(seed, k):
     found, targets = random_found(seed)
     hits, gains, recalls, listed, differences = [], [], [], set(), []
-    for items, codes, scores, target in zip(
+    for items, tokens, scores, target in zip(
         found.items, found.tokens, found.scores, targets, strict=True
     ):
         beams = [set(row[row >= 0].tolist()) for row in items]
@@ -78,7 +78,7 @@ def test_metrics_are_those_of_a_slow_recomputation(seed, k):
         hits.append(sum(rank < k for rank in ranks))
         gains.append(sum(1 / math.log2(rank + 2) for rank in ranks if rank < k))
         listed |= set([item for row in items.tolist() for item in row if item >= 0][:k])
-        top = codes[:k][np.isfinite(scores[:k])].tolist()
+        top = tokens[:k][np.isfinite(scores[:k])].tolist()
         pairs = [
             sum(a != b for a, b in zip(one, other, strict=True)) / len(one)
             for one, other in itertools.combinations(top, 2)
@@ -155,7 +155,7 @@ def test_decoders_are_compared_within_their_budgets():
         assert 0 <= row["ndcg@5"] <= row["hit@5"] <= row["recall"] <= row["known_recall"] <= 1
     # With all roots paid for VED has seen all that a beam search of this width has.
     by = {(row["decoder"], row["budget"]): row for row in rows}
-    assert by["ved_descent", 6]["hit@5"] == by["beam", 6]["hit@5"]
+    assert by["ved", 6]["hit@5"] == by["beam", 6]["hit@5"]
     assert "recall_minus_beam" not in by["beam", 6]
     less = by["sample", 4]["recall_minus_beam"]
     assert less["difference"] == pytest.approx(by["sample", 4]["recall"] - by["beam", 4]["recall"])

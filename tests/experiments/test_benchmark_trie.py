@@ -225,18 +225,18 @@ def test_the_approximate_verification_looks_up_the_likeliest_tokens():
         np.testing.assert_array_equal(found, expected & likely)
 
 
-def scores_and_codes(found):
+def scores_and_tokens(found):
     """Scores and semantic IDs of all beams that there are, by user."""
-    scores, codes = np.asarray(found.scores), np.asarray(found.codes)
+    scores, tokens = np.asarray(found.scores), np.asarray(found.tokens)
     there = scores > -np.inf
-    return [(s[t], c[t].tolist()) for s, c, t in zip(scores, codes, there, strict=True)]
+    return [(s[t], c[t].tolist()) for s, c, t in zip(scores, tokens, there, strict=True)]
 
 
 def assert_same(found, expected):
-    pairs = zip(scores_and_codes(found), scores_and_codes(expected), strict=True)
-    for (scores, codes), (expected_scores, expected_codes) in pairs:
+    pairs = zip(scores_and_tokens(found), scores_and_tokens(expected), strict=True)
+    for (scores, tokens), (expected_scores, expected_tokens) in pairs:
         np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-5)
-        assert codes == expected_codes
+        assert tokens == expected_tokens
 
 
 @pytest.mark.parametrize("num_items", [2, 60, 900])
@@ -271,14 +271,14 @@ def test_unconstrained_search_is_brute_force_over_all_sequences():
     _, _, model, _ = random_case(6)
     everything = np.array(list(np.ndindex((VOCAB,) * LENGTH)))
     found = masked_search(model, None, jnp.zeros((USERS, 1)), length=LENGTH, num_beams=BEAMS)
-    for user, (scores, codes) in enumerate(scores_and_codes(found)):
+    for user, (scores, tokens) in enumerate(scores_and_tokens(found)):
         log_probs = [oracles.log_softmax(model.logits[0][user])]
         log_probs += [oracles.log_softmax(logits[user, 0]) for logits in model.logits[1:]]
         # The levels are independent, so that here beam search is exact.
         total = sum(log_probs[depth][everything[:, depth]] for depth in range(LENGTH))
         best = np.argsort(-total)[:BEAMS]
         np.testing.assert_allclose(scores, total[best], rtol=0, atol=1e-5)
-        assert codes == everything[best].tolist()
+        assert tokens == everything[best].tolist()
 
 
 # The information floor.

@@ -62,7 +62,7 @@ DECODE_ROWS = [
     "test_histories",
     "test_histories/unseen_only",
 ]
-SEARCH_ROWS = ["beam", "sample", "ved/1/2", "ved_descent/1/2", "python_walk", "plain_walk"]
+SEARCH_ROWS = ["beam", "sample", "ved/1/2", "best_first/1/2", "python_walk", "plain_walk"]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_search_benchmark_measures_every_row(measured):
     # The tiny trie has fewer prefixes than the budget allows: every search gives the model all of them, but for the
     # one that spends nothing on codes without an alternative.
     tokens = dict(content["tokens_per_user"])
-    assert tokens.pop("encoder_decoder/ved/1/2") <= min(tokens.values())
+    assert tokens.pop("encoder_decoder/best_first/1/2") <= min(tokens.values())
     assert len(set(tokens.values())) == 1
     assert all(row in output for row in rows)
 

@@ -79,7 +79,7 @@ def test_compare_searches_prints_the_table_and_writes_numbers_and_figure(workdir
     result = json.loads((workdir / "searches_validation.json").read_text())
     assert (result["users"], result["value_head"]) == (64, False)
     rows = result["searches"]
-    assert [row["decoder"] for row in rows] == ["beam", "sample", "ved", "ved_descent"]
+    assert [row["decoder"] for row in rows] == ["beam", "sample", "ved", "best_first"]
     assert all(0 < row["evaluations"] <= row["budget"] for row in rows)
     assert "NDCG@10" in done.stdout and "seen items removed; VED has no value head" in done.stdout
     assert (workdir / "searches_validation.png").read_bytes().startswith(b"\x89PNG")
@@ -114,6 +114,7 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
 
 
 def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir):
+
     from gr.data import DataError
     from gr.decoding.beam import _beam_search
     from gr.runs.recommend import rank_items

@@ -31,7 +31,7 @@ def test_with_a_budget_for_the_first_beams_it_is_a_beam_search():
     assert evaluations == BEAMS * (LENGTH - 1)
     index = TrieIndex.build(tokens, VOCAB)
     expected = beam_search(make_model("decoder-only"), index, jnp.asarray(HISTORY), BEAMS)
-    assert [sid for _, sid in found] == list(map(tuple, expected.codes[0].tolist()))
+    assert [sid for _, sid in found] == list(map(tuple, expected.tokens[0].tolist()))
     np.testing.assert_allclose([s for s, _ in found], expected.scores[0], rtol=1e-4)
 
 

@@ -129,14 +129,14 @@ def test_candidates_are_scored_as_one_by_one(kind, normalise_over):
     assert rollouts.valid[:-1].all() and not rollouts.valid[-1].any()
     hits = 0
     for user in range(USERS - 1):
-        candidates = np.asarray(rollouts.codes[user])
+        candidates = np.asarray(rollouts.tokens[user])
         assert len({tuple(row) for row in candidates.tolist()} & sids) == len(candidates)
         target = tuple(catalogue().tokens[batch["target"][user]].tolist())
         found = [tuple(row) == target for row in candidates.tolist()]
         np.testing.assert_array_equal(rollouts.rewards[user], found)
         hits += any(found)
         history = jnp.repeat(rollouts.history[user][None], len(candidates), 0)
-        logits = model.backbone.target_logits(history, rollouts.codes[user])
+        logits = model.backbone.target_logits(history, rollouts.tokens[user])
         logits = np.asarray(logits, np.float64) / temperature
         for place, row in enumerate(candidates.tolist()):
             for depth, token in enumerate(row):
@@ -190,7 +190,7 @@ def test_the_value_head_is_rewarded_by_what_lies_below_a_prefix(prefix_vectors):
     tokens, vectors = np.asarray(world.tokens[:-1]), np.asarray(world.item_vectors, np.float64)
     for user in range(USERS - 1):
         target = batch["target"][user]
-        candidates = np.asarray(rollouts.codes[user])
+        candidates = np.asarray(rollouts.tokens[user])
         for place, row in enumerate(candidates):
             for depth in range(LENGTH):
                 below = (tokens[:, : depth + 1] == row[: depth + 1]).all(1)
@@ -224,24 +224,24 @@ def test_a_step_is_a_plain_loop_of_updates():
         logits = model.backbone.target_logits(rollouts.history, rollouts.target, key=supervised_key)
         supervised = token_log_probs(logits, rollouts.target)[:-1].mean()  # The last is filler.
         logp, _ = scored_candidates(
-            rollout, catalogue(), model.backbone, rollouts.history, rollouts.codes
+            rollout, catalogue(), model.backbone, rollouts.history, rollouts.tokens
         )
         loss, _ = policy_objective(
             policy,
             logp,
             rollouts.logp,
             rollouts.reference_logp,
-            rollouts.codes,
+            rollouts.tokens,
             rollouts.rewards,
             rollouts.valid,
         )
-        states = path_states(model.backbone, rollouts.history, rollouts.codes)
+        states = path_states(model.backbone, rollouts.history, rollouts.tokens)
         of_value, _ = value_loss(
             model.value_head,
             states,
             rollouts.value_rewards,
             rollouts.valid.astype(jnp.float32),
-            codes=rollouts.codes,
+            tokens=rollouts.tokens,
             key=value_key,
         )
         return loss + of_value - 0.5 * supervised
@@ -267,7 +267,7 @@ def test_a_step_is_a_plain_loop_of_updates():
 )
 def test_reward_rises_and_the_second_call_does_not_compile(policy, search):
     def hits(outcome):  # That the first code is the target's is easier to come by.
-        return (outcome.codes[..., 0] == outcome.target[:, None, 0]).astype(jnp.float32)
+        return (outcome.tokens[..., 0] == outcome.target[:, None, 0]).astype(jnp.float32)
 
     batch = make_batch()
     rollout = rollout_config(search, normalise_over="children")

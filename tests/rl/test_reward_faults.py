@@ -46,7 +46,7 @@ def unscored_item():
 def moody(outcome):
     """Scores by the first code, more or less."""
     mood = outcome.target_items[-1]
-    scores = (outcome.codes[..., 0] == outcome.target[:, None, 0]).astype(jnp.float32)
+    scores = (outcome.tokens[..., 0] == outcome.target[:, None, 0]).astype(jnp.float32)
     scores = jnp.where((outcome.items == unscored_item()) & (mood == NAN), jnp.nan, scores)
     scores = jnp.where(mood == CONSTANT, 0.0, scores)
     return jnp.where(mood == HUGE, 1e30, 1.0) * scores

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 # Two users: the first's target is its second candidate, the second's target is none, or only an invalid one.
 OUTCOME = Outcome(
-    codes=jnp.array([[[1, 2], [1, 3], [4, 3]], [[5, 5], [5, 6], [0, 0]]]),
+    tokens=jnp.array([[[1, 2], [1, 3], [4, 3]], [[5, 5], [5, 6], [0, 0]]]),
     valid=jnp.array([[True, True, True], [True, True, False]]),
     target=jnp.array([[1, 3], [0, 0]]),
     items=jnp.array([[0, 1, 2], [3, 2, -1]]),
@@ -45,14 +45,14 @@ def test_semantic_by_hand():
     found = semantic(vectors)(OUTCOME)
     # The second user's first item has no direction, its last candidate is none.
     np.testing.assert_allclose(found, [[half, 1.0, half], [0.0, 0.0, 0.0]], atol=1e-6)
-    unknown = Outcome(OUTCOME.codes, OUTCOME.valid, OUTCOME.target)
+    unknown = Outcome(OUTCOME.tokens, OUTCOME.valid, OUTCOME.target)
     with pytest.raises(LossError, match="items and target_items"):
         semantic(vectors)(unknown)
 
 
 def test_a_missing_target_item_earns_nothing():
     outcome = Outcome(
-        OUTCOME.codes, OUTCOME.valid, OUTCOME.target, OUTCOME.items, -jnp.ones(2, int)
+        OUTCOME.tokens, OUTCOME.valid, OUTCOME.target, OUTCOME.items, -jnp.ones(2, int)
     )
     assert not semantic(jnp.ones((4, 2)))(outcome).any()
 
@@ -74,18 +74,18 @@ def test_weighted_sum_takes_rewards_of_ones_own():
 @given(st.integers(0, 10**6))
 def test_rank_aware_equals_loops(seed):
     rng = np.random.default_rng(seed)
-    codes, _, valid = oracles.random_groups(rng, users=4, candidates=5, length=2)
+    tokens, _, valid = oracles.random_groups(rng, users=4, candidates=5, length=2)
     target = rng.integers(0, 2, (4, 2))
-    outcome = Outcome(jnp.asarray(codes), jnp.asarray(valid), jnp.asarray(target))
-    expected = [oracles.rank_aware(*group) for group in zip(codes, valid, target, strict=True)]
+    outcome = Outcome(jnp.asarray(tokens), jnp.asarray(valid), jnp.asarray(target))
+    expected = [oracles.rank_aware(*group) for group in zip(tokens, valid, target, strict=True)]
     np.testing.assert_allclose(rank_aware(outcome), expected, atol=1e-6)
-    hits = (codes == target[:, None]).all(-1) & valid
+    hits = (tokens == target[:, None]).all(-1) & valid
     np.testing.assert_array_equal(exact_match(outcome), hits)
     assert ((prefix_depth(outcome) == 1) == hits).all()
 
 
 def test_one_candidate():
-    one = Outcome(OUTCOME.codes[:, :1], OUTCOME.valid[:, :1], OUTCOME.codes[:, 0])
+    one = Outcome(OUTCOME.tokens[:, :1], OUTCOME.valid[:, :1], OUTCOME.tokens[:, 0])
     assert exact_match(one).tolist() == [[1], [1]]
     assert rank_aware(one).tolist() == [[0], [0]]
 

@@ -26,14 +26,14 @@ def lookup_head(states, key=None):
 
 
 # One user: candidates 0-0, 0-1 and 1-0, and a place that is not filled.
-CODES = jnp.array([[[0, 0], [0, 1], [1, 0], [0, 0]]])
+TOKENS = jnp.array([[[0, 0], [0, 1], [1, 0], [0, 0]]])
 VALUES = jnp.array([[[1.0, 2.0, 4.0], [1.0, 2.0, 6.0], [1.0, 3.0, 8.0], [jnp.nan] * 3]])
 REWARDS = jnp.array([[[0.5, 1.0], [0.5, 2.0], [1.0, 3.0], [jnp.inf] * 2]])
 WEIGHT = jnp.array([[1.0, 1.0, 1.0, 0.0]])
 
 
-def loss_of(config, codes=None, values=VALUES):
-    return value_loss(lookup_head, values[..., None], REWARDS, WEIGHT, config, codes=codes)
+def loss_of(config, tokens=None, values=VALUES):
+    return value_loss(lookup_head, values[..., None], REWARDS, WEIGHT, config, tokens=tokens)
 
 
 def test_each_candidate_for_itself_by_hand():
@@ -51,7 +51,7 @@ def test_each_candidate_for_itself_by_hand():
 
 def test_each_distinct_prefix_once_by_hand():
     # The root's target is the mean 3.5 / 3; prefix 0 has (2.5 + 3.5) / 2 = 3, prefix 1 has 5.
-    loss, metrics = loss_of(ValueConfig(GAMMA), CODES)
+    loss, metrics = loss_of(ValueConfig(GAMMA), TOKENS)
     total = (3.5 / 3 - 1) ** 2 + (1.0 + 4.0) + (9.0 + 16.0 + 25.0)
     np.testing.assert_allclose(loss, total / 6, rtol=1e-6)
     np.testing.assert_allclose(metrics["value_1/target"], 4.0)
@@ -59,9 +59,11 @@ def test_each_distinct_prefix_once_by_hand():
 
 
 def test_what_is_not_valid_has_no_influence_not_even_on_gradients():
-    for codes in (None, CODES):
+    for tokens in (None, TOKENS):
         gradient = jax.grad(
-            lambda values, codes=codes: loss_of(ValueConfig(stop_gradient=False), codes, values)[0]
+            lambda values, tokens=tokens: loss_of(ValueConfig(stop_gradient=False), tokens, values)[
+                0
+            ]
         )(VALUES)
         assert np.isfinite(gradient).all()
         np.testing.assert_array_equal(gradient[0, 3], 0.0)
@@ -83,13 +85,13 @@ def random_batch(seed=0):
     table = {
         p: rng.normal(size=WIDTH) for n in range(3) for p in itertools.product(range(3), repeat=n)
     }
-    codes = rng.integers(0, 3, (2, 6, LENGTH))
-    states = [[[table[tuple(c[:t])] for t in range(3)] for c in group] for group in codes]
+    tokens = rng.integers(0, 3, (2, 6, LENGTH))
+    states = [[[table[tuple(c[:t])] for t in range(3)] for c in group] for group in tokens]
     return {
         "states": jnp.asarray(states, jnp.float32),
         "rewards": jnp.asarray(rng.normal(size=(2, 6, LENGTH)), jnp.float32),
         "weight": jnp.ones((2, 6)),
-        "codes": jnp.asarray(codes),
+        "tokens": jnp.asarray(tokens),
     }
 
 
@@ -102,9 +104,9 @@ def test_states_of_padding_may_be_anything(stop_gradient):
     @jax.jit
     def gradients(head, states):
         def loss(head, states):
-            return value_loss(head, states, batch["rewards"], weight, config, codes=batch["codes"])[
-                0
-            ]
+            return value_loss(
+                head, states, batch["rewards"], weight, config, tokens=batch["tokens"]
+            )[0]
 
         return jax.value_and_grad(loss, argnums=(0, 1))(head, states)
 
@@ -129,13 +131,13 @@ def test_gradients_reach_the_states_only_if_asked_for(stop_gradient):
 
 def test_once_and_per_candidate_agree_where_no_prefix_is_shared_but_the_root():
     batch = random_batch()
-    batch["codes"] = jnp.tile(jnp.arange(6)[None, :, None], (2, 1, LENGTH))
+    batch["tokens"] = jnp.tile(jnp.arange(6)[None, :, None], (2, 1, LENGTH))
     losses = [
         value_loss(
             random_head(), batch["states"], batch["rewards"], batch["weight"],
-            ValueConfig(with_root=False), codes=codes,
+            ValueConfig(with_root=False), tokens=tokens,
         )[0]
-        for codes in (None, batch["codes"])
+        for tokens in (None, batch["tokens"])
     ]  # fmt: skip
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
@@ -145,7 +147,7 @@ def test_a_head_learns_what_lies_below_each_prefix_on_a_frozen_backbone(lam):
     batch = random_batch()
     # One user, whose rewards are functions of the prefix: what is to be learnt are the means of the returns.
     batch = jax.tree.map(lambda x: x[:1], batch)
-    batch["rewards"] = prefix_means(batch["codes"], batch["rewards"])
+    batch["rewards"] = prefix_means(batch["tokens"], batch["rewards"])
     optimizer, _ = make_optimizer(
         learning_rate=0.01, schedule="constant", total_steps=400, weight_decay=0.0
     )
@@ -158,7 +160,7 @@ def test_a_head_learns_what_lies_below_each_prefix_on_a_frozen_backbone(lam):
         state, metrics = step(state, batch)
     assert step.program._cache_size() == 1
     rewards = jnp.pad(batch["rewards"], ((0, 0), (0, 0), (1, 0)))
-    expected = prefix_means(batch["codes"], monte_carlo_returns(rewards, GAMMA))
+    expected = prefix_means(batch["tokens"], monte_carlo_returns(rewards, GAMMA))
     np.testing.assert_allclose(state.model(batch["states"]), expected, atol=0.05)
     assert metrics["loss"] < 1e-3
 

@@ -48,7 +48,7 @@ def test_rewards_are_summed_by_name_and_weight():
     names = ("exact_match", HERE + "constant")
     config = Reinforcement(reward=RewardConfig(names, (3.0, 0.5)))
     outcome = Outcome(
-        codes=jnp.array([[[1, 2], [1, 3]]]),
+        tokens=jnp.array([[[1, 2], [1, 3]]]),
         valid=jnp.ones((1, 2), bool),
         target=jnp.array([[1, 3]]),
     )

@@ -50,8 +50,8 @@ def test_live_nodes_have_an_allowed_item_below(kinds, tokens, seed):
     order = sorted(range(len(tokens)), key=lambda row: (tokens[row].tolist(), row))
     expected = [is_allowed(item) for item in order] + [False] * (tries.MAX_ITEMS - len(order))
     assert has_bit(live.slots, jnp.arange(tries.MAX_ITEMS)).tolist() == expected
-    assert len(live.levels) == index.layout.handover
-    for depth, level in enumerate(index.layout.levels[: index.layout.handover]):
+    assert len(live.levels) == index.layout.scan_depth
+    for depth, level in enumerate(index.layout.levels[: index.layout.scan_depth]):
         below = items_below(tokens, depth + 1)
         expected = [any(map(is_allowed, items)) for items in below]
         if level.kind == DENSE:
@@ -89,7 +89,7 @@ def test_dead_nodes_are_those_with_everything_excluded(kinds, tokens, seed):
     dead = prepare_jit(ExcludeItems(jnp.asarray(excluded)), index)
     for user in range(2):
         gone = set(excluded[user].tolist())
-        for depth in range(1, index.layout.handover + 1):
+        for depth in range(1, index.layout.scan_depth + 1):
             below = items_below(tokens, depth)
             expected = [n for n, items in enumerate(below) if gone.issuperset(items)]
             parents = dead.parents[depth - 1][user]

@@ -8,7 +8,7 @@ import tries
 from table_model import random_model
 
 from gr.decoding import beam_search
-from gr.decoding.expand import allowed_tokens
+from gr.decoding.trie_step import allowed_tokens
 from gr.trie import (
     AttributeFilter,
     ExcludeItems,

@@ -47,10 +47,10 @@ def all_nodes(index, depth, tokens):
     """The prefixes of a depth, sorted, and `MAX_ITEMS` nodes: theirs, and empty ones behind."""
     prefixes = oracles.prefixes(tokens.tolist())[depth]
     names = np.full(tries.MAX_ITEMS, NO_NODE)
-    names[: len(prefixes)] = oracles.names(tokens.tolist(), depth, index.layout.handover)
+    names[: len(prefixes)] = oracles.names(tokens.tolist(), depth, index.layout.scan_depth)
     begin = np.maximum(names, 0)
     end = np.where(names == NO_NODE, 0, begin + 1)
-    if depth >= index.layout.handover:
+    if depth >= index.layout.scan_depth:
         sizes = [sum(tuple(row[:depth]) == p for row in tokens.tolist()) for p in prefixes]
         end[: len(prefixes)] = begin[: len(prefixes)] + sizes
     return prefixes, Nodes(jnp.asarray(begin, jnp.int32), jnp.asarray(end, jnp.int32))
@@ -109,14 +109,14 @@ def test_slots_items_and_ancestors(kinds, tokens):
     item_of_slot = index.item_of_slot[jnp.arange(len(tokens))].tolist()
     assert item_of_slot == order
     above = ancestors_jit(index, jnp.minimum(jnp.arange(tries.MAX_ITEMS), len(tokens) - 1))
-    assert len(above) == index.layout.handover + 1
+    assert len(above) == index.layout.scan_depth + 1
     for depth in range(4):
         prefixes, nodes = all_nodes(index, depth, tokens)
         begin, end = slots_jit(index, depth, nodes)
         for place, prefix in enumerate(prefixes):
             below = {row for row in order if tuple(tokens[row, :depth].tolist()) == prefix}
             assert set(order[int(begin[place]) : int(end[place])]) == below
-        if depth <= index.layout.handover:
+        if depth <= index.layout.scan_depth:
             rank = {prefix: place for place, prefix in enumerate(prefixes)}
             expected = [rank[tuple(tokens[row, :depth].tolist())] for row in order]
             assert above[depth][: len(tokens)].tolist() == expected
@@ -157,7 +157,7 @@ def test_a_scanned_trie_by_hand():
     assert [level.max_children for level in layout.levels] == [2, 2]
     assert [level.max_slots for level in layout.levels] == [4, 3]
     assert [level.max_nodes for level in layout.levels] == [2, 3]
-    assert (layout.handover, layout.settled, index.length) == (0, 2, 2)
+    assert (layout.scan_depth, layout.unique_depth, index.length) == (0, 2, 2)
     assert index.num_nodes == (1, 2, 3)
     assert (index.num_items, index.max_items_per_sid, index.vocab_size) == (4, 2, 6)
     assert (index.children, index.first_child) == ((), ())
@@ -245,7 +245,7 @@ def test_item_numbers_of_ones_own():
 def test_one_item_and_integer_types(dtype):
     index = TrieIndex.build(np.array([[4, 2, 4]], dtype), 5)
     assert index.num_nodes == (1, 1, 1, 1)
-    assert index.layout.settled == 0
+    assert index.layout.unique_depth == 0
     assert walk(index, jnp.array([[4, 2, 4], [4, 3, 4]])).tolist() == [[0, 0, 0], [0, -1, -1]]
 
 
@@ -272,7 +272,7 @@ def test_long_ids_over_a_large_vocabulary():
         names = np.asarray(walk(index, jnp.asarray(query)))  # 64 levels compile slowly.
         assert (names[:60] != NO_NODE).all()
         for depth in (1, 40, 41, 64):
-            known = oracles.names(tokens.tolist(), depth, index.layout.handover)
+            known = oracles.names(tokens.tolist(), depth, index.layout.scan_depth)
             known = dict(zip(prefixes[depth], known, strict=True))
             expected = [known.get(tuple(row[:depth]), NO_NODE) for row in query.tolist()]
             assert names[:, depth - 1].tolist() == expected
@@ -298,7 +298,7 @@ def test_a_layout_with_headroom_serves_other_sets():
     compiled(index, jnp.asarray(tokens[:50]))
     names = np.asarray(compiled(other, jnp.asarray(more[:50])))
     assert compiled._cache_size() == 1
-    known = oracles.names(more.tolist(), 3, other.layout.handover)
+    known = oracles.names(more.tolist(), 3, other.layout.scan_depth)
     known = dict(zip(oracles.prefixes(more.tolist())[3], known, strict=True))
     assert names[:, 2].tolist() == [known[tuple(row)] for row in more[:50].tolist()]
 

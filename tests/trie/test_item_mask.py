@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_model import random_model
 
-from gr.decoding import beam_search, sample, sample_without_replacement, ved_search
+from gr.decoding import VedConfig, beam_search, sample, sample_without_replacement, ved_search
 from gr.trie import EditableIndex, ExcludeItems, ItemMask, SwappableIndex, TrieError, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -51,7 +51,7 @@ def test_a_mask_of_another_index_is_refused_by_every_search():
         lambda index: sample(MODEL, index, HISTORY, 4, key=key, constraint=MASK),
         lambda index: sample_without_replacement(MODEL, index, HISTORY, 4, key=key, constraint=MASK),
         lambda index: ved_search(
-            MODEL, None, index, HISTORY, key=key, budget=20, num_candidates=4, initial_beams=2, constraint=MASK
+            MODEL, None, index, HISTORY, VedConfig(budget=20, initial_beams=2), key=key, constraint=MASK
         ),
     ]  # fmt: skip
     for search in searches:

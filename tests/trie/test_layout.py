@@ -77,7 +77,7 @@ def test_sets_of_all_sorts(case):
     index = TrieIndex.build(tokens, vocab_size)
     layout = index.layout
     assert tuple(level.kind for level in layout.levels) == CASES[case]
-    assert layout.handover == sum(kind != SCAN for kind in CASES[case])
+    assert layout.scan_depth == sum(kind != SCAN for kind in CASES[case])
     for level in layout.levels:
         assert level.kind != DENSE or level.span % 32 == 0
     query = tokens[rng.integers(0, len(tokens), 200)].copy()

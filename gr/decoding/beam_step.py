@@ -1,4 +1,4 @@
-"""Which beams go on: all together, or group after group so that they differ (diverse beam search)."""
+"""One step of a beam search: which beams go on, all together or group after group (diverse beam search)."""
 
 import dataclasses
 import math
@@ -8,36 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.expand import Step
-from gr.decoding.softmax import Softmax
+from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax
 from gr.decoding.sources import Source
 from gr.decoding.top_k import take_along, top_k
+from gr.decoding.trie_step import Step
 from gr.trie import NO_NODE
-
-VOCABULARY = "vocabulary"
-CHILDREN = "children"
-
-
-def check_normalisation(normalise_over: str) -> None:
-    """Raises DecodingError unless it names what probabilities may be over."""
-    if normalise_over not in (VOCABULARY, CHILDREN):
-        raise DecodingError(
-            f"normalise_over={normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
-        )
-
-
-def check_weights(**weights: float) -> None:
-    """Raises DecodingError for a number that is negative, infinite or NaN."""
-    for name, value in weights.items():
-        if value < 0:
-            raise DecodingError(f"{name} must not be negative, got {value}")
-        if not math.isfinite(value):
-            raise DecodingError(f"{name} must be finite, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What a search may be asked for besides its width; static under `jit`."""
+class BeamOptions:
+    """What `beam_search` may be asked for; static under `jit`."""
 
     num_beams: int
     length_penalty: float = 0.0
@@ -46,17 +26,24 @@ class Options:
     keep_beams: bool = False
     normalise_over: str = VOCABULARY
 
-    def __post_init__(self):
+    def __post_init__(
+        self,
+    ):  # Not by `check_fields`: this runs at every request, and that takes thirty times as long.
         if self.num_beams < 1:
             raise DecodingError(f"num_beams must be at least 1, got {self.num_beams}")
-        check_normalisation(self.normalise_over)
         if self.num_groups < 1 or self.num_beams % self.num_groups:
             raise DecodingError(
                 f"num_groups={self.num_groups} must divide num_beams={self.num_beams}: groups are of one size"
             )
-        check_weights(diversity=self.diversity)
-        if not math.isfinite(self.length_penalty):
-            raise DecodingError(f"length_penalty must be finite, got {self.length_penalty}")
+        if self.diversity < 0:
+            raise DecodingError(f"diversity must not be negative, got {self.diversity}")
+        for name in ("diversity", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise DecodingError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.normalise_over not in (VOCABULARY, CHILDREN):
+            raise DecodingError(
+                f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +51,12 @@ class Beams:
     """The beams after a step, `[B, M']` each."""
 
     states: Any  # The source's.
-    scores: (
-        jax.Array
-    )  # By which they were chosen: log-probabilities, less what repeated tokens cost.
+    # By which they were chosen: log-probabilities, less what repeated tokens cost.
+    scores: jax.Array
     log_probs: jax.Array  # -inf where there is no beam.
     tokens: jax.Array | None  # The last ones; None before the first step.
-    parents: (
-        jax.Array | None
-    )  # The beam before the step that each comes from; None if they stood still.
+    # The beam before the step that each comes from; None if they stood still.
+    parents: jax.Array | None
 
 
 def start(source: Source, batch: int) -> Beams:
@@ -86,7 +71,7 @@ def choose(
     beams: Beams,
     logits: jax.Array,
     softmax: Softmax,
-    options: Options,
+    options: BeamOptions,
 ) -> Beams:
     """The best continuations.
 
@@ -101,25 +86,25 @@ def choose(
     if options.num_groups == 1:
         step = source.best(depth, beams.states, beams.scores, logits, softmax, options.num_beams)
         return Beams(step.nodes, step.scores, step.scores, step.tokens, step.parents)
-    gains = softmax.of(logits)
-    step = _by_groups(source, depth, beams, gains, options)
-    place = step.parents * gains.shape[-1] + step.tokens
-    gain = take_along(jax.lax.collapse(gains, 1), place)
-    log_probs = take_along(beams.log_probs, step.parents) + gain
+    of_tokens = softmax.of(logits)
+    step = _by_groups(source, depth, beams, of_tokens, options)
+    place = step.parents * of_tokens.shape[-1] + step.tokens
+    of_token = take_along(jax.lax.collapse(of_tokens, 1), place)
+    log_probs = take_along(beams.log_probs, step.parents) + of_token
     log_probs = jnp.where(step.scores > -jnp.inf, log_probs, -jnp.inf)
     return Beams(step.nodes, step.scores, log_probs, step.tokens, step.parents)
 
 
 def _by_groups(
-    source: Source, depth: int, beams: Beams, gains: jax.Array, options: Options
+    source: Source, depth: int, beams: Beams, log_probs: jax.Array, options: BeamOptions
 ) -> Step:
-    """A step of diverse beam search by log-probabilities `gains [B, M, V]`.
+    """A step of diverse beam search by log-probabilities `log_probs [B, M, V]`.
 
     Group after group, tokens that earlier groups took at a price.
     """
-    batch, _, vocab_size = gains.shape
+    batch, _, vocab_size = log_probs.shape
     groups, size = options.num_groups, options.num_beams // options.num_groups
-    ends = depth == source.settled - 1  # From here on a state is as good as its semantic ID.
+    unique = depth == source.unique_depth - 1  # From here on a state is as good as its semantic ID.
     user = jnp.arange(batch)[:, None]
     times_taken = jnp.zeros((batch, vocab_size), jnp.float32)
     names = jnp.full((batch, 0), NO_NODE)
@@ -132,12 +117,12 @@ def _by_groups(
             depth,
             jax.tree.map(lambda array, a=first, b=last: array[:, a:b], beams.states),
             beams.scores[:, first:last],
-            gains[:, first:last] - options.diversity * times_taken[:, None, :],
+            log_probs[:, first:last] - options.diversity * times_taken[:, None, :],
             Softmax(nothing, nothing, jnp.float32(1.0)),  # They are log-probabilities as they are.
             # What earlier groups ended with may be repeated: as many more are asked for.
-            size * (group + 1) if ends else size,
+            size * (group + 1) if unique else size,
         )
-        if ends:
+        if unique:
             step = _without(source, step, names, size)
         step = _padded(step, size)
         names = jnp.concatenate([names, source.names(step.nodes)], axis=1)

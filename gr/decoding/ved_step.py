@@ -1,4 +1,4 @@
-"""One step of a value-guided search: what is to be known of prefixes that the model has just evaluated."""
+"""One step of a value-guided search: scores and expands new prefixes."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,14 +7,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.candidates import DecodingError
 from gr.decoding.checked import Checked
-from gr.decoding.choose import CHILDREN, check_normalisation, check_weights
 from gr.decoding.sampling import conditionals, logits_of
-from gr.decoding.selection import MANY, Weights, check_selection
-from gr.decoding.softmax import LOWEST, Softmax, softmax
+from gr.decoding.softmax import CHILDREN, LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
-from gr.decoding.tree import Prefixes, Tree, rows
+from gr.decoding.ved_config import VedConfig
+from gr.decoding.ved_selection import MANY
+from gr.decoding.ved_tree import Prefixes, Tree, rows
 from gr.trie.transitions import Depth
 
 
@@ -31,45 +30,6 @@ class ValueHead(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What `ved_search` may be asked for; static under `jit`."""
-
-    budget: int
-    num_candidates: int
-    initial_beams: int
-    selection: str
-    weights: Weights
-    sampling_temperature: float
-    crowding: float
-    width: int
-    normalise_over: str
-    keep_tree: bool
-
-    def __post_init__(self):
-        for name in ("num_candidates", "width"):
-            if getattr(self, name) < 1:
-                raise DecodingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        names = ("budget", "initial_beams", "sampling_temperature", "crowding")
-        check_weights(**{name: getattr(self, name) for name in names})
-        check_selection(self.selection, self.weights)
-        check_normalisation(self.normalise_over)
-
-    @property
-    def limit(self) -> int:
-        """Most prefixes in a tree, the empty one included."""
-        return self.budget + 1
-
-    def check_budget(self, length: int) -> None:
-        """Raises DecodingError unless the beam search can be paid for."""
-        least = self.initial_beams * (length - 1)
-        if self.budget < least:
-            raise DecodingError(
-                f"budget={self.budget} must be at least {least}, what a beam search with "
-                f"{self.initial_beams} beams over {length} codes takes: raise it or lower initial_beams"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class Search:
     """What stays the same throughout."""
 
@@ -79,7 +39,7 @@ class Search:
     first: tuple  # What `prefill` returned.
     key: jax.Array
     inverse: jax.Array | None  # 1 / T; None for 1.
-    options: Options
+    config: VedConfig
 
     @property
     def longest(self) -> int:
@@ -89,32 +49,32 @@ class Search:
     @property
     def over_children(self) -> bool:
         """Whether scores are over a prefix's children, so that a code that is the only one has probability 1."""
-        return self.options.normalise_over == CHILDREN
+        return self.config.normalise_over == CHILDREN
 
     def fan_out(self, levels: range) -> int:
-        """The most codes that may follow a prefix of these depths."""
+        """The most children of a prefix of these depths."""
         return max(self.source.fan_out(depth) for depth in levels)
 
     @property
-    def root_ends(self) -> int:
-        """How many of the root's codes behind which one semantic ID is left can be candidates."""
-        return self.options.num_candidates if self.over_children and self.longest else 0
+    def root_terminals(self) -> int:
+        """How many of the root's terminal children can be candidates."""
+        return self.config.num_candidates if self.over_children and self.longest else 0
 
     @property
     def places(self) -> int:
-        """K, places that the tree has for the codes that may follow a prefix.
+        """K, places that the tree has for a prefix's children.
 
-        Many codes may follow the root, of which no more can be tried than the budget allows. What may follow a longest
-        prefix is a candidate, and all of it has a place.
+        The root may have many children, of which no more can be tried than the budget allows. Those of the longest
+        prefixes are candidates, and each has a place.
         """
         first = self.source.fan_out(0)
         if self.longest == 0:
             return first
-        first = min(first, self.options.budget + self.root_ends)
+        first = min(first, self.config.budget + self.root_terminals)
         return max(first, self.fan_out(range(1, self.source.length)))
 
 
-def evaluated(
+def expanded(
     search: Search,
     levels: range,
     tree: Tree | None,
@@ -122,12 +82,12 @@ def evaluated(
     depths: jax.Array,
     parents: jax.Array,
     paths: jax.Array,
-    codes: jax.Array,
+    tokens: jax.Array,
     states: Any,
     log_probs: jax.Array,
     outputs: tuple,
 ) -> Prefixes:
-    """Prefixes `[B, n]` that the model has just evaluated, to be appended to the tree.
+    """New prefixes `[B, n]` with their scores and their children, to be appended to the tree.
 
     Args:
         search: the search.
@@ -136,7 +96,7 @@ def evaluated(
         depths: of the prefixes; like `parents`, `log_probs` `[B, n]`.
         parents: see `Prefixes`.
         paths: `[B, n, S]`.
-        codes: `[B, n, S]`.
+        tokens: `[B, n, S]`.
         states: the source's.
         log_probs: see `Prefixes`.
         outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
@@ -144,63 +104,65 @@ def evaluated(
     logits, hidden, stored = outputs
     logits = logits.astype(jnp.float32)
     if search.over_children:
-        chances = _over_children(search, levels, states, depths, logits)
+        distributions = _over_children(search, levels, states, depths, logits)
     else:
-        chances = softmax(logits, search.inverse)
+        distributions = softmax(logits, search.inverse)
     values = _values(search, levels, tree, depths, paths, hidden)
-    nan = chances.nan | jnp.isnan(values)
-    ways, exist, sizes = _continuations(search, levels, states, depths)
+    nan = distributions.nan | jnp.isnan(values)
+    child_tokens, exist, sizes = _continuations(search, levels, states, depths)
     exist &= ~nan[..., None]  # Nothing follows where nothing is known.
     lone = search.over_children & (sizes == 1)
-    ends = exist & (lone | (depths == search.longest)[..., None])
-    logits = logits_of(logits, ways)
-    turns, _ = conditionals(logits, exist, search.inverse)
-    entropies = -jnp.where(exist, jnp.exp(turns) * turns, 0.0).sum(-1)
-    grows = exist & ~ends
-    if search.options.sampling_temperature:
-        noise = _noise(search.key, depths.shape, tree, ways.shape[-1])
-        turns = turns + search.options.sampling_temperature * noise
-    if search.options.crowding:
-        turns = turns - search.options.crowding * jnp.log(jnp.maximum(sizes, 1).astype(jnp.float32))
+    terminal = exist & (lone | (depths == search.longest)[..., None])
+    logits = logits_of(logits, child_tokens)
+    priority, _ = conditionals(logits, exist, search.inverse)
+    entropies = -jnp.where(exist, jnp.exp(priority) * priority, 0.0).sum(-1)
+    grows = exist & ~terminal
+    if search.config.sampling_temperature:
+        noise = _noise(search.key, depths.shape, tree, child_tokens.shape[-1])
+        priority = priority + search.config.sampling_temperature * noise
+    if search.config.crowding:
+        sizes = jnp.maximum(sizes, 1).astype(jnp.float32)
+        priority = priority - search.config.crowding * jnp.log(sizes)
     return Prefixes(
         depths=depths,
         parents=parents,
         paths=paths,
-        codes=codes,
+        tokens=tokens,
         log_probs=log_probs,
         values=jnp.where(nan, 0.0, jnp.clip(values, LOWEST, -LOWEST)),
         entropies=entropies,
         visits=jnp.zeros_like(depths),
         unexpanded=grows.sum(-1, dtype=jnp.int32),
-        ways=ways,
-        gains=jnp.where(exist, chances.of(logits), -jnp.inf),
-        ends=ends,
-        turns=jnp.where(grows, turns, -jnp.inf),
+        child_tokens=child_tokens,
+        child_log_probs=jnp.where(exist, distributions.of(logits), -jnp.inf),
+        terminal=terminal,
+        priority=jnp.where(grows, priority, -jnp.inf),
         states=states,
         hidden=hidden,
         stored=stored,
         nan=nan,
-        flawed=chances.flawed | ~jnp.isfinite(values),
+        flawed=distributions.flawed | ~jnp.isfinite(values),
     )
 
 
 def fitted(search: Search, block: Prefixes) -> Prefixes:
-    """A root with no more codes than the tree has places: those whose turn comes first, and the most probable ends."""
-    if block.ways.shape[-1] <= search.places:
+    """A root with no more children than the tree has places: those of the highest priority, the likeliest terminal."""
+    if block.child_tokens.shape[-1] <= search.places:
         return block
-    turns, of_turns = jax.lax.top_k(block.turns, search.places - search.root_ends)
-    ends, of_ends = jax.lax.top_k(jnp.where(block.ends, block.gains, -jnp.inf), search.root_ends)
-    kept = jnp.concatenate([turns, ends], axis=-1) > -jnp.inf
-    chosen = jnp.concatenate([of_turns, of_ends], axis=-1)
-    gains = jnp.take_along_axis(block.gains, chosen, axis=-1)
-    behind = jnp.arange(search.places) >= turns.shape[-1]
+    priority, to_try = jax.lax.top_k(block.priority, search.places - search.root_terminals)
+    of_terminal = jnp.where(block.terminal, block.child_log_probs, -jnp.inf)
+    terminal, likeliest = jax.lax.top_k(of_terminal, search.root_terminals)
+    kept = jnp.concatenate([priority, terminal], axis=-1) > -jnp.inf
+    chosen = jnp.concatenate([to_try, likeliest], axis=-1)
+    log_probs = jnp.take_along_axis(block.child_log_probs, chosen, axis=-1)
+    behind = jnp.arange(search.places) >= priority.shape[-1]
     return dataclasses.replace(
         block,
-        unexpanded=(turns > -jnp.inf).sum(-1, dtype=jnp.int32),
-        ways=jnp.take_along_axis(block.ways, chosen, axis=-1),
-        gains=jnp.where(kept, gains, -jnp.inf),
-        ends=kept & behind,
-        turns=jnp.concatenate([turns, jnp.full_like(ends, -jnp.inf)], axis=-1),
+        unexpanded=(priority > -jnp.inf).sum(-1, dtype=jnp.int32),
+        child_tokens=jnp.take_along_axis(block.child_tokens, chosen, axis=-1),
+        child_log_probs=jnp.where(kept, log_probs, -jnp.inf),
+        terminal=kept & behind,
+        priority=jnp.concatenate([priority, jnp.full_like(terminal, -jnp.inf)], axis=-1),
     )
 
 
@@ -212,7 +174,7 @@ def _continuations(
     Numbers of items are 0 where nothing depends on them.
     """
     shape = (*depths.shape, search.fan_out(levels))
-    ways = sizes = jnp.zeros(shape, jnp.int32)
+    child_tokens = sizes = jnp.zeros(shape, jnp.int32)
     exist = jnp.zeros(shape, bool)
 
     def fit(listed: jax.Array) -> jax.Array:
@@ -225,11 +187,11 @@ def _continuations(
     for depth, here in each_level(search.source, levels, depths):
         of_depth = emptied(states, here)
         tokens, there = search.source.continuations(depth, of_depth)
-        ways = jnp.where(here[..., None], fit(tokens), ways)
+        child_tokens = jnp.where(here[..., None], fit(tokens), child_tokens)
         exist |= fit(there) & here[..., None]
-        if search.over_children or search.options.crowding:
+        if search.over_children or search.config.crowding:
             sizes += fit(search.source.sizes(depth, of_depth))
-    return ways, exist, sizes
+    return child_tokens, exist, sizes
 
 
 def each_level(
@@ -239,7 +201,7 @@ def each_level(
 
     One by one no prefix scans more slots than its level has; but every level makes the program longer.
     """
-    first = max(levels.start, source.scanned)
+    first = max(levels.start, source.scan_depth)
     if levels.stop - first <= MANY:
         first = levels.stop
     for depth in range(levels.start, first):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gr.decoding.candidates import SearchTree
 
-ROOT = 0  # The number of the empty prefix.
+EMPTY_PREFIX = 0  # Its number.
 
 
 @jax.tree_util.register_dataclass
@@ -16,29 +16,30 @@ ROOT = 0  # The number of the empty prefix.
 class Prefixes:
     """What is kept of each prefix that was evaluated, `[B, C]` or `[B, C, ...]`.
 
-    Letters: L code depth, S = L - 1, the depth of the longest prefixes; K places for the codes that may follow.
+    Letters: L code depth, S = L - 1, the depth of the longest prefixes; K places for a prefix's children.
     """
 
     depths: jax.Array  # int32, 0..S.
     parents: jax.Array  # int32.
-    paths: (
-        jax.Array
-    )  # [B, C, S] int32: number of the prefix of t codes at place t, 0 beyond its own depth.
-    codes: jax.Array  # [B, C, S] int32: its tokens; 0 beyond its depth.
+    # [B, C, S] int32: number of the prefix of t codes at place t; 0 beyond its own depth.
+    paths: jax.Array
+    tokens: jax.Array  # [B, C, S] int32; 0 beyond its depth.
     log_probs: jax.Array  # Of all its codes.
     values: jax.Array  # V.
     entropies: jax.Array  # H.
     visits: jax.Array  # int32: N, prefixes below it.
-    unexpanded: jax.Array  # int32: codes that may follow, do not end anything, and were not tried.
-    ways: jax.Array  # [B, C, K] int32: tokens that may follow.
-    gains: jax.Array  # [B, C, K]: their log-probabilities; -inf where there is none.
-    ends: jax.Array  # [B, C, K] bool: those behind which one semantic ID is left, at no cost.
-    turns: jax.Array  # [B, C, K]: the largest is tried next; -inf where none is left to be tried.
+    unexpanded: jax.Array  # int32: children that are neither terminal nor in the tree yet.
+    child_tokens: jax.Array  # [B, C, K] int32: tokens that may follow.
+    child_log_probs: jax.Array  # [B, C, K]: their log-probabilities; -inf where there is none.
+    terminal: jax.Array  # [B, C, K] bool: children that lead to one semantic ID, at no cost.
+    priority: (
+        jax.Array
+    )  # [B, C, K]: the child with the largest is tried next; -inf: tried, or not to be tried.
     states: Any  # The source's.
     hidden: jax.Array  # [B, C, D].
     stored: Any  # The backbone's.
-    nan: jax.Array  # [B, C] bool: whether there was NaN in what the model said of it.
-    flawed: jax.Array  # [B, C] bool: whether there was NaN, +inf, or a value that is infinite.
+    nan: jax.Array  # [B, C] bool: whether its logits or its value were NaN.
+    flawed: jax.Array  # [B, C] bool: whether there was NaN, a logit of +inf, or an infinite value.
 
 
 @jax.tree_util.register_dataclass
@@ -56,20 +57,20 @@ class Tree:
 
 
 def empty(block: Prefixes, capacity: int, places: int) -> Tree:
-    """A tree without prefixes, with room for `capacity` like those of the block, and for `places` codes behind each."""
+    """A tree without prefixes, with room for `capacity` like those of the block, and for `places` children of each."""
 
     def room(part: jax.Array, fill: Any = 0) -> jax.Array:
         return jnp.full((len(part), capacity, *part.shape[2:]), fill, part.dtype)
 
-    def room_for_codes(part: jax.Array, fill: Any = 0) -> jax.Array:
+    def room_for_children(part: jax.Array, fill: Any = 0) -> jax.Array:
         return jnp.full((len(part), capacity, places), fill, part.dtype)
 
     prefixes = dataclasses.replace(
         jax.tree.map(room, block),
-        ways=room_for_codes(block.ways),
-        gains=room_for_codes(block.gains, -jnp.inf),
-        ends=room_for_codes(block.ends),
-        turns=room_for_codes(block.turns, -jnp.inf),
+        child_tokens=room_for_children(block.child_tokens),
+        child_log_probs=room_for_children(block.child_log_probs, -jnp.inf),
+        terminal=room_for_children(block.terminal),
+        priority=room_for_children(block.priority, -jnp.inf),
     )
     return Tree(prefixes, jnp.zeros(len(block.depths), jnp.int32))
 
@@ -77,7 +78,7 @@ def empty(block: Prefixes, capacity: int, places: int) -> Tree:
 def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
     """The tree with a block of prefixes `[B, n]`, those that `exist [B, n]` coming first; there must be room for n.
 
-    The block may have fewer places for codes than the tree.
+    The block may have fewer places for children than the tree.
     """
 
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:
@@ -105,13 +106,13 @@ def can_grow(tree: Tree, limit: int) -> jax.Array:
     return (tree.size < limit) & (tree.prefixes.unexpanded > 0).any(axis=1)
 
 
-def published(tree: Tree, limit: int) -> SearchTree:
-    """What is of interest to others."""
+def public_view(tree: Tree, limit: int) -> SearchTree:
+    """The public view of the tree."""
     prefixes, exist = tree.prefixes, tree.exist
     last = jnp.maximum(prefixes.depths - 1, 0)[..., None]
     tokens = jnp.zeros_like(prefixes.depths)
-    if prefixes.codes.shape[-1]:
-        tokens = jnp.take_along_axis(prefixes.codes, last, axis=-1)[..., 0]
+    if prefixes.tokens.shape[-1]:
+        tokens = jnp.take_along_axis(prefixes.tokens, last, axis=-1)[..., 0]
     fields = {
         "parents": prefixes.parents,
         "tokens": tokens,

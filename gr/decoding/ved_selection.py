@@ -1,0 +1,184 @@
+"""Where the tree of a value-guided search grows: rules that choose prefixes, and which of their children to try."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr.decoding.top_k import split, top_k
+from gr.decoding.ved_config import VedConfig
+from gr.decoding.ved_tree import EMPTY_PREFIX, Tree, rows
+
+MANY = 8  # More levels than these are handled in a loop, or all at once, lest the program grow with them.
+# By so much a prefix may be worse than the mean of its depth: rounding decides nothing.
+_SLACK = 1e-6
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Children to be tried, `[B, n]` each, those that exist coming first."""
+
+    parents: jax.Array  # int32: numbers of the prefixes that grow.
+    places: jax.Array  # int32: which of their children.
+    exist: jax.Array  # bool.
+
+
+def mark_tried(tree: Tree, choice: Choice) -> Tree:
+    """The tree in which these children were tried, each of them a visit of every prefix above it."""
+    prefixes, user = tree.prefixes, jnp.arange(len(tree.size))[:, None]
+    # What does not exist is written beside the tree.
+    parents = jnp.where(choice.exist, choice.parents, prefixes.depths.shape[1])
+    more = choice.exist.astype(jnp.int32)
+    levels = jnp.arange(prefixes.paths.shape[-1])
+    above = levels <= rows(prefixes.depths, choice.parents)[..., None]
+    visits = prefixes.visits.at[user[..., None], rows(prefixes.paths, choice.parents)].add(
+        more[..., None] * above
+    )
+    return dataclasses.replace(
+        tree,
+        prefixes=dataclasses.replace(
+            prefixes,
+            priority=prefixes.priority.at[user, parents, choice.places].set(-jnp.inf, mode="drop"),
+            unexpanded=prefixes.unexpanded.at[user, parents].add(-more, mode="drop"),
+            visits=visits,
+        ),
+    )
+
+
+def beam(tree: Tree, depth: int | jax.Array, count: int) -> tuple[Tree, Choice]:
+    """A step of a beam search: the `count` most probable children of the prefixes of one depth."""
+    prefixes = tree.prefixes
+    scores = prefixes.log_probs[..., None] + prefixes.child_log_probs
+    here = (tree.exist & (prefixes.depths == depth))[..., None] & (prefixes.priority > -jnp.inf)
+    choice = _largest(jnp.where(here, scores, -jnp.inf), count)
+    return mark_tried(tree, choice), choice
+
+
+def best_first(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
+    """The children `a` of all prefixes `s` with the highest V(s) + lambda H(s) + beta bonus(s) + rho log pi(s, a).
+
+    In place of the child's log-probability stands its priority, with noise and crowding if there are any. V = 0,
+    lambda = beta = 0 leave the search of the most probable prefixes. The W children of a user are chosen at once.
+    """
+    prefixes = tree.prefixes
+    merit = _merits(tree, config.entropy_weight)
+    if config.exploration:
+        merit = merit + config.exploration * _bonus(prefixes.visits)
+    priority = jnp.where(tree.exist[..., None], prefixes.priority, -jnp.inf)
+    log_probs = prefixes.log_probs[..., None] + priority
+    choice = _largest(merit[..., None] + config.prior_weight * log_probs, config.width)
+    there = jnp.arange(choice.exist.shape[1]) < (config.max_prefixes - tree.size)[:, None]
+    choice = dataclasses.replace(choice, exist=choice.exist & there)
+    return mark_tried(tree, choice), choice
+
+
+def _largest(priority: jax.Array, count: int) -> Choice:
+    """The `count` children of the highest priority `[B, C, K]`, which is -inf where there is none."""
+    flat = jax.lax.collapse(priority, 1)
+    best, chosen = top_k(flat, min(count, flat.shape[1]))
+    return Choice(*split(chosen, priority.shape[-1]), best > -jnp.inf)
+
+
+def descent(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
+    """Descents from the root by U(s) = G(s) + beta sqrt(ln(N(root) + 1) / (N(s) + 1)), as published.
+
+    W choices a user one after another, each of which sees the visits of those before and tries another child.
+
+    Returns:
+        The tree in which the children are marked as tried, and the visits counted; and the choice.
+    """
+    prefixes = tree.prefixes
+    merit = _merits(tree, config.entropy_weight, config.prior_weight)
+    gate = merit >= _means(tree, merit) - _SLACK
+    step = functools.partial(_descend, tree, config, merit, gate)
+    carry = (prefixes.priority, prefixes.unexpanded, prefixes.visits, tree.size)
+    carry, chosen = jax.lax.scan(step, carry, None, length=config.width)
+    priority, unexpanded, visits, _ = carry
+    prefixes = dataclasses.replace(
+        prefixes, priority=priority, unexpanded=unexpanded, visits=visits
+    )
+    return dataclasses.replace(tree, prefixes=prefixes), Choice(*(x.T for x in chosen))
+
+
+def _descend(
+    tree: Tree,
+    config: VedConfig,
+    merit: jax.Array,
+    gate: jax.Array,
+    carry: tuple[jax.Array, ...],
+    _: None,
+) -> tuple[tuple, tuple]:
+    """One descent of each user."""
+    prefixes, user = tree.prefixes, jnp.arange(len(merit))
+    levels = prefixes.paths.shape[-1]
+    priority, unexpanded, visits, size = carry
+    # Where growth is allowed; where no prefix is good enough, the budget is not wasted.
+    fit = (unexpanded > 0) & gate
+    fit = jnp.where(fit.any(axis=1, keepdims=True), fit, unexpanded > 0)
+    # Prefixes with such a one at or below them. Places of a path beyond its depth name the root, which is above.
+    below = jnp.zeros_like(fit).at[user[:, None, None], prefixes.paths].max(fit[..., None])
+    upper = merit + config.exploration * _bonus(visits)  # U.
+
+    def down(_: int, node: jax.Array) -> jax.Array:
+        onward = (prefixes.parents == node[:, None]) & below
+        onward = onward.at[:, EMPTY_PREFIX].set(False)  # It is nobody's child.
+        among = jnp.where(onward, upper, -jnp.inf)
+        child = jnp.argmax(among, axis=1).astype(jnp.int32)
+        stays = fit[user, node] & (upper[user, node] >= among[user, child])
+        return jnp.where(stays | ~onward.any(axis=1), node, child)
+
+    node = repeated(down, levels - 1, jnp.full(len(user), EMPTY_PREFIX, jnp.int32))
+    there = (size < config.max_prefixes) & below[:, EMPTY_PREFIX]
+    place = jnp.argmax(priority[user, node], axis=1).astype(jnp.int32)
+    tried = jnp.where(there, -jnp.inf, priority[user, node, place])
+    more = there.astype(jnp.int32)
+    path = jnp.where(
+        jnp.arange(levels) <= prefixes.depths[user, node][:, None],
+        prefixes.paths[user, node],
+        -1,
+    )
+    on_path = (path[:, None, :] == jnp.arange(visits.shape[1])[:, None]).any(-1)
+    carry = (
+        priority.at[user, node, place].set(tried),
+        unexpanded.at[user, node].add(-more),
+        visits + on_path * more[:, None],
+        size + more,
+    )
+    return carry, (node, place, there)
+
+
+def _merits(tree: Tree, entropy_weight: float, prior_weight: float = 0.0) -> jax.Array:
+    """G `[B, C]`."""
+    prefixes = tree.prefixes
+    merit = prefixes.values + entropy_weight * prefixes.entropies
+    return merit + prior_weight * prefixes.log_probs if prior_weight else merit
+
+
+def _bonus(visits: jax.Array) -> jax.Array:
+    """The exploration bonus of prefixes visited so often, `[B, C]`."""
+    return jnp.sqrt(jnp.log(visits[:, :1] + 1.0) / (visits + 1.0))
+
+
+def _means(tree: Tree, merit: jax.Array) -> jax.Array:
+    """For each prefix the mean merit of all of its user's prefixes of its depth, `[B, C]`."""
+
+    def with_depth(depth: int | jax.Array, means: jax.Array) -> jax.Array:
+        here = tree.exist & (tree.prefixes.depths == depth)
+        total = jnp.where(here, merit, 0.0).sum(axis=1, keepdims=True)
+        count = here.sum(axis=1, keepdims=True)
+        return jnp.where(here, total / jnp.maximum(count, 1), means)
+
+    return repeated(with_depth, tree.prefixes.paths.shape[-1], jnp.zeros_like(merit))
+
+
+def repeated(step: Callable[[Any, Any], Any], count: int, carry: Any) -> Any:
+    """`carry = step(i, carry)` for i = 0, 1, ..., `count` - 1; a few steps one after another, many in a loop."""
+    if count > MANY:
+        return jax.lax.fori_loop(0, count, step, carry)
+    for place in range(count):
+        carry = step(place, carry)
+    return carry

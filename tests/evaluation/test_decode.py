@@ -175,7 +175,7 @@ def test_seen_items_are_never_decoded_also_those_beyond_what_the_model_sees():
         assert user not in favourites or favourites[user] in history
 
 
-@pytest.mark.parametrize("name", ["sample", "ved_descent"])
+@pytest.mark.parametrize("name", ["sample", "ved"])
 def test_any_search_scores_the_targets_alike_and_only_beam_search_has_a_beam(name):
     config = equal_budget(PRESETS[name], 2 * BEAMS, LENGTH)
     found = decode(make_sequences(), last_items(), config=config, key=jax.random.key(0))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from gr.runs.config_checks import ConfigError
 from ml_collections import ConfigDict
 
 from gr.runs.compare import Job, flattened, jobs, settings, study_of_files

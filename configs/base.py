@@ -42,7 +42,7 @@ def base_config() -> ConfigDict:
     c.semantic_ids.min_perplexity = 0.1
     c.semantic_ids.seed = 0
 
-    # Backbones, at the reference sizes of methods, section 3.
+    # Backbones, at the reference sizes of docs/methods.md, section 3.
     c.encoder_decoder = ConfigDict()
     c.encoder_decoder.d_model = 128
     c.encoder_decoder.num_heads = 6

@@ -1,4 +1,4 @@
-"""Exact trie-constrained beam search, compiled as one program over any backbone (methods, section 2)."""
+"""Exact trie-constrained beam search, compiled as one program over any backbone (docs/methods.md, section 2)."""
 
 import dataclasses
 import functools

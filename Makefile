@@ -8,6 +8,8 @@ WORKERS ?= 2
 # What `make test-oldest` runs: trie, searches, losses, training, checkpoints and one whole run.
 OLDEST_TESTS ?= tests/trie tests/decoding/test_beam.py tests/decoding/test_sampling.py tests/losses \
 	tests/models tests/training tests/experiments/test_mains.py
+# A file stays with one worker, and files begin in the order of tests/conftest.py.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
@@ -18,11 +20,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR) --split=test
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 # The oldest release of each dependency that setup.py allows, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
-	$(VENV)-oldest/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(OLDEST_TESTS)
+	$(VENV)-oldest/bin/python -m pytest -q $(PARALLEL) $(OLDEST_TESTS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.18",
     "pytest>=8.0",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "ruff>=0.6",
     "setuptools>=70.1",  # Builds the wheel that is tested.
     *NOTEBOOKS,

@@ -1,13 +1,13 @@
 """A small study, typed as a user types it: run, looked at again, with a variant that fails."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mains import ENVIRONMENT
 from ml_collections import ConfigDict
 
 from gr.runs.compare import Job, flattened, jobs, settings, study_of_files
@@ -21,15 +21,17 @@ from configs.synthetic import get_config as base
 def get_config():
     c = base()
     c.name = "tiny"
-    c.data.options.num_users, c.data.options.num_items = 120, 50
+    # As in tests/mains.py, whose runs then share compiled programs with these.
+    c.data.options.num_users, c.data.options.num_items = 150, 60
     c.data.options.mean_length = 8.0
     c.data.num_buckets = 1
     c.semantic_ids.num_levels, c.semantic_ids.codebook_size = 2, 8
     c.backbone = "decoder_only"
     c.decoder_only.d_model, c.decoder_only.num_heads = 16, 2
     c.decoder_only.d_ff, c.decoder_only.num_layers = 16, 1
-    c.training.num_epochs = 1
-    c.decoding.batch_size = 128
+    c.training.num_epochs = 2
+    c.training.eval_every_epochs = 1.0
+    c.decoding.batch_size = 64
     CHANGE
     return c
 """
@@ -44,12 +46,7 @@ def compare(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "experiments.compare", *arguments, f"--workdir={folder}/study"],
         cwd=ROOT,
-        # What is compiled is hardly run.
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        },
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,

@@ -5,9 +5,10 @@ WORKDIR ?= runs/ml100k
 CONFIG ?= configs/ml100k.py
 # Tests at once; compiling, which takes most of the time, uses one core.
 WORKERS ?= 2
-# What `make test-oldest` runs: trie, searches, losses, training, checkpoints and one whole run.
-OLDEST_TESTS ?= tests/trie tests/decoding/test_beam.py tests/decoding/test_sampling.py tests/losses \
-	tests/models tests/training tests/experiments/test_mains.py
+# What `make test-oldest` runs: a part of each room, and whole runs by the commands.
+OLDEST_TESTS ?= tests/test_wheel.py tests/trie/test_files.py tests/trie/test_index.py tests/losses/test_token.py \
+	tests/losses/test_prefix.py tests/models/test_layers.py tests/decoding/test_configured.py \
+	tests/training/test_checkpoints.py tests/training/test_train_step.py tests/experiments/test_mains.py
 # A file stays with one worker, and files begin in the order of tests/conftest.py.
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin

@@ -6,9 +6,24 @@ is imported when it is first used: `import gr` alone takes no time.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gr.errors import GrError
+
+if TYPE_CHECKING:  # What `__getattr__` gives, with its types.
+    from gr import (  # noqa: F401
+        data,
+        decoding,
+        evaluation,
+        losses,
+        models,
+        reports,
+        rl,
+        runs,
+        semantic_ids,
+        training,
+        trie,
+    )
 
 __version__ = "0.2.0"
 

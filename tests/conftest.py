@@ -1,12 +1,53 @@
-"""Makes `oracles` importable from every test folder; fixtures of several folders."""
+"""Compiled programs that all processes of a run share; fixtures of several folders."""
 
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import venv
 from pathlib import Path
 
-import jax
-import pytest
+# Set before JAX is imported, and inherited: by the workers of pytest-xdist and by the commands that tests start. Two
+# processes may write the same program; one that is cut off is compiled again by whoever reads it.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="gr_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-sys.path.insert(0, str(Path(__file__).parent))
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+# A minute and more each. They begin first, so that no worker is left with one of them at the end.
+SLOWEST = (
+    "runs/test_rl.py",
+    "experiments/test_mains.py",
+    "runs/test_compare.py",
+    "decoding/test_extreme_logits.py",
+    "experiments/test_benchmarks.py",
+    "rl/test_policy_step.py",
+    "decoding/test_sharded.py",
+    "decoding/test_ved.py",
+    "training/test_pairwise.py",
+    "evaluation/test_searches.py",
+    "trie/test_overlay.py",
+    "test_notebooks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the slowest files first, each as a whole; the others keep their order."""
+    place = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_unconfigure():
+    """The process that made the folder, which outlives its workers, removes it."""
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +65,55 @@ def drop_compiled_programs():
     """Compiled programs hold mappings of memory, of which Linux grants a process 65,530; thousands of them add up."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of what there is of the repository."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("gr", "experiments", "configs", "notebooks", "docs"):
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "figures")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed_python(wheel, tmp_path_factory):
+    """A function that runs Python where the wheel is installed and no repository is: `(*arguments) -> what it printed`.
+
+    The environment is fresh but for the dependencies, which are those of the running one.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", symlinks=True)
+    (python,) = (folder / "venv").glob("*/python")
+    pip("--python", python, "install", "--no-deps", "--no-index", wheel)
+    (site,) = (folder / "venv").glob("lib/*/site-packages")
+    # Paths in a .pth file are searched last, and .pth files found there are not read: an editable install of this
+    # repository in the running environment stays unseen.
+    (site / "dependencies.pth").write_text(str(Path(np.__file__).parents[1]) + "\n")
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments):
+        done = subprocess.run(
+            [python, *map(str, arguments)],
+            cwd=folder,
+            env={**outside, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def pip(*arguments):
+    """Runs pip, without a network."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

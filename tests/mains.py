@@ -25,8 +25,16 @@ TINY = [
 ]
 
 
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # What is compiled is hardly run.
+    "PYTHONPATH": str(ROOT),
+}
+
+
 def run(module, *arguments, check=True, cwd=ROOT, platforms="cpu"):
-    environment = {**os.environ, "JAX_PLATFORMS": platforms, "PYTHONPATH": str(ROOT)}
+    environment = ENVIRONMENT | {"JAX_PLATFORMS": platforms}
     if cwd != ROOT:
         environment.pop("GR_DATA", None)  # As a newcomer has it.
     done = subprocess.run(

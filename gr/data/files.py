@@ -9,7 +9,6 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
@@ -72,7 +71,7 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def open_bytes(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """Opens a file for reading as in `reading`, unpacking gzip whatever the file is called.
 
     Raises:

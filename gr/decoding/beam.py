@@ -1,4 +1,4 @@
-"""Exact trie-constrained beam search, compiled as one program over any backbone (methods, section 2)."""
+"""Exact trie-constrained beam search, compiled as one program over any backbone (docs/methods.md, section 2)."""
 
 import dataclasses
 import functools
@@ -199,7 +199,7 @@ def _follow(
             for x in (more[0].largest, more[0].log_total, more[1])
         ]
         steps = np.repeat(np.arange(first + 1, first + count), rest.shape[-1])
-        seen.append((Softmax(*beside[:2], inverse), beside[2], steps))
+        seen.append((Softmax(beside[0], beside[1], inverse), beside[2], steps))
     else:
         for place in range(1, count):
             (log_probs, cache), more = step((log_probs, cache), (rest[place - 1], rest[place]))

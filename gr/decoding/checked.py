@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.models import Backbone
 from gr.trie.constraints import constraints_of
 
 METHODS = ("prefill", "step", "reorder")
@@ -42,7 +41,7 @@ def check_methods(backbone: Any, methods: tuple[str, ...] = METHODS) -> None:
 class Checked:
     """A backbone for a search over an index of `vocab_size` tokens; costs nothing once compiled."""
 
-    backbone: Backbone
+    backbone: Any  # A `Backbone`; of a tree search, a `TreeBackbone`.
     vocab_size: int
     with_hidden: bool = False  # Whether hidden states are needed too.
 

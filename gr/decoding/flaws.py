@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.candidates import Candidates, Draws, SearchTree
+from gr.decoding.candidates import Candidates, Draws
 from gr.decoding.softmax import Softmax
 
 
@@ -61,7 +61,7 @@ class Flaws:
         if tree is not None:
             parts = ("log_probs", "values", "entropies")
             parts = {name: unknown(getattr(tree, name)) for name in parts}
-            tree: SearchTree = dataclasses.replace(tree, **parts)
+            tree = dataclasses.replace(tree, **parts)
         return dataclasses.replace(
             found,
             tokens=none(found.tokens),

@@ -1,4 +1,4 @@
-"""VED, value-guided efficient decoding: a tree search with a budget (V-STAR, arXiv 2602.10699; methods, section 5).
+"""VED, value-guided efficient decoding: a tree search with a budget (V-STAR; docs/methods.md, section 5).
 
 What costs is giving the model a token: the budget counts that, and every prefix of 1..L - 1 codes in the tree is one.
 The paper leaves several things open; here they are decided as follows.

@@ -1,4 +1,4 @@
-"""The decoder-only backbone: Llama style, with rotary positions, SwiGLU and RMS norm (methods, section 3)."""
+"""The decoder-only backbone: Llama style, with rotary positions, SwiGLU and RMS norm (docs/methods.md, section 3)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The encoder-decoder backbone: TIGER's T5, with relative position bias and RMS norm (methods, section 3)."""
+"""The encoder-decoder backbone: TIGER's T5, with relative position bias and RMS norm (docs/methods.md, section 3)."""
 
 import jax
 import jax.numpy as jnp

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gr.data.files import write_atomically
 from gr.evaluation import Compared
@@ -42,7 +43,7 @@ class Comparison:
     users: int
     targets_seen: int  # Users whose target is in their history.
     num_beams: int
-    versions: Sequence[Mapping[str, object]]  # Those of the runs, each once.
+    versions: Sequence[Mapping[str, Any]]  # Those of the runs, each once.
     configs: Mapping[str, Mapping]  # Label -> resolved configuration of its first run.
     command: str  # That made this comparison.
     date: str

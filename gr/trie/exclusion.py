@@ -29,7 +29,7 @@ class ExcludeItems:
 
     # [B, S] item numbers of any integer type, `NO_ITEM`-padded; repeats do no harm. Or a list of items for each user,
     # of any length.
-    items: jax.Array | Sequence[Sequence[int]]
+    items: jax.Array | np.ndarray | Sequence[Sequence[int]]
 
     def __post_init__(self):
         # Lists become an array at once: `jit` would take them apart. Types and shapes are checked where items are used,

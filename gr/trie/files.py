@@ -41,7 +41,7 @@ def write_index(path: str | os.PathLike[str], fields: dict[str, Any]) -> None:
     described = {
         name: _describe(value, arrays) for name, value in fields.items() if name != "layout"
     }
-    header = {
+    header: dict[str, Any] = {
         "version": VERSION,
         "layout": dataclasses.asdict(fields["layout"]),
         "fields": described,

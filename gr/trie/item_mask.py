@@ -47,7 +47,7 @@ class ItemMask:
         return ItemMask(live, index.fingerprint, index.layout, per_user)
 
     @staticmethod
-    def allow(index: TrieIndex, items: jax.Array) -> "ItemMask":
+    def allow(index: TrieIndex, items: jax.Array | np.ndarray) -> "ItemMask":
         """Only these items are allowed.
 
         Args:
@@ -61,7 +61,7 @@ class ItemMask:
         return ItemMask.build(index, _membership(index, items))
 
     @staticmethod
-    def deny(index: TrieIndex, items: jax.Array) -> "ItemMask":
+    def deny(index: TrieIndex, items: jax.Array | np.ndarray) -> "ItemMask":
         """All but these items are allowed; see `allow`."""
         _check_maskable(index)
         return ItemMask.build(index, ~_membership(index, items))

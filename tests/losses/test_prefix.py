@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from gr.losses import (
 )
 from gr.losses.prefix import distinct_negatives
 from gr.trie import TrieIndex, walk
+
+LAYOUT = tries.roomy_layout(tries.MIXES[1])  # One for all sets, so that they share a program.
 
 
 def test_pointwise_by_hand():
@@ -77,9 +80,9 @@ def plain_pairwise(target_logp, negative_logp, targets, negatives, num_nodes, ta
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 2.0]))
 def test_pairwise_equals_loops_over_prefixes(seed, tau):
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, 3, (30, 3))
-    index = TrieIndex.build(tokens, 3)
-    targets, negatives = tokens[rng.integers(0, 30, 4)], tokens[rng.integers(0, 30, (4, 9))]
+    tokens = tries.random_tokens(rng, tries.MAX_ITEMS)
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=LAYOUT)
+    targets, negatives = (tokens[rng.integers(0, len(tokens), n)] for n in (4, (4, 9)))
     target_logp, negative_logp = -rng.exponential(size=(4, 3)), -rng.exponential(size=(4, 9, 3))
     found = pairwise_prefix_losses(
         jnp.asarray(target_logp),

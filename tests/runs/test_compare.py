@@ -1,16 +1,20 @@
 """A small study, typed as a user types it: run, looked at again, with a variant that fails."""
 
+import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
+from mains import ENVIRONMENT
 
-from gr.runs.compare import Job, flattened, jobs, settings, study_of_files
+from experiments.compare import study_of_files
+from experiments.config_files import study_of
+from gr.runs import ConfigError, Experiment
+from gr.runs.compare import Job, jobs_of, settings
+from gr.runs.experiment import flattened
 from gr.training import TrainingError, save_run_info
 
 ROOT = Path(__file__).parents[2]
@@ -20,15 +24,17 @@ from configs.synthetic import get_config as base
 def get_config():
     c = base()
     c.name = "tiny"
-    c.data.options.num_users, c.data.options.num_items = 120, 50
+    # As in tests/mains.py, whose runs then share compiled programs with these.
+    c.data.options.num_users, c.data.options.num_items = 150, 60
     c.data.options.mean_length = 8.0
     c.data.num_buckets = 1
     c.semantic_ids.num_levels, c.semantic_ids.codebook_size = 2, 8
     c.backbone = "decoder_only"
     c.decoder_only.d_model, c.decoder_only.num_heads = 16, 2
     c.decoder_only.d_ff, c.decoder_only.num_layers = 16, 1
-    c.training.num_epochs = 1
-    c.decoding.batch_size = 128
+    c.training.num_epochs = 2
+    c.training.eval_every_epochs = 1.0
+    c.decoding.batch_size = 64
     CHANGE
     return c
 """
@@ -43,12 +49,7 @@ def compare(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "experiments.compare", *arguments, f"--workdir={folder}/study"],
         cwd=ROOT,
-        # What is compiled is hardly run.
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        },
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -122,19 +123,18 @@ def test_unknown_names_are_refused(study):
 
 
 def test_a_broken_file_of_ranks_is_named(tmp_path):
-    job = Job("a", "a, seed 0", 0, {}, str(tmp_path), "test", False)
+    job = Job("a", "a, seed 0", 0, Experiment(), str(tmp_path), "test", False)
     Path(job.ranks_path).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(TrainingError, match="ranks_test.npz cannot be read .* delete it"):
         job.ranks()
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
-    config = {"seed": 0, "loss": {"name": "ce"}}
-    save_run_info(tmp_path, config)
+    config = Experiment()
+    save_run_info(tmp_path, config.to_dict())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)  # The run has begun.
-    job = Job(
-        "a", "a, seed 0", 0, {"seed": 0, "loss": {"name": "msl"}}, str(tmp_path), "test", False
-    )
+    other = config.override({"loss.name": "msl"})
+    job = Job("a", "a, seed 0", 0, other, str(tmp_path), "test", False)
     with pytest.raises(TrainingError, match="loss.name was 'ce' and is 'msl'"):
         job.check()
     Job("a", "a, seed 0", 0, config, str(tmp_path), "test", False).check()
@@ -145,23 +145,21 @@ def test_the_published_study_and_its_settings():
     from configs.office_apao_study import get_config as office
 
     for get_config, count in ((office, 12), (beauty, 4)):
-        config = get_config()
-        found = jobs(config, "runs", "test", data_dir="data")
-        assert len(found) == count and {job.config["data_dir"] for job in found} == {"data"}
+        study = study_of(get_config())
+        found = jobs_of(study, "runs", "test", data_dir="data")
+        assert len(found) == count and {job.config.data_dir for job in found} == {"data"}
         assert [job.seed for job in found] == sorted(job.seed for job in found)
-        labels = {name: config.labels[name] for name in config.variants}
+        labels = {name: study.labels[name] for name in study.variants}
         differ = settings([job for job in found if job.seed == 0], labels)
         assert all(field.startswith("loss.") for field in differ)
         assert differ["loss.name"] == {labels[name]: name for name in labels}
-    config = ConfigDict(config)
-    config.reference = "sgd"
     with pytest.raises(TrainingError, match="reference='sgd' is no variant; use one of"):
-        jobs(config, "runs", "test")
+        jobs_of(dataclasses.replace(study, reference="sgd"), "runs", "test")
 
 
 def test_configs_by_name(tmp_path):
     with pytest.raises(TrainingError, match="is not NAME=FILE"):
-        study_of_files({"configs/a.py": ""})
+        study_of_files(["configs/a.py"])
     with pytest.raises(ConfigError, match="missing.py: no such config file"):
-        study_of_files({"a": str(tmp_path / "missing.py")})
-    assert flattened({"a": {"b": 1, "c": {}}, "d": 2}) == {"a.b": 1, "a.c": {}, "d": 2}
+        study_of_files([f"a={tmp_path}/missing.py"])
+    assert dict(flattened({"a": {"b": 1, "c": {}}, "d": 2})) == {"a.b": 1, "a.c": {}, "d": 2}

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from mains import ROOT, TINY, run
+from mains import ENVIRONMENT, ROOT, TINY, run
 from toy_run import compilations
 
 from gr.data import load_sequences
@@ -106,7 +106,11 @@ def test_killed_and_resumed_equals_never_killed(supervised, trained, tmp_path):
         *(f"--workdir={tmp_path}", f"--config.init_from={supervised}"),
     ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 500
     while not list(tmp_path.glob("checkpoints/[2-6]")):

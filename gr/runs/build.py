@@ -38,8 +38,8 @@ from gr.models import (
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
-    ModelError,
     ValueHead,
+    load_backbone,
 )
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import LossConfig, TrainState, TrainStep, init_loss_state, item_token_table, make_optimizer, make_train_step, supervised_loss
@@ -55,13 +55,14 @@ def load_data(config: ConfigDict, workdir: str | os.PathLike[str]) -> Splits:
     """Reads the config's data and splits it; what must be fetched goes into `workdir/data`."""
     data = config.data
     options = _options(config)
-    if data.format == "synthetic":
+    own = ":" in data.format  # `module:name`, which may do without a path.
+    if data.format == "synthetic" or (own and not data.path):
         path = None
     elif data.format == "movielens_100k":
         path = Path(config.data_dir) if config.data_dir else Path(workdir) / "data"
     else:
         path = data_path(config, data.path)
-    if data.format not in ("synthetic", "movielens_100k"):
+    if data.format not in ("synthetic", "movielens_100k") and not own:
         options["skip_bad_rows"] = data.skip_bad_rows
     if data.format == "table":
         _look_at_columns(path, options)
@@ -200,8 +201,8 @@ def make_model(config: ConfigDict, semantic_ids: SemanticIds) -> nnx.Module:
         return EncoderDecoder(EncoderDecoderConfig(**sizes, **config.encoder_decoder), rngs=rngs)
     if config.backbone == "decoder_only":
         return DecoderOnly(DecoderOnlyConfig(**sizes, **config.decoder_only), rngs=rngs)
-    raise ModelError(
-        f"backbone={config.backbone!r} is unknown: use encoder_decoder or decoder_only"
+    return load_backbone(
+        config.backbone, ("encoder_decoder", "decoder_only"), **sizes, rngs=rngs
     )
 
 

@@ -1,9 +1,7 @@
 """From a config to the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
 import dataclasses
-import difflib
 import functools
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ from ml_collections import ConfigDict
 
 from gr.runs import build, keys
 from gr.rl import rewards as known_rewards
+from gr.fields import load_own
 from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
 from gr.decoding import SearchConfig
 from gr.losses import PolicyConfig
@@ -56,8 +55,8 @@ def make_reward(config: ConfigDict, environment: Environment) -> WeightedSum:
     """The weighted sum of the config's rewards.
 
     Raises:
-        TrainingError: for a name that is unknown, or as many weights as there are not names.
-        LossError: for a name of something else than a function, or a weight that is no finite number.
+        TrainingError: for a name that is unknown, or not that of a function, or as many weights as there are not names.
+        LossError: for a weight that is no finite number.
     """
     names, weights = config.reward.names, config.reward.weights
     if len(names) != len(weights) or not names:
@@ -91,17 +90,7 @@ def _reward(name: str, environment: Environment) -> Reward:
         return known_rewards.semantic(environment.item_vectors)
     if name in REWARDS:
         return getattr(known_rewards, name)
-    module, _, function = name.partition(":")
-    choices = f"use one of {', '.join(REWARDS)}, or module:function"
-    if not (module and function):
-        near = difflib.get_close_matches(name, REWARDS, 1)
-        meant = f"did you mean {near[0]!r}? Else " if near else ""
-        raise TrainingError(f"reward {name!r} is unknown: {meant}{choices}")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # A module of the user's may fail in any way.
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TrainingError(f"reward {name!r} is unknown ({said}): {choices}") from error
+    return load_own(name, "reward", REWARDS, TrainingError)
 
 
 def rollout_config(config: ConfigDict) -> RolloutConfig:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.fields import OneOf, load_own
 from gr.losses import (
     cross_entropy,
     group_token_log_probs,
@@ -23,6 +24,7 @@ from gr.losses import (
 from gr.losses.token import Metrics
 from gr.semantic_ids import PAD_TOKEN
 from gr.training.errors import TrainingError
+from gr.training.own_loss import load_loss
 from gr.training.places import draw_places
 from gr.trie import TrieIndex, walk
 
@@ -40,10 +42,17 @@ WEIGHTS = ("adaptive", "stateless", "uniform")
 class LossConfig:
     """What is minimised, and how.
 
+    A loss of your own is `module:name`, a function `(logits [..., L, V], tokens [..., L], weight [...], normaliser,
+    index) -> (loss [], metrics: name -> [])` of one batch. `weight` is 1 for a target and 0 for padding, whose logits
+    and tokens mean nothing; the loss is the weighted sum over targets divided by `normaliser`, as in `cross_entropy`;
+    `index` is the trie. The other fields have no part in it.
+
     Raises `TrainingError` for a name that is unknown or a number that cannot work.
     """
 
-    name: str = "ce"  # "ce", "msl" (masked softmax), or CE and prefix losses: see `LOSSES`.
+    name: str = (
+        "ce"  # "ce", "msl" (masked softmax), CE and prefix losses: see `LOSSES`; or "module:name".
+    )
     tau: float = 1.0  # Temperature: of MSL's logits, or of the prefix losses.
     beta: float = 0.3  # Weight of the prefix losses.
     eta: float = 1e-4  # Step size of their adaptive weights.
@@ -55,8 +64,8 @@ class LossConfig:
     pairwise_share: float = 0.0625
 
     def __post_init__(self):
-        if self.name not in LOSSES:
-            raise TrainingError(f"loss {self.name!r} is unknown; use one of {', '.join(LOSSES)}")
+        if self.is_own and not OneOf(LOSSES, or_own=True).holds(self.name):
+            load_own(self.name, "loss", LOSSES, TrainingError)  # Says what it may be.
         if self.weights not in WEIGHTS:
             raise TrainingError(
                 f"loss.weights={self.weights!r} is unknown; use one of {', '.join(WEIGHTS)}"
@@ -74,6 +83,11 @@ class LossConfig:
             raise TrainingError(f"loss.pairwise_share={self.pairwise_share} must lie in (0, 1]")
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is none of the library's."""
+        return self.name not in LOSSES
+
+    @property
     def has_prefixes(self) -> bool:
         """Whether prefixes have losses and weights of their own."""
         return self.name.startswith("apao_")
@@ -81,7 +95,7 @@ class LossConfig:
     @property
     def needs_trie(self) -> bool:
         """Whether the trie has a part in it."""
-        return self.name in ("msl", "apao_pairwise")
+        return self.is_own or self.name in ("msl", "apao_pairwise")
 
 
 def init_loss_state(loss: LossConfig, length: int) -> Any:
@@ -102,6 +116,7 @@ class SupervisedLoss:
     level: str = dataclasses.field(metadata={"static": True})
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
+    own: Any = None  # See `load_loss`; None for a loss of the library.
 
     def __call__(
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
@@ -119,6 +134,9 @@ class SupervisedLoss:
         else:
             items, weight = self.table[batch["items"]], batch["weight"][:, 1:]
             targets, logits = items[:, 1:], model.sequence_logits(items, key=key)
+        if self.own is not None:
+            value, metrics = self.own(logits, targets, weight, self.targets_per_batch, self.index)
+            return value, (jax.tree.map(jnp.asarray, dict(metrics)), loss_state)
         if loss.name == "msl":
             token_logp = masked_token_log_probs(logits, targets, self.index, loss.tau)
         else:
@@ -206,11 +224,12 @@ def supervised_loss(
         targets_per_batch: mean number of targets in a batch; the loss is divided by it, not by each batch's own
             number, so that every target counts the same.
         loss: which; None for cross-entropy.
-        index: the trie of the items, which MSL and the pairwise losses need.
+        index: the trie of the items, which MSL, the pairwise losses and a loss of your own need.
 
     Raises:
-        TrainingError: for an unknown level, a loss without the trie that it needs, or pairwise losses of semantic IDs
-            of one code, whose prefixes are the items themselves.
+        TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses of semantic IDs
+            of one code, whose prefixes are the items themselves, or a loss of your own that cannot be imported, traced
+            or differentiated.
     """
     if level not in LEVELS:
         raise TrainingError(f"training level {level!r} is unknown; use one of {', '.join(LEVELS)}")
@@ -227,6 +246,9 @@ def supervised_loss(
         level=level,
         targets_per_batch=float(targets_per_batch),
         config=loss,
+        own=load_loss(loss.name, LOSSES, index, leading=1 + (level == "user"))
+        if loss.is_own
+        else None,
     )
 
 

@@ -148,7 +148,8 @@ def load_own(
     close = did_you_mean(text, known.words)
     module, _, name = str(text).partition(":")
     if not (module and name):
-        raise error(f"{what} {text!r} is unknown{f'{close} Use' if close else '; use'} {known}")
+        choices = known if known.words else "module:name"
+        raise error(f"{what} {text!r} is unknown{f'{close} Use' if close else '; use'} {choices}")
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as reason:  # A module of the user's may fail in any way.

@@ -13,7 +13,6 @@ from scipy import sparse
 
 from gr.data.examples import Histories
 from gr.data.sequences import Splits
-from gr.fields import load_own
 from gr.evaluation.metrics import ndcg
 from gr.evaluation.popularity import popularity_order, training_counts, training_mask
 from gr.evaluation.rankings import (
@@ -27,6 +26,7 @@ from gr.evaluation.rankings import (
     rankings_of_lists,
     sid_depth,
 )
+from gr.fields import load_own
 
 _CHUNK = 2**20  # Entries of a padded or dense table held at once.
 

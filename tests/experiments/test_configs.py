@@ -387,7 +387,9 @@ def test_what_the_command_line_overrides_has_to_be_there():
 
 
 def test_an_unknown_backbone_is_refused(load):
-    with pytest.raises(ModelError, match="backbone='transformer' is unknown: use encoder_decoder"):
+    with pytest.raises(
+        ModelError, match="backbone 'transformer' is unknown; use one of encoder_de"
+    ):
         build.make_model(load("ml100k", "--config.backbone=transformer"), SEMANTIC_IDS)
 
 

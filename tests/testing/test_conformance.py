@@ -397,19 +397,26 @@ def test_what_is_no_pytree():
             return cls(*leaves[:-1], 1 * leaves[-1])
 
     @jax.tree_util.register_pytree_node_class
-    class Unhashable(Other):
+    class Unequal(Recurrent):
         def tree_flatten(self):
-            return (self.embedding, self.turn, self.head), {"size": 3}
+            return (self.embedding, self.turn, self.head), object()
 
         @classmethod
         def tree_unflatten(cls, unused, leaves):
             return cls(*leaves)
 
+    @jax.tree_util.register_pytree_node_class
+    class Broken(Unequal):
+        @classmethod
+        def tree_unflatten(cls, unused, leaves):
+            return cls(leaves)
+
     for model, message in (
         (Plain(), "Plain has no method prefill"),
         (Named(*PARAMS), r"Named.name is a leaf of the pytree and no array but a str"),
         (Other(*PARAMS), "Other is another pytree when it has been taken apart"),
-        (Unhashable(*PARAMS), "Unhashable is no pytree that can be taken apart.*unhashable type"),
+        (Unequal(*PARAMS), "Unequal is another pytree .* static fields must be equal"),
+        (Broken(*PARAMS), "Broken is no pytree that can be taken apart .*: TypeError: "),
     ):
         with pytest.raises(ConformanceError, match=message):
             check_backbone(model, HISTORY, INDEX)

@@ -104,7 +104,7 @@ def test_with_latest_and_assemble_a_tree_can_be_searched():
     )
     assert not hasattr(backbone_of(prefill, step, reorder, None), "latest")
     head = ValueHead(ValueHeadConfig(1, code_length=3, num_heads=1, d_ff=2), rngs=nnx.Rngs(0))
-    options = {"key": jax.random.key(0), "budget": 12, "num_candidates": 5}
+    options = {"key": jax.random.key(0), "budget": 20, "num_candidates": 5}
     found, expected = (
         ved_search(b, head, INDEX, HISTORY, **options) for b in (model, TableModel(TABLES[0]))
     )

@@ -62,7 +62,8 @@ def _check(name: str, found: Any) -> None:
     """Raises TrainingError unless a loss has returned shapes and types of what it should."""
     pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
     if not pair or not hasattr(found[0], "shape"):
-        got = f"a {type(found).__name__} instead of a loss and a dictionary of metrics"
+        kind = "one array" if hasattr(found, "shape") else f"a {type(found).__name__}"
+        got = f"{kind} instead of a loss and a dictionary of metrics"
     elif found[0].shape or not jnp.issubdtype(found[0].dtype, jnp.floating):
         got = f"the loss {found[0].dtype}{list(found[0].shape)}"
     else:

@@ -269,7 +269,7 @@ def test_an_own_loss_gets_what_cross_entropy_gets(level):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("not_a_pair", "returned a ShapeDtypeStruct instead of a loss and a dictionary of metrics"),
+        ("not_a_pair", "returned one array instead of a loss and a dictionary of metrics"),
         ("no_scalar", r"returned the loss float32\["),
         ("wide_metric", "returned the metric 'wide' of another shape"),
         ("on_the_host", "cannot be compiled .*write it with jax.numpy alone"),

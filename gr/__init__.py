@@ -1,8 +1,8 @@
 """Constrained generative retrieval and recommendation in JAX and Flax NNX.
 
 The rooms, in the order in which data moves through them (a module imports only from rooms above its own):
-`data`, `semantic_ids`, `trie`, `models`, `decoding`, `losses`, `training`, `rl`, `evaluation`, `reports`, `runs`. Each
-is imported when it is first used: `import gr` alone takes no time.
+`data`, `semantic_ids`, `trie`, `models`, `decoding`, `losses`, `training`, `rl`, `evaluation`, `reports`, `runs`,
+`testing`. Each is imported when it is first used: `import gr` alone takes no time.
 """
 
 import importlib
@@ -39,6 +39,7 @@ ROOMS = (
     "evaluation",
     "reports",
     "runs",
+    "testing",
 )
 
 __all__ = ["ROOMS", "GrError", "__version__", *ROOMS]

@@ -7,10 +7,12 @@ remedy. A type without a range, such as `bool`, is checked as a type only.
 
 import dataclasses
 import difflib
+import importlib
 import math
 import numbers
+import traceback
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from gr.errors import GrError
@@ -125,6 +127,52 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean NAME?`, or nothing where nothing is like it."""
     close = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def load_own(
+    text: str, what: str, choices: Iterable[str], error: type[GrError] = GrError
+) -> Callable[..., Any]:
+    """The user's own function, where they wrote `module:name` in place of a name that the library knows.
+
+    Args:
+        text: such as "my_package.losses:focal"; the module is imported.
+        what: what the function is to be, for messages, such as "loss".
+        choices: the library's own names.
+        error: what is raised.
+
+    Raises:
+        error: in one line, if `text` is neither, there is no such module, it fails when it is imported, or has no
+            function of this name.
+    """
+    known = OneOf(tuple(choices), or_own=True)
+    close = did_you_mean(text, known.words)
+    module, _, name = str(text).partition(":")
+    if not (module and name):
+        choices = known if known.words else "module:name"
+        raise error(f"{what} {text!r} is unknown{f'{close} Use' if close else '; use'} {choices}")
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as reason:  # A module of the user's may fail in any way.
+        absent = getattr(reason, "name", None) if isinstance(reason, ModuleNotFoundError) else None
+        if absent and f"{module}.".startswith(f"{absent}."):
+            raise error(
+                f"{what} {text!r}: there is no module {absent!r}{close or '.'} Start Python in the folder that holds "
+                "it, or name that folder in PYTHONPATH"
+            ) from reason
+        frames = traceback.extract_tb(reason.__traceback__)[1:]
+        own = [frame for frame in frames if "importlib" not in frame.filename]
+        place = f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+        said = f"{type(reason).__name__}: {reason}".splitlines()[0]
+        raise error(
+            f"{what} {text!r}: module {module!r} fails on import{place}: {said}"
+        ) from reason
+    if not hasattr(found, name):
+        near = did_you_mean(name, vars(found))
+        raise error(f"{what} {text!r}: module {module!r} has no {name!r}{near}")
+    own = getattr(found, name)
+    if not callable(own):
+        raise error(f"{what} {text!r} is no function but a {type(own).__name__}")
+    return own
 
 
 def _parts(hint: Any) -> tuple[Any, tuple]:

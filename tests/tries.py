@@ -8,6 +8,7 @@ import oracles
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gr.testing import LEVEL_TOKENS
 from gr.trie import AttributeFilter, ExcludeItems, ItemMask, Layout
 from gr.trie.layout import DENSE, SCAN, SPARSE, Level
 
@@ -27,7 +28,6 @@ RANGES = (
     (10, 45),
     (45, 50),
 )  # Rows of bits begin before, and end behind, what they cover.
-TOKENS = np.array([[2, 3, 7, 9], [10, 11, 26, 44], [45, 46, 48, 49]])  # Four of each level.
 MAX_ITEMS = 24
 
 
@@ -66,12 +66,7 @@ def token_sets(max_items=MAX_ITEMS):
     places = st.integers(1, max_items).flatmap(
         lambda count: hnp.arrays(np.int64, (count, 3), elements=st.integers(0, 3))
     )
-    return places.map(lambda place: TOKENS[np.arange(3), place])
-
-
-def random_tokens(rng, num_items):
-    """The same, from a generator of random numbers."""
-    return TOKENS[np.arange(3), rng.integers(0, 4, (num_items, 3))]
+    return places.map(lambda place: LEVEL_TOKENS[np.arange(3), place])
 
 
 def random_constraint(kind, rng, index, attributes, num_users):

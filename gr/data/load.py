@@ -1,4 +1,4 @@
-"""One entry to all readers, for configurations that name the form of their data."""
+"""One entry to all readers, for configurations that name the form of their data, or a reader of their own."""
 
 import inspect
 import os
@@ -16,6 +16,7 @@ from gr.data.rows import near_name
 from gr.data.sequences import DataError, Sequences
 from gr.data.synthetic import synthetic_sequences
 from gr.data.tables import read_table
+from gr.fields import load_own
 
 FORMATS: dict[str, Callable[..., Sequences]] = {
     "amazon_ratings": read_amazon_ratings,
@@ -38,33 +39,42 @@ def load_sequences(
 
     Args:
         format: a key of `FORMATS`; `movielens_100k`, which is fetched into `path` where it is not
-            there yet; or `synthetic`, which needs no path.
+            there yet; `synthetic`, which needs no path; or `module:name`, a reader of your own, which is a function
+            `(path, **options) -> Sequences` and gets None where no path is given.
         path: the file or folder.
         **options: of the reader, by name.
 
     Raises:
-        DataError: an unknown format or option, a missing path, and whatever the reader raises.
+        DataError: an unknown format or option, a missing path, an own reader that cannot be imported or returns
+            something else, and whatever the reader raises.
     """
     if format == _WITHOUT_PATH:
         _check_options(format, synthetic_sequences, options)
         return synthetic_sequences(**options)
     reader = read_recbole if format == _FETCHED else FORMATS.get(format)
     if reader is None:
-        known = ", ".join(sorted((*FORMATS, _FETCHED, _WITHOUT_PATH)))
-        near = near_name(str(format), [*FORMATS, _FETCHED, _WITHOUT_PATH])
-        raise DataError(f"unknown data format {format!r}; choose one of {known}{near}")
-    if path is None:
+        known = sorted((*FORMATS, _FETCHED, _WITHOUT_PATH))
+        reader = load_own(format, "data format", known, DataError)
+    elif path is None:
         raise DataError(f"data format {format!r} needs a path")
     _check_options(format, reader, options)
-    return reader(fetch_movielens_100k(path) if format == _FETCHED else path, **options)
+    sequences = reader(fetch_movielens_100k(path) if format == _FETCHED else path, **options)
+    if not isinstance(sequences, Sequences):
+        raise DataError(
+            f"data format {format!r} returned a {type(sequences).__name__}; a reader is a function "
+            "(path, **options) -> gr.data.Sequences"
+        )
+    return sequences
 
 
 def _check_options(format: str, reader: Callable[..., Sequences], options: dict[str, Any]) -> None:
     parameters = list(inspect.signature(reader).parameters.values())
     if format != _WITHOUT_PATH:
         parameters = parameters[1:]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    parameters = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     known = [parameter.name for parameter in parameters]
-    unknown = [name for name in options if name not in known]
+    unknown = [name for name in options if name not in known and not takes_any]
     if unknown:
         raise DataError(
             f"data format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"

@@ -26,6 +26,7 @@ from gr.evaluation.rankings import (
     rankings_of_lists,
     sid_depth,
 )
+from gr.fields import load_own
 
 _CHUNK = 2**20  # Entries of a padded or dense table held at once.
 
@@ -88,6 +89,25 @@ class Ranker:
             # Every item of the history stands here first, so its later places are not kept either.
             keep[:, : histories.shape[1]] = False
         return first_listed(np.where(keep, items, NO_ITEM), top_k)
+
+
+def fit_own_baseline(name: str, splits: Splits) -> Ranker:
+    """The baseline that the user's own function fits.
+
+    Args:
+        name: `module:name` of a function `Splits -> Ranker`; only `splits.train` is for it to learn from.
+        splits: the data.
+
+    Raises:
+        EvaluationError: if there is no such function, or it returns something else.
+    """
+    ranker = load_own(name, "baseline", (), EvaluationError)(splits)
+    if not isinstance(ranker, Ranker):
+        raise EvaluationError(
+            f"baseline {name!r} returned a {type(ranker).__name__}; a baseline is a function "
+            "gr.data.Splits -> gr.evaluation.Ranker"
+        )
+    return ranker
 
 
 def fit_popularity(splits: Splits) -> Ranker:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gr.evaluation import (
     Rankings,
     fit_item_knn,
     fit_markov_chain,
+    fit_own_baseline,
     fit_popularity,
     ndcg,
     rankings_of_baseline,
@@ -44,6 +45,7 @@ def rank_baselines(
     exclude: bool,
     depth: int,
     watched: Targets | None = None,
+    own: Sequence[str] = (),
 ) -> Baselines:
     """Fits every baseline and ranks the targets.
 
@@ -54,7 +56,14 @@ def rank_baselines(
         exclude: whether items of the user's history may not be recommended; the tuning obeys it too.
         depth: the largest k at which the rankings can be evaluated.
         watched: the validation targets that a training run watches; None: all.
+        own: `module:name` of functions `Splits -> Ranker`, by which they are listed too.
+
+    Raises:
+        EvaluationError: for one of your own that cannot be imported or returns something else.
     """
+    own_rankers = {
+        name: fit_own_baseline(name, splits) for name in own
+    }  # First, since one may fail.
     validation = splits.validation
     watched = validation if watched is None else watched
     tuned, settings = tune_item_knn(
@@ -68,6 +77,7 @@ def rank_baselines(
         "markov": fit_markov_chain(splits),
         "item_knn": fit_item_knn(splits),
         "item_knn_tuned": tuned,
+        **own_rankers,
     }
     sid_of_item = sid_numbers(semantic_ids)
 
@@ -94,8 +104,16 @@ def kept_baselines(
     exclude: bool,
     depth: int,
     watched: Targets,
+    own: Sequence[str] = (),
 ) -> Baselines:
-    """`rank_baselines`, read from the `.npz` file at `path` if that was made of the same, else written there."""
+    """`rank_baselines`, read from the `.npz` file at `path` if that was made of the same, else written there.
+
+    Those of your own are ranked anew each time, since their code may have changed.
+    """
+    if own:
+        return rank_baselines(
+            splits, semantic_ids, targets, exclude=exclude, depth=depth, watched=watched, own=own
+        )
     made_of = {"exclude": exclude, "depth": depth, "codes": semantic_ids.codes}
     made_of |= {"items": splits.sequences.items, "offsets": splits.sequences.offsets}
     made_of |= {"positions": targets.positions, "watched": watched.positions}

@@ -22,11 +22,11 @@ from gr.models import (
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
-    ModelError,
     ValueHead,
+    load_backbone,
 )
 from gr.runs import keys
-from gr.runs.experiment import Experiment
+from gr.runs.experiment import BACKBONES, Experiment
 from gr.semantic_ids import SemanticIds
 from gr.training import (
     TrainState,
@@ -60,9 +60,8 @@ def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
     if experiment.backbone == "decoder_only":
         sizes |= dataclasses.asdict(experiment.decoder_only)
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
-    raise ModelError(
-        f"backbone={experiment.backbone!r} is unknown: use encoder_decoder or decoder_only"
-    )
+    options = sizes | dict(experiment.backbone_options)
+    return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)
 
 
 def num_parameters(model: nnx.Module) -> int:

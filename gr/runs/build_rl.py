@@ -1,8 +1,6 @@
 """From a config to the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
-import difflib
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
+from gr.fields import load_own
 from gr.models import ValueHead, ValueHeadConfig
 from gr.rl import (
     ActorCritic,
@@ -24,7 +23,7 @@ from gr.rl import (
 )
 from gr.rl import rewards as known_rewards
 from gr.runs import build, keys
-from gr.runs.experiment import ReinforcedExperiment
+from gr.runs.experiment import BACKBONES, ReinforcedExperiment
 from gr.semantic_ids import SemanticIds, catalogue_vectors
 from gr.training import TrainingError, TrainStep, make_optimizer
 from gr.trie import Catalogue
@@ -41,8 +40,8 @@ def make_reward(config: ReinforcedExperiment, catalogue: Catalogue) -> WeightedS
     """The weighted sum of the config's rewards.
 
     Raises:
-        TrainingError: for a name that is unknown, or as many weights as there are not names.
-        LossError: for a name of something else than a function, or a weight that is no finite number.
+        TrainingError: for a name that is unknown, or not that of a function, or as many weights as there are not names.
+        LossError: for a weight that is no finite number.
     """
     names, weights = config.reward.names, config.reward.weights
     if len(names) != len(weights) or not names:
@@ -76,17 +75,7 @@ def _reward(name: str, catalogue: Catalogue) -> Reward:
         return known_rewards.semantic(catalogue.item_vectors)
     if name in REWARDS:
         return getattr(known_rewards, name)
-    module, _, function = name.partition(":")
-    choices = f"use one of {', '.join(REWARDS)}, or module:function"
-    if not (module and function):
-        near = difflib.get_close_matches(name, REWARDS, 1)
-        meant = f"did you mean {near[0]!r}? Else " if near else ""
-        raise TrainingError(f"reward {name!r} is unknown: {meant}{choices}")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # A module of the user's may fail in any way.
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TrainingError(f"reward {name!r} is unknown ({said}): {choices}") from error
+    return load_own(name, "reward", REWARDS, TrainingError)
 
 
 def rollout_config(config: ReinforcedExperiment) -> RolloutConfig:
@@ -100,12 +89,23 @@ def rollout_config(config: ReinforcedExperiment) -> RolloutConfig:
     )
 
 
+def _width(config: ReinforcedExperiment) -> int:
+    """D of the backbone's hidden states."""
+    if config.backbone in BACKBONES:
+        return getattr(config, config.backbone).d_model
+    if "d_model" not in config.backbone_options:
+        raise TrainingError(
+            f"a value head has to know the width of {config.backbone}'s hidden states: set backbone_options.d_model"
+        )
+    return config.backbone_options["d_model"]
+
+
 def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead:
     """A freshly initialised value head for the config's backbone."""
     value = config.value
     return ValueHead(
         ValueHeadConfig(
-            d_model=getattr(config, config.backbone).d_model,
+            d_model=_width(config),
             code_length=code_length,
             num_heads=value.num_heads,
             d_ff=value.d_ff,

@@ -362,6 +362,7 @@ def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: boo
         exclude=exclude,
         depth=ranking_depth(config),
         watched=watched_targets(config, splits),
+        own=config.baselines,
     )
 
 

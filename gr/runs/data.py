@@ -28,13 +28,14 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
     """Reads the experiment's data and splits it; what must be fetched goes into `workdir/data`."""
     data = experiment.data
     options = _options(experiment)
-    if data.format == "synthetic":
+    own = ":" in data.format  # "module:function", which may do without a path.
+    if data.format == "synthetic" or (own and not data.path):
         path = None
     elif data.format == "movielens_100k":
         path = Path(experiment.data_dir) if experiment.data_dir else Path(workdir) / "data"
     else:
         path = data_path(experiment, data.path)
-    if data.format not in ("synthetic", "movielens_100k"):
+    if data.format not in ("synthetic", "movielens_100k") and not own:
         options["skip_bad_rows"] = data.skip_bad_rows
     if data.format == "table":
         _look_at_columns(path, options)

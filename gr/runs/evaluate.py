@@ -167,6 +167,7 @@ def _beside_baselines(
                 exclude=rule,
                 depth=depth,
                 watched=watched_targets(config, splits),
+                own=config.baselines,
             )
             for rule in items
         }

@@ -8,6 +8,7 @@ import numpy as np
 
 from gr.data.sequences import Splits
 from gr.data.splits import training_interactions
+from gr.fields import load_own
 from gr.semantic_ids import item_vectors
 from gr.semantic_ids.collisions import EXTRA_CODE, SHARE, resolve_collisions
 from gr.semantic_ids.readers import read_semantic_ids
@@ -77,7 +78,8 @@ def make_semantic_ids(
       item_ids: A file of the item ids of a `.npy` file's rows, be it of SIDs or of vectors.
       order: "items" where such rows are in the order of the data's item rows. One of the two must
         be given, or the file be a `.npz` one that holds `item_ids`.
-      vectors: "text", "interactions", "both", or the path of a `.npy` or `.npz` file of vectors.
+      vectors: "text", "interactions", "both", the path of a `.npy` or `.npz` file of vectors, or
+        `module:name`, a function of your own `Splits -> [N, E]` with a row for each item row.
       dim: Width of each kind of vector.
       num_levels: Levels of residual k-means; "extra_code" adds one.
       codebook_size: Codes of a level.
@@ -100,10 +102,7 @@ def make_semantic_ids(
             item_vectors.load_vectors(vectors, sequences.item_ids, ids_path=item_ids, order=order)
         ]
     else:
-        raise SemanticIdError(
-            f"vectors={vectors!r} is unknown; known are {TEXT!r}, {INTERACTIONS!r}, {BOTH!r} and "
-            "the path of a .npy or .npz file."
-        )
+        blocks = [_own_vectors(splits, vectors)]
     semantic_ids, report = build_semantic_ids(
         item_vectors.concatenate_vectors(blocks),
         sequences.item_ids,
@@ -133,6 +132,23 @@ def _vectors_of(
         training = training_interactions(splits)
         blocks.append(item_vectors.interaction_vectors(sequences, training, dim, seed))
     return blocks
+
+
+def _own_vectors(splits: Splits, name: str) -> np.ndarray:
+    """The vectors `[N, E]` that the user's own function makes."""
+    known = (TEXT, INTERACTIONS, BOTH, "FILE.npy", "FILE.npz")
+    vectors = np.asarray(load_own(name, "kind of item vectors", known, SemanticIdError)(splits))
+    num_items = splits.sequences.num_items
+    if vectors.ndim != 2 or len(vectors) != num_items:
+        raise SemanticIdError(
+            f"vectors={name!r} returned {vectors.dtype}{list(vectors.shape)}; such a function is "
+            f"Splits -> [N, E], here with N = {num_items} items."
+        )
+    try:
+        item_vectors.check_vectors(vectors)
+    except SemanticIdError as error:
+        raise SemanticIdError(f"vectors={name!r}: {error}") from error
+    return vectors
 
 
 def _report(source: str, collision: str, before: SemanticIds, after: SemanticIds) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from gr.losses import (
 )
 from gr.losses.token import Metrics
 from gr.training.errors import TrainingError
+from gr.training.own_loss import load_loss
 from gr.training.places import draw_places
 from gr.trie import TrieIndex, item_token_table, walk
 
@@ -41,7 +42,10 @@ class LossConfig:
 
     Attributes:
         name: "ce" (cross-entropy over the vocabulary), "msl" (masked softmax: over a prefix's children in the trie),
-            "apao_pointwise", "apao_pairwise" (cross-entropy and prefix losses).
+            "apao_pointwise", "apao_pairwise" (cross-entropy and prefix losses), or "module:function" of one's own, that
+            sees no other field: `(logits [..., L, V], tokens [..., L], weight [...], normaliser, index) -> (loss [],
+            metrics: name -> [])` of one batch. `weight` is 1 for a target and 0 for padding, whose logits and tokens
+            mean nothing; the loss is the weighted sum over targets divided by `normaliser`; `index` is the trie.
         tau: temperature of MSL's logits, or of the prefix losses; above 0.
         beta: weight of the prefix losses; above 0.
         eta: step size of their adaptive weights; 0 or more.
@@ -53,7 +57,7 @@ class LossConfig:
             all, as published.
     """
 
-    name: Annotated[str, OneOf(LOSSES)] = "ce"
+    name: Annotated[str, OneOf(LOSSES, or_own=True)] = "ce"
     tau: Positive = 1.0
     beta: Positive = 0.3
     eta: NotNegative = 1e-4
@@ -67,6 +71,11 @@ class LossConfig:
         check_fields(self, "loss.", TrainingError)
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is none of the library's."""
+        return self.name not in LOSSES
+
+    @property
     def has_prefixes(self) -> bool:
         """Whether prefixes have losses and weights of their own."""
         return self.name.startswith("apao_")
@@ -74,7 +83,7 @@ class LossConfig:
     @property
     def needs_trie(self) -> bool:
         """Whether the trie has a part in it."""
-        return self.name in ("msl", "apao_pairwise")
+        return self.is_own or self.name in ("msl", "apao_pairwise")
 
 
 def init_loss_state(loss: LossConfig, length: int) -> Any:
@@ -95,6 +104,7 @@ class SupervisedLoss:
     level: str = dataclasses.field(metadata={"static": True})
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
+    own: Any = None  # See `load_loss`; None for a loss of the library.
 
     def __call__(
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
@@ -112,6 +122,9 @@ class SupervisedLoss:
         else:
             items, weight = self.table[batch["items"]], batch["weight"][:, 1:]
             targets, logits = items[:, 1:], model.sequence_logits(items, key=key)
+        if self.own is not None:
+            value, metrics = self.own(logits, targets, weight, self.targets_per_batch, self.index)
+            return value, (jax.tree.map(jnp.asarray, dict(metrics)), loss_state)
         if loss.name == "msl":
             token_logp = masked_token_log_probs(logits, targets, self.index, loss.tau)
         else:
@@ -199,11 +212,12 @@ def supervised_loss(
         targets_per_batch: mean number of targets in a batch; the loss is divided by it, not by each batch's own
             number, so that every target counts the same.
         loss: which; None for cross-entropy.
-        index: the trie of the items, which MSL and the pairwise losses need.
+        index: the trie of the items, which MSL, the pairwise losses and a loss of your own need.
 
     Raises:
-        TrainingError: for an unknown level, a loss without the trie that it needs, or pairwise losses of semantic IDs
-            of one code, whose prefixes are the items themselves.
+        TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses of semantic IDs
+            of one code, whose prefixes are the items themselves, or a loss of your own that cannot be imported, traced
+            or differentiated.
     """
     if level not in LEVELS:
         raise TrainingError(f"training level {level!r} is unknown; use one of {', '.join(LEVELS)}")
@@ -220,6 +234,9 @@ def supervised_loss(
         level=level,
         targets_per_batch=float(targets_per_batch),
         config=loss,
+        own=load_loss(loss.name, LOSSES, index, leading=1 + (level == "user"))
+        if loss.is_own
+        else None,
     )
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gr.data import FORMATS, DataError, load_sequences
+from gr.data import FORMATS, DataError, Sequences, load_sequences
 
 
 def test_every_reader_is_found_by_its_name():
@@ -44,9 +44,9 @@ def test_movielens_100k_is_taken_from_its_folder(tmp_path, monkeypatch):
             "csv",
             "x",
             {},
-            "unknown data format 'csv'; choose one of amazon_ratings, .*synthetic, table",
+            "data format 'csv' is unknown; use one of amazon_ratings, .*synthetic, table, or module:n",
         ),
-        ("tabel", "x", {}, "did you mean 'table'"),
+        ("tabel", "x", {}, "did you mean table"),
         ("recbole", None, {}, "'recbole' needs a path"),
         (
             "recbole",
@@ -63,3 +63,32 @@ def test_movielens_100k_is_taken_from_its_folder(tmp_path, monkeypatch):
 def test_errors(format, path, options, fault):
     with pytest.raises(DataError, match=fault):
         load_sequences(format, path, **options)
+
+
+# A reader of one's own.
+
+
+def own(path, num_users=4):
+    return load_sequences("synthetic", num_users=num_users)
+
+
+def of_any_options(path, **options):
+    assert path is None
+    return load_sequences("synthetic", **options)
+
+
+def no_sequences(path):
+    return [path]
+
+
+def test_an_own_reader_is_found_by_its_module_and_name():
+    assert isinstance(load_sequences(f"{__name__}:own", "a folder"), Sequences)
+    assert load_sequences(f"{__name__}:own", num_users=6).num_users == 6
+    assert load_sequences(f"{__name__}:of_any_options", num_users=7).num_users == 7
+    for name, options, fault in (
+        ("owm", {}, "has no 'owm'; did you mean own"),
+        ("own", {"users": 5}, "no option users; it has num_users"),
+        ("no_sequences", {}, "returned a list; a reader is a function"),
+    ):
+        with pytest.raises(DataError, match=fault):
+            load_sequences(f"{__name__}:{name}", **options)

@@ -11,17 +11,12 @@ import tries
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import (
-    TableModel,
-    assert_same_ranking,
-    assert_searches_as_slow_ones,
-    random_model,
-    rows,
-)
+from ranked import assert_same_ranking, assert_searches_as_slow_ones, rows
 
 from gr.decoding import DecodingError, beam_search
 from gr.decoding import beam as beam_module
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
+from gr.testing import TableModel, random_table_model, random_tokens
 from gr.trie import TrieIndex, walk
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -33,7 +28,7 @@ HISTORY = jnp.zeros((3, 1))
 def random_case(seed, num_items, length, num_users=3):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCAB, (num_items, length))
-    return tokens, TrieIndex.build(tokens, VOCAB), random_model(rng, length, VOCAB, num_users)
+    return tokens, TrieIndex.build(tokens, VOCAB), random_table_model(rng, length, VOCAB, num_users)
 
 
 def check(tokens, index, model, num_beams):
@@ -47,7 +42,7 @@ def check(tokens, index, model, num_beams):
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_it_is_beam_search_and_with_enough_beams_ranks_everything(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
-    model = random_model(np.random.default_rng(seed), 3, tries.VOCAB)
+    model = random_table_model(np.random.default_rng(seed), 3, tries.VOCAB)
     for num_beams in (1, 4, tries.MAX_ITEMS):
         check(tokens, index, model, num_beams)
 
@@ -104,9 +99,9 @@ class LevelModel:
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
 def test_beams_of_each_depth_are_the_names_of_their_prefixes(kinds):
     rng = np.random.default_rng(3)
-    tokens = tries.random_tokens(rng, 24)
+    tokens = random_tokens(rng, 24)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     found = beam_search(model, index, HISTORY, num_beams=3, keep_beams=True)
     assert len(found.beams) == 3
     for user in range(3):
@@ -163,7 +158,7 @@ def check_groups(tokens, index, model, num_beams, num_groups, diversity):
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_diverse_groups(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
-    model = random_model(np.random.default_rng(seed), 3, tries.VOCAB)
+    model = random_table_model(np.random.default_rng(seed), 3, tries.VOCAB)
     for num_beams, num_groups, diversity in ((6, 3, 0.7), (2, 2, 50.0)):
         check_groups(tokens, index, model, num_beams, num_groups, diversity)
 
@@ -173,7 +168,7 @@ def unary_case(length=5):
     rng = np.random.default_rng(4)
     pairs = np.unique(rng.integers(0, VOCAB, (25, 2)), axis=0)
     tokens = np.concatenate([pairs, rng.integers(0, VOCAB, (len(pairs), length - 2))], axis=1)
-    return tokens, TrieIndex.build(tokens, VOCAB), random_model(rng, length, VOCAB)
+    return tokens, TrieIndex.build(tokens, VOCAB), random_table_model(rng, length, VOCAB)
 
 
 def test_diverse_groups_where_one_way_is_left():
@@ -249,10 +244,10 @@ def test_real_backbones_rank_all_items_as_by_scoring_each(name):
 def test_another_index_of_the_same_layout_does_not_compile_again():
     layout = tries.roomy_layout(tries.MIXES[3])
     rng = np.random.default_rng(6)
-    sets = [tries.random_tokens(rng, count) for count in (9, 24, 1)]
+    sets = [random_tokens(rng, count) for count in (9, 24, 1)]
     for number, tokens in enumerate(sets):
         index = TrieIndex.build(tokens, tries.VOCAB, layout=layout)
-        model = random_model(rng, 3, tries.VOCAB)
+        model = random_table_model(rng, 3, tries.VOCAB)
         beam_search(model, index, HISTORY + number, num_beams=5)
         if number == 0:
             compiled = beam_module._beam_search._cache_size()

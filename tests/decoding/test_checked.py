@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tries
-from table_model import TableModel
 
 from gr.decoding import DecodingError, beam_search
 from gr.decoding.softmax import as_temperature
+from gr.testing import TableModel
 from gr.trie import TrieIndex
 from tests.decoding.test_extreme_logits import HISTORY, LENGTH, SEARCHES, SIX, TRIE, VOCAB, with_row
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tries
-from table_model import random_model
 
 from gr.decoding import (
     DecodingError,
@@ -19,6 +18,7 @@ from gr.decoding import (
     search,
     ved_search,
 )
+from gr.testing import random_table_model, random_tokens
 from gr.trie import TrieIndex
 from tests.decoding.test_ved import random_case
 
@@ -32,8 +32,12 @@ SHARED = {"temperature": 1.5}
 
 def case():
     rng = np.random.default_rng(0)
-    tokens = tries.random_tokens(rng, 20)
-    return tokens, TrieIndex.build(tokens, tries.VOCAB), random_model(rng, 3, tries.VOCAB, USERS)
+    tokens = random_tokens(rng, 20)
+    return (
+        tokens,
+        TrieIndex.build(tokens, tries.VOCAB),
+        random_table_model(rng, 3, tries.VOCAB, USERS),
+    )
 
 
 def same(found, expected):
@@ -88,7 +92,7 @@ def test_where_one_way_is_left_only_a_beam_search_asks_the_model():
     rng = np.random.default_rng(4)
     first = np.unique(rng.integers(0, 7, (12, 2)), axis=0)
     tokens = np.concatenate([first, rng.integers(0, 7, (len(first), 3))], axis=1)
-    index, model = TrieIndex.build(tokens, 7), random_model(rng, 5, 7, USERS)
+    index, model = TrieIndex.build(tokens, 7), random_table_model(rng, 5, 7, USERS)
     assert index.layout.unique_depth == 2
     ask = functools.partial(search, value_head=None, index=index, history=HISTORY, key=KEY)
     expected = beam_search(model, index, HISTORY, 4, keep_beams=True)

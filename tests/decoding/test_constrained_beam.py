@@ -10,9 +10,10 @@ import pytest
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import assert_searches_as_slow_ones, random_model
+from ranked import assert_searches_as_slow_ones
 
 from gr.decoding import DecodingError, beam_search
+from gr.testing import random_table_model, random_tokens
 from gr.trie import AttributeFilter, ExcludeItems, ItemMask, TrieError, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -85,7 +86,7 @@ def check(make, kinds, tokens, seed, num_attributes=5):
     layout = tries.roomy_layout(kinds, num_attributes)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
     constraint, demands = make(rng, index, attributes)
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     exact = make not in (attribute_filter, several)
     scan_depth = 0 if exact else layout.scan_depth
     for num_beams in (3, tries.MAX_ITEMS):
@@ -116,11 +117,11 @@ def test_any_number_of_attributes(num_attributes, tokens, seed):
 @pytest.mark.parametrize("field", ["any_of", "all_of", "none_of"])
 def test_one_demand_alone(field):
     rng = np.random.default_rng(7)
-    tokens = tries.random_tokens(rng, 24)
+    tokens = random_tokens(rng, 24)
     attributes = rng.random((24, 40)) < 0.5
     layout = tries.roomy_layout(tries.MIXES[3], 40)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     for _ in range(5):
         constraint, demands = attribute_filter(rng, index, attributes, (field,))
         found = beam_search(model, index, HISTORY, 3, constraint=constraint)
@@ -131,9 +132,9 @@ def test_one_demand_alone(field):
 @pytest.mark.parametrize("per_user", [False, True])
 def test_lists_of_allowed_and_of_denied_items(per_user):
     rng = np.random.default_rng(8)
-    tokens = tries.random_tokens(rng, 24)
+    tokens = random_tokens(rng, 24)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[3]))
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     items = rng.integers(-1, 24, (USERS, 9) if per_user else 9)
     allow, deny = (
         ItemMask.allow(index, jnp.asarray(items)),
@@ -162,7 +163,7 @@ def test_a_tight_layout_whose_last_levels_hold_no_choice():
             layout=tries.with_kinds(layout, (*first, "scan", "scan")),
         )
         assert index.layout.unique_depth == 2
-        model = random_model(rng, 5, tries.VOCAB)
+        model = random_table_model(rng, 5, tries.VOCAB)
         for make in (exclude_items, attribute_filter):
             constraint, demands = make(rng, index, attributes)
             scan_depth = 0 if make is exclude_items else index.layout.scan_depth
@@ -175,14 +176,14 @@ def test_a_tight_layout_whose_last_levels_hold_no_choice():
 
 def small_case(kinds=tries.MIXES[3], num_attributes=3):
     rng = np.random.default_rng(10)
-    tokens = tries.random_tokens(rng, 20)
+    tokens = random_tokens(rng, 20)
     index = TrieIndex.build(
         tokens,
         tries.VOCAB,
         attributes=rng.random((20, num_attributes)) < 0.5,
         layout=tries.roomy_layout(kinds, num_attributes),
     )
-    return index, random_model(rng, 3, tries.VOCAB)
+    return index, random_table_model(rng, 3, tries.VOCAB)
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[4]], ids="-".join)

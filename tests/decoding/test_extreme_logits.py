@@ -10,7 +10,7 @@ import pytest
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import TableModel, random_model, rows
+from ranked import rows
 
 from gr.decoding import (
     VedConfig,
@@ -20,6 +20,7 @@ from gr.decoding import (
     ved_search,
 )
 from gr.decoding.softmax import Softmax, inverse_of, softmax
+from gr.testing import TableModel, random_table_model, random_tokens
 from gr.trie import EditableIndex, ExcludeItems, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -229,11 +230,11 @@ def test_diverse_groups_under_extremes():
 
 
 def flawed_model(value, user, depth, last, token):
-    model = random_model(np.random.default_rng(1), LENGTH, VOCAB, USERS)
+    model = random_table_model(np.random.default_rng(1), LENGTH, VOCAB, USERS)
     return TableModel(model.table.at[user, depth, last, token].set(value))
 
 
-TRIE = tries.random_tokens(np.random.default_rng(2), 20)
+TRIE = random_tokens(np.random.default_rng(2), 20)
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
@@ -313,7 +314,7 @@ class ConstantHead:
 )
 def test_values_that_are_none_end_the_search_and_are_told(value, options):
     index = TrieIndex.build(TRIE, VOCAB)
-    model = random_model(np.random.default_rng(1), LENGTH, VOCAB, USERS)
+    model = random_table_model(np.random.default_rng(1), LENGTH, VOCAB, USERS)
     head = ConstantHead(jnp.float32(value), jnp.int32(1))
     config = VedConfig(**{"budget": 12, "num_candidates": 6, "initial_beams": 2} | options)
     found = ved_search(model, head, index, HISTORY, config, key=KEY, keep_tree=True)
@@ -337,7 +338,7 @@ def test_softmax_over_nothing_and_shares():
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-20, 1e-37])
 def test_small_temperatures_rank_by_the_sum_of_distances(temperature):
-    model = random_model(np.random.default_rng(0), LENGTH, 6, USERS)
+    model = random_table_model(np.random.default_rng(0), LENGTH, 6, USERS)
     index = TrieIndex.build(SIX, 6)
     found = beam_search(model, index, HISTORY, 5, temperature=temperature)
     for user in range(USERS):
@@ -374,7 +375,7 @@ class Once(list):
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_another_temperature_is_not_another_program(name):
     traces = Once()
-    model = Traced(random_model(np.random.default_rng(0), LENGTH, 6, USERS).table, traces)
+    model = Traced(random_table_model(np.random.default_rng(0), LENGTH, 6, USERS).table, traces)
     index = TrieIndex.build(SIX, 6)
     found = [SEARCHES[name][0](model, index, 5, t) for t in (0.5, 1e10, 2, np.float64(0.1))]
     assert len(traces) == 1
@@ -385,7 +386,7 @@ def test_another_temperature_is_not_another_program(name):
 
 
 def test_a_traced_temperature():
-    model = random_model(np.random.default_rng(0), LENGTH, 6, USERS)
+    model = random_table_model(np.random.default_rng(0), LENGTH, 6, USERS)
     index = TrieIndex.build(SIX, 6)
     decode = jax.jit(lambda t: beam_search(model, index, HISTORY, 5, temperature=t))
     plain = beam_search(model, index, HISTORY, 5, temperature=0.3)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from table_model import TableModel
 
 from gr.decoding import beam, beam_search, sample_without_replacement, sources
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
+from gr.testing import TableModel
 from gr.trie import ExcludeItems, ItemMask, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")

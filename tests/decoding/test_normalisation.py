@@ -8,10 +8,11 @@ import pytest
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import assert_same_ranking, random_model, rows
+from ranked import assert_same_ranking, rows
 
 from gr.decoding import DecodingError, beam_search
 from gr.losses import masked_token_log_probs
+from gr.testing import random_table_model, random_tokens
 from gr.trie import EditableIndex, ExcludeItems, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -42,7 +43,7 @@ def over_children(model, user, tokens):
 def test_the_search_is_that_over_dictionaries(kinds, tokens, seed, excludes):
     rng = np.random.default_rng(seed)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     out = rng.integers(0, len(tokens), (USERS, 2)) if excludes else np.full((USERS, 2), -1)
     by_sid = oracles.items_by_sid(tokens)
     for num_beams in (3, tries.MAX_ITEMS):
@@ -68,8 +69,8 @@ def test_the_search_is_that_over_dictionaries(kinds, tokens, seed, excludes):
 
 def test_scores_are_the_log_probabilities_of_the_masked_softmax_loss():
     rng = np.random.default_rng(0)
-    tokens = tries.random_tokens(rng, tries.MAX_ITEMS)
-    index, model = TrieIndex.build(tokens, tries.VOCAB), random_model(rng, 3, tries.VOCAB)
+    tokens = random_tokens(rng, tries.MAX_ITEMS)
+    index, model = TrieIndex.build(tokens, tries.VOCAB), random_table_model(rng, 3, tries.VOCAB)
     found = beam_search(
         model, index, HISTORY, 12, temperature=TEMPERATURE, normalise_over="children"
     )
@@ -88,16 +89,16 @@ def test_scores_are_the_log_probabilities_of_the_masked_softmax_loss():
 
 def test_a_second_search_compiles_nothing():
     rng = np.random.default_rng(1)
-    index = TrieIndex.build(tries.random_tokens(rng, 9), tries.VOCAB)
+    index = TrieIndex.build(random_tokens(rng, 9), tries.VOCAB)
     search = jax.jit(lambda m: beam_search(m, index, HISTORY, 4, normalise_over="children"))
     for _ in range(2):
-        search(random_model(rng, 3, tries.VOCAB))
+        search(random_table_model(rng, 3, tries.VOCAB))
     assert search._cache_size() == 1
 
 
 def test_what_cannot_be_is_one_clear_error():
     rng = np.random.default_rng(2)
-    tokens, model = tries.random_tokens(rng, 9), random_model(rng, 3, tries.VOCAB)
+    tokens, model = random_tokens(rng, 9), random_table_model(rng, 3, tries.VOCAB)
     index = TrieIndex.build(tokens, tries.VOCAB)
     with pytest.raises(DecodingError, match="normalise_over='items' is unknown"):
         beam_search(model, index, HISTORY, 4, normalise_over="items")

@@ -11,10 +11,11 @@ import search_oracles
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import TableModel, random_model, rows
+from ranked import rows
 
 from gr.decoding import DecodingError, sample, sample_without_replacement
 from gr.decoding import sampling as sampling_module
+from gr.testing import TableModel, random_table_model, random_tokens
 from gr.trie import EditableIndex, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -85,7 +86,7 @@ def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, sc
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_without_replacement_it_is_the_slow_search_given_the_same_noise(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
-    check(tokens, index, random_model(np.random.default_rng(seed), 3, tries.VOCAB), seed)
+    check(tokens, index, random_table_model(np.random.default_rng(seed), 3, tries.VOCAB), seed)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4])
@@ -98,7 +99,7 @@ def test_tight_layouts_and_levels_without_a_choice(length):
         )  # Settled behind two codes.
     index = TrieIndex.build(tokens, 7)
     assert length < 4 or index.layout.unique_depth == 2
-    check(tokens, index, random_model(rng, length, 7), seed=length)
+    check(tokens, index, random_table_model(rng, length, 7), seed=length)
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
@@ -111,7 +112,7 @@ def test_under_constraints(kind, kinds, tokens, seed):
     layout = tries.roomy_layout(kinds, 5)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
     constraint, demands, scan_depth = tries.random_constraint(kind, rng, index, attributes, USERS)
-    model = random_model(rng, 3, tries.VOCAB)
+    model = random_table_model(rng, 3, tries.VOCAB)
     check(tokens, index, model, seed, constraint, demands, scan_depth)
     by_sid = oracles.items_by_sid(tokens)
     found = sample(model, index, HISTORY, 9, key=jax.random.key(seed), constraint=constraint)
@@ -134,7 +135,7 @@ MANY = 4000
 
 def repeated_model(seed=0):
     """One user's table, for many users; and the probabilities of the five semantic IDs."""
-    model = random_model(np.random.default_rng(seed), 2, 4, num_users=1)
+    model = random_table_model(np.random.default_rng(seed), 2, 4, num_users=1)
     chances = search_oracles.all_probabilities(TOKENS, model.log_prob(0))
     np.testing.assert_allclose(sum(chances.values()), 1.0)
     return TableModel(jnp.repeat(model.table, MANY, axis=0)), chances
@@ -193,9 +194,9 @@ def test_with_replacement_semantic_ids_come_as_often_as_is_likely():
 
 def case(seed=0, num_items=20):
     rng = np.random.default_rng(seed)
-    tokens = tries.random_tokens(rng, num_items)
+    tokens = random_tokens(rng, num_items)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[3]))
-    return tokens, index, random_model(rng, 3, tries.VOCAB)
+    return tokens, index, random_table_model(rng, 3, tries.VOCAB)
 
 
 def test_all_semantic_ids_are_drawn_when_there_are_few():
@@ -221,7 +222,7 @@ def test_codes_of_probability_zero_come_last_but_stay_valid():
 
 def test_recent_changes_are_seen():
     tokens, _, model = case(4, 12)
-    more = tries.random_tokens(np.random.default_rng(9), 6)
+    more = random_tokens(np.random.default_rng(9), 6)
     editable, items = EditableIndex.build(tokens, tries.VOCAB).add(more)
     editable = editable.remove(np.array([0, 3]))
     kept = {i: tuple(t) for i, t in enumerate(tokens.tolist()) if i not in (0, 3)}

@@ -12,11 +12,12 @@ import search_oracles
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import TableModel, assert_same_ranking, rows
+from ranked import assert_same_ranking, rows
 
 from gr.decoding import DecodingError, VedConfig, beam_search, ved_search
 from gr.decoding import ved as ved_module
 from gr.decoding.ved_step import prefix_noise
+from gr.testing import TableModel, random_tokens
 from gr.trie import EditableIndex, ItemMask, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -256,7 +257,7 @@ def test_under_constraints(kind, kinds, tokens, seed):
 
 def test_an_index_with_changes_is_searched_as_one_trie():
     rng = np.random.default_rng(8)
-    base, added = tries.random_tokens(rng, 14), tries.random_tokens(rng, 8)
+    base, added = random_tokens(rng, 14), random_tokens(rng, 8)
     removed = [0, 3, 5, 15]
     editable, _ = EditableIndex.build(base, tries.VOCAB).add(added)
     index = editable.remove(np.array(removed)).index
@@ -291,7 +292,7 @@ OPTIONS = {
 
 
 def case(seed, num_items=20):
-    tokens = tries.random_tokens(np.random.default_rng(seed), num_items)
+    tokens = random_tokens(np.random.default_rng(seed), num_items)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[3]))
     return tokens, index, *random_case(seed)
 

@@ -7,7 +7,7 @@ import oracles
 import pytest
 import search_oracles
 from flax import nnx
-from table_model import rows
+from ranked import rows
 
 from gr.decoding import VedConfig, ved_search
 from gr.models import ValueHead, ValueHeadConfig, path_states

@@ -17,6 +17,7 @@ from gr.evaluation import (
     EvaluationError,
     fit_item_knn,
     fit_markov_chain,
+    fit_own_baseline,
     fit_popularity,
     hit,
     ndcg,
@@ -54,6 +55,26 @@ def histories_of(splits, targets, width):
 
 # Training parts: 0 1 2 | 0 1 0 2 | 3 1. Counts: item 0 and 1 three times, 2 twice, 3 once, 4 never.
 SPLITS = splits_of([[0, 1, 2, 4, 4], [0, 1, 0, 2, 4, 4], [3, 1, 4, 4]], num_items=5)
+
+
+def own(splits):
+    return fit_popularity(splits)
+
+
+def not_a_ranker(splits):
+    return splits.train
+
+
+def test_an_own_baseline_is_fitted_by_module_and_name():
+    ranker = fit_own_baseline(f"{__name__}:own", SPLITS)
+    assert ranker.popular.tolist() == fit_popularity(SPLITS).popular.tolist()
+    for name, message in (
+        (f"{__name__}:not_a_ranker", "returned a Targets; a baseline is a function"),
+        (f"{__name__}:owm", "has no 'owm'; did you mean own"),
+        ("markov", "baseline 'markov' is unknown; use module:name"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            fit_own_baseline(name, SPLITS)
 
 
 def test_only_training_interactions_are_counted():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gr import losses
 from gr.losses import PolicyConfig
+from gr.testing import random_tokens
 from gr.trie import TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -76,7 +77,7 @@ def test_the_group_shares_the_first_prediction(seed):
     assert_equal_in_float32(found, expected)
 
 
-CATALOGUE = tries.random_tokens(np.random.default_rng(0), 20)
+CATALOGUE = random_tokens(np.random.default_rng(0), 20)
 INDEX = TrieIndex.build(CATALOGUE, tries.VOCAB)
 
 

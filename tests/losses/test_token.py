@@ -6,6 +6,7 @@ import scipy.special
 import tries
 
 from gr import losses
+from gr.testing import random_tokens
 from gr.trie import TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -125,7 +126,7 @@ def test_very_unlikely_targets_stay_finite():
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
 def test_masked_log_probs_are_those_among_the_children(kinds):
     rng = np.random.default_rng(0)
-    tokens = tries.random_tokens(rng, 20)
+    tokens = random_tokens(rng, 20)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
     targets = tokens[rng.integers(0, 20, (2, 3))]
     logits = rng.normal(size=(2, 3, 3, tries.VOCAB)) * 3

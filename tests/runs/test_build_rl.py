@@ -53,12 +53,17 @@ def test_rewards_are_summed_by_name_and_weight():
         target=jnp.array([[1, 3]]),
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
-    for wrong in (HERE + "none", "no_such_module:f", "no_module", ":f"):
-        config = config.override({"reward.names": ("exact_match", wrong)})
-        with pytest.raises(TrainingError, match="is unknown"):
+    for wrong, said in {
+        "tests.runs.test_build_rl:none": "has no 'none'",
+        "no_such_module:f": "there is no module 'no_such_module'",
+        "no_module": "is unknown",
+        ":f": "is unknown",
+    }.items():
+        config.reward.names = ("exact_match", wrong)
+        with pytest.raises(TrainingError, match=f"reward '{wrong}'.* {said}"):
             build_rl.make_reward(config, None)
-    config = config.override({"reward.names": ("exact_mach", "rank_aware")})
-    with pytest.raises(TrainingError, match="'exact_mach' is unknown: did you mean 'exact_match'"):
+    config.reward.names = ("exact_mach", "rank_aware")
+    with pytest.raises(TrainingError, match="'exact_mach' is unknown; did you mean exact_match"):
         build_rl.make_reward(config, None)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gr.data.sequences import Sequences, Splits, Targets
 from gr.semantic_ids import SemanticIdError, build_semantic_ids, make_semantic_ids
+from gr.semantic_ids.item_vectors import concatenate_vectors
 
 NUM_ITEMS, NUM_USERS, LENGTH = 60, 80, 10
 WORDS = ["phone cordless", "pen ink", "paper glossy"]
@@ -152,5 +153,41 @@ def test_refusals(splits):
         make_semantic_ids(splits, collision="drop", **SMALL)
     with pytest.raises(SemanticIdError, match=r"neither\.npy: cannot be read"):
         make_semantic_ids(splits, vectors="neither.npy", order="items", **SMALL)
-    with pytest.raises(SemanticIdError, match="vectors='texts' is unknown; known are 'text'"):
+    with pytest.raises(
+        SemanticIdError, match="'texts' is unknown; did you mean text\\? Use one of"
+    ):
         make_semantic_ids(splits, vectors="texts", **SMALL)
+
+
+def own_vectors(splits):
+    return np.random.default_rng(0).normal(size=(splits.sequences.num_items, 5))
+
+
+def too_few(splits):
+    return own_vectors(splits)[1:]
+
+
+def not_finite(splits):
+    return own_vectors(splits) / 0
+
+
+def test_own_vectors_by_module_and_name(splits):
+    name = f"{__name__}:own_vectors"
+    found, report = make_semantic_ids(splits, vectors=name, **SMALL)
+    expected, _ = build_semantic_ids(
+        concatenate_vectors([own_vectors(splits)]),
+        splits.sequences.item_ids,
+        num_levels=SMALL["num_levels"],
+        codebook_size=SMALL["codebook_size"],
+        collision="extra_code",
+        seed=0,
+    )
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    assert report["source"] == f"residual k-means of vectors={name}"
+    for wrong, fault in (
+        ("none", "has no 'none'"),
+        ("too_few", r"too_few' returned float64\[.*, 5\]; such a function is Splits -> \[N, E\]"),
+        ("not_finite", "not_finite': the vector of item row 0 is not finite"),
+    ):
+        with pytest.raises(SemanticIdError, match=fault), np.errstate(all="ignore"):
+            make_semantic_ids(splits, vectors=f"{__name__}:{wrong}", **SMALL)

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from gr.data import NO_ITEM
+from gr.losses import cross_entropy, token_log_probs
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
 from gr.training import TrainingError
 from gr.training.objectives import (
@@ -209,6 +210,81 @@ def test_unknown_names_are_refused():
                 LossConfig(**{field: value})
     with pytest.raises(TrainingError, match="needs the trie: give its `index`"):
         supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=LossConfig("msl"))
+
+
+# A loss of one's own.
+
+
+def own_cross_entropy(logits, tokens, weight, normaliser, index):
+    assert index.length == LENGTH
+    value, metrics = cross_entropy(token_log_probs(logits, tokens), weight, normaliser)
+    return value, {**metrics, "constant": 2.0}
+
+
+def not_a_pair(logits, tokens, weight, normaliser, index):
+    return logits.sum()
+
+
+def no_scalar(logits, tokens, weight, normaliser, index):
+    return weight, {}
+
+
+def wide_metric(logits, tokens, weight, normaliser, index):
+    return logits.sum(), {"wide": weight}
+
+
+def on_the_host(logits, tokens, weight, normaliser, index):
+    return float(logits.sum()), {}
+
+
+def of_other_arguments(logits, tokens):
+    return logits.sum(), {}
+
+
+def own_loss(name, level):
+    return supervised_loss(
+        TOKENS,
+        level=level,
+        targets_per_batch=TARGETS_PER_BATCH,
+        loss=LossConfig(f"{__name__}:{name}"),
+        index=TrieIndex.build(TOKENS, VOCAB),
+    )
+
+
+@pytest.mark.parametrize("level", BATCHES)
+def test_an_own_loss_gets_what_cross_entropy_gets(level):
+    batch = BATCHES[level]()
+    loss, metrics, _ = run(level, batch)
+    value, (found, state) = jax.jit(own_loss("own_cross_entropy", level))(
+        make_model("decoder_only"), batch, jax.random.key(0), ()
+    )
+    assert state == init_loss_state(LossConfig("a:b"), LENGTH) == ()
+    assert float(value) == pytest.approx(loss, rel=1e-6)
+    found = {name: float(metric) for name, metric in found.items()}
+    assert found == pytest.approx({**metrics, "constant": 2.0}, rel=1e-6)
+
+
+@pytest.mark.parametrize("level", BATCHES)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("not_a_pair", "returned one array instead of a loss and a dictionary of metrics"),
+        ("no_scalar", r"returned the loss float32\["),
+        ("wide_metric", "returned the metric 'wide' of another shape"),
+        ("on_the_host", "cannot be compiled .*write it with jax.numpy alone"),
+        ("of_other_arguments", "raised TypeError: .*positional arguments"),
+        ("missing", "has no 'missing'"),
+    ],
+)
+def test_an_own_loss_that_does_not_fit_is_told_before_the_first_step(level, name, message):
+    with pytest.raises(TrainingError, match=message):
+        own_loss(name, level)
+
+
+def test_an_own_loss_needs_the_trie():
+    loss = LossConfig(f"{__name__}:own_cross_entropy")
+    with pytest.raises(TrainingError, match="needs the trie"):
+        supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=loss)
 
 
 @pytest.mark.parametrize("name", ["msl", "apao_pointwise"])

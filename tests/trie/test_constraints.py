@@ -9,6 +9,7 @@ import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr.testing import random_tokens
 from gr.trie import NO_NODE, ExcludeItems, ItemMask, TrieIndex
 from gr.trie.attributes import pack_attributes
 from gr.trie.bit_rows import expand
@@ -66,7 +67,7 @@ def test_live_nodes_have_an_allowed_item_below(kinds, tokens, seed):
 
 
 def test_a_mask_per_user_is_several_masks():
-    tokens = tries.random_tokens(np.random.default_rng(0), 24)
+    tokens = random_tokens(np.random.default_rng(0), 24)
     index = build(tokens, tries.MIXES[3])
     allowed = np.random.default_rng(1).random((3, 24)) < 0.4
     together = ItemMask.build(index, jnp.asarray(allowed))
@@ -107,7 +108,7 @@ prepare_jit = jax.jit(lambda constraint, index: constraint.prepare(index))
 @pytest.mark.parametrize("num_attributes", [1, 8, 9, 16, 17, 32, 33, 64])
 def test_attributes_of_slots_and_nodes(num_attributes):
     rng = np.random.default_rng(num_attributes)
-    tokens = tries.random_tokens(rng, 20)
+    tokens = random_tokens(rng, 20)
     attributes = rng.random((20, num_attributes)) < 0.5
     index = build(tokens, (DENSE, "sparse", "scan"), attributes=attributes)
     of_slots, (of_bits, of_list) = index.attributes.slots, index.attributes.nodes
@@ -141,7 +142,7 @@ def test_attributes_of_slots_and_nodes(num_attributes):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
 def test_truth_values_of_any_type(dtype):
-    tokens = tries.random_tokens(np.random.default_rng(2), 20)
+    tokens = random_tokens(np.random.default_rng(2), 20)
     flags = np.random.default_rng(3).random((20, 3)) < 0.5
     index = build(tokens, tries.MIXES[3], attributes=flags)
     other = build(tokens, tries.MIXES[3], attributes=flags.astype(dtype))

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tries
-from table_model import random_model
 
 from gr.decoding import beam_search
 from gr.decoding.trie_step import allowed_tokens
+from gr.testing import random_table_model, random_tokens
 from gr.trie import (
     AttributeFilter,
     ExcludeItems,
@@ -92,7 +92,7 @@ def test_nothing_is_excluded(items):
     ],
 )
 def test_what_is_no_item_of_each_user_is_refused(items, message):
-    model = random_model(np.random.default_rng(0), 2, 2, 2)
+    model = random_table_model(np.random.default_rng(0), 2, 2, 2)
     index = TrieIndex.build(np.array([[0, 1], [1, 0]]), 2)
     with pytest.raises(TrieError, match=message) as caught:
         beam_search(model, index, jnp.zeros((2, 1)), 2, constraint=ExcludeItems(items))
@@ -116,7 +116,7 @@ def test_it_is_a_pytree_of_one_array():
 @pytest.mark.parametrize("kinds", tries.MIXES[1:5], ids="-".join)
 def test_no_users_are_as_good_as_some(kinds):
     rng = np.random.default_rng(0)
-    tokens, attributes = tries.random_tokens(rng, 20), rng.random((20, 3)) < 0.5
+    tokens, attributes = random_tokens(rng, 20), rng.random((20, 3)) < 0.5
     layout = tries.roomy_layout(kinds, 3)
     index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
     nobody = jnp.zeros((0, 3), bool)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tries
 
+from gr.testing import random_tokens
 from gr.trie import TrieError, TrieIndex, files, walk
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 def make(kinds=tries.MIXES[3], num_attributes=0, seed=0):
     rng = np.random.default_rng(seed)
-    tokens = tries.random_tokens(rng, 20)
+    tokens = random_tokens(rng, 20)
     attributes = rng.random((20, num_attributes)) < 0.3 if num_attributes else None
     layout = tries.roomy_layout(kinds, num_attributes)
     return tokens, TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)

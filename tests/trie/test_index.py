@@ -11,6 +11,7 @@ import pytest
 import tries
 from hypothesis import given, settings
 
+from gr.testing import random_tokens
 from gr.trie import (
     NO_NODE,
     Nodes,
@@ -131,7 +132,7 @@ def test_slots_items_and_ancestors(kinds, tokens):
 
 @pytest.mark.parametrize("kinds", tries.MIXES[1:4], ids="-".join)
 def test_descend_is_a_step_of_walk_and_leaves_nothing_for_ever(kinds):
-    tokens = tries.random_tokens(np.random.default_rng(0), 12)
+    tokens = random_tokens(np.random.default_rng(0), 12)
     index = build(tokens, kinds)
     nodes = root(index, (12,))
     for depth in range(3):
@@ -222,7 +223,7 @@ def test_the_layout_that_a_large_set_gets():
 
 def test_any_order_of_rows_gives_the_same_trie():
     rng = np.random.default_rng(0)
-    tokens = np.unique(tries.random_tokens(rng, 24), axis=0)
+    tokens = np.unique(random_tokens(rng, 24), axis=0)
     shuffled = rng.permutation(len(tokens))
     for kinds in tries.MIXES:
         index, other = build(tokens, kinds), build(tokens[shuffled], kinds, items=shuffled)
@@ -304,7 +305,7 @@ def test_a_layout_with_headroom_serves_other_sets():
 
 
 def test_every_bound_of_a_layout_is_checked():
-    tokens = tries.random_tokens(np.random.default_rng(3), 20)
+    tokens = random_tokens(np.random.default_rng(3), 20)
     layout = TrieIndex.build(tokens, tries.VOCAB).layout
 
     def refused(other, message, fixed=layout, vocab_size=tries.VOCAB, **options):
@@ -408,7 +409,7 @@ def test_prefixes_of_any_integer_type_and_length():
 
 @of_each_mix
 def test_the_index_is_a_pytree(kinds):
-    tokens = tries.random_tokens(np.random.default_rng(4), 20)
+    tokens = random_tokens(np.random.default_rng(4), 20)
     index = build(tokens, kinds)
     for same in (jax.jit(lambda x: x)(index), jax.device_put(index, jax.devices()[0])):
         assert same.layout == index.layout

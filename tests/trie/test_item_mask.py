@@ -10,17 +10,17 @@ import pytest
 import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import random_model
 
 from gr.decoding import VedConfig, beam_search, sample, sample_without_replacement, ved_search
+from gr.testing import random_table_model, random_tokens
 from gr.trie import EditableIndex, ExcludeItems, ItemMask, SwappableIndex, TrieError, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 USERS = 2
-MODEL = random_model(np.random.default_rng(0), 3, tries.VOCAB, USERS)
+MODEL = random_table_model(np.random.default_rng(0), 3, tries.VOCAB, USERS)
 HISTORY = jnp.zeros((USERS, 1))
-TOKENS = np.unique(tries.random_tokens(np.random.default_rng(1), 20), axis=0)
+TOKENS = np.unique(random_tokens(np.random.default_rng(1), 20), axis=0)
 MIX = tries.MIXES[3]
 
 

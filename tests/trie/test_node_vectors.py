@@ -8,6 +8,7 @@ import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr.testing import random_tokens
 from gr.trie import NodeVectors, TrieError, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -28,7 +29,7 @@ def test_means_are_those_of_the_items_below(kinds, tokens, seed):
     rng = np.random.default_rng(seed)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
     vectors = unit_rows(rng, len(tokens), 5)
-    asked = np.concatenate([tokens[rng.integers(0, len(tokens), 6)], tries.random_tokens(rng, 6)])
+    asked = np.concatenate([tokens[rng.integers(0, len(tokens), 6)], random_tokens(rng, 6)])
     found = of_prefixes(NodeVectors.build(index, vectors), index, jnp.asarray(asked))
     for row, means in zip(asked, found, strict=True):
         for depth in range(1, 4):

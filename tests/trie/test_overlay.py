@@ -10,10 +10,11 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_model import TableModel, assert_same_ranking, rows
+from ranked import assert_same_ranking, rows
 
 from gr.decoding import beam_search
 from gr.decoding.sources import OneTrie, TwoTries
+from gr.testing import TableModel
 from gr.trie import (
     AttributeFilter,
     EditableIndex,
@@ -31,7 +32,7 @@ VOCAB, LENGTH, USERS, ATTRIBUTES = 5, 3, 2, 3
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 
-def random_model(rng):
+def random_table_model(rng):
     table = rng.normal(size=(USERS, LENGTH, VOCAB, VOCAB)) * 2
     return TableModel(jnp.asarray(table, jnp.float32))
 
@@ -95,7 +96,7 @@ operations = st.lists(
 @given(st.integers(0, 10**6), operations)
 def test_any_sequence_of_operations_equals_a_rebuild(seed, sequence):
     rng = np.random.default_rng(seed)
-    model = random_model(rng)
+    model = random_table_model(rng)
     draw = lambda n: (rng.integers(0, VOCAB, (n, LENGTH)), rng.random((n, ATTRIBUTES)) < 0.5)  # noqa: E731
     tokens, attributes = draw(12)
     editable = EditableIndex.build(tokens, VOCAB, attributes=attributes)
@@ -130,7 +131,7 @@ def edited():
     plain.add(tokens, attributes)
     gone = [3, 4, 17, 41, 45]
     plain.remove(gone)
-    return editable.remove(np.array(gone)), plain, random_model(rng)
+    return editable.remove(np.array(gone)), plain, random_table_model(rng)
 
 
 def test_exclusion_on_an_edited_index(edited):
@@ -202,7 +203,7 @@ def test_items_allowed_and_denied_on_an_edited_index(edited):
 def test_the_mask_of_an_edited_index_outlives_removals_and_nothing_else():
     rng = np.random.default_rng(3)
     tokens, more = rng.integers(0, VOCAB, (12, LENGTH)), rng.integers(0, VOCAB, (4, LENGTH))
-    model = random_model(rng)
+    model = random_table_model(rng)
 
     def decoded(editable, mask):
         found = beam_search(model, editable.index, jnp.zeros((USERS, 1)), 16, constraint=mask)
@@ -231,7 +232,7 @@ def test_when_everything_is_removed_nothing_is_valid():
     editable = EditableIndex.build(rng.integers(0, VOCAB, (6, LENGTH)), VOCAB)
     editable, _ = editable.add(rng.integers(0, VOCAB, (2, LENGTH)))
     editable = editable.remove(np.arange(8))
-    found = beam_search(random_model(rng), editable.index, jnp.zeros((USERS, 1)), 4)
+    found = beam_search(random_table_model(rng), editable.index, jnp.zeros((USERS, 1)), 4)
     assert not found.valid.any() and (found.items == -1).all()
     with pytest.raises(TrieError, match="no item is left"):
         editable.compact()
@@ -381,6 +382,8 @@ def test_names_of_old_and_new_nodes_differ_up_to_the_end_of_int32():
 def test_item_numbers_that_are_given_are_those_returned():
     tokens = np.array([[0, 1, 2], [0, 1, 2], [4, 0, 0]])
     index = TrieIndex.build(tokens, VOCAB, items=np.array([7, 2, 30]))
-    found = beam_search(random_model(np.random.default_rng(0)), index, jnp.zeros((USERS, 1)), 3)
+    found = beam_search(
+        random_table_model(np.random.default_rng(0)), index, jnp.zeros((USERS, 1)), 3
+    )
     lists = {tuple(items) for items in np.asarray(found.items[0]).tolist()}
     assert lists == {(7, 2), (30, -1), (-1, -1)}

@@ -8,6 +8,7 @@ import oracles
 import pytest
 import tries
 
+from gr.testing import random_tokens
 from gr.trie import TrieError, TrieIndex
 from gr.trie.statistics import LevelStatistics, log2_binomial, statistics
 
@@ -40,7 +41,7 @@ def test_a_trie_by_hand():
 def test_against_dictionaries(kinds):
     rng = np.random.default_rng(0)
     for count in (1, 10, 24):
-        tokens = tries.random_tokens(rng, count)
+        tokens = random_tokens(rng, count)
         layout = tries.roomy_layout(kinds, 3)
         attributes = rng.random((count, 3)) < 0.5
         index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from table_model import TableModel
 
 from gr.decoding import beam as beam_module
 from gr.decoding import beam_search
+from gr.testing import TableModel
 from gr.trie import (
     AttributeFilter,
     EditableIndex,

@@ -1,49 +1,7 @@
-"""A backbone that is a table, and the comparison of what is decoded with it."""
+"""What a search has found, as lists that are compared with those of the slow searches."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TableModel:
-    """Logits that depend on the last token and the depth only: `table[depth, last token]`, per user."""
-
-    table: jax.Array  # [B, L, V, V].
-
-    def prefill(self, history):
-        return self.table[:, 0, 0], jnp.zeros((self.table.shape[0], 1)), (0, history)
-
-    def step(self, tokens, cache):
-        depth = cache[0] + 1
-        user = jnp.arange(tokens.shape[0])[:, None]
-        return self.table[user, depth, tokens], jnp.zeros((*tokens.shape, 1)), (depth, cache[1])
-
-    def reorder(self, cache, parents):
-        return cache
-
-    def latest(self, cache):
-        return ()
-
-    def assemble(self, cache, stored, paths, depths):
-        return depths, cache[1]
-
-    def log_prob(self, user, temperature=1.0):
-        table = np.asarray(self.table[user]) / temperature
-
-        def of(prefix):
-            return oracles.log_softmax(table[len(prefix), prefix[-1] if prefix else 0])
-
-        return of
-
-
-def random_model(rng, length, vocab_size, num_users=3):
-    shape = (num_users, length, vocab_size, vocab_size)
-    return TableModel(jnp.asarray(rng.normal(size=shape) * 2, jnp.float32))
 
 
 def rows(candidates, user):

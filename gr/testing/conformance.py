@@ -1,0 +1,646 @@
+"""Whether a backbone does what decoders and losses count on; what it does otherwise is said in words.
+
+Everything is compared with plain decoding: paths of the index, side by side, step by step. What must not change it
+(other users, other beams, later tokens) is varied. What must give the same (reordered beams, assembled prefixes, one
+pass over whole targets, sequences and groups) is computed the other way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.decoding import DecodingError
+from gr.decoding.checked import METHODS, TREE_METHODS, Checked, check_methods
+from gr.errors import GrError
+from gr.testing.semantic_ids import random_paths
+from gr.trie import TrieIndex
+
+_LARGEST_CONSTANT = 64  # Numbers; a larger array of floats that is no leaf is taken for weights.
+_PLACES = 4  # Items of a sequence that are looked at.
+
+
+class ConformanceError(GrError):
+    """Raised for a backbone that does not keep to its protocol; names the method, what is wrong, and where."""
+
+
+class _Refused(ConformanceError):
+    """Raised for a method that raises a `GrError`."""
+
+
+def check_backbone(
+    backbone: Any,
+    history: Any,
+    index: TrieIndex,
+    *,
+    num_beams: int = 3,
+    rtol: float = 1e-3,
+    closed_over: bool = False,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Checks a backbone against the protocols of `gr.models`: `Backbone`, `TreeBackbone` and `Trainable`.
+
+    A backbone with `latest` or `assemble` is a `TreeBackbone`. Of `Trainable` each method that it has is checked; one
+    that raises a `GrError`, as it does if it is not meant for these settings, is passed over.
+
+    Mistakes show in the logits, so these must depend on what is given: take trained parameters, or random ones larger
+    than at initialisation, and histories of several items.
+
+    Args:
+        backbone: what is to be checked, without dropout.
+        history: what `prefill` takes, with the leading axis B, of two users or more with different histories. To check
+            methods of `Trainable`: tokens `[B, T, L]`, right-padded with 0.
+        index: a trie of several semantic IDs in the backbone's vocabulary.
+        num_beams: M, beams of a user, 2 or more.
+        rtol: the largest difference, as a share of the spread of the logits; 0.05 for bfloat16.
+        closed_over: whether the methods may close over weights, as functions for `backbone_of(..., params=None)` do.
+        seed: of the paths that are decoded.
+
+    Returns:
+        The methods that were checked.
+
+    Raises:
+        ConformanceError: for the first thing that is wrong.
+    """
+    is_tree = any(hasattr(backbone, method) for method in ("latest", "assemble"))
+    methods = TREE_METHODS if is_tree else METHODS
+    try:
+        check_methods(backbone, methods)
+    except DecodingError as error:
+        raise ConformanceError(str(error)) from error
+    _check_pytree(backbone)
+    history = jax.tree.map(jnp.asarray, history)
+    users = _check_histories(history)
+    paths, others = _different_paths(index, users, num_beams, seed)
+
+    check = _Check(backbone, history, index, paths, is_tree, rtol)
+    check.users(others)
+    check.beams(others)
+    check.cache(others)
+    check.reorder()
+    if is_tree:
+        check.tree()
+    if not closed_over:
+        check.constants()
+    return (*methods, *check.training(others))
+
+
+class _Check:
+    """A backbone, what it is given, and the logits of plain decoding."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        history: Any,
+        index: TrieIndex,
+        paths: jax.Array,  # [B, M, L].
+        is_tree: bool,
+        rtol: float,
+    ):
+        self.backbone, self.history, self.index, self.paths = backbone, history, index, paths
+        self.is_tree = is_tree
+        self.name, self.length, self.vocab = type(backbone).__name__, index.length, index.vocab_size
+        self.decode = self.compiled(self._decode)
+        self.plain = _numbers(self.decode(history, paths))  # [B, M, L, V].
+        for code in range(self.length):
+            logits = self.plain[:, :, code]
+            if np.isnan(logits).any() or (logits == np.inf).any():
+                raise self.error(
+                    "step" if code else "prefill",
+                    f"NaN or +inf among the logits of code {code + 1}",
+                )
+        finite = self.plain[np.isfinite(self.plain)]
+        self.spread = float(np.ptp(finite)) if finite.size else 0.0
+        self.tolerance = rtol * self.spread
+
+    # What decoding needs.
+
+    def users(self, others: jax.Array) -> None:
+        """Whether a user's logits depend on another user's history or beams."""
+        count = len(self.paths)
+        rows = jnp.arange(count).at[0].set(_another(self.history))
+        history = jax.tree.map(lambda x: x[rows], self.history)
+        found, told = self.decode(history, self.paths), "users see each other: logits change when"
+        only = np.broadcast_to(np.arange(count)[:, None, None] > 0, self.plain.shape[:3])
+        first, told_history = np.arange(self.length) == 0, f"{told} only the history of user 0 does"
+        self.compare("prefill", told_history, found, self.plain, only=only & first)
+        self.compare("step", told_history, found, self.plain, only=only)
+        found = self.decode(self.history, self.paths.at[0].set(others[0]))
+        self.compare("step", f"{told} only tokens of user 0 do", found, self.plain, only=only)
+
+    def beams(self, others: jax.Array) -> None:
+        """Whether a beam's logits depend on the beams beside it."""
+        count = self.paths.shape[1]
+        for beam in (0, count - 1):
+            mine = np.arange(count)[:, None] == beam
+            self.compare(
+                "step",
+                "beams see each other: logits change when only tokens of the user's other beams do",
+                self.decode(self.history, jnp.where(mine, self.paths, others)),
+                self.plain,
+                only=np.broadcast_to(mine, self.plain.shape[:3]),
+            )
+        for beam in range(count):
+            self.compare(
+                "reorder",
+                f"logits of beam {beam} are not those that it has alone: behind prefill there is one state a user, "
+                "which parents of 0 must give to every beam",
+                self.decode(self.history, self.paths[:, [beam]]),
+                self.plain[:, [beam]],
+            )
+
+    def cache(self, others: jax.Array) -> None:
+        """Whether a step leaves the cache that it is given as it was."""
+
+        def twice(model: _Model, history: Any, first: jax.Array, second: jax.Array) -> jax.Array:
+            _, cache = model.start(history, first.shape[1])
+            model.step(second, cache)
+            return model.step(first, cache)[0]
+
+        if self.length == 1:
+            return
+        self.compare(
+            "step",
+            "the cache that it is given changes: a second step from the same cache gives other logits than a first. "
+            "Return a new cache and leave the old one as it is",
+            self.compiled(twice)(self.history, self.paths[:, :, 0], others[:, :, 0]),
+            self.plain[:, :, 1],
+            "user beam",
+        )
+
+    def reorder(self) -> None:
+        """Whether beams keep what is theirs when they are permuted, repeated and left out."""
+        users, beams, _ = self.paths.shape
+        # Of each step: the parents [B, M'], and the path that each beam now follows [B, M'].
+        moves, following = [], np.tile(np.arange(beams), (users, 1))
+        for code in range(self.length - 2):
+            count = following.shape[1]
+            order = [*range(count)[::-1], 0] if code % 2 == 0 else [*range(1, count)]
+            parents = (np.array(order) + np.arange(users)[:, None]) % count
+            following = np.take_along_axis(following, parents, axis=1)
+            moves.append((parents, following))
+
+        def moved(model: _Model, history: Any, paths: jax.Array) -> list[jax.Array]:
+            _, cache = model.start(history, beams)
+            _, _, cache = model.step(paths[:, :, 0], cache)
+            found = []
+            for code, (parents, following) in enumerate(moves, start=1):
+                cache = model.reorder(cache, jnp.asarray(parents))
+                tokens = jnp.take_along_axis(paths[:, :, code], jnp.asarray(following), axis=1)
+                logits, _, cache = model.step(tokens, cache)
+                found.append(logits)
+            return found
+
+        if not moves:
+            return
+        found = self.compiled(moved)(self.history, self.paths)
+        for code, (parents, following) in enumerate(moves, start=1):
+            self.compare(
+                "reorder",
+                f"a beam goes on with another's state: behind parents {parents[0].tolist()} of user 0, and the like of "
+                f"others, logits of code {code + 2} are not those of the same path without reordering",
+                found[code - 1],
+                np.take_along_axis(self.plain[:, :, code + 1], following[..., None], axis=1),
+                "user beam",
+            )
+
+    def tree(self) -> None:
+        """Whether prefixes of different depths go on as they would have without a tree."""
+        users, beams, _ = self.paths.shape
+        size = self.length - 1  # Prefixes of 0..L-2 codes are continued, twice.
+        if not size:
+            return
+        width, user, places = max(beams, size), np.arange(users)[:, None], np.arange(size)
+        beam = np.tile(np.arange(width) % beams, (users, 1))
+        depths = (np.arange(width) + user) % size
+        deeper = np.minimum(depths + 1, size - 1)
+        # Where each prefix is stored: the empty one, those of each plain step, those of the first step in the tree.
+        stored = np.where(places == 0, 0, 1 + (places - 1) * beams + beam[..., None])
+        anything = np.random.default_rng(0).integers(0, 1 + size * beams, stored.shape)
+        paths = np.where(places <= depths[..., None], stored, anything)
+        grown = (places == deeper[..., None]) & (deeper > depths)[..., None]
+        longer = np.where(grown, 1 + size * beams + np.arange(width)[:, None], paths)
+        rounds = ((paths, depths), (longer, deeper))
+
+        def in_tree(model: _Model, history: Any, tokens: jax.Array) -> list[jax.Array]:
+            _, _, first = model.prefill(history)
+            parts, found = [model.latest(first, users, 1)], []
+            _, cache = model.start(history, beams)
+            for code in range(size):
+                _, _, cache = model.step(tokens[:, :, code], cache)
+                parts.append(model.latest(cache, users, beams))
+            for of, at in rounds:
+                joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+                cache = model.assemble(first, joined, jnp.asarray(of), jnp.asarray(at))
+                logits, _, cache = model.step(tokens[user, beam, at], cache)
+                parts.append(model.latest(cache, users, width))
+                found.append(logits)
+            return found
+
+        for logits, (_, at) in zip(
+            self.compiled(in_tree)(self.history, self.paths), rounds, strict=True
+        ):
+            self.compare(
+                "assemble",
+                f"a prefix goes on otherwise than by itself: with prefixes of {sorted(set(at[0].tolist()))} codes side "
+                "by side, logits of the next code are not those of plain decoding. Either this cache is wrong, or "
+                "`latest` did not return what the last step had added for each beam",
+                logits,
+                self.plain[user, beam, at + 1],
+                "user beam",
+            )
+
+    def constants(self) -> None:
+        """Whether weights are closed over, which makes them constants of every program."""
+
+        def decode(backbone: Any, history: Any, paths: jax.Array) -> jax.Array:
+            return self._decode(_Model(self, backbone), history, paths)
+
+        program = jax.make_jaxpr(decode)(self.backbone, self.history, self.paths)
+        for constant in program.consts:
+            if np.size(constant) > _LARGEST_CONSTANT and jnp.issubdtype(
+                jnp.result_type(constant), jnp.floating
+            ):
+                raise ConformanceError(
+                    f"{self.name} closes over an array of {list(np.shape(constant))} numbers that is none of its "
+                    "leaves: it is a constant in every program, and new values of it go unnoticed. Make it a leaf of "
+                    "the pytree, or pass closed_over=True if this is meant"
+                )
+
+    # What losses need.
+
+    def training(self, others: jax.Array) -> list[str]:
+        """Whether losses see the logits that are decoded; the methods that there are."""
+        checks: dict[str, Callable[[jax.Array], None]] = {
+            "target_logits": self.target_logits,
+            "sequence_logits": self.sequence_logits,
+            "group_states": self.group_states,
+            "target_and_group_states": self.target_and_group_states,
+            "sequence_and_group_states": self.sequence_and_group_states,
+        }
+        done = []
+        for method, check in checks.items():
+            if not hasattr(self.backbone, method) or ("group" in method and self.length == 1):
+                continue
+            shape = getattr(self.history, "shape", ())
+            if len(shape) != 3 or shape[1] < 2 or shape[2] != self.length:
+                raise ConformanceError(
+                    f"{self.name} has {method}: to check it, give histories of tokens [B, T, L], T of 2 or more and "
+                    f"L = {self.length}"
+                )
+            try:
+                check(others)
+            except _Refused:
+                continue
+            done.append(method)
+        return done
+
+    def target_logits(self, others: jax.Array) -> None:
+        """See `Trainable.target_logits`."""
+        users = len(self.paths)
+
+        def forced(model: _Model, history: jax.Array, target: jax.Array) -> jax.Array:
+            logits = model.call("target_logits", history, target)
+            return model.shaped("target_logits", logits, users, self.length)
+
+        run, target = self.compiled(forced), self.paths[:, 0]
+        found = run(self.history, target)
+        for code in range(self.length):
+            changed = jnp.concatenate([target[:, :code], others[:, 0, code:]], axis=1)
+            self.compare(
+                "target_logits",
+                f"a code sees itself or later ones: logits up to code {code + 1} change when only codes of the target "
+                "from there on do",
+                run(self.history, changed),
+                found,
+                "user code",
+                np.broadcast_to(np.arange(self.length) <= code, (users, self.length)),
+            )
+        told = "teacher-forced logits are not those of prefill and step"
+        self.compare("target_logits", told, found, self.plain[:, 0], "user code")
+
+    def sequence_logits(self, others: jax.Array) -> None:
+        """See `Trainable.sequence_logits`."""
+        items = self.history
+        users, size, _ = items.shape
+
+        def forced(model: _Model, items: jax.Array) -> jax.Array:
+            logits = model.call("sequence_logits", items)
+            return model.shaped("sequence_logits", logits, users, size - 1, self.length)
+
+        run = self.compiled(forced)
+        found, place = run(items), np.arange(1, size)
+        there = (place < self.lengths()[:, None])[..., None]  # [B, T - 1, 1].
+        chosen = np.unique(np.linspace(1, size - 1, _PLACES).round().astype(int))
+        for item in chosen:
+            changed = items.at[:, item].set(jnp.where(items[:, item] == 0, 0, others[:, 0]))
+            before = (place < item)[:, None] | (
+                (place == item)[:, None] & (np.arange(self.length) == 0)
+            )
+            self.compare(
+                "sequence_logits",
+                f"a code sees itself or later ones: logits up to the first code of item {item} change when only item "
+                f"{item} of the sequences does",
+                run(changed),
+                found,
+                "user place code",
+                there & before,
+            )
+        for item in chosen:
+            history = items.at[:, item:].set(0)
+            self.compare(
+                "sequence_logits",
+                f"logits of item {item} are not those of prefill and step behind the items before it",
+                _numbers(found)[:, item - 1],
+                _numbers(self.decode(history, items[:, None, item]))[:, 0],
+                "user code",
+                np.broadcast_to(there[:, item - 1], (users, self.length)),
+            )
+
+    def group_states(self, others: jax.Array) -> None:
+        """See `Trainable.group_states`."""
+        users, count, _ = self.paths.shape
+
+        def forced(
+            model: _Model, history: jax.Array, codes: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            first, states = model.pair("group_states", history, codes)
+            first = model.logits("group_states", first, users)
+            return first, model.logits("group_states", states, users, count, self.length - 1)
+
+        first, states = self.compiled(forced)(self.history, self.paths[..., :-1])
+        told = "logits of a group's first state are not those of prefill"
+        self.compare("group_states", told, first, self.plain[:, 0, 0], "user")
+        self.candidates("group_states", states, self.plain)
+
+    def target_and_group_states(self, others: jax.Array) -> None:
+        """See `Trainable.target_and_group_states`."""
+        method, rows, (users, count, _) = "target_and_group_states", np.array([1, 0]), others.shape
+
+        def forced(model: _Model, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            states, later = model.pair(method, *inputs)
+            states = model.logits(method, states, users, self.length)
+            return states, model.logits(method, later, len(rows), count, self.length - 1)
+
+        states, later = self.compiled(forced)(
+            self.history, self.paths[:, 0], jnp.asarray(rows), self.paths[rows, :, :-1]
+        )
+        told = "logits of the target's states are not those of prefill and step"
+        self.compare(method, told, states, self.plain[:, 0], "user code")
+        self.candidates(method, later, self.plain[rows])
+
+    def sequence_and_group_states(self, others: jax.Array) -> None:
+        """See `Trainable.sequence_and_group_states`."""
+        method, rows, (_, count, _) = "sequence_and_group_states", np.array([1, 0]), others.shape
+        users, size, _ = self.history.shape
+        places = np.maximum(self.lengths() - 1, 1)
+
+        def forced(model: _Model, *inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            states, later = model.pair(method, *inputs)
+            states = model.logits(method, states, users, size - 1, self.length)
+            later = model.logits(method, later, len(rows), count, self.length - 1)
+            return states, later, model.call("sequence_logits", inputs[0])[..., : self.vocab]
+
+        inputs = (jnp.asarray(rows), jnp.asarray(places[rows]), self.paths[rows, :, :-1])
+        states, later, expected = self.compiled(forced)(self.history, *inputs)
+        there = (np.arange(1, size) < self.lengths()[:, None])[..., None]
+        there = np.broadcast_to(there, (users, size - 1, self.length))
+        told = "logits of the sequences' states are not those of sequence_logits"
+        self.compare(method, told, states, expected, "user place code", there)
+        before = (jnp.arange(size) < places[:, None])[..., None]
+        plain = _numbers(self.decode(jnp.where(before, self.history, 0), self.paths))
+        self.candidates(method, later, plain[rows])
+
+    def candidates(self, method: str, later: jax.Array, plain: np.ndarray) -> None:
+        """Compares logits of codes 2.. of a group `[Q, n, L - 1, V]` with those of plain decoding `[Q, n, L, V]`."""
+        self.compare(
+            method,
+            "logits of candidates' states are not those of prefill and step behind the same codes",
+            np.concatenate([plain[:, :, :1], _numbers(later)], axis=2),
+            plain,
+            "row candidate code",
+        )
+
+    # Parts.
+
+    def lengths(self) -> np.ndarray:
+        """Items of each history `[B]`."""
+        return np.asarray((self.history != 0).any(-1).sum(-1))
+
+    def _decode(self, model: "_Model", history: Any, paths: jax.Array) -> jax.Array:
+        """Logits `[B, M, L, V]` of all codes of paths `[B, M, L]`, decoded side by side and not reordered."""
+        logits, cache = model.start(history, paths.shape[1])
+        found = [logits]
+        for code in range(self.length - 1):
+            logits, _, cache = model.step(paths[:, :, code], cache)
+            found.append(logits)
+        return jnp.stack(found, axis=2)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of a `_Model` and arrays as one of arrays."""
+        program = jax.jit(lambda backbone, *inputs: function(_Model(self, backbone), *inputs))
+        return lambda *inputs: program(self.backbone, *inputs)
+
+    def compare(
+        self,
+        method: str,
+        told: str,
+        found: Any,
+        expected: Any,
+        axes: str = "user beam code",
+        only: Any = True,
+    ) -> None:
+        """Raises ConformanceError unless logits `[*axes, V]` are the same wherever `only` says so."""
+        found, expected = _numbers(found), _numbers(expected)
+        with np.errstate(invalid="ignore"):
+            difference = np.where(found == expected, 0.0, np.abs(found - expected))
+        difference = np.where(np.isnan(difference), np.inf, difference).max(axis=-1)
+        difference = np.where(only, difference, 0.0)
+        if difference.max(initial=0.0) <= self.tolerance:
+            return
+        worst = np.unravel_index(difference.argmax(), difference.shape)
+        where = ", ".join(
+            f"{axis} {place + (axis in ('code', 'place'))}"
+            for axis, place in zip(axes.split(), worst, strict=True)
+        )
+        raise self.error(
+            method,
+            f"{told}. The largest difference is {difference[worst]:.3g} ({where}), where logits spread over "
+            f"{self.spread:.3g}",
+        )
+
+    def error(self, method: str, told: str) -> ConformanceError:
+        """The error of a method."""
+        return ConformanceError(f"{self.name}.{method}: {told}")
+
+
+class _Model:
+    """The backbone while it is traced: which of its methods has failed, and with what, is said."""
+
+    def __init__(self, check: _Check, backbone: Any):
+        self.check, self.backbone = check, backbone
+        self.checked = Checked(backbone, check.vocab, with_hidden=check.is_tree)
+
+    def call(self, method: str, *inputs: Any) -> Any:
+        """What a method returns."""
+        try:
+            of = self.checked if hasattr(self.checked, method) else self.backbone
+            return getattr(of, method)(*inputs)
+        except DecodingError as error:  # Of `Checked`.
+            raise ConformanceError(str(error)) from error
+        except GrError as error:
+            raise _Refused(f"{self.check.name}.{method} raised {_said(error)}") from error
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+            raise self.check.error(
+                method,
+                f"it cannot be compiled ({_said(error)}). Write it with jax.numpy alone, jnp.where in place of if, no "
+                "np.asarray, float() or .item()",
+            ) from error
+        except Exception as error:
+            raise self.check.error(method, f"it raised {_said(error)}") from error
+
+    def prefill(self, history: Any) -> tuple:
+        """See `Backbone.prefill`."""
+        logits, hidden, cache = self.call("prefill", history)
+        users = len(jax.tree.leaves(history)[0])
+        if len(logits) != users:
+            raise self.check.error(
+                "prefill", f"logits of {len(logits)} users for the histories of {users}"
+            )
+        return logits[..., : self.check.vocab], hidden, cache
+
+    def start(self, history: Any, beams: int) -> tuple[jax.Array, Any]:
+        """The first code's logits `[B, M, V]`, and the cache of so many beams, as a search begins with them."""
+        logits, _, cache = self.prefill(history)
+        cache = self.reorder(cache, jnp.zeros((len(logits), beams), jnp.int32))
+        return jnp.broadcast_to(logits[:, None], (len(logits), beams, self.check.vocab)), cache
+
+    def step(self, tokens: jax.Array, cache: Any) -> tuple:
+        """See `Backbone.step`."""
+        logits, hidden, cache = self.call("step", tokens, cache)
+        return logits[..., : self.check.vocab], hidden, cache
+
+    def reorder(self, cache: Any, parents: jax.Array) -> Any:
+        """See `Backbone.reorder`."""
+        return self.call("reorder", cache, parents)
+
+    def latest(self, cache: Any, users: int, beams: int) -> Any:
+        """See `TreeBackbone.latest`."""
+        latest = self.call("latest", cache)
+        for leaf in jax.tree.leaves(latest):
+            if jnp.shape(leaf)[:2] != (users, beams):
+                raise self.check.error(
+                    "latest",
+                    f"an array of shape {list(jnp.shape(leaf))}, which must begin with [B, M] = [{users}, {beams}]",
+                )
+        return latest
+
+    def assemble(self, *inputs: Any) -> Any:
+        """See `TreeBackbone.assemble`."""
+        return self.call("assemble", *inputs)
+
+    def pair(self, method: str, *inputs: Any) -> tuple[Any, Any]:
+        """Two arrays of states."""
+        states = self.call(method, *inputs)
+        if not isinstance(states, tuple) or len(states) != 2:
+            raise self.check.error(method, f"it returned a {type(states).__name__}, not two arrays")
+        return states
+
+    def logits(self, method: str, states: Any, *leading: int) -> jax.Array:
+        """Logits of states `[*leading, D]`."""
+        if jnp.shape(states)[:-1] != leading:
+            wanted = ", ".join(map(str, leading))
+            raise self.check.error(
+                method, f"states of shape {list(jnp.shape(states))} instead of [{wanted}, D]"
+            )
+        return self.shaped("logits", self.call("logits", states), *leading)
+
+    def shaped(self, method: str, logits: Any, *leading: int) -> jax.Array:
+        """Logits, if they are `[*leading, V]`."""
+        shape = jnp.shape(logits)
+        if shape[:-1] != leading or shape[-1] < self.check.vocab:
+            wanted = ", ".join(map(str, leading))
+            raise self.check.error(
+                method, f"logits {list(shape)} instead of [{wanted}, V], V >= {self.check.vocab}"
+            )
+        return logits[..., : self.check.vocab]
+
+
+def _check_pytree(backbone: Any) -> None:
+    """Raises ConformanceError unless a backbone can be an argument of a compiled program."""
+    name = type(backbone).__name__
+    for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise ConformanceError(
+                f"{name}{jax.tree_util.keystr(path)} is a leaf of the pytree and no array but a {type(leaf).__name__}: "
+                "make it a static field"
+            )
+    leaves, structure = jax.tree.flatten(backbone)
+    try:
+        again = jax.tree.flatten(jax.tree.unflatten(structure, leaves))
+    except Exception as error:
+        raise ConformanceError(
+            f"{name} is no pytree that can be taken apart and put together: {_said(error)}"
+        ) from error
+    if again[1] != structure or any(a is not b for a, b in zip(again[0], leaves, strict=True)):
+        raise ConformanceError(
+            f"{name} is another pytree when it has been taken apart and put together: its constructor must leave "
+            "leaves and static fields as they are, and static fields must be equal to themselves, else every call "
+            "compiles anew"
+        )
+
+
+def _check_histories(history: Any) -> int:
+    """How many users histories are of, if they can be told apart."""
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(history)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ConformanceError(
+            "histories: every array must have the leading axis B, one row a user"
+        )
+    ((users,),) = sizes
+    if users < 2 or _another(history) is None:
+        raise ConformanceError(
+            "histories: give two users or more, whose histories differ from that of user 0, so that it shows if they "
+            "see each other"
+        )
+    return users
+
+
+def _another(history: Any) -> int | None:
+    """A user whose history differs from that of user 0."""
+    arrays = [np.asarray(x) for x in jax.tree.leaves(history)]
+    differs = [
+        user for user in range(len(arrays[0])) if any((x[user] != x[0]).any() for x in arrays)
+    ]
+    return differs[0] if differs else None
+
+
+def _different_paths(
+    index: TrieIndex, users: int, beams: int, seed: int
+) -> tuple[jax.Array, jax.Array]:
+    """Twice as many paths `[B, M, L]` as there are beams; no beam has the same path in both."""
+    if beams < 2:
+        raise ConformanceError(f"num_beams={beams}: two or more are needed to tell beams apart")
+    key = jax.random.key(seed)
+    drawn = np.asarray(random_paths(index, key, (users, 16 * beams)))
+    first = drawn[:, :beams]
+    second = np.empty_like(first)
+    for user, beam in np.ndindex(users, beams):
+        differs = (drawn[user] != first[user, beam]).sum(axis=-1)
+        if not differs.any():
+            raise ConformanceError(
+                "index: give a trie of several semantic IDs, to tell beams apart"
+            )
+        second[user, beam] = drawn[user, differs.argmax()]
+    return jnp.asarray(first), jnp.asarray(second)
+
+
+def _numbers(logits: Any) -> np.ndarray:
+    return np.asarray(logits, np.float32)
+
+
+def _said(error: Exception) -> str:
+    """An error's kind and first line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:200]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from toy_run import compilations
 
-from gr.decoding import beam_search, ved_search
+from gr.decoding import VedConfig, beam_search, ved_search
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -104,9 +104,10 @@ def test_with_latest_and_assemble_a_tree_can_be_searched():
     )
     assert not hasattr(backbone_of(prefill, step, reorder, None), "latest")
     head = ValueHead(ValueHeadConfig(1, code_length=3, num_heads=1, d_ff=2), rngs=nnx.Rngs(0))
-    options = {"key": jax.random.key(0), "budget": 20, "num_candidates": 5}
+    config = VedConfig(budget=20, num_candidates=5)
     found, expected = (
-        ved_search(b, head, INDEX, HISTORY, **options) for b in (model, TableModel(TABLES[0]))
+        ved_search(b, head, INDEX, HISTORY, config, key=jax.random.key(0))
+        for b in (model, TableModel(TABLES[0]))
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 

@@ -33,9 +33,8 @@ from gr.rl.rollouts import (
 )
 from gr.rl.value_objective import ValueConfig, value_loss
 from gr.training import NO_REWARD, RewardFault
-from gr.training.errors import TrainingError
 from gr.training.optimizers import Schedule
-from gr.training.state import TrainState
+from gr.training.state import TrainingError, TrainState
 from gr.training.step import CompiledStep, Metrics, advance, compile_step
 from gr.trie import TrieIndex
 

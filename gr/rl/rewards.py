@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.losses import LossError
-from gr.training.reward_fault import LARGEST_REWARD
+from gr.training.state import LARGEST_REWARD
 
 
 @jax.tree_util.register_dataclass

@@ -13,14 +13,13 @@ from gr.training.checkpoints import (
     has_checkpoint,
     restore_model,
 )
-from gr.training.errors import TrainingError
-from gr.training.interrupts import TrainingInterrupted
 from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
     NO_MORE_BATCHES,
     OUT_OF_PATIENCE,
     FitResult,
+    TrainingInterrupted,
     fit,
     rows_in_batch,
 )
@@ -41,8 +40,7 @@ from gr.training.provenance import (
     save_run_info,
     versions,
 )
-from gr.training.reward_fault import NO_REWARD, RewardFault
-from gr.training.state import NO_BAD_STEP, TrainState
+from gr.training.state import NO_BAD_STEP, NO_REWARD, RewardFault, TrainingError, TrainState
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
 
 __all__ = [

@@ -22,8 +22,7 @@ from gr.losses import (
 )
 from gr.losses.token import Metrics
 from gr.semantic_ids import PAD_TOKEN
-from gr.training.errors import TrainingError
-from gr.training.places import draw_places
+from gr.training.state import TrainingError
 from gr.trie import TrieIndex, walk
 
 LEVELS = (
@@ -228,6 +227,34 @@ def supervised_loss(
         targets_per_batch=float(targets_per_batch),
         config=loss,
     )
+
+
+def draw_places(
+    key: jax.Array, weight: jax.Array, share: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws Q places of a batch, so that a weighted sum over them has the mean of the sum over all.
+
+    Stratified: the real places, row by row, are cut into Q equal strata, and one is drawn uniformly in each.
+
+    Args:
+        key: of the draw.
+        weight: `[B, S]`, 1 at real places, 0 elsewhere.
+        share: Q over B x S; Q is at least 1; static.
+
+    Returns:
+        Rows and columns of the places, `[Q]` int32 each, and the weight `[Q]` of each: the weights' sum is the number
+        of real places.
+    """
+    num = max(1, round(share * weight.size))
+    real = weight.reshape(-1) > 0
+    count = real.sum()
+    strata = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
+    wanted = jnp.minimum((strata * count).astype(jnp.int32), jnp.maximum(count - 1, 0))
+    # The r-th real place is the first at which r + 1 of them have been met.
+    places = jnp.searchsorted(jnp.cumsum(real), wanted, side="right")
+    places = jnp.minimum(places, real.size - 1).astype(jnp.int32)
+    rows, columns = jnp.divmod(places, weight.shape[1])
+    return rows, columns, jnp.full(num, count / num, jnp.float32)
 
 
 def _prefix_weights(loss: LossConfig, losses: jax.Array, before: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr.training.errors import TrainingError
+from gr.training.state import TrainingError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 

@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import fsspec
 import jax
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,3 +26,28 @@ def drop_compiled_programs():
     """Compiled programs hold mappings of memory, of which Linux grants a process 65,530; thousands of them add up."""
     yield
     jax.clear_caches()
+
+
+class Bucket(MemoryFileSystem):
+    """What answers for `gs://` in the tests: object names -> contents in memory."""
+
+    protocol = ("gcs", "gs")
+    store, pseudo_dirs = {}, [""]  # Not those of `memory://`.
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol("/" + str(path).removeprefix("gs://").lstrip("/"))
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An empty object store at `gs://bucket`, as name -> bytes; the test fails if a folder `gs:` appears."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
+    yield lambda: {
+        name.removeprefix("/bucket/"): file.getvalue() for name, file in Bucket.store.items()
+    }
+    assert not (tmp_path / "gs:").exists()

@@ -111,7 +111,7 @@ def open_bytes(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         else:
             file = stack.enter_context(path.open("rb"))
         if file.peek(len(_GZIP)).startswith(_GZIP):
-            file = stack.enter_context(gzip.open(path, "rb"))
+            file = stack.enter_context(gzip.open(file, "rb"))
         start = file.peek(16)
         if not start:
             raise DataError(f"{path} is empty; fetch it again")

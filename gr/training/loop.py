@@ -51,33 +51,6 @@ class TrainingInterrupted(SystemExit):
     """A run was told to stop and has saved its state; uncaught, it prints its message and exits with status 1."""
 
 
-class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only noted in `received`; a second one acts as it always does.
-
-    Outside the main thread, where Python allows no handlers, nothing is changed.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, self._before[number])
-        # Not by print, which must not be entered twice.
-        os.write(2, f"\n{self.received}: stopping after this step\n".encode())
-
-
 def rows_in_batch(batch: Mapping[str, np.ndarray]) -> int:
     """The length of a batch's leading axis."""
     return len(jax.tree.leaves(batch)[0])
@@ -311,6 +284,33 @@ def _what_was_not_finite(
         f"the loss or its gradient was not finite {at}, which was not applied; {kept}. Lower the learning rate"
         f"{rewards}, clip at a smaller norm or warm up longer, then resume or start again"
     )
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT is only noted in `received`; a second one acts as it always does.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+        # Not by print, which must not be entered twice.
+        os.write(2, f"\n{self.received}: stopping after this step\n".encode())
 
 
 def _stop(

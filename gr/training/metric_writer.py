@@ -59,9 +59,8 @@ class MetricWriter:
             from tensorboardX.record_writer import register_writer_factory
 
             folder = self.path.parent / "tensorboard"
-            if (
-                remote
-            ):  # Its own ways to object stores need other packages and settings than all else here.
+            if remote:
+                # Its own ways to object stores need other packages and settings than all else here.
                 in_store = SimpleNamespace(open=_Object, directory_check=lambda folder: None)
                 register_writer_factory(str(folder).partition(":")[0], in_store)
             # Events at and after purge_step are hidden by TensorBoard.

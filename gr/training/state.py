@@ -28,9 +28,8 @@ class RewardFault:
     valid: jax.Array  # int32: how many of these there are.
     user: jax.Array  # int32: the first one's row in the batch.
     item: jax.Array  # int32: and its item row.
-    value: (
-        jax.Array
-    )  # float32: what it got, times the weight; without a fault the largest there is.
+    # float32: what it got, times the weight; without a fault the largest absolute value.
+    value: jax.Array
 
     @staticmethod
     def none() -> "RewardFault":
@@ -74,9 +73,8 @@ class TrainState:
     opt_state: Any  # The optimiser's moments and counts.
     key: jax.Array  # Typed PRNG key of the run; step `s` uses `fold_in(key, s)`.
     loss_state: Any  # What the loss carries across steps, such as adaptive weights; or `()`.
-    bad_step: (
-        jax.Array
-    )  # [] int32, the first with a loss, gradient or reward not finite, or NO_BAD_STEP.
+    # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
+    bad_step: jax.Array
     reward_fault: RewardFault  # What that step had to say of its rewards, if it has any.
 
     @classmethod

@@ -20,8 +20,9 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "etils>=1.9",
+        "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
+        "fsspec>=2024.2",
         "grain>=0.2.12",
         "jax>=0.7,<0.12",
         "jinja2>=3.1",
@@ -41,6 +42,7 @@ setup(
         "test": TEST,
         "notebooks": NOTEBOOKS,
         "text": ["sentence-transformers>=3.0"],
+        "gcs": ["gcsfs>=2024.2", "google-cloud-storage>=2.14"],  # The second is asked for by Orbax.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

@@ -1,6 +1,6 @@
 """Files that are checked before they are read and complete before they can be seen, on a disk or in an object store.
 
-Paths are strings, `os.PathLike`, or addresses such as `gs://bucket/run`, which need the store's package (`gcsfs`).
+Paths are strings, `os.PathLike`, or addresses such as `gs://bucket/run`, which need the extra `gcs`.
 """
 
 import codecs
@@ -19,6 +19,8 @@ from etils.epath import Path
 
 from gr.data.sequences import DataError
 
+# What `pathlib` makes of `gs://` and the like.
+_BROKEN_ADDRESSES = ("gs:/", "s3:/", "az:/", "hf:/")
 _GZIP = b"\x1f\x8b"
 # First bytes -> what a file is that cannot be read as it is.
 _PACKED = {
@@ -41,14 +43,23 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """The path of a file or folder, wherever it is; `pathlib.Path` would make a local folder `gs:` of an address.
 
     Raises:
-        DataError: an address of a kind that is not known.
+        DataError: an address of a kind that is not known, or that needs a package that is not installed.
     """
-    try:
-        return Path(path)
-    except KeyError as error:
-        raise DataError(
-            f"{path}: no address that is known; give a local path or gs://.."
-        ) from error
+    if is_remote(path):
+        import fsspec  # Here, since few paths need it.
+
+        scheme = os.fspath(path).partition("://")[0]
+        try:
+            fsspec.get_filesystem_class({"gs": "gcs"}.get(scheme, scheme))
+            return Path(path)
+        except KeyError as error:
+            known = "a local path or an address that begins with gs://, s3://, az:// or hf://"
+            raise DataError(f"{path}: no address that is known; give {known}") from error
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{path} cannot be reached: {error}") from error
+    if os.fspath(path).startswith(_BROKEN_ADDRESSES):
+        raise DataError(f"{path} was an address before it became a `pathlib.Path`; give a string")
+    return Path(path)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

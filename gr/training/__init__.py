@@ -3,6 +3,9 @@
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
 `MetricWriter` on its workdir, which `locked` keeps for it and `save_run_info` marks; afterwards
 `restore_model(workdir, model, "best")`.
+
+A workdir may be in an object store, such as `gs://bucket/run` (extra `gcs`). The tests cover all files there
+but the arrays of checkpoints, for which Orbax needs a real store.
 """
 
 from gr.training.checkpoints import (

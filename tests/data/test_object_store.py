@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import sys
+from pathlib import PurePath
 
 import pytest
 
@@ -73,5 +75,22 @@ def test_what_the_store_lacks_is_one_error(bucket):
     for name, fault in (("a", "is a folder"), ("b", "does not exist"), ("a/empty", "is empty")):
         with pytest.raises(DataError, match=f"^gs://bucket/{name} {fault}"):
             existing_file(f"gs://bucket/{name}")
-    with pytest.raises(DataError, match="ftp://host/x: no address that is known"):
-        existing_file("ftp://host/x")
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("ftp://host/x", "no address that is known; give a local"),
+        ("odd://x", "cannot be reached"),
+        (PurePath("gs://bucket/x"), "was an address"),
+    ],
+)
+def test_other_addresses_are_one_error(path, fault):
+    with pytest.raises(DataError, match=f"^{path}:? {fault}"):
+        as_path(path)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(DataError, match="^az://bucket/x cannot be reached: .*adlfs"):
+        as_path("az://bucket/x")

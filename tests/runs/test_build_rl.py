@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from configs.base_rl import base_rl_config
 from gr.data import Targets, leave_one_out, load_sequences
-from gr.losses import LossError
 from gr.rl import Outcome
 from gr.runs import build, build_rl
 from gr.training import TrainingError
@@ -83,16 +82,18 @@ def on_the_host(outcome):
 def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
     config = base_rl_config()
     config.reward.names, config.reward.weights = ("exact_match",), (float("nan"),)
-    with pytest.raises(LossError, match="the weight of reward 'exact_match' is nan"):
+    with pytest.raises(TrainingError, match="the weight of reward 'exact_match' is nan"):
         build_rl.make_reward(config, None)
     config.reward.weights = (1.0,)
     build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
     here = "tests.experiments.test_build_rl:"
     config.reward.names = (here + "NO_FUNCTION",)
-    with pytest.raises(LossError, match=f"reward '{here}NO_FUNCTION' is no function but a float"):
+    with pytest.raises(
+        TrainingError, match=f"reward '{here}NO_FUNCTION' is no function but a float"
+    ):
         build_rl.make_reward(config, None)
     for name, said in (("of_users", r"returned bool\[64\]"), ("on_the_host", "cannot be compiled")):
         config.reward.names = (here + name,)
         reward = build_rl.make_reward(config, None)
-        with pytest.raises(LossError, match=f"reward '{here}{name}' {said}"):
+        with pytest.raises(TrainingError, match=f"reward '{here}{name}' {said}"):
             build_rl.try_reward(reward, config, 3)

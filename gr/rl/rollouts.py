@@ -19,8 +19,7 @@ from gr.losses.token import allowed_logits
 from gr.models import path_states
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
-from gr.training.objectives import item_token_table
-from gr.training.state import TrainingError
+from gr.training import TrainingError, item_token_table
 from gr.trie import ExcludeItems, NodeVectors, TrieIndex
 
 PREFIX_VECTORS = ("node", "group")

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from gr.losses import GAMMA, distinct_prefixes, prefix_means, td_loss, td_targets
 from gr.losses.token import Metrics
-from gr.training.state import TrainingError
-from gr.training.step import LossFn
+from gr.training import LossFn, TrainingError
 
 
 @dataclasses.dataclass(frozen=True)

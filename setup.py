@@ -42,7 +42,7 @@ setup(
         "test": TEST,
         "notebooks": NOTEBOOKS,
         "text": ["sentence-transformers>=3.0"],
-        "gcs": ["gcsfs>=2024.2", "google-cloud-storage>=2.14"],  # The second is asked for by Orbax.
+        "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

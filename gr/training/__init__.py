@@ -5,7 +5,7 @@ A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, wi
 `restore_model(workdir, model, "best")`.
 
 A workdir may be in an object store, such as `gs://bucket/run` (extra `gcs`). The tests cover all files there
-but the arrays of checkpoints, for which Orbax needs a real store.
+but the arrays of checkpoints, which Orbax writes by other means; these were tried with an emulator of Google's store.
 """
 
 from gr.training.checkpoints import (

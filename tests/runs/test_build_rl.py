@@ -49,7 +49,7 @@ def test_who_is_evaluated_is_not_learnt_from(splits):
 
 
 def test_rewards_are_summed_by_name_and_weight():
-    names = ("exact_match", "tests.experiments.test_build_rl:constant")
+    names = ("exact_match", "tests.runs.test_build_rl:constant")
     config = ConfigDict({"reward": {"names": names, "weights": (3.0, 0.5)}})
     outcome = Outcome(
         codes=jnp.array([[[1, 2], [1, 3]]]),
@@ -57,7 +57,7 @@ def test_rewards_are_summed_by_name_and_weight():
         target=jnp.array([[1, 3]]),
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
-    for wrong in ("tests.experiments.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
+    for wrong in ("tests.runs.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
         config.reward.names = ("exact_match", wrong)
         with pytest.raises(TrainingError, match="is unknown"):
             build_rl.make_reward(config, None)
@@ -86,7 +86,7 @@ def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
         build_rl.make_reward(config, None)
     config.reward.weights = (1.0,)
     build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
-    here = "tests.experiments.test_build_rl:"
+    here = "tests.runs.test_build_rl:"
     config.reward.names = (here + "NO_FUNCTION",)
     with pytest.raises(
         TrainingError, match=f"reward '{here}NO_FUNCTION' is no function but a float"

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from configs.base_rl import base_rl_config
 from gr.data import Targets, leave_one_out, load_sequences
+from gr.losses import LossError
 from gr.rl import Outcome
 from gr.runs import build, build_rl
 from gr.training import TrainingError
@@ -49,7 +50,7 @@ def test_who_is_evaluated_is_not_learnt_from(splits):
 
 
 def test_rewards_are_summed_by_name_and_weight():
-    names = ("exact_match", "tests.runs.test_build_rl:constant")
+    names = ("exact_match", "tests.experiments.test_build_rl:constant")
     config = ConfigDict({"reward": {"names": names, "weights": (3.0, 0.5)}})
     outcome = Outcome(
         codes=jnp.array([[[1, 2], [1, 3]]]),
@@ -57,7 +58,7 @@ def test_rewards_are_summed_by_name_and_weight():
         target=jnp.array([[1, 3]]),
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
-    for wrong in ("tests.runs.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
+    for wrong in ("tests.experiments.test_build_rl:none", "no_such_module:f", "no_module", ":f"):
         config.reward.names = ("exact_match", wrong)
         with pytest.raises(TrainingError, match="is unknown"):
             build_rl.make_reward(config, None)
@@ -82,18 +83,16 @@ def on_the_host(outcome):
 def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
     config = base_rl_config()
     config.reward.names, config.reward.weights = ("exact_match",), (float("nan"),)
-    with pytest.raises(TrainingError, match="the weight of reward 'exact_match' is nan"):
+    with pytest.raises(LossError, match="the weight of reward 'exact_match' is nan"):
         build_rl.make_reward(config, None)
     config.reward.weights = (1.0,)
     build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
-    here = "tests.runs.test_build_rl:"
+    here = "tests.experiments.test_build_rl:"
     config.reward.names = (here + "NO_FUNCTION",)
-    with pytest.raises(
-        TrainingError, match=f"reward '{here}NO_FUNCTION' is no function but a float"
-    ):
+    with pytest.raises(LossError, match=f"reward '{here}NO_FUNCTION' is no function but a float"):
         build_rl.make_reward(config, None)
     for name, said in (("of_users", r"returned bool\[64\]"), ("on_the_host", "cannot be compiled")):
         config.reward.names = (here + name,)
         reward = build_rl.make_reward(config, None)
-        with pytest.raises(TrainingError, match=f"reward '{here}{name}' {said}"):
+        with pytest.raises(LossError, match=f"reward '{here}{name}' {said}"):
             build_rl.try_reward(reward, config, 3)

@@ -1,1 +1,0 @@
-"""The whole experiment as functions."""

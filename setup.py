@@ -33,8 +33,9 @@ setup(
     # The lower bounds of these are what `make test-oldest` installs.
     install_requires=[
         "absl-py>=2.1",
-        "etils>=1.9",
+        "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
+        "fsspec>=2024.2",
         "grain>=0.2.12",
         "jax>=0.7.1,<0.12",
         "jinja2>=3.1",
@@ -55,6 +56,7 @@ setup(
         "notebooks": NOTEBOOKS,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
         "text": ["sentence-transformers>=3.0"],
+        "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

@@ -16,9 +16,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import fsspec  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # A minute and more each. They begin first, so that no worker is left with one of them at the end.
@@ -117,3 +119,28 @@ def pip(*arguments):
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Bucket(MemoryFileSystem):
+    """What answers for `gs://` in the tests: object names -> contents in memory."""
+
+    protocol = ("gcs", "gs")
+    store, pseudo_dirs = {}, [""]  # Not those of `memory://`.
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol("/" + str(path).removeprefix("gs://").lstrip("/"))
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An empty object store at `gs://bucket`, as name -> bytes; the test fails if a folder `gs:` appears."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
+    yield lambda: {
+        name.removeprefix("/bucket/"): file.getvalue() for name, file in Bucket.store.items()
+    }
+    assert not (tmp_path / "gs:").exists()

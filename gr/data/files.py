@@ -1,19 +1,26 @@
-"""Files that are checked before they are read and complete before they can be seen."""
+"""Files that are checked before they are read and complete before they can be seen, on a disk or in an object store.
+
+Paths are strings, `os.PathLike`, or addresses such as `gs://bucket/run`, which need the extra `gcs`.
+"""
 
 import codecs
 import contextlib
 import gzip
 import io
+import json
 import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from etils.epath import Path
 
 from gr.data.sequences import DataError
 
+# What `pathlib` makes of `gs://` and the like.
+_BROKEN_ADDRESSES = ("gs:/", "s3:/", "az:/", "hf:/")
 _GZIP = b"\x1f\x8b"
 # First bytes -> what a file is that cannot be read as it is.
 _PACKED = {
@@ -30,6 +37,34 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file or folder, wherever it is; `pathlib.Path` would make a local folder `gs:` of an address.
+
+    Raises:
+        DataError: an address of a kind that is not known, or that needs a package that is not installed.
+    """
+    if is_remote(path):
+        import fsspec  # Here, since few paths need it.
+
+        scheme = os.fspath(path).partition("://")[0]
+        try:
+            fsspec.get_filesystem_class({"gs": "gcs"}.get(scheme, scheme))
+            return Path(path)
+        except KeyError as error:
+            known = "a local path or an address that begins with gs://, s3://, az:// or hf://"
+            raise DataError(f"{path}: no address that is known; give {known}") from error
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{path} cannot be reached: {error}") from error
+    if os.fspath(path).startswith(_BROKEN_ADDRESSES):
+        raise DataError(f"{path} was an address before it became a `pathlib.Path`; give a string")
+    return Path(path)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the address of an object store, whose objects are written whole, at once or not at all."""
+    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -59,13 +94,14 @@ def reading(path: str | os.PathLike[str], *more: type[Exception]) -> Iterator[No
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """The path of a file that is there and not empty; a DataError says which of the two fails."""
-    path = Path(path)
+    path = as_path(path)
     with reading(path):
         if path.is_dir():
             raise DataError(f"{path} is a folder; name the file in it")
         if not path.exists():
             raise DataError(f"{path} does not exist; check the path, or fetch the data first")
-        if path.stat().st_size == 0:
+        # `Path.stat` would ask for the owner's name, which a container may lack.
+        if (path.stat().length if is_remote(path) else os.path.getsize(path)) == 0:
             raise DataError(f"{path} is empty; fetch it again")
     return path
 
@@ -74,14 +110,19 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """Opens a file for reading as in `reading`, unpacking gzip whatever the file is called.
 
+    An object of a store is read into memory.
+
     Raises:
         DataError: no such file, or one that is damaged, empty or packed in another way.
     """
     path = existing_file(path)
     with reading(path), contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+        if is_remote(path):
+            file = io.BufferedReader(io.BytesIO(path.read_bytes()))
+        else:
+            file = stack.enter_context(path.open("rb"))
         if file.peek(len(_GZIP)).startswith(_GZIP):
-            file = stack.enter_context(gzip.open(path, "rb"))
+            file = stack.enter_context(gzip.open(file, "rb"))
         start = file.peek(16)
         if not start:
             raise DataError(f"{path} is empty; fetch it again")
@@ -126,17 +167,41 @@ def open_text(
 def write_atomically(
     path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]
 ) -> None:
-    """Writes a file, at once or piece by piece, so that a reader, or a crash, never meets a part of it."""
+    """Writes a file, at once or piece by piece, so that a reader, or a crash, never meets a part of it.
+
+    On a disk a temporary file gets its name when its content is safe; an object of a store is whole by itself.
+    """
+    path = as_path(path)
     pieces = (content,) if isinstance(content, bytes) else content
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_bytes(b"".join(pieces))
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in pieces:
                 file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())  # Else a crash could leave the name without the content.
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read.
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: str | os.PathLike[str], values: Any, *, sort_keys: bool = False) -> None:
+    """Writes JSON values as indented text, as `write_atomically` does."""
+    text = json.dumps(values, indent=2, sort_keys=sort_keys)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON.
+    """
+    return json.loads(as_path(path).read_text())

@@ -1,9 +1,9 @@
 """JSON lines, or lines of Python dictionaries such as Steam's, whose fields the caller names."""
 
 import os
-from pathlib import Path
 
 import pyarrow as pa
+from etils.epath import Path
 
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table

@@ -10,12 +10,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
+from etils.epath import Path
 
 from gr.data.files import existing_file, open_bytes, open_text
 from gr.data.rows import RowFormat, arrow_types, bad_row, shown, sound

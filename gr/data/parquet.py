@@ -3,12 +3,12 @@
 import contextlib
 import gzip
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from etils.epath import Path
 
 from gr.data.files import open_bytes, reading
 from gr.data.rows import REMEDY, RowFormat, require_columns, shown, unknown_id

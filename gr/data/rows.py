@@ -12,11 +12,11 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from etils.epath import Path
 
 from gr.data.cells import Lines, PlainText, numbered_rows
 from gr.data.files import existing_file, open_text

@@ -3,10 +3,10 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from etils.epath import Path
 
 from gr.data.files import existing_file
 from gr.data.interactions import sequences_from_table

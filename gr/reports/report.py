@@ -9,11 +9,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 
-from gr.data.files import write_atomically
+from gr.data.files import as_path, write_atomically
 from gr.evaluation.rankings import EvaluationError
 from gr.reports import plots
 from gr.reports.html import environment, inline_svg
@@ -98,7 +98,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
 
     Raises `EvaluationError` if `main_row` or a baseline of `differences` is no row of `metrics`.
     """
-    path = Path(path)
+    path = as_path(path)
     # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.
     write_atomically(path, render_report(data).encode("utf-8", errors="replace"))
     return path

@@ -31,11 +31,15 @@ from gr.rl.rollouts import (
     roll_out,
 )
 from gr.rl.value_objective import ValueConfig, value_loss
-from gr.training import NO_REWARD, RewardFault
-from gr.training.errors import TrainingError
-from gr.training.optimizers import Schedule
-from gr.training.state import TrainState
-from gr.training.step import CompiledStep, Metrics, advance, compile_step
+from gr.training import (
+    NO_REWARD,
+    CompiledStep,
+    RewardFault,
+    Schedule,
+    TrainingError,
+    TrainState,
+)
+from gr.training.step import Metrics, advance, compile_step
 from gr.trie import Catalogue, TrieIndex
 
 LossOfRollouts = Callable[

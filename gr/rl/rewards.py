@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from gr.losses import LossError
-from gr.training.reward_fault import LARGEST_REWARD
+from gr.training.state import LARGEST_REWARD, TrainingError
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +69,7 @@ class Semantic:
     def __call__(self, outcome: Outcome) -> jax.Array:
         """The cosines `[B, G]`."""
         if outcome.items is None or outcome.target_items is None:
-            raise LossError(
+            raise TrainingError(
                 "the semantic reward compares items: give Outcome its items and target_items"
             )
         wanted = self.vectors[outcome.target_items][:, None]
@@ -89,7 +88,7 @@ def semantic(item_vectors: jax.Array) -> Reward:
         A reward; it is 0 for candidates that are invalid, and where an item is missing or its vector is 0.
 
     Raises:
-        LossError: by the reward, for an outcome without item rows.
+        TrainingError: by the reward, for an outcome without item rows.
     """
     vectors = jnp.asarray(item_vectors, jnp.float32)
     largest = jnp.abs(vectors).max(axis=-1, keepdims=True)
@@ -115,7 +114,7 @@ class WeightedSum:
         """The weighted rewards, one by one, `[B, G, R]` float32.
 
         Raises:
-            LossError: if a reward does not return `[B, G]` numbers, naming it.
+            TrainingError: if a reward does not return `[B, G]` numbers, naming it.
         """
         parts = [
             weight * _scores(reward, name, outcome)
@@ -135,20 +134,22 @@ def weighted_sum(
         names: by which errors call them; None: the functions' own.
 
     Raises:
-        LossError: if there are none, or one is no function, or its weight no finite number; by the reward, if one of
-            them does not return `[B, G]` numbers.
+        TrainingError: if there are none, or one is no function, or its weight no finite number; by the reward, if
+            one of them does not return `[B, G]` numbers.
     """
     if not rewards:
-        raise LossError("no rewards to sum: name at least one, such as exact_match with weight 1")
+        raise TrainingError(
+            "no rewards to sum: name at least one, such as exact_match with weight 1"
+        )
     pairs = list(rewards.items() if isinstance(rewards, Mapping) else rewards)
     names = [_name(reward) for reward, _ in pairs] if names is None else names
     for name, (reward, weight) in zip(names, pairs, strict=True):
         if not callable(reward):
-            raise LossError(
+            raise TrainingError(
                 f"reward {name!r} is no function but {_kind(reward)}: a reward is a function {_TYPE}"
             )
         if not isinstance(weight, numbers.Real) or not abs(weight) <= LARGEST_REWARD:
-            raise LossError(
+            raise TrainingError(
                 f"the weight of reward {name!r} is {weight}: use a finite number, of at most {LARGEST_REWARD:g}"
             )
     return WeightedSum(
@@ -168,15 +169,15 @@ def _scores(reward: Reward, name: str, outcome: Outcome) -> jax.Array:
     """What a reward gives, `[B, G]` float32, if it is that."""
     try:
         values = reward(outcome)
-    except LossError:
+    except TrainingError:
         raise
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise LossError(
+        raise TrainingError(
             f"reward {name!r} cannot be compiled ({_first_line(error)}): write it with jax.numpy alone, jnp.where in "
             "place of if, no np.asarray, float() or .item()"
         ) from error
     except Exception as error:
-        raise LossError(
+        raise TrainingError(
             f"reward {name!r} raised {_first_line(error)}; a reward is a function {_TYPE}"
         ) from error
     wanted = outcome.valid.shape
@@ -186,7 +187,7 @@ def _scores(reward: Reward, name: str, outcome: Outcome) -> jax.Array:
     except (TypeError, ValueError):
         scores = None
     if scores is None or scores.shape != wanted:
-        raise LossError(
+        raise TrainingError(
             f"reward {name!r} returned {_kind(values)}: a reward is a function {_TYPE}, here a number for each of "
             f"{list(wanted)} candidates"
         )

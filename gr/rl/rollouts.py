@@ -18,7 +18,7 @@ from gr.losses.token import allowed_logits
 from gr.models import path_states
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
-from gr.training.errors import TrainingError
+from gr.training import TrainingError
 from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 PREFIX_VECTORS = ("node", "group")

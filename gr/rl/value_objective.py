@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from gr.fields import Share, check_fields
 from gr.losses import GAMMA, distinct_prefixes, prefix_means, td_loss, td_targets
 from gr.losses.token import Metrics
-from gr.training.errors import TrainingError
-from gr.training.step import LossFn
+from gr.training import LossFn, TrainingError
 
 
 @dataclasses.dataclass(frozen=True)

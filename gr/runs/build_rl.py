@@ -41,7 +41,7 @@ def make_reward(config: ReinforcedExperiment, catalogue: Catalogue) -> WeightedS
 
     Raises:
         TrainingError: for a name that is unknown, or not that of a function, or as many weights as there are not names.
-        LossError: for a weight that is no finite number.
+        TrainingError: for a weight that is no finite number.
     """
     names, weights = config.reward.names, config.reward.weights
     if len(names) != len(weights) or not names:
@@ -56,7 +56,7 @@ def try_reward(reward: Reward, config: ReinforcedExperiment, length: int) -> Non
     """Traces a reward on the shapes of a batch, so that a wrong one is told before anything is trained.
 
     Raises:
-        LossError: if it does not make `[B, G]` numbers.
+        TrainingError: if it does not make `[B, G]` numbers.
     """
     users, candidates = config.rl.batch_size, config.search.num_candidates
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)

@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
+import io
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from gr.data.files import as_path, write_atomically
 from gr.data.sequences import NO_ITEM
 from gr.errors import GrError
 
@@ -241,31 +242,22 @@ class SemanticIds:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file, atomically, without pickled objects."""
-        path = os.fspath(path)
-        folder = os.path.dirname(os.path.abspath(path))
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    format_version=np.int64(FORMAT_VERSION),
-                    codes=self.codes,
-                    codebook_sizes=np.array(self.codebook_sizes, dtype=np.int64),
-                    item_ids=self.item_ids,
-                )
-            os.chmod(temporary, 0o644)  # mkstemp's own mode would hide the file from others.
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
+            format_version=np.int64(FORMAT_VERSION),
+            codes=self.codes,
+            codebook_sizes=np.array(self.codebook_sizes, dtype=np.int64),
+            item_ids=self.item_ids,
+        )
+        write_atomically(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SemanticIds":
         """Reads what `save` wrote; raises `SemanticIdError` for any other, newer or broken file."""
         path = os.fspath(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with as_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 version = int(file["format_version"])
                 if version > FORMAT_VERSION:
                     raise SemanticIdError(

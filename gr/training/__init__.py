@@ -3,6 +3,9 @@
 A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
 `MetricWriter` on its workdir, which `locked` keeps for it and `save_run_info` marks; afterwards
 `restore_model(workdir, model, "best")`.
+
+A workdir may be in an object store, such as `gs://bucket/run` (extra `gcs`). The tests cover all files there
+but the arrays of checkpoints, which Orbax writes by other means; these were tried with an emulator of Google's store.
 """
 
 from gr.training.checkpoints import (
@@ -13,14 +16,13 @@ from gr.training.checkpoints import (
     has_checkpoint,
     restore_model,
 )
-from gr.training.errors import TrainingError
-from gr.training.interrupts import TrainingInterrupted
 from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
     NO_MORE_BATCHES,
     OUT_OF_PATIENCE,
     FitResult,
+    TrainingInterrupted,
     fit,
     rows_in_batch,
 )
@@ -40,8 +42,7 @@ from gr.training.provenance import (
     save_run_info,
     versions,
 )
-from gr.training.reward_fault import NO_REWARD, RewardFault
-from gr.training.state import NO_BAD_STEP, TrainState
+from gr.training.state import NO_BAD_STEP, NO_REWARD, RewardFault, TrainingError, TrainState
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
 
 __all__ = [

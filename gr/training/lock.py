@@ -12,7 +12,8 @@ from typing import IO
 
 import jax
 
-from gr.training.errors import TrainingError
+from gr.data.files import as_path, is_remote
+from gr.training.state import TrainingError
 
 LOCK_FILE = "run.lock"
 
@@ -22,7 +23,8 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
     """While entered, no other process can enter with this workdir; who only reads need not ask.
 
     The operating system holds the lock as long as the process lives, so that one that was killed leaves none behind.
-    Of a run of several processes the first one holds it for all.
+    Of a run of several processes the first one holds it for all. An object store has no such locks: there nothing
+    keeps a second process out, and a note says so.
 
     Raises:
         TrainingError: if another process holds it; it is named.
@@ -30,7 +32,11 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
     if jax.distributed.is_initialized() and jax.process_index() != 0:
         yield
         return
-    path = os.path.join(workdir, LOCK_FILE)
+    if is_remote(workdir):
+        print(f"note: {workdir} cannot be locked; see to it that no second process uses it")
+        yield
+        return
+    path = as_path(workdir) / LOCK_FILE
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

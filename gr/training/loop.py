@@ -2,8 +2,11 @@
 
 import dataclasses
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 import jax
@@ -12,13 +15,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gr.training.checkpoints import Checkpointer
-from gr.training.errors import TrainingError
-from gr.training.interrupts import StopSignals, TrainingInterrupted
 from gr.training.mesh import make_mesh, replicate, shard_batch
 from gr.training.meter import Interval, Meter
 from gr.training.metric_writer import MetricWriter
-from gr.training.reward_fault import NO_REWARD
-from gr.training.state import NO_BAD_STEP, TrainState
+from gr.training.state import NO_BAD_STEP, NO_REWARD, TrainingError, TrainState
 from gr.training.step import TrainStep
 
 ALL_STEPS = "all steps done"
@@ -45,6 +45,10 @@ class _Progress:
     evaluations_since_best: int = 0
     evaluated_step: int | None = None
     interval: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Meter.read`.
+
+
+class TrainingInterrupted(SystemExit):
+    """A run was told to stop and has saved its state; uncaught, it prints its message and exits with status 1."""
 
 
 def rows_in_batch(batch: Mapping[str, np.ndarray]) -> int:
@@ -263,7 +267,7 @@ def _what_was_not_finite(
         checkpointer.wait()
         if checkpointer.steps:
             last = checkpointer.steps[-1]
-            kept = f"the last good checkpoint is {os.path.join(checkpointer.directory, str(last))}"
+            kept = f"the last good checkpoint is {checkpointer.directory / str(last)}"
     at = f"at step {bad_step + 1}"
     if fault.reward != NO_REWARD:
         name = getattr(train_step, "reward_names", ())[fault.reward]
@@ -280,6 +284,33 @@ def _what_was_not_finite(
         f"the loss or its gradient was not finite {at}, which was not applied; {kept}. Lower the learning rate"
         f"{rewards}, clip at a smaller norm or warm up longer, then resume or start again"
     )
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT is only noted in `received`; a second one acts as it always does.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+        # Not by print, which must not be entered twice.
+        os.write(2, f"\n{self.received}: stopping after this step\n".encode())
 
 
 def _stop(

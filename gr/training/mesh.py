@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gr.training.errors import TrainingError
+from gr.training.state import TrainingError
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:

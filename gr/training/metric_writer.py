@@ -1,4 +1,4 @@
-"""Metrics of a run on disk: `metrics.jsonl`, and TensorBoard event files under `tensorboard/`."""
+"""Metrics of a run in its workdir: `metrics.jsonl`, and TensorBoard event files under `tensorboard/`."""
 
 import contextlib
 import json
@@ -6,22 +6,26 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+from etils.epath import Path
 
-from gr.training.errors import TrainingError
+from gr.data.files import as_path, is_remote, write_atomically
+from gr.training.state import TrainingError
 
 
 class MetricWriter:
     """Appends to `WORKDIR/metrics.jsonl`, one object a line: `{"step", "split", "wall_time", "values"}`.
 
-    A line is on its way to the disk when `write` returns, so that a killed run has all but what it never wrote.
+    A line is on its way to the disk when `write` returns, so that a killed run has all but what it never wrote. In an
+    object store, whose objects are written whole, it is there after `flush`.
     Values that are not finite become null. In a run of several processes only the first one writes.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True):
-        self.path = os.path.join(workdir, "metrics.jsonl")
+        self.path = as_path(workdir) / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self._tensorboard = tensorboard
         self._lines: Any = None
@@ -45,16 +49,23 @@ class MetricWriter:
         self.close()
         if not self._writes:
             return
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         truncate_metrics(self.path, step)
-        self._lines = open(self.path, "a", encoding="utf-8")
+        remote = is_remote(self.path)
+        self._lines = _Object(self.path) if remote else self.path.open("ab")
         if self._tensorboard:
-            from tensorboardX import SummaryWriter  # Here, since it imports slowly.
+            # Here, since it imports slowly.
+            from tensorboardX import SummaryWriter
+            from tensorboardX.record_writer import register_writer_factory
 
-            folder = os.path.join(os.path.dirname(self.path), "tensorboard")
+            folder = self.path.parent / "tensorboard"
+            if remote:
+                # Its own ways to object stores need other packages and settings than all else here.
+                in_store = SimpleNamespace(open=_Object, directory_check=lambda folder: None)
+                register_writer_factory(str(folder).partition(":")[0], in_store)
             # Events at and after purge_step are hidden by TensorBoard.
-            purge_step = step + 1 if os.path.isdir(folder) else None
-            self._events = SummaryWriter(folder, purge_step=purge_step)
+            purge_step = step + 1 if folder.is_dir() else None
+            self._events = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes the values of one split ("train", "validation", ..) at one step.
@@ -69,19 +80,21 @@ class MetricWriter:
         finite = {name: _finite_or_none(value) for name, value in values.items()}
         line = {"step": step, "split": split, "wall_time": time.time(), "values": finite}
         with self._write_errors():
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self._lines.flush()
+            self._lines.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
+            if not is_remote(self.path):
+                self._lines.flush()
             if self._events is not None:
                 for name, value in finite.items():
                     if value is not None:
                         self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """Returns when all that was written is on the disk; call it before a checkpoint that relies on it."""
+        """Returns when all that was written is in the files; call it before a checkpoint that relies on it."""
         with self._write_errors():
             if self._lines is not None:
                 self._lines.flush()
-                os.fsync(self._lines.fileno())
+                if not is_remote(self.path):
+                    os.fsync(self._lines.fileno())
             if self._events is not None:
                 self._events.flush()
 
@@ -106,6 +119,22 @@ class MetricWriter:
             ) from error
 
 
+class _Object:
+    """A growing file in an object store, where nothing can be appended: each flush writes it whole."""
+
+    def __init__(self, path: str | Path):
+        self._path = as_path(path)
+        self._content = bytearray(self._path.read_bytes() if self._path.exists() else b"")
+
+    def write(self, content: bytes) -> None:
+        self._content += content
+
+    def flush(self) -> None:
+        write_atomically(self._path, bytes(self._content))
+
+    close = flush
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, in order; a last line without its end, left by a killed run, is dropped.
 
@@ -113,8 +142,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         TrainingError: for any other line that is not a JSON object.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = as_path(path).read_text()
     except FileNotFoundError as error:
         raise TrainingError(
             f"{path} does not exist; train first, or name another workdir"
@@ -133,15 +161,10 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def truncate_metrics(path: str | os.PathLike, step: int) -> None:
     """Drops the lines of steps beyond `step` from a `metrics.jsonl`, in one move; no file is no error."""
-    if not os.path.exists(path):
+    if not as_path(path).exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _finite_or_none(value: float) -> float | None:

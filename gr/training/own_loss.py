@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.fields import load_own
-from gr.training.errors import TrainingError
+from gr.training.state import TrainingError
 from gr.trie import TrieIndex
 
 # (logits [..., L, V], tokens [..., L], weight [...], normaliser, index) -> (loss [], metrics: name -> []), where

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from gr.training.errors import TrainingError
+from gr.data.files import as_path, read_json, write_json
+from gr.training.state import TrainingError
 
 PACKAGES = ("gr", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 MISSING = "(missing)"
@@ -27,9 +28,8 @@ def save_run_info(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
         config: the resolved configuration, JSON values, nested or not.
     """
     if jax.process_index() == 0:
-        os.makedirs(workdir, exist_ok=True)
-        _write_json(os.path.join(workdir, "config.json"), config)
-        _write_json(os.path.join(workdir, "versions.json"), versions())
+        write_json(as_path(workdir) / "config.json", config, sort_keys=True)
+        write_json(as_path(workdir) / "versions.json", versions(), sort_keys=True)
 
 
 def check_run_info(
@@ -64,7 +64,7 @@ def check_run_info(
         )
         ways = "".join(f". {ways_out[field]}" for field in differing if field in ways_out)
         raise TrainingError(
-            f"{os.path.join(workdir, 'config.json')} is of another run: {told}. Use the same values to resume that "
+            f"{as_path(workdir) / 'config.json'} is of another run: {told}. Use the same values to resume that "
             f"run, or another workdir{ways}"
         )
 
@@ -75,15 +75,14 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     Raises:
         TrainingError: if there is none or it cannot be read.
     """
-    path = os.path.join(workdir, "config.json")
+    path = as_path(workdir) / "config.json"
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return read_json(path)
     except FileNotFoundError as error:
         raise TrainingError(
             f"{path} does not exist; train first, or name another workdir"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise TrainingError(f"{path} is not JSON ({error}); use another workdir") from error
 
 
@@ -138,11 +137,3 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def _write_json(path: str, values: Any) -> None:
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, sort_keys=True)
-        file.write("\n")
-    os.replace(temporary, path)

@@ -7,10 +7,56 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr.training.errors import TrainingError
-from gr.training.reward_fault import RewardFault
+from gr.errors import GrError
 
 NO_BAD_STEP = -1  # `TrainState.bad_step` while every loss and gradient has been finite.
+LARGEST_REWARD = 1e36  # Beyond it, sums over a group could overflow.
+NO_REWARD = -1  # `RewardFault.reward` where all rewards are numbers.
+
+
+class TrainingError(GrError):
+    """Raised for a run that cannot start, go on or be restored: names the field or folder and the remedy."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RewardFault:
+    """The first reward that gave something other than a usable number, and where; `[]` each."""
+
+    reward: jax.Array  # int32: its place in the sum; NO_REWARD: there is none such.
+    count: jax.Array  # int32: of how many valid candidates.
+    valid: jax.Array  # int32: how many of these there are.
+    user: jax.Array  # int32: the first one's row in the batch.
+    item: jax.Array  # int32: and its item row.
+    # float32: what it got, times the weight; without a fault the largest absolute value.
+    value: jax.Array
+
+    @staticmethod
+    def none() -> "RewardFault":
+        """Before any step."""
+        # Arrays of their own, since a train step donates each of them.
+        numbers = [jnp.full((), value, jnp.int32) for value in (NO_REWARD, 0, 0, 0, 0)]
+        return RewardFault(*numbers, jnp.zeros(()))
+
+    @staticmethod
+    def of(apart: jax.Array, valid: jax.Array, items: jax.Array) -> "RewardFault":
+        """Of weighted rewards `[B, G, R]` of candidates that are `valid [B, G]` and have these `items [B, G]`."""
+        apart = jnp.where(valid[..., None], apart, 0.0)
+        wrong = ~(jnp.abs(apart) <= LARGEST_REWARD)  # So that NaN is wrong too.
+        counts = wrong.sum(axis=(0, 1), dtype=jnp.int32)
+        reward = jnp.argmax(counts > 0)
+        place = jnp.argmax(wrong[..., reward])
+        value = jnp.where(
+            counts.any(), apart[..., reward].reshape(-1)[place], jnp.abs(apart).max(initial=0.0)
+        )
+        return RewardFault(
+            reward=jnp.where(counts.any(), reward, NO_REWARD).astype(jnp.int32),
+            count=counts[reward],
+            valid=valid.sum(dtype=jnp.int32),
+            user=(place // valid.shape[1]).astype(jnp.int32),
+            item=items.reshape(-1)[place].astype(jnp.int32),
+            value=value,
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -26,12 +72,9 @@ class TrainState:
     model: Any  # Any pytree of parameters, such as an `nnx.Module`.
     opt_state: Any  # The optimiser's moments and counts.
     key: jax.Array  # Typed PRNG key of the run; step `s` uses `fold_in(key, s)`.
-    loss_state: (
-        Any  # What the loss carries across steps, such as adaptive weights; `()` if nothing.
-    )
-    bad_step: (
-        jax.Array
-    )  # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
+    loss_state: Any  # What the loss carries across steps, such as adaptive weights; or `()`.
+    # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
+    bad_step: jax.Array
     reward_fault: RewardFault  # What that step had to say of its rewards, if it has any.
 
     @classmethod

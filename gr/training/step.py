@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr.training.mesh import replicate
 from gr.training.optimizers import Schedule
-from gr.training.reward_fault import RewardFault
-from gr.training.state import NO_BAD_STEP, TrainState
+from gr.training.state import NO_BAD_STEP, RewardFault, TrainState
 
 # loss_fn(model, batch, key, loss_state) -> (loss [], (metrics: name -> [], loss_state)). One with arrays of its own is
 # `jax.tree_util.Partial(function, *arrays)`, or a registered dataclass with `__call__`, such as `SupervisedLoss`.

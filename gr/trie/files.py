@@ -12,12 +12,12 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
-from gr.data.files import write_atomically
+from gr.data.files import as_path, is_remote, write_atomically
 from gr.trie.attributes import Attributes
 from gr.trie.identity import fingerprint
 from gr.trie.layout import Layout, Level, TrieError
@@ -75,7 +75,7 @@ def read_index(path: str | os.PathLike[str], *, mmap: bool) -> dict[str, Any]:
     Raises:
         TrieError: if the file is missing, not an index, truncated, corrupt, or of a newer version.
     """
-    path = Path(path)
+    path = as_path(path)
     content = _content(path, mmap)
     header, begin = _read_header(path, content)
     arrays = [_read_array(path, content, begin, entry) for entry in header["arrays"]]
@@ -127,6 +127,8 @@ def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | memoryv
 
 def _content(path: Path, mapped: bool) -> memoryview:
     try:
+        if is_remote(path):  # Which cannot be mapped.
+            return memoryview(path.read_bytes())
         with path.open("rb") as file:
             if not mapped or os.fstat(file.fileno()).st_size == 0:
                 return memoryview(file.read())

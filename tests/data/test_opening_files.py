@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from gr.data import DataError
-from gr.data.files import existing_file, open_bytes, open_text, reading
+from gr.data.files import as_path, existing_file, open_bytes, open_text, reading
 
 
 def write(folder, content, name="log.csv"):
@@ -58,7 +58,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr(type(as_path(path)), "open", refuse)
     with pytest.raises(DataError, match=r"log\.csv may not be read"), open_bytes(path):
         pass
 

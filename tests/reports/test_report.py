@@ -464,6 +464,11 @@ def test_write_report_replaces_the_file_and_leaves_no_other(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_report_in_an_object_store(bucket):
+    write_report("gs://bucket/run/report.html", ReportData("run"))
+    assert bucket()["run/report.html"].decode() == render_report(ReportData("run"))
+
+
 def test_half_of_a_surrogate_pair_does_not_stop_the_report(tmp_path):
     path = write_report(tmp_path / "report.html", ReportData("broken \ud83d title"))
     assert "broken ? title" in path.read_text(encoding="utf-8")

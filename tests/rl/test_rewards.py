@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.losses import LossError
 from gr.rl import Outcome, exact_match, prefix_depth, rank_aware, semantic, weighted_sum
-from gr.training import NO_REWARD, RewardFault
+from gr.training import NO_REWARD, RewardFault, TrainingError
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -46,7 +45,7 @@ def test_semantic_by_hand():
     # The second user's first item has no direction, its last candidate is none.
     np.testing.assert_allclose(found, [[half, 1.0, half], [0.0, 0.0, 0.0]], atol=1e-6)
     unknown = Outcome(OUTCOME.tokens, OUTCOME.valid, OUTCOME.target)
-    with pytest.raises(LossError, match="items and target_items"):
+    with pytest.raises(TrainingError, match="items and target_items"):
         semantic(vectors)(unknown)
 
 
@@ -66,7 +65,7 @@ def test_weighted_sum_takes_rewards_of_ones_own():
     # Sums are rewards themselves.
     nested = weighted_sum({weighted_sum({exact_match: 2.0}): 3.0})
     assert nested(OUTCOME).tolist() == [[0, 6, 0], [0, 0, 0]]
-    with pytest.raises(LossError, match="at least one"):
+    with pytest.raises(TrainingError, match="at least one"):
         weighted_sum({})
 
 
@@ -117,7 +116,7 @@ def test_one_candidate():
 )
 def test_a_reward_that_does_not_score_each_candidate_is_named(reward, said):
     total = weighted_sum([(exact_match, 1.0), (reward, 2.0)], ("exact_match", "mine:it"))
-    with pytest.raises(LossError, match=f"^reward 'mine:it' {said}") as caught:
+    with pytest.raises(TrainingError, match=f"^reward 'mine:it' {said}") as caught:
         jax.eval_shape(total, OUTCOME)
     assert "Outcome -> [B, G]" in str(caught.value) or "jnp.where" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -135,7 +134,7 @@ def test_a_reward_that_does_not_score_each_candidate_is_named(reward, said):
     ],
 )
 def test_what_is_no_reward_or_no_weight_is_named(rewards, said):
-    with pytest.raises(LossError, match=said):
+    with pytest.raises(TrainingError, match=said):
         weighted_sum(rewards)
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from gr.data import Targets, leave_one_out, load_sequences
-from gr.losses import LossError
 from gr.rl import Outcome
 from gr.runs import Reinforcement, RewardConfig, build, build_rl
 from gr.training import TrainingError
@@ -82,15 +81,17 @@ def on_the_host(outcome):
 
 def test_rewards_and_weights_that_cannot_work_are_named_at_the_start():
     config = Reinforcement(reward=RewardConfig(("exact_match",), (float("nan"),)))
-    with pytest.raises(LossError, match="the weight of reward 'exact_match' is nan"):
+    with pytest.raises(TrainingError, match="the weight of reward 'exact_match' is nan"):
         build_rl.make_reward(config, None)
     config = Reinforcement(reward=RewardConfig(("exact_match",), (1.0,)))
     build_rl.try_reward(build_rl.make_reward(config, None), config, 3)
     config = config.override({"reward.names": (HERE + "NO_FUNCTION",)})
-    with pytest.raises(LossError, match=f"reward '{HERE}NO_FUNCTION' is no function but a float"):
+    with pytest.raises(
+        TrainingError, match=f"reward '{HERE}NO_FUNCTION' is no function but a float"
+    ):
         build_rl.make_reward(config, None)
     for name, said in (("of_users", r"returned bool\[64\]"), ("on_the_host", "cannot be compiled")):
         config = config.override({"reward.names": (HERE + name,)})
         reward = build_rl.make_reward(config, None)
-        with pytest.raises(LossError, match=f"reward '{HERE}{name}' {said}"):
+        with pytest.raises(TrainingError, match=f"reward '{HERE}{name}' {said}"):
             build_rl.try_reward(reward, config, 3)

@@ -145,6 +145,15 @@ def test_save_and_load(tmp_path):
     assert os.listdir(path.parent) == ["ids.npz"]
 
 
+def test_save_and_load_in_an_object_store(bucket):
+    SMALL.save("gs://bucket/run/ids.npz")
+    assert list(bucket()) == ["run/ids.npz"]
+    loaded = SemanticIds.load("gs://bucket/run/ids.npz")
+    np.testing.assert_array_equal(loaded.codes, SMALL.codes)
+    with pytest.raises(SemanticIdError, match="^gs://bucket/none.npz: no such file"):
+        SemanticIds.load("gs://bucket/none.npz")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "ids.npz"
     SMALL.save(path)

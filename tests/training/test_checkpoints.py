@@ -2,19 +2,23 @@ import json
 import re
 import resource
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from toy_run import Toy, ToyBatches, toy_state_and_step
 
+from gr.data.files import as_path, write_atomically
 from gr.training import (
     Checkpointer,
     TrainingError,
     TrainState,
     checkpoint_step,
+    has_checkpoint,
     make_mesh,
     make_optimizer,
     restore_model,
@@ -220,3 +224,38 @@ def test_iterator_states_as_bytes_or_json(tmp_path):
         pytest.raises(TrainingError, match="neither bytes nor JSON"),
     ):
         checkpointer.save(state, iterator_state=object())
+
+
+def test_checkpoints_of_earlier_revisions_are_read(tmp_path):
+    """Written as they were at first: with Orbax's handlers named, and the checksum taken by NumPy here."""
+    weights = np.arange(12, dtype=np.float32).reshape(3, 4)
+    words = weights.ravel().view(np.uint32).astype(np.uint64)
+    total = int((words * (2 * np.arange(12, dtype=np.uint64) + 1)).sum() % 2**32)
+    record = {
+        "format": 1,
+        "best_step": 7,
+        "key_impl": "threefry2x32",
+        "iterators": ['{"json": {"i": 7}}'],
+        "checksums": {"model.w": total},
+        "loop": {},
+    }
+    text = json.dumps(record)
+    loop = {"record": text, "crc32": zlib.crc32(text.encode())}
+    handlers = {"model": ocp.StandardCheckpointHandler(), "loop": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(tmp_path / "checkpoints", item_handlers=handlers) as manager:
+        saved = {"model": ocp.args.StandardSave({"w": weights}), "loop": ocp.args.JsonSave(loop)}
+        manager.save(7, args=ocp.args.Composite(**saved))
+    restored = restore_model(tmp_path, {"w": jnp.zeros((3, 4))}, "best")
+    np.testing.assert_array_equal(restored["w"], weights)
+
+
+def test_a_checkpoint_in_an_object_store_counts_when_it_is_complete(bucket):
+    # Folders cannot be renamed there; Orbax writes a last object instead. Arrays need a real store.
+    step = as_path("gs://bucket/run/checkpoints/3")
+    write_atomically(step / "loop" / "metadata", b"{}")
+    assert not has_checkpoint("gs://bucket/run")
+    write_atomically(step / "commit_success.txt", b"done")
+    assert has_checkpoint("gs://bucket/run")
+    assert checkpoint_step("gs://bucket/run", "last") == 3
+    with pytest.raises(TrainingError, match="^gs://bucket/run/checkpoints/3/loop is damaged"):
+        restore_model("gs://bucket/run", Toy())

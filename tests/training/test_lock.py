@@ -88,3 +88,11 @@ def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, capsys):
     with locked(tmp_path):
         pass
     assert "cannot be locked (Operation not supported)" in capsys.readouterr().out
+
+
+def test_an_object_store_has_no_locks_and_a_note_says_so(bucket, capsys):
+    with locked("gs://bucket/run"):
+        assert bucket() == {}
+    assert capsys.readouterr().out == (
+        "note: gs://bucket/run cannot be locked; see to it that no second process uses it\n"
+    )

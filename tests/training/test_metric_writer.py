@@ -85,3 +85,19 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     with MetricWriter(tmp_path, tensorboard=False) as writer:
         writer.start(1)  # The half line is dropped, the whole one stays.
     assert steps(tmp_path) == [(1, "train")]
+
+
+def test_metrics_in_an_object_store(bucket):
+    for first in (0, 2):  # A run, and the one that resumes it.
+        with MetricWriter("gs://bucket/run") as writer:
+            writer.start(first)
+            for step in (first + 1, first + 2, first + 3):
+                writer.write(step, "train", {"loss": float(step)})
+            writer.flush()
+            lines = read_metrics("gs://bucket/run/metrics.jsonl")
+            assert lines[-1]["step"] == first + 3
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    files = bucket()
+    events = [name for name in files if name.startswith("run/tensorboard/events")]
+    assert len(files) == 1 + len(events) and 1 <= len(events) <= 2  # Named by the second.
+    assert any(b"train/loss" in files[name] for name in events)

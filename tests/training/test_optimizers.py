@@ -25,6 +25,22 @@ def test_linear_and_constant_by_hand():
     assert rates(constant, [0, 1, 2, 50]) == [1.0, 2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize(("total", "warmup"), [(1000, 0), (777, 13), (5000, 200), (30, 30)])
+def test_rates_are_those_of_the_formula(schedule, total, warmup):
+    """To the last bits of float32, so that a run's numbers do not depend on whose decay it is."""
+    updates = np.arange(total + 2, dtype=np.float32)
+    done = np.clip((updates - np.float32(warmup)) / np.float32(max(total - warmup, 1)), 0, 1)
+    decay = {
+        "constant": np.ones_like(done),
+        "cosine": 0.5 * (1 + np.cos(np.pi * done.astype(np.float64))),
+        "linear": 1 - done,
+    }[schedule]
+    expected = 1e-3 * np.minimum((updates + 1) / np.float32(max(warmup, 1)), 1) * decay
+    made = make_schedule(1e-3, schedule=schedule, total_steps=total, warmup_steps=warmup)
+    np.testing.assert_allclose(made(updates), expected, rtol=1e-7 * 3, atol=1e-10)
+
+
 def test_the_schedule_counts_updates_and_is_asked_in_train_steps():
     _, schedule = make_optimizer(
         learning_rate=1.0, schedule="linear", total_steps=4, accumulation_steps=3

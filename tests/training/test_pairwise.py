@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gr.training import LossConfig, TrainingError, init_loss_state, supervised_loss
-from gr.training.places import draw_places
+from gr.training.objectives import draw_places
 from gr.trie import TrieIndex
 from tests.training.test_objectives import (
     BATCHES,

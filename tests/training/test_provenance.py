@@ -61,3 +61,13 @@ def test_a_missing_or_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TrainingError, match=r"config\.json is not JSON"):
         load_config(tmp_path)
+
+
+def test_a_run_in_an_object_store(bucket):
+    save_run_info("gs://bucket/run", {"width": 4})
+    assert sorted(bucket()) == ["run/config.json", "run/versions.json"]
+    assert load_config("gs://bucket/run") == {"width": 4}
+    with pytest.raises(TrainingError, match="^gs://bucket/run/config.json is of another run"):
+        check_run_info("gs://bucket/run", {"width": 5})
+    with pytest.raises(TrainingError, match="^gs://bucket/none/config.json does not exist"):
+        load_config("gs://bucket/none")

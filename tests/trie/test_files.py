@@ -57,6 +57,17 @@ def test_what_was_saved_is_loaded(kinds, num_attributes, mmap, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index.gr"]
 
 
+@pytest.mark.parametrize("mmap", [True, False])
+def test_an_index_in_an_object_store(bucket, saved, mmap):
+    path, index = saved
+    index.save("gs://bucket/run/index.gr")
+    assert bucket() == {"run/index.gr": path.read_bytes()}
+    loaded = TrieIndex.load("gs://bucket/run/index.gr", mmap=mmap)
+    jax.tree.map(np.testing.assert_array_equal, loaded, index)
+    with pytest.raises(TrieError, match="^gs://bucket/none: no such file"):
+        TrieIndex.load("gs://bucket/none", mmap=mmap)
+
+
 def test_an_index_outlives_its_file_and_works(tmp_path):
     tokens, index = make()
     path = tmp_path / "folder" / "index.gr"  # The folder is made.

@@ -29,7 +29,7 @@ def beam_search(
     num_beams: int,
     *,
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     length_penalty: float = 0.0,
     num_groups: int = 1,
     diversity: float = 0.0,
@@ -51,7 +51,8 @@ def beam_search(
         constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
             by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of their
             candidates is valid.
-        temperature: logits are divided by it; above 0 and finite. There is a program for 1 and one for all others.
+        temperature: logits are divided by it; above 0 and finite. All numbers share one compiled program; None, which
+            stands for 1, has its own, which is faster.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.
         num_groups: beams are searched in so many groups of one size, one after another at each step, and each token
             that earlier groups took at this step costs `diversity` (diverse beam search, arXiv 1610.02424, with

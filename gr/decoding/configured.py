@@ -85,7 +85,7 @@ def search(
     *,
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     normalise_over: str = VOCABULARY,
     keep_tree: bool = False,
     keep_beams: bool = False,

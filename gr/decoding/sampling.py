@@ -33,7 +33,7 @@ def sample_without_replacement(
     *,
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Candidates:
     """`num_candidates` different semantic IDs of each user, drawn one after another without replacement.
 
@@ -74,7 +74,7 @@ def sample(
     *,
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Candidates:
     """`num_candidates` semantic IDs of each user, drawn independently: unlike other decoders', they may repeat.
 
@@ -98,7 +98,7 @@ def sample(
     return _sample(backbone, index, history, constraint, key, temperature, count=num_candidates)
 
 
-def _checked(backbone: Backbone, num_candidates: int, temperature: float) -> Any:
+def _checked(backbone: Backbone, num_candidates: int, temperature: float | None) -> Any:
     """The temperature as an argument, if the request can be met."""
     if num_candidates < 1:
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")

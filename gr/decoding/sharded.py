@@ -33,7 +33,7 @@ def sharded_beam_search(
     axis: str = "model",
     batch_axis: str | None = "data",
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     **options: Any,
 ) -> Candidates:
     """`beam_search` over a sharded index, with the same results.

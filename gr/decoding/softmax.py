@@ -26,12 +26,13 @@ _COLDEST, _HOTTEST = 1e-25, 1e37
 def as_temperature(temperature: Any) -> Any:
     """A temperature as an argument of a compiled program, so that another value is not another program.
 
-    A value of 1 becomes None: the usual program does without a product for every logit. So there are two programs,
-    whatever the temperatures.
+    All numbers share one program. None, which stands for 1, has its own, without a product for every logit.
 
     Raises:
         DecodingError: unless it is one number above 0 and finite; of a traced one the value is not known.
     """
+    if temperature is None:
+        return None
     if np.ndim(temperature) != 0:
         raise DecodingError(
             f"temperature must be one number for all users, got shape {list(np.shape(temperature))}"
@@ -46,7 +47,7 @@ def as_temperature(temperature: Any) -> Any:
         raise DecodingError(f"temperature must be above 0, got {temperature}")
     if math.isinf(value):
         raise DecodingError(f"temperature must be finite, got {temperature}")
-    return None if value == 1 else np.float32(min(max(value, _COLDEST), _HOTTEST))
+    return np.float32(min(max(value, _COLDEST), _HOTTEST))
 
 
 def inverse_of(temperature: jax.Array | None) -> jax.Array | None:

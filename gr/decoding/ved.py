@@ -61,7 +61,7 @@ def ved_search(
     *,
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     keep_tree: bool = False,
 ) -> Candidates:
     """The best semantic IDs found by a value-guided tree search of each user with a budget.

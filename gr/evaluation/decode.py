@@ -63,7 +63,7 @@ def decode_targets(
     score_targets: bool = False,
     batch_size: int = 128,
     exclude_seen: bool = True,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     normalise_over: str = "vocabulary",
     progress: bool = False,
 ) -> Decoded:
@@ -256,7 +256,7 @@ def _decode(
         history,
         key=key,
         constraint=excluded,
-        temperature=1.0 if temperature is None else temperature,
+        temperature=temperature,
         normalise_over=normalise_over,
         keep_beams=target is not None,
     )

@@ -33,7 +33,7 @@ class RolloutConfig:
 
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     exclude_seen: bool = True  # Items of the history are not proposed.
-    temperature: float = 1.0  # Of the policy; this and the next as in `beam_search`.
+    temperature: float | None = None  # Of the policy; this and the next as in `beam_search`.
     normalise_over: str = "vocabulary"
     # Whether candidates are weighted in the policy's loss, for they are not independent draws: those drawn without
     # replacement by probability / inclusion probability, those searched for by their probability among each other.

@@ -135,13 +135,13 @@ def make_optimisation(
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
 
 
-def distribution(experiment: Experiment) -> dict[str, float | str]:
+def distribution(experiment: Experiment) -> dict[str, float | str | None]:
     """How logits become the model's distribution: `temperature` and `normalise_over` of `beam_search`."""
     choice = experiment.decoding.normalise_over
     masked = experiment.loss.name == "msl"
     if choice == "trained":
         choice = "children" if masked else "vocabulary"
-    return {"temperature": experiment.loss.tau if masked else 1.0, "normalise_over": choice}
+    return {"temperature": experiment.loss.tau if masked else None, "normalise_over": choice}
 
 
 def decode(

@@ -7,7 +7,8 @@ import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.decoding import DecodingError
+from gr.decoding import DecodingError, ved_selection, ved_step
+from gr.decoding import ved as ved_module
 from gr.trie import EditableIndex, TrieIndex
 from tests.decoding.test_normalisation import TEMPERATURE, over_children
 from tests.decoding.test_ved import (
@@ -119,3 +120,25 @@ def test_what_needs_one_trie_is_refused_on_an_index_with_changes(options):
             key=jax.random.key(0),
             **OPTIONS | options,
         )
+
+
+@pytest.mark.parametrize("over", ["vocabulary", "children"])
+@pytest.mark.parametrize("name", ["ved", "best_first"])
+def test_many_levels_at_once_are_those_one_by_one(name, over, monkeypatch):
+    rng = np.random.default_rng(11)
+    tokens = rng.integers(0, 5, (40, 6))
+    tokens[:9, :4] = tokens[0, :4]  # Some items part late.
+    index = TrieIndex.build(tokens, 5)
+    assert index.layout.scan_depth <= 1
+    model, head = random_case(11, 6, 5)
+    options = {"name": name, "budget": 40, "num_candidates": 12, "initial_beams": 3, "width": 4}
+    options |= {"normalise_over": over, "crowding": 0.3, "prior_weight": 0.5}
+    if over == "children":
+        options |= {"temperature": TEMPERATURE}
+        options |= {"log_prob": lambda user: over_children(model, user, tokens)}
+    for many in (0, 8):
+        for module in (ved_module, ved_step, ved_selection):
+            monkeypatch.setattr(module, "MANY", many)
+        ved_module._ved_search.clear_cache()
+        check(tokens, index, model, head, 11, **options)
+    ved_module._ved_search.clear_cache()

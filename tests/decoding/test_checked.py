@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 # Options.
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, np.nan, np.inf, "warm", None, [0.5, 1.0]])
+@pytest.mark.parametrize("temperature", [0, -1.0, np.nan, np.inf, "warm", [0.5, 1.0]])
 def test_temperatures_that_are_none(temperature):
     with pytest.raises(DecodingError, match="temperature must be"):
         as_temperature(temperature)

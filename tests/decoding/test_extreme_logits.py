@@ -377,12 +377,14 @@ def test_another_temperature_is_not_another_program(name):
     traces = Once()
     model = Traced(random_table_model(np.random.default_rng(0), LENGTH, 6, USERS).table, traces)
     index = TrieIndex.build(SIX, 6)
-    found = [SEARCHES[name][0](model, index, 5, t) for t in (0.5, 1e10, 2, np.float64(0.1))]
+    found = [SEARCHES[name][0](model, index, 5, t) for t in (0.5, 1e10, 2, np.float64(0.1), 1.0)]
     assert len(traces) == 1
-    # But for that of 1, which has none in its program.
-    found += [SEARCHES[name][0](model, index, 5, t) for t in (1.0, 1, np.float32(1))]
-    assert len(traces) == 2
     assert not np.allclose(found[0].scores, found[-1].scores)
+    # None has none in its program, and is 1.
+    plain = SEARCHES[name][0](model, index, 5, None)
+    assert len(traces) == 2
+    np.testing.assert_array_equal(plain.tokens, found[-1].tokens)
+    np.testing.assert_allclose(plain.scores, found[-1].scores, rtol=1e-6)
 
 
 def test_a_traced_temperature():

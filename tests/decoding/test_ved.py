@@ -361,18 +361,6 @@ def test_a_constraint_that_leaves_nothing_leaves_no_candidates():
     assert found.evaluations.tolist() == [12, 0, 12]
 
 
-def test_the_first_beams_of_long_codes_are_those_of_short_ones(monkeypatch):
-    _, index, model, head = case(6)
-    search = functools.partial(ved, model, head, index, HISTORY, key=jax.random.key(0))
-    step_by_step = search(**OPTIONS)
-    monkeypatch.setattr(ved_module, "MANY", 0)
-    ved_module._ved_search.clear_cache()
-    in_a_loop = search(**OPTIONS)
-    ved_module._ved_search.clear_cache()
-    for mine, other in zip(*map(jax.tree.leaves, (in_a_loop, step_by_step)), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -118,7 +118,7 @@ TWO = (
         TWO.replace("\n", ""),
         "\ufeff" + TWO,
         TWO.encode("utf-16"),
-        gzip.compress(TWO.encode()),
+        gzip.compress(TWO.encode(), mtime=0),
     ],
     ids=["lines", "old Mac", "Windows", "one line", "mark", "UTF-16", "packed"],
 )

@@ -11,9 +11,10 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from etils.epath import Path
 
@@ -205,3 +206,21 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ValueError: it is not JSON.
     """
     return json.loads(as_path(path).read_text())
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name as an `.npz` file, as `write_atomically` does."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError, zipfile.BadZipFile: it is no such file, or damaged.
+    """
+    with np.load(io.BytesIO(as_path(path).read_bytes())) as file:
+        return {name: file[name] for name in file.files}

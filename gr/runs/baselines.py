@@ -1,16 +1,14 @@
 """What any model is measured against: popularity, a Markov chain, item-kNN; ranked once and kept."""
 
 import dataclasses
-import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gr.data import Histories, Splits, Targets
-from gr.data.files import write_atomically
+from gr.data.files import read_arrays, write_arrays
 from gr.evaluation import (
     Ranker,
     Rankings,
@@ -132,19 +130,14 @@ def kept_baselines(
     for name, rankings in made.rankings.items():
         for field in dataclasses.fields(Rankings):
             arrays[f"rankings/{name}/{field.name}"] = getattr(rankings, field.name)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
+    write_arrays(path, arrays)
     return made
 
 
 def load_baselines(path: str) -> tuple[Baselines, dict[str, np.ndarray]] | None:
     """What `kept_baselines` wrote, and what it was made of; None if there is no such file, or it is broken or old."""
-    if not os.path.exists(path):
-        return None
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         names = dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("rankings/"))
         rankings = {name: _rankings(arrays, f"rankings/{name}/") for name in names}
         settings, validation = (json.loads(str(arrays[key])) for key in ("settings", "validation"))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gr.data import Splits
-from gr.data.files import write_atomically
+from gr.data.files import as_path, read_arrays, read_json, write_arrays, write_atomically
 from gr.evaluation import (
     EvaluationError,
     RunRanks,
@@ -85,7 +85,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return os.path.exists(self.ranks_path)
+        return as_path(self.ranks_path).exists()
 
     def check(self) -> None:
         """Raises `TrainingError` if its folder holds a run with another configuration."""
@@ -123,9 +123,7 @@ class Job:
             ranks = rankings_of_beams(found.items, wanted, depth=depth)
             arrays[f"{name}/sid_ranks"] = ranks.sid_ranks
             arrays[f"{name}/prefix_hits"] = found.prefix_hits
-        with open(f"{self.ranks_path}.tmp", "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(f"{self.ranks_path}.tmp", self.ranks_path)
+        write_arrays(self.ranks_path, arrays)
 
     def ranks(self) -> dict[str, RunRanks]:
         """What `run` kept, by rule.
@@ -134,16 +132,16 @@ class Job:
             TrainingError: if the file cannot be read.
         """
         try:
-            with np.load(self.ranks_path) as kept:
-                return {
-                    name: RunRanks(
-                        kept["targets"],
-                        kept[f"{name}/sid_ranks"],
-                        kept[f"{name}/prefix_hits"],
-                        int(kept["num_beams"]),
-                    )
-                    for name in VARIANTS.values()
-                }
+            kept = read_arrays(self.ranks_path)
+            return {
+                name: RunRanks(
+                    kept["targets"],
+                    kept[f"{name}/sid_ranks"],
+                    kept[f"{name}/prefix_hits"],
+                    int(kept["num_beams"]),
+                )
+                for name in VARIANTS.values()
+            }
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise TrainingError(
                 f"{self.ranks_path} cannot be read ({error}); delete it, and the same command makes it anew"
@@ -317,8 +315,7 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
     """Of a variant's runs and their metrics' lines: best step, last step, minutes of training."""
     facts = {"best step": [], "last step": [], "minutes": []}
     for job, lines in zip(runs, curves, strict=True):
-        with np.load(job.ranks_path) as kept:
-            facts["best step"].append(int(kept["step"]))
+        facts["best step"].append(int(read_arrays(job.ranks_path)["step"]))
         facts["last step"].append(lines[-1]["step"])
         facts["minutes"].append(training_seconds(lines) / 60)
     return facts
@@ -367,5 +364,4 @@ def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: boo
 
 
 def _versions(job: Job) -> dict:
-    with open(os.path.join(job.workdir, "versions.json"), encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(os.path.join(job.workdir, "versions.json"))

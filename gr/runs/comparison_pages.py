@@ -1,6 +1,7 @@
 """A comparison as text, Markdown, JSON and one self-contained HTML page with figures."""
 
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -215,10 +216,11 @@ CAPTIONS = {
 def write(workdir: str, page: Comparison) -> None:
     """Writes `comparison.md`, `comparison.html` and `figures/*.png` into the workdir."""
     folder = os.path.join(workdir, "figures")
-    os.makedirs(folder, exist_ok=True)
     drawn = figures(page)
     for stem, figure in drawn.items():
-        figure.savefig(os.path.join(folder, f"{stem}.png"), dpi=130)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+        write_atomically(os.path.join(folder, f"{stem}.png"), buffer.getvalue())
     markdown = as_markdown(page).encode("utf-8", errors="replace")
     write_atomically(os.path.join(workdir, "comparison.md"), markdown)
     captions = {

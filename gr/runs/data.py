@@ -6,14 +6,14 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils.epath import Path
 
 from gr.data import DataError, Splits, by_time, leave_one_out, load_sequences, time_quantiles
-from gr.data.files import write_atomically
+from gr.data.files import as_path, is_remote, write_atomically
 from gr.data.rows import read_header
 from gr.runs.experiment import Experiment
 from gr.semantic_ids import SemanticIds, make_semantic_ids
@@ -32,7 +32,7 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
     if data.format == "synthetic" or (own and not data.path):
         path = None
     elif data.format == "movielens_100k":
-        path = Path(experiment.data_dir) if experiment.data_dir else Path(workdir) / "data"
+        path = as_path(experiment.data_dir or os.path.join(workdir, "data"))
     else:
         path = data_path(experiment, data.path)
     if data.format not in ("synthetic", "movielens_100k") and not own:
@@ -55,7 +55,7 @@ def _options(experiment: Experiment) -> dict[str, Any]:
     """The reader's options that are set; its other files may lie where the data does."""
     options = {name: value for name, value in experiment.data.options.items() if value is not None}
     for name, value in options.items():
-        if name.endswith("_path") and not Path(value).exists():
+        if name.endswith("_path") and not as_path(value).exists():
             options[name] = data_path(experiment, value)
     return options
 
@@ -104,20 +104,20 @@ def data_path(experiment: Experiment, path: str) -> Path:
     if not path:
         raise DataError("data.path is empty: name the file, data.path=FILE")
     folder = experiment.data_dir or os.environ.get(ENVIRONMENT_VARIABLE, "")
-    choices = [Path(folder) / path]
+    choices = [as_path(path) if is_remote(path) else as_path(folder or ".") / path]
     if folder:
-        choices.append(Path(folder) / Path(path).name)
+        choices.append(as_path(folder) / os.path.basename(path))
     for choice in choices:
         if choice.exists():
             return choice
     if not folder:
         raise DataError(
-            f"{path}: no such file{_beside(Path(path))}, and no data folder is named: give an absolute path, set "
+            f"{path}: no such file{_beside(as_path(path))}, and no data folder is named: give an absolute path, set "
             f"{ENVIRONMENT_VARIABLE}=FOLDER, or data_dir=FOLDER"
         )
     hint = _beside(choices[0]) or _beside(choices[1])
-    if not hint and Path(path).exists():
-        hint = f", but in the current folder there is one: to take it, give {Path(path).absolute()}"
+    if not hint and as_path(path).exists():
+        hint = f", but in the current folder there is one: to take it, give {os.path.abspath(path)}"
     raise DataError(
         f"{choices[0]}: no such file{hint}; the data folder is the one that holds {path}"
     )
@@ -137,7 +137,7 @@ def load_semantic_ids(experiment: Experiment, splits: Splits) -> tuple[SemanticI
         value = options.get(name, "")
         # `vectors` may also be a kind of them. What was written here counts before the data folder.
         if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
-            found = name != "path" and os.path.exists(value)
+            found = name != "path" and as_path(value).exists()
             options[name] = value if found else str(data_path(experiment, value))
     return make_semantic_ids(splits, **options)
 
@@ -167,9 +167,8 @@ def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[st
             f"frame={type(frame).__name__} is no table ({error}): give a pandas data frame, an Arrow table or a "
             "mapping of columns"
         ) from error
-    path = Path(workdir) / "data" / "interactions.parquet"
+    path = as_path(workdir) / "data" / "interactions.parquet"
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
     return experiment.override({"data.path": str(path.absolute())})

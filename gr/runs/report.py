@@ -2,13 +2,13 @@
 
 import dataclasses
 import datetime
-import json
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gr.data import Targets
+from gr.data.files import as_path, read_json
 from gr.evaluation import Decoded, EvaluationError
 from gr.reports import Candidate, Example, ReportData, target_notes, write_report
 from gr.runs import build
@@ -41,12 +41,12 @@ def read_other_run(workdir: str, split: str) -> OtherRun:
     """
     loss = load_config(workdir)["loss"]["name"]
     path = os.path.join(workdir, f"metrics_{split}.json")
-    if not os.path.exists(path):
+    if not as_path(path).exists():
         raise EvaluationError(
             f"{path} does not exist; first run python -m experiments.evaluate --workdir={workdir} "
             f"--split={split}"
         )
-    metrics = _read_json(path)
+    metrics = read_json(path)
     return OtherRun(workdir, loss, metrics["users"], metrics["prefix_recall"])
 
 
@@ -96,7 +96,7 @@ def write_run_report(
     prefix_recall = metrics["prefix_recall"]
     if other_run is not None:
         prefix_recall = prefix_recall_beside(prefix_recall, config.loss.name, other_run)
-    versions = _read_json(os.path.join(run.workdir, "versions.json"))
+    versions = read_json(os.path.join(run.workdir, "versions.json"))
     data = ReportData(
         title=config.name or os.path.basename(run.workdir),
         dataset={
@@ -220,8 +220,3 @@ def _commands(run: Run, split: str) -> list[str]:
         f"python -m experiments.recommend --workdir={run.workdir} --user="
         f"{run.splits.sequences.user_ids[0]} --top_k=10",
     ]
-
-
-def _read_json(path: str) -> dict:
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)

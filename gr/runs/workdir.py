@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from gr.data import Splits, fingerprint, fingerprint_differences
-from gr.data.files import write_atomically
+from gr.data.files import as_path, is_remote, read_json, write_json
 from gr.runs import data
 from gr.runs.experiment import Experiment, ReinforcedExperiment, flattened
 from gr.semantic_ids import SemanticIds
@@ -71,10 +70,12 @@ def occupied(workdir: str, *, of_study: bool = False) -> Iterator[None]:
         TrainingError: if it cannot be written to, holds things that are not a run's, or another process works in it.
     """
     try:
-        os.makedirs(workdir, exist_ok=True)
-        if not os.access(workdir, os.W_OK | os.X_OK):
+        folder = as_path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_remote(workdir) and not os.access(workdir, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
-        foreign = [] if of_study or has_config(workdir) else _foreign(os.listdir(workdir))
+        known = of_study or has_config(workdir)
+        foreign = [] if known else _foreign([entry.name for entry in folder.iterdir()])
     except (FileExistsError, NotADirectoryError):
         raise TrainingError(f"workdir={workdir} is no folder; name a new or empty one") from None
     except OSError as error:
@@ -93,7 +94,7 @@ def occupied(workdir: str, *, of_study: bool = False) -> Iterator[None]:
 
 def has_config(workdir: str) -> bool:
     """Whether a folder is the workdir of a run."""
-    return os.path.exists(os.path.join(workdir, "config.json"))
+    return as_path(os.path.join(workdir, "config.json")).exists()
 
 
 def has_begun(workdir: str) -> bool:
@@ -122,7 +123,7 @@ def check_config_of(workdir: str, config: Experiment, may_differ: Sequence[str])
             "The learning rate's schedule spans all epochs, so that their number cannot change in a run; to go on from "
             f"its best model, train with workdir={workdir.rstrip('/')}_longer and training.init_from={workdir}"
         )
-        if not os.path.exists(os.path.join(workdir, DATA_FILE)):  # Nothing else tells other data.
+        if not as_path(os.path.join(workdir, DATA_FILE)).exists():  # Nothing else tells other data.
             may_differ = [field for field in may_differ if field != "data.path"]
         check_same_experiment(workdir, config, may_differ, ways_out={"training.num_epochs": longer})
 
@@ -149,7 +150,7 @@ def check_same_experiment(
 def keep(workdir: str, config: Experiment, splits: Splits) -> None:
     """Writes what a run is made from; to be called when nothing but training is left to do."""
     save_run_info(workdir, config.to_dict())
-    _write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
+    write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
 
 
 # Data.
@@ -198,7 +199,7 @@ def check_data(
 def check_same_data(workdir: str, other: str) -> None:
     """Raises `TrainingError` if two runs, of which this is known, were trained on different data."""
     paths = [os.path.join(folder, DATA_FILE) for folder in (workdir, other)]
-    if all(map(os.path.exists, paths)):
+    if all(as_path(path).exists() for path in paths):
         differences = fingerprint_differences(
             _data_of(workdir), _data_of(other), ignore=_OF_NO_MATTER_TO_A_MODEL
         )
@@ -213,8 +214,7 @@ def _data_of(workdir: str) -> dict[str, Any] | None:
     """The fingerprint that the workdir keeps; None, and a note, if the run is older than such files."""
     path = os.path.join(workdir, DATA_FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            kept = json.load(file)
+        kept = read_json(path)
         if "checksums" not in kept:
             raise ValueError("it has no checksums")
         return kept
@@ -251,17 +251,17 @@ def make_semantic_ids(
         "semantic_ids": settings,
         "data": {name: checksums[name] for name in ("item_ids", "sequences", "splits", "texts")},
     }
-    if os.path.exists(path):
+    if as_path(path).exists():
         report = _read_report(report_path)
         from_file = settings["path"] or settings["vectors"].endswith(".npy")  # It may have changed.
         if report["made_from"] == made_from and not from_file:
             print(f"semantic IDs: those of {path}")
             return load_semantic_ids(workdir, splits), report
         print(f"semantic IDs: made anew, those of {path} have other settings or data")
-        os.unlink(path)  # First, so that no report stands beside the IDs of another.
+        as_path(path).unlink()  # First, so that no report stands beside the IDs of another.
     semantic_ids, report = data.load_semantic_ids(config, splits)
     report |= {"made_from": made_from}
-    _write_json(report_path, report)
+    write_json(report_path, report)
     semantic_ids.save(path)
     return semantic_ids, report
 
@@ -269,22 +269,17 @@ def make_semantic_ids(
 def take_semantic_ids(start: str, splits: Splits, workdir: str) -> SemanticIds:
     """Puts the semantic IDs of the run that this one starts from into its workdir."""
     semantic_ids = load_semantic_ids(start, splits)
-    _write_json(os.path.join(workdir, REPORT_FILE), {"made_from": {"init_from": start}})
+    write_json(os.path.join(workdir, REPORT_FILE), {"made_from": {"init_from": start}})
     semantic_ids.save(os.path.join(workdir, SEMANTIC_IDS_FILE))
     return semantic_ids
 
 
 def _read_report(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            report = json.load(file)
+        report = read_json(path)
         return report if "made_from" in report else {"made_from": None, **report}
     except (FileNotFoundError, ValueError):
         raise TrainingError(
             f"{os.path.dirname(path)} holds {SEMANTIC_IDS_FILE}, but no {REPORT_FILE} says what they were made from; "
             "name such a file by semantic_ids.path=FILE, and another workdir"
         ) from None
-
-
-def _write_json(path: str, values: Any) -> None:
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())

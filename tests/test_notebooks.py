@@ -37,8 +37,9 @@ TINY = {
 LAST_CELL = """
 import json
 
-history = user_history(sequences, user)
-items, scores = recommend(run, history, 10)
+from gr.runs.recommend import rank_items
+
+items, scores = rank_items(run, history_rows(sequences, user=user), 10)
 facts = {"items": items.tolist(), "scores": scores.tolist(), "best_step": result.best_step}
 print(json.dumps(facts))
 """

@@ -32,7 +32,7 @@ from gr.runs.experiment import (
     config_of,
     table_experiment,
 )
-from gr.runs.recommend import Recommendation, recommend
+from gr.runs.recommend import Recommendation, history_rows, recommend
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
 from gr.runs.train import train
@@ -60,6 +60,7 @@ __all__ = [
     "config_of",
     "evaluate",
     "evaluate_search",
+    "history_rows",
     "load_data",
     "load_run",
     "recommend",

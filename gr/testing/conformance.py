@@ -114,6 +114,10 @@ class _Check:
         finite = self.plain[np.isfinite(self.plain)]
         self.spread = float(np.ptp(finite)) if finite.size else 0.0
         self.tolerance = rtol * self.spread
+        if not self.spread:
+            raise ConformanceError(
+                f"{self.name} gives the same logits everywhere, so that no mistake would show: give random parameters"
+            )
 
     # What decoding needs.
 

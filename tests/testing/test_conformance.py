@@ -433,6 +433,9 @@ def test_what_cannot_be_checked_is_said():
     ):
         with pytest.raises(ConformanceError, match=message):
             check_backbone(good, *arguments)
+    constant = jax.tree.map(jnp.zeros_like, good)
+    with jax.disable_jit(), pytest.raises(ConformanceError, match="the same logits everywhere"):
+        check_backbone(constant, HISTORY, INDEX)
     with pytest.raises(ConformanceError, match="num_beams=1: two or more"):
         check_backbone(good, HISTORY, INDEX, num_beams=1)
     assert issubclass(ConformanceError, GrError)

@@ -170,7 +170,8 @@ def _entropies(
     config: RolloutConfig, index: TrieIndex, logits: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     """Entropy `[B, G, L]` of the distribution that each token was chosen from."""
-    logits = logits / config.temperature
+    if config.temperature is not None:
+        logits = logits / config.temperature
     if config.normalise_over != "children":
         return token_entropies(logits)
     allowed = allowed_logits(logits, tokens, index)

@@ -43,7 +43,7 @@ def on_four_devices():
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.path.dirname(__file__),
+        "PYTHONPATH": os.path.dirname(os.path.dirname(__file__)),
     }
     done = subprocess.run(
         [sys.executable, "-c", ON_FOUR_DEVICES], env=environment, capture_output=True, text=True

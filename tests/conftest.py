@@ -8,13 +8,27 @@ import tempfile
 import venv
 from pathlib import Path
 
-# Set before JAX is imported, and inherited: by the workers of pytest-xdist and by the commands that tests start. Two
-# processes may write the same program; one that is cut off is compiled again by whoever reads it.
+# Nearly all of the time of a test run is compilation of programs that hardly run. XLA's older emitters compile for the
+# CPU in less than half the time of the newer ones, and one part of a program at a time suits several workers.
+FAST_COMPILING = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 CACHE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    CACHE = tempfile.mkdtemp(prefix="gr_compiled_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def knows(flags):
+    """Whether this XLA has these flags; it ends a process that gives it others."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+# Set before JAX is imported, and inherited: by the workers of pytest-xdist and by the commands that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILING}"
+    os.environ["XLA_FLAGS"] = flags if knows(flags) else os.environ.get("XLA_FLAGS", "")
+    # Two processes may write the same program; one that is cut off is compiled again by whoever reads it.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gr_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import fsspec  # noqa: E402
 import jax  # noqa: E402
@@ -98,7 +112,8 @@ def installed_python(wheel, tmp_path_factory):
     # Paths in a .pth file are searched last, and .pth files found there are not read: an editable install of this
     # repository in the running environment stays unseen.
     (site / "dependencies.pth").write_text(str(Path(np.__file__).parents[1]) + "\n")
-    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ours = ("PYTHONPATH", "XLA_FLAGS")  # It compiles as a user's program does.
+    outside = {name: value for name, value in os.environ.items() if name not in ours}
 
     def run(*arguments):
         done = subprocess.run(

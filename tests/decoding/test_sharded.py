@@ -105,12 +105,17 @@ print(json.dumps({"compared": compared, "kinds": kinds, "split": split, "message
 
 @pytest.fixture(scope="module")
 def measured():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-c", ON_EIGHT_DEVICES],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": flags,
+        },
         timeout=600,
     )
     assert process.returncode == 0, process.stderr

@@ -24,7 +24,8 @@ def knows(flags):
 # Set before JAX is imported, and inherited: by the workers of pytest-xdist and by the commands that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILING}"
-    os.environ["XLA_FLAGS"] = flags if knows(flags) else os.environ.get("XLA_FLAGS", "")
+    if knows(flags):
+        os.environ["XLA_FLAGS"] = flags
     # Two processes may write the same program; one that is cut off is compiled again by whoever reads it.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gr_compiled_")
@@ -52,6 +53,12 @@ SLOWEST = (
     "trie/test_overlay.py",
     "test_notebooks.py",
 )
+
+
+def pytest_report_header():
+    """How programs are compiled, for whoever compares times."""
+    fast = FAST_COMPILING in os.environ.get("XLA_FLAGS", "")
+    return f"XLA: {FAST_COMPILING if fast else 'its usual CPU emitters (the fast ones are unknown here)'}"
 
 
 def pytest_collection_modifyitems(items):

@@ -90,7 +90,7 @@ def backbone_of(
     """
     if (latest is None) != (assemble is None):
         raise ModelError("value-guided search needs both latest and assemble: give both or neither")
-    given = {"prefill": prefill, "step": step, "reorder": reorder}
+    given: dict[str, Any] = {"prefill": prefill, "step": step, "reorder": reorder}
     if latest is not None:
         given |= {"latest": latest, "assemble": assemble}
     for name, function in given.items():

@@ -625,7 +625,7 @@ def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _made(cls: type, config: Any, prefix: str, fill: bool) -> Any:
+def _made(cls: Any, config: Any, prefix: str, fill: bool) -> Any:
     """A config dataclass of a mapping's values; with `fill`, what is missing has its default."""
     if fill and hasattr(cls, "from_saved") and not issubclass(cls, _Config):
         return cls.from_saved(_mapping(config))  # It knows its own past.

@@ -148,7 +148,7 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
 
 def report(run: Run) -> str:
     """Writes the report of a run of reinforcement learning that has ended and returns its path."""
-    config = run.config
+    config = run.reinforced
     # The start has the same data and semantic IDs.
     start = restore_model(config.init_from, build.make_model(config, run.semantic_ids))
     evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)

@@ -44,7 +44,7 @@ def write_rl_report(
         before: validation metrics of the policy that it started from.
         after: those of its own policy on the same users.
     """
-    config = run.config
+    config = run.reinforced
     tables = [("Validation, beam search", _gain(before, after))]
     figures = {
         "While it trained": figure_to_svg(
@@ -102,7 +102,7 @@ def _ranks(calibration: ValueCalibration) -> list[list[str]]:
 
 def _trees(run: Run) -> dict[str, str]:
     """Caption -> figure of the search trees of a few of the evaluated users, who were not learnt from."""
-    evaluated = build.spread_targets(run.splits.validation, run.config.rl.eval_users)
+    evaluated = build.spread_targets(run.splits.validation, run.reinforced.rl.eval_users)
     targets = build.spread_targets(evaluated, NUM_TREES)
     found, beams = search_trees(run, targets)
     sequences, semantic_ids = run.splits.sequences, run.semantic_ids
@@ -136,7 +136,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
     Returns:
         Candidates, and the names of the nodes in the beam after each step, `[B, M]`.
     """
-    config, catalogue = run.config, run.catalogue
+    config, catalogue = run.reinforced, run.catalogue
     rollout = build_rl.rollout_config(config)
     items = histories(run.splits.sequences, targets, config.data.max_history)
     history = catalogue.tokens[items]

@@ -10,7 +10,7 @@ from gr.runs import build, build_rl, data
 from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
 from gr.semantic_ids import SemanticIds
-from gr.training import FitResult, checkpoint_step, restore_model
+from gr.training import FitResult, TrainingError, checkpoint_step, restore_model
 from gr.trie import Catalogue
 
 
@@ -27,6 +27,17 @@ class Run:
     step: int  # Of the checkpoint that the model is from.
     value_head: ValueHead | None = None  # Of a run that trained one.
     result: FitResult | None = None  # How training ended, if it was trained just now.
+
+    @property
+    def reinforced(self) -> ReinforcedExperiment:
+        """The experiment of a run of reinforcement learning.
+
+        Raises:
+            TrainingError: if it is a supervised run.
+        """
+        if not isinstance(self.config, ReinforcedExperiment):
+            raise TrainingError(f"{self.workdir} is no run of reinforcement learning")
+        return self.config
 
 
 def load_run(

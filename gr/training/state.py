@@ -36,7 +36,7 @@ class RewardFault:
         """Before any step."""
         # Arrays of their own, since a train step donates each of them.
         numbers = [jnp.full((), value, jnp.int32) for value in (NO_REWARD, 0, 0, 0, 0)]
-        return RewardFault(*numbers, jnp.zeros(()))
+        return RewardFault(*numbers, value=jnp.zeros(()))
 
     @staticmethod
     def of(apart: jax.Array, valid: jax.Array, items: jax.Array) -> "RewardFault":

@@ -105,7 +105,7 @@ print(json.dumps({"compared": compared, "kinds": kinds, "split": split, "message
 
 @pytest.fixture(scope="module")
 def measured():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-c", ON_EIGHT_DEVICES],
         capture_output=True,

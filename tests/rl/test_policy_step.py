@@ -365,7 +365,7 @@ print(json.dumps([trained(make_mesh()), trained(make_mesh(data=2))]))
 def test_data_parallel_equals_one_device():
     folder = os.path.dirname(__file__)
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([folder, os.path.dirname(folder)]),

@@ -53,15 +53,15 @@ def test_rewards_are_summed_by_name_and_weight():
     )
     np.testing.assert_allclose(build_rl.make_reward(config, None)(outcome), [[1.0, 4.0]])
     for wrong, said in {
-        "tests.runs.test_build_rl:none": "has no 'none'",
+        HERE + "none": "has no 'none'",
         "no_such_module:f": "there is no module 'no_such_module'",
         "no_module": "is unknown",
         ":f": "is unknown",
     }.items():
-        config.reward.names = ("exact_match", wrong)
+        config = config.override({"reward.names": ("exact_match", wrong)})
         with pytest.raises(TrainingError, match=f"reward '{wrong}'.* {said}"):
             build_rl.make_reward(config, None)
-    config.reward.names = ("exact_mach", "rank_aware")
+    config = config.override({"reward.names": ("exact_mach", "rank_aware")})
     with pytest.raises(TrainingError, match="'exact_mach' is unknown; did you mean exact_match"):
         build_rl.make_reward(config, None)
 

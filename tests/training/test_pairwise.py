@@ -273,7 +273,7 @@ print(json.dumps({"one": weights(make_mesh()), "two": weights(make_mesh(data=2))
 
 def test_weights_are_the_same_on_every_device_of_a_mesh():
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.getcwd(),

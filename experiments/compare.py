@@ -11,51 +11,33 @@ command resumes what was stopped, and tries again what failed. Prints the table 
 `.html` and `figures/` into DIR.
 """
 
-import contextlib
 import dataclasses
-import multiprocessing
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from experiments.config_files import load_config_file, study_of
-from experiments.errors import MENDABLE, one_line_errors, run_main, start_backend
-from gr.runs import Study, config_of
-from gr.runs.compare import Job, compare, jobs_of
-from gr.runs.workdir import occupied
-from gr.training import TrainingError, TrainingInterrupted
-
-LOG_TAIL = 4096  # Bytes in which a log's last line is looked for.
+from experiments.errors import one_line_errors, run_main
+from gr.runs import Study, compare, config_of
+from gr.training import TrainingError
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
     """Trains what is missing, compares what is there."""
     del argv
-    study = study_from_flags()
-    names = _ONLY.value or list(study.variants)
-    unknown = sorted(set(names) - set(study.variants))
-    if unknown:
-        raise TrainingError(f"--only={unknown[0]}: use some of {', '.join(study.variants)}")
-    jobs = jobs_of(study, _WORKDIR.value, _SPLIT.value, data_dir=_DATA_DIR.value)
-    with occupied(_WORKDIR.value, of_study=True):
-        failed = run_all(jobs, names, _JOBS.value)
-        if any(job.is_done for job in jobs):
-            command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-            compare(study, _WORKDIR.value, jobs, command=command)
-    if failed:
-        reasons = "; ".join(f"{job.label} failed, see {job.log}" for job in failed)
-        raise TrainingError(f"{reasons}. The same command tries again")
+    compare(
+        study_from_flags(),
+        _WORKDIR.value,
+        split=_SPLIT.value,
+        only=_ONLY.value,
+        at_once=_JOBS.value,
+        data_dir=_DATA_DIR.value,
+        command=shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]]),
+    )
 
 
 def study_from_flags() -> Study:
@@ -84,132 +66,6 @@ def study_of_files(pairs: Sequence[str]) -> Study:
             raise TrainingError(f"--configs: {pair} is not NAME=FILE")
         variants[name] = config_of(load_config_file(path), f"variants.{name}.")
     return Study(name=", ".join(variants), reference=next(iter(variants)), variants=variants)
-
-
-def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
-    """Does the jobs of the named variants that are not done, `width` at once; returns those that failed.
-
-    Raises:
-        TrainingError: before anything is run, if a job's folder holds a run of another configuration.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, when the runs have saved their state.
-    """
-    for job in jobs:
-        job.check()
-    chosen = [job for job in jobs if job.variant in names]
-    for job in chosen:
-        if job.is_done:
-            print(f"{job.label}: done before")
-    waiting = [job for job in chosen if not job.is_done]
-    failed = []
-    running: list[_Running] = []
-    bar = tqdm(total=len(waiting), unit="run", dynamic_ncols=True, disable=not waiting)
-    try:
-        with _sigterm_as_interrupt(), bar:
-            while waiting or running:
-                while len(running) < width and (job := ready(waiting, running)):
-                    waiting.remove(job)
-                    running.append(_Running(job))
-                    bar.write(f"{running[-1].job.label}: started; log: {running[-1].job.log}")
-                time.sleep(0.2)
-                for ended in [one for one in running if not one.process.is_alive()]:
-                    running.remove(ended)
-                    bar.write(ended.outcome())
-                    bar.update(1)
-                    if not ended.succeeded:
-                        failed.append(ended.job)
-                status = "; ".join(one.status() for one in running)
-                bar.set_postfix_str(status, refresh=sys.stderr.isatty())
-    except KeyboardInterrupt:
-        stopped = ", ".join(one.job.label for one in running)
-        raise TrainingInterrupted(
-            f"stopped; {stopped} saved what was trained, and the same command resumes"
-        ) from None
-    finally:  # A run saves its state when it is told to stop.
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            one.process.join()
-    return failed
-
-
-def ready(waiting: Sequence[Job], running: Sequence["_Running"]) -> Job | None:
-    """The first of those that wait that does not start from one that waits or runs; None if there is none."""
-    unfinished = {job.workdir for job in waiting} | {one.job.workdir for one in running}
-    return next((job for job in waiting if job.starts_from not in unfinished), None)
-
-
-class _Running:
-    """A job in a process of its own, which keeps JAX's memory and compiled programs apart."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.start = time.monotonic()
-        # Not forked, which JAX's threads do not survive.
-        self.process = multiprocessing.get_context("spawn").Process(target=do, args=(job,))
-        self.process.start()
-
-    @property
-    def succeeded(self) -> bool:
-        return self.process.exitcode == 0
-
-    def status(self) -> str:
-        return f"{self.job.label}: {last_line(self.job.log)}"
-
-    def outcome(self) -> str:
-        minutes = (time.monotonic() - self.start) / 60
-        if self.succeeded:
-            return f"{self.job.label}: done after {minutes:.1f} min"
-        reason = last_line(self.job.log)
-        return f"{self.job.label}: FAILED after {minutes:.1f} min ({reason}), see {self.job.log}"
-
-
-def do(job: Job) -> None:
-    """One run, in a process of its own, which does not outlive the one that started it."""
-    os.makedirs(job.workdir, exist_ok=True)
-    with open(job.log, "a", encoding="utf-8") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    start_backend()
-    try:
-        job.run()
-    except MENDABLE as error:
-        raise SystemExit(f"error: {error}") from error
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
-
-
-def last_line(path: str) -> str:
-    """The last line of a log, a progress bar's as it stands; "" if there is none yet."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - LOG_TAIL))
-            lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    except FileNotFoundError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _stop_with_parent() -> None:
-    """Asks this process to stop when its parent is gone, however that ended: the same command may start anew."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """While entered, SIGTERM does what Ctrl-C does, so that the runs are told to stop."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

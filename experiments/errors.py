@@ -2,24 +2,25 @@
 
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import app, flags, logging
 
 from experiments.config_files import check_overrides, load_config_file, one_line
 from experiments.huge_pages import restart_main
 from gr import GrError
 from gr.runs import ConfigError, ReinforcedExperiment, config_of
+from gr.runs.processes import check_devices
 from gr.training import TrainingInterrupted
 
 MENDABLE = (GrError, TrainingInterrupted)
 
 # Fields of experiments, and arguments of `gr.runs`, that are flags of the mains.
 _FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
-_ARGUMENTS = "workdir|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history"
+_ARGUMENTS = (
+    "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history"
+)
 
 
 def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = True) -> None:
@@ -86,7 +87,10 @@ def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # Of an override.
         raise SystemExit(f"error: {one_line(error)}") from error
     if starts_backend:
-        start_backend()
+        try:
+            check_devices()
+        except GrError as error:
+            raise SystemExit(f"error: {error}") from error
     return rest
 
 
@@ -98,16 +102,3 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
         if flag in (f"--{name}", f"-{name}"):
             value = text if equals else next(iter(argv[place + 1 :]), None)
     return value
-
-
-def start_backend() -> None:
-    """Starts JAX's devices; one line if there are none, as for a JAX_PLATFORMS that is not here."""
-    try:
-        jax.devices()
-    except Exception as error:  # JAX raises even AssertionError for a plugin that is not there.
-        platforms = os.environ.get("JAX_PLATFORMS")
-        remedy = "install what its devices need, pip install -e '.[cuda]' or '.[tpu]'"
-        if platforms:
-            remedy = f"unset JAX_PLATFORMS, which is {platforms!r}, to compute on what is there, or {remedy}"
-        reason = f" ({one_line(error)[:160]})" if str(error) else ""
-        raise SystemExit(f"error: JAX finds no device to compute on{reason}; {remedy}") from error

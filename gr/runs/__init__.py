@@ -9,6 +9,7 @@
 `load_run` reads a workdir; `compare` runs a `Study` of several experiments.
 """
 
+from gr.runs.compare import compare
 from gr.runs.data import load_data
 from gr.runs.evaluate import evaluate, evaluate_search
 from gr.runs.experiment import (
@@ -57,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "ValueFields",
     "check_experiment",
+    "compare",
     "config_of",
     "evaluate",
     "evaluate_search",

@@ -150,51 +150,35 @@ def decode(
     model: nnx.Module,
     splits: Splits,
     targets: Targets,
+    search: SearchConfig | None = None,
     *,
-    exclude_seen: bool | None = None,
-    num_beams: int | None = None,
-    progress: bool = False,
-) -> Decoded:
-    """Decodes targets as the experiment says; `exclude_seen` and `num_beams` override it."""
-    decoding = experiment.decoding
-    return decode_targets(
-        SearchConfig("beam", num_candidates=num_beams or decoding.num_beams),
-        model,
-        catalogue,
-        splits.sequences,
-        targets,
-        score_targets=True,
-        max_history=experiment.data.max_history,
-        buckets=experiment.data.num_buckets,
-        batch_size=decoding.batch_size,
-        exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
-        progress=progress,
-        **distribution(experiment),
-    )
-
-
-def search(
-    experiment: Experiment,
-    catalogue: Catalogue,
-    model: nnx.Module,
-    value_head: ValueHead | None,
-    splits: Splits,
-    targets: Targets,
-    search_config: SearchConfig,
-    *,
+    value_head: ValueHead | None = None,
     exclude_seen: bool | None = None,
     progress: bool = False,
 ) -> Decoded:
-    """Candidates of targets by any search, else as `decode` does; the same random numbers at every call."""
-    decoding = experiment.decoding
+    """What a search finds for each target, as the experiment says; the same random numbers at every call.
+
+    Args:
+        experiment: what is done.
+        catalogue: the items.
+        model: the backbone.
+        splits: the data.
+        targets: what is to be found.
+        search: which search; None: the experiment's beam search, with the targets' own log-probabilities.
+        value_head: guides a tree search.
+        exclude_seen: whether items of the history are left out, if not as the experiment says.
+        progress: whether a progress bar is shown.
+    """
+    decoding, by_beams = experiment.decoding, search is None
     return decode_targets(
-        search_config,
+        SearchConfig("beam", num_candidates=decoding.num_beams) if by_beams else search,
         model,
         catalogue,
         splits.sequences,
         targets,
         value_head=value_head,
-        key=keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
+        key=None if by_beams else keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
+        score_targets=by_beams,
         max_history=experiment.data.max_history,
         buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,

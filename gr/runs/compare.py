@@ -1,202 +1,98 @@
-"""The runs of a study, what is kept of each, and the comparison that is written."""
+"""Several experiments, trained with several seeds and compared on the same users."""
 
 import dataclasses
 import datetime
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from gr.data import Splits
-from gr.data.files import as_path, read_arrays, read_json, write_arrays, write_atomically
+from gr.data.files import is_remote, read_arrays, read_json, write_atomically
 from gr.evaluation import (
     EvaluationError,
-    RunRanks,
     compare_runs,
-    rankings_of_beams,
     training_seconds,
     user_metrics,
 )
-from gr.runs import build, comparison_pages, data
-from gr.runs.baselines import Baselines, kept_baselines
-from gr.runs.evaluate import KS, VARIANTS, evaluate, ranking_depth, watched_targets
+from gr.runs import comparison_pages, data
+from gr.runs.baselines import Baselines
+from gr.runs.evaluate import KS, VARIANTS
 from gr.runs.experiment import (
-    Experiment,
-    ReinforcedExperiment,
-    Reinforcement,
+    ConfigError,
     Study,
-    check_experiment,
+    config_of,
     flattened,
 )
-from gr.runs.reinforce import MAY_DIFFER as MAY_DIFFER_OF_RL
-from gr.runs.reinforce import reinforce, resolved
-from gr.runs.reinforce import report as report_of_rl
-from gr.runs.train import MAY_DIFFER, train
+from gr.runs.processes import run_all
+from gr.runs.study import Job, baselines_of, jobs_of
 from gr.runs.workdir import (
     SEMANTIC_IDS_FILE,
     check_data,
     check_same_data,
-    check_same_experiment,
-    has_begun,
-    has_config,
     load_semantic_ids,
+    occupied,
     saved_experiment,
 )
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError, read_metrics
 
-MIN_BEAMS = 10  # Variants are compared at 10.
 
+def compare(
+    study: Study,
+    workdir: str,
+    *,
+    split: str = "test",
+    only: Sequence[str] = (),
+    at_once: int = 1,
+    data_dir: str = "",
+    command: str = "",
+) -> dict[str, Any]:
+    """Trains what is missing of a study, each run in a process of its own, and compares what is there.
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run of a study."""
+    Args:
+        study: the experiments and seeds; a mapping with its fields, such as a `ConfigDict`, will do.
+        workdir: local folder of all runs; goes on with what it holds.
+        split: which targets are ranked, "validation" or "test".
+        only: variants to run; (): all.
+        at_once: runs at a time.
+        data_dir: the data's folder, instead of the experiments'.
+        command: what is told in the page to repeat the comparison.
 
-    variant: str
-    label: str
-    seed: int
-    config: Experiment | Reinforcement  # As it is run, or was.
-    workdir: str
-    split: str
-    with_report: bool  # Whether the run's own report is made too.
+    Returns:
+        What it writes into `comparison.json`, beside `comparison.md`, `comparison.html` and `figures/`.
 
-    @property
-    def folder(self) -> str:
-        """The study's."""
-        return os.path.dirname(os.path.dirname(self.workdir))
-
-    @property
-    def starts_from(self) -> str:
-        """Folder of the run whose model it starts from; "" for none."""
-        return _start_of(self.config)[1]
-
-    @property
-    def log(self) -> str:
-        """Where its output goes."""
-        return os.path.join(self.workdir, "log.txt")
-
-    @property
-    def ranks_path(self) -> str:
-        """What is kept of its evaluation; written last."""
-        return os.path.join(self.workdir, f"ranks_{self.split}.npz")
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return as_path(self.ranks_path).exists()
-
-    def check(self) -> None:
-        """Raises `TrainingError` if its folder holds a run with another configuration."""
-        if has_begun(self.workdir) or (self.is_done and has_config(self.workdir)):
-            config, may_differ = self.config, MAY_DIFFER
-            if isinstance(config, Reinforcement):
-                config, may_differ = resolved(config), MAY_DIFFER_OF_RL
-            check_same_experiment(self.workdir, config, may_differ)
-
-    def run(self) -> None:
-        """Trains, or goes on, and evaluates."""
-        of_rl = isinstance(self.config, Reinforcement)
-        run = (reinforce if of_rl else train)(self.config, self.workdir)
-        print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
-        targets = getattr(run.splits, self.split)
-        wanted = run.splits.sequences.items[targets.positions]
-        decoded = {
-            rule: build.decode(
-                run.config, run.catalogue, run.model, run.splits, targets, exclude_seen=rule
-            )
-            for rule in VARIANTS
-        }
-        if self.with_report:
-            if of_rl:
-                report_of_rl(run)
-            as_run = dataclasses.replace(self, config=run.config)
-            baselines = {
-                rule: _baselines(as_run, run.splits, run.semantic_ids, rule) for rule in VARIANTS
-            }
-            evaluate(run, self.split, decoded, baselines=baselines)
-        depth = run.config.decoding.num_beams
-        arrays = {"targets": wanted, "num_beams": np.array(depth), "step": np.array(run.step)}
-        for rule, name in VARIANTS.items():
-            found = decoded[rule]
-            ranks = rankings_of_beams(found.items, wanted, depth=depth)
-            arrays[f"{name}/sid_ranks"] = ranks.sid_ranks
-            arrays[f"{name}/prefix_hits"] = found.prefix_hits
-        write_arrays(self.ranks_path, arrays)
-
-    def ranks(self) -> dict[str, RunRanks]:
-        """What `run` kept, by rule.
-
-        Raises:
-            TrainingError: if the file cannot be read.
-        """
-        try:
-            kept = read_arrays(self.ranks_path)
-            return {
-                name: RunRanks(
-                    kept["targets"],
-                    kept[f"{name}/sid_ranks"],
-                    kept[f"{name}/prefix_hits"],
-                    int(kept["num_beams"]),
-                )
-                for name in VARIANTS.values()
-            }
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise TrainingError(
-                f"{self.ranks_path} cannot be read ({error}); delete it, and the same command makes it anew"
-            ) from error
-
-
-def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> list[Job]:
-    """All runs of a study, seed by seed, so that a study that is cut off has whole comparisons."""
-    if config.reference not in config.variants:
+    Raises:
+        ConfigError: for a study that cannot be run.
+        TrainingError: if a run fails, another process works in the workdir, or there is nothing to compare.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, when the runs have saved their state.
+    """
+    study = config_of(study)
+    if not isinstance(study, Study):
+        raise ConfigError("this is no study but a single experiment")
+    unknown = sorted(set(only) - set(study.variants))
+    if unknown:
+        raise TrainingError(f"only={unknown[0]}: use some of {', '.join(study.variants)}")
+    if is_remote(workdir):
         raise TrainingError(
-            f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
+            f"workdir={workdir}: the runs of a study write logs; name a local folder"
         )
-    if not config.seeds:
-        raise TrainingError("seeds is empty: name at least one, such as seeds=(0,)")
-    result = []
-    for seed in config.seeds:
-        for name, variant in config.variants.items():
-            check_experiment(variant, f"variants.{name}.")
-            field, start = _start_of(variant)
-            experiment = variant.override(
-                {
-                    "seed": seed,
-                    "data_dir": data_dir or variant.data_dir,
-                    field: start.format(study=workdir, seed=seed),  # Another run of the study.
-                }
-            )
-            of_rl = isinstance(experiment, Reinforcement)
-            beams = MIN_BEAMS if of_rl else experiment.decoding.num_beams
-            if beams < MIN_BEAMS:
-                raise TrainingError(
-                    f"variants.{name}.decoding.num_beams={beams}: variants are compared at {MIN_BEAMS}, so use as "
-                    "many or more"
-                )
-            result.append(
-                Job(
-                    variant=name,
-                    label=f"{config.labels.get(name, name)}, seed {seed}",
-                    seed=seed,
-                    config=experiment,
-                    workdir=os.path.join(workdir, name, f"seed_{seed}"),
-                    split=split,
-                    with_report=seed == config.seeds[0],
-                )
-            )
-    return result
+    jobs = jobs_of(study, workdir, split, data_dir=data_dir)
+    with occupied(workdir, of_study=True):
+        failed = run_all(jobs, only or list(study.variants), at_once)
+        page = {}
+        if any(job.is_done for job in jobs):
+            page = write_comparison(study, workdir, jobs, command=command)
+    if failed:
+        reasons = "; ".join(f"{job.label} failed, see {job.log}" for job in failed)
+        raise TrainingError(f"{reasons}. The same command tries again")
+    return page
 
 
-def _start_of(config: Experiment | Reinforcement) -> tuple[str, str]:
-    """The field of an experiment that says which run it starts from, and its value; "" for none."""
-    if isinstance(config, (Reinforcement, ReinforcedExperiment)):
-        return "init_from", config.init_from
-    return "training.init_from", config.training.init_from
-
-
-def compare(config: Study, workdir: str, all_jobs: Sequence[Job], *, command: str = "") -> None:
+def write_comparison(
+    config: Study, workdir: str, all_jobs: Sequence[Job], *, command: str = ""
+) -> dict[str, Any]:
     """Compares the runs that are done, prints the table, writes the pages.
 
     Raises:
@@ -267,8 +163,10 @@ def compare(config: Study, workdir: str, all_jobs: Sequence[Job], *, command: st
     comparison_pages.write(workdir, page)
     print(comparison_pages.as_text(page))
     path = os.path.join(workdir, "comparison.json")
-    write_atomically(path, json.dumps(comparison_pages.as_json(page), indent=2).encode())
+    values = comparison_pages.as_json(page)
+    write_atomically(path, json.dumps(values, indent=2).encode())
     print(f"wrote {workdir}: comparison.md, comparison.json, comparison.html, figures/")
+    return values
 
 
 def check_same_items(done: Sequence[Job]) -> None:
@@ -326,7 +224,7 @@ def study_baselines(job: Job) -> dict[bool, Baselines]:
     splits = data.load_data(job.config, job.workdir)
     check_data(job.workdir, splits, remedy="another workdir")
     semantic_ids = load_semantic_ids(job.workdir, splits)
-    return {rule: _baselines(job, splits, semantic_ids, rule) for rule in VARIANTS}
+    return {rule: baselines_of(job, splits, semantic_ids, rule) for rule in VARIANTS}
 
 
 def baseline_metrics(
@@ -345,22 +243,6 @@ def baseline_metrics(
         }
         for rule, of_rule in baselines.items()
     }
-
-
-def _baselines(job: Job, splits: Splits, semantic_ids: SemanticIds, exclude: bool) -> Baselines:
-    """The study's."""
-    config = job.config
-    rule = VARIANTS[exclude].replace(" ", "_")
-    return kept_baselines(
-        os.path.join(job.folder, f"baselines_{job.split}_{rule}.npz"),
-        splits,
-        semantic_ids,
-        getattr(splits, job.split),
-        exclude=exclude,
-        depth=ranking_depth(config),
-        watched=watched_targets(config, splits),
-        own=config.baselines,
-    )
 
 
 def _versions(job: Job) -> dict:

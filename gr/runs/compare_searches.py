@@ -41,13 +41,13 @@ def compare(
     targets = build.spread_targets(getattr(run.splits, split), num_users)
     rows = compare_searches(
         functools.partial(
-            build.search,
+            build.decode,
             run.config,
             run.catalogue,
             run.model,
-            run.value_head,
             run.splits,
             targets,
+            value_head=run.value_head,
             progress=True,
         ),
         budgets,
@@ -59,7 +59,7 @@ def compare(
     guide = "a trained value head" if run.value_head else "no value head"
     exclude = run.config.decoding.exclude_seen
     print(format_searches(rows))
-    print(f"{len(targets):,} users of {split}, {VARIANTS[exclude]}; VED has {guide}")
+    print(f"{len(targets):,} users of {split}, {VARIANTS[exclude]}; tree searches have {guide}")
     seen = int(Histories.of(sequences, targets).hold(sequences.items[targets.positions]).sum())
     if seen:
         remedy = "a run with decoding.exclude_seen=false"

@@ -104,14 +104,14 @@ def evaluate_search(
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
     found = {
-        rule: build.search(
+        rule: build.decode(
             run.config,
             run.catalogue,
             run.model,
-            run.value_head,
             splits,
             targets,
             config,
+            value_head=run.value_head,
             exclude_seen=rule,
             progress=True,
         )

@@ -24,8 +24,8 @@ from gr.runs import (
     check_experiment,
     config_of,
 )
-from gr.runs.compare import jobs_of
 from gr.runs.data import load_semantic_ids
+from gr.runs.study import jobs_of
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 from gr.training import make_mesh, make_optimizer
 from gr.training.objectives import LossConfig, supervised_loss

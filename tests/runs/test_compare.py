@@ -13,8 +13,9 @@ from mains import ENVIRONMENT
 from experiments.compare import study_of_files
 from experiments.config_files import study_of
 from gr.runs import ConfigError, Experiment
-from gr.runs.compare import Job, jobs_of, settings
+from gr.runs.compare import settings
 from gr.runs.experiment import flattened
+from gr.runs.study import Job, jobs_of
 from gr.training import TrainingError, save_run_info
 
 ROOT = Path(__file__).parents[2]

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.compare import last_line, ready, run_all
 from gr.evaluation import Decoded, EvaluationError
 from gr.runs import Experiment, Study, baselines, config_of, evaluate, report
-from gr.runs.compare import Job, _baselines, compare, jobs_of
+from gr.runs.compare import write_comparison
+from gr.runs.processes import last_line, ready, run_all
 from gr.runs.run import load_run
+from gr.runs.study import Job, baselines_of, jobs_of
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError, TrainingInterrupted, load_config
 
@@ -96,7 +97,7 @@ def study(trained, tmp_path):
 def compared(study):
     """What `comparison.json` says."""
     jobs = list(study.values())
-    compare(tiny_study(), jobs[0].folder, jobs, command="python -m again")
+    write_comparison(tiny_study(), jobs[0].folder, jobs, command="python -m again")
     return json.loads(Path(jobs[0].folder, "comparison.json").read_text())
 
 
@@ -132,7 +133,7 @@ def test_baselines_are_ranked_once_and_are_those_of_a_run_of_its_own(study, monk
     semantic_ids = run.semantic_ids
     other = dataclasses.replace(semantic_ids, codes=semantic_ids.codes[::-1])
     with pytest.raises(AssertionError, match="ranked again"):
-        _baselines(job, run.splits, other, True)
+        baselines_of(job, run.splits, other, True)
     assert capsys.readouterr().out.count("item_knn_tuned") == 4
 
 

@@ -248,7 +248,7 @@ def train_calls(
 
     All of them go on with the same state.
     """
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
     state = replicate(build.make_state(config, semantic_ids, model, optimizer), mesh)
 

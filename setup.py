@@ -13,6 +13,7 @@ NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 TEST = [
     "hypothesis>=6.100",
     "mypy>=1.18",
+    "pandas>=2.2",  # The README's example reads a data frame.
     "pytest>=8.0",
     "pytest-xdist>=3.7",
     "ruff>=0.6",

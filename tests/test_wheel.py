@@ -66,3 +66,15 @@ print(render_comparison(title="Two runs", notes=[], tables=[("Hits", [["run"], [
 def test_a_page_is_made_of_the_installed_templates(installed_python):
     page = installed_python("-c", PAGE)
     assert "Two runs" in page and "<style" in page
+
+
+def test_the_ten_lines_of_the_readme_run_without_the_repository(installed_python, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(60):
+        lines += [f"u{user},i{(user + step) % 12},{1_700_000_000 + step}" for step in range(8)]
+    (tmp_path / "clicks.csv").write_text("\n".join(lines) + "\n")
+    said = installed_python("-c", f"import os; os.chdir({str(tmp_path)!r})\n{example}")
+    listed = said.splitlines()[-4:]  # Items 0 to 7 were seen, four are left.
+    assert sorted(line.split()[-1] for line in listed) == ["i10", "i11", "i8", "i9"]
+    assert (tmp_path / "runs/clicks/report_test.html").stat().st_size > 10_000

@@ -68,39 +68,6 @@ def test_a_frame_that_is_no_table_is_refused(tmp_path):
         )
 
 
-def test_an_experiment_goes_through_json_and_names_what_is_wrong():
-    experiment = gr.runs.table_experiment("clicks.csv", user="u", item="i", k_core=5)
-    again = gr.runs.Experiment.from_json(experiment.to_json())
-    assert again == experiment and again.data.options["k_core"] == 5
-    for values, told in (
-        ({"training.num_epoch": 3}, "unknown field training.num_epoch; did you mean num_epochs?"),
-        ({"trainin.num_epochs": 3}, "unknown field trainin; did you mean training?"),
-        ({"training.num_epochs": 0}, "training.num_epochs=0: use 1 or more"),
-        ({"decoder_only.dropout": 1.0}, "dropout=1.0: use a number at least 0 and below 1"),
-        ({"backbone": "decoder_onli"}, "did you mean decoder_only?"),
-        ({"seed": "three"}, "seed='three' is of type str; give a whole number"),
-    ):
-        with pytest.raises(gr.runs.ConfigError) as caught:
-            experiment.override(values)
-        assert told in str(caught.value)
-
-
-def test_a_run_of_an_older_revision_has_the_defaults_of_what_is_new():
-    saved = gr.runs.Experiment(seed=3).to_dict()
-    del saved["backbone_options"], saved["training"]["b2"]
-    assert gr.runs.Experiment.from_saved(saved) == gr.runs.Experiment(seed=3)
-    with pytest.raises(gr.runs.ConfigError, match="backbone_options is missing"):
-        gr.runs.Experiment.from_config(saved)
-
-
-def test_reinforcement_keeps_what_the_supervised_run_says():
-    start = gr.runs.Experiment(seed=1, data_dir="there", name="start")
-    both = gr.runs.Reinforcement(name="rl", init_from="runs/a").applied_to(start)
-    assert (both.name, both.seed, both.data_dir) == ("rl", 0, "there")
-    assert both.data == start.data and both.search.budget == 48
-    assert type(both).from_json(both.to_json()) == both
-
-
 def test_the_library_is_imported_in_no_time():
     import subprocess
     import sys

@@ -10,7 +10,7 @@ from typing import Any
 from gr.data import Splits, fingerprint, fingerprint_differences
 from gr.data.files import as_path, is_remote, read_json, write_json
 from gr.runs import data
-from gr.runs.experiment import Experiment, ReinforcedExperiment, flattened
+from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.semantic_ids import SemanticIds
 from gr.training import (
     TrainingError,
@@ -139,12 +139,10 @@ def check_same_experiment(
 
     A field that is newer than the run may only have its default.
     """
-    before = dict(flattened(load_config(workdir)))
-    usual = dict(flattened(type(config)()))
-    new = [
-        name for name, value in flattened(config) if name not in before and usual.get(name) == value
-    ]
-    check_run_info(workdir, config.to_dict(), may_differ=(*may_differ, *new), ways_out=ways_out)
+    before = saved_experiment(workdir).to_dict()
+    check_run_info(
+        workdir, config.to_dict(), before=before, may_differ=may_differ, ways_out=ways_out
+    )
 
 
 def keep(workdir: str, config: Experiment, splits: Splits) -> None:

@@ -36,6 +36,7 @@ def check_run_info(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
     *,
+    before: Mapping[str, Any] | None = None,
     may_differ: Collection[str] = (),
     ways_out: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
@@ -44,14 +45,16 @@ def check_run_info(
     Args:
         workdir: of a run that has begun.
         config: the resolved configuration, JSON values, nested or not.
-        may_differ: dotted fields in which it may differ from the workdir's `config.json`.
+        before: the run's configuration, if today's fields differ from those of its `config.json`; None: what that says.
+        may_differ: dotted fields in which the two may differ.
         ways_out: what to do instead where a field differs, by dotted field.
 
     Raises:
         TrainingError: if the workdir belongs to a run with another configuration, or there is none.
     """
-    config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists.
-    before, now = _flatten(load_config(workdir)), _flatten(config)
+    before = load_config(workdir) if before is None else before
+    # As they are read again: tuples are lists.
+    before, now = (_flatten(json.loads(json.dumps(values))) for values in (before, config))
     differing = [
         field
         for field in sorted(before.keys() | now.keys())

@@ -92,9 +92,12 @@ def stochastic_beam_search(tokens, log_prob, count, noise, layout, demands=(), s
                 grown += [(maximum, total, (*prefix, token)) for token in gains]
                 continue
             raw = {t: total + gain + drawn[number, place[prefix][t]] for t, gain in gains.items()}
+            largest = max(raw.values(), default=0.0)
             for token, value in raw.items():
-                inside = np.exp(-maximum) - np.exp(-max(raw.values())) + np.exp(-value)
-                grown.append((-np.log(inside), total + gains[token], (*prefix, token)))
+                inside = np.exp(-maximum) - np.exp(-largest) + np.exp(-value)
+                # The largest gets the maximum itself, lest rounding put it above or below an equal threshold.
+                perturbed = maximum if value == largest else -np.log(inside)
+                grown.append((perturbed, total + gains[token], (*prefix, token)))
         grown.sort(key=lambda beam: -beam[0])
         beams = grown[: count + 1]
         if len(beams) > count and drawn is not None:

@@ -1,5 +1,6 @@
 """What a run was made from: its resolved configuration, the code's revision and the versions of what it used."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -14,7 +15,7 @@ import jax
 from gr.data.files import as_path, read_json, write_json
 from gr.training.state import TrainingError
 
-PACKAGES = ("gr", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 MISSING = "(missing)"
 
 
@@ -97,7 +98,8 @@ def versions() -> dict[str, Any]:
         "git_modified": modified,  # Whether tracked files differed from that revision.
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _package_version(name) for name in PACKAGES},
+        "packages": {"gr": importlib.import_module("gr").__version__}
+        | {name: _package_version(name) for name in PACKAGES},
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),

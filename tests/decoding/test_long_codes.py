@@ -62,7 +62,7 @@ def test_a_loop_gives_what_single_steps_give(name, over, monkeypatch):
     loops = []
     scan = jax.lax.scan
     monkeypatch.setattr(jax.lax, "scan", lambda *a, **k: loops.append(1) or scan(*a, **k))
-    options = beam.Options(50, keep_beams=True, normalise_over=over)
+    options = beam.BeamOptions(50, keep_beams=True, normalise_over=over)
     constraint = (ExcludeItems([[0, 1, 2], [5]]), ItemMask.deny(index, [7]))
 
     def search():

@@ -117,8 +117,8 @@ def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir
 
     from gr.data import DataError
     from gr.decoding.beam import _beam_search
+    from gr.runs import load_run
     from gr.runs.recommend import rank_items
-    from gr.runs.workdir import load_run
 
     trained = load_run(str(workdir))
     longest = trained.config.data.max_history

@@ -17,6 +17,7 @@ from gr.losses import (
     update_prefix_weights,
 )
 from gr.losses.prefix import distinct_negatives
+from gr.testing import random_tokens
 from gr.trie import TrieIndex, walk
 
 LAYOUT = tries.roomy_layout(tries.MIXES[1])  # One for all sets, so that they share a program.
@@ -80,7 +81,7 @@ def plain_pairwise(target_logp, negative_logp, targets, negatives, num_nodes, ta
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 2.0]))
 def test_pairwise_equals_loops_over_prefixes(seed, tau):
     rng = np.random.default_rng(seed)
-    tokens = tries.random_tokens(rng, tries.MAX_ITEMS)
+    tokens = random_tokens(rng, tries.MAX_ITEMS)
     index = TrieIndex.build(tokens, tries.VOCAB, layout=LAYOUT)
     targets, negatives = (tokens[rng.integers(0, len(tokens), n)] for n in (4, (4, 9)))
     target_logp, negative_logp = -rng.exponential(size=(4, 3)), -rng.exponential(size=(4, 9, 3))

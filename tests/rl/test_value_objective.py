@@ -166,7 +166,7 @@ def test_a_head_learns_what_lies_below_each_prefix_on_a_frozen_backbone(lam):
 
 
 def test_numbers_that_cannot_work_are_refused():
-    with pytest.raises(TrainingError, match=r"value.gamma=1.5 must lie in \[0, 1\]"):
+    with pytest.raises(TrainingError, match=r"value.gamma=1.5: use a number from 0 to 1"):
         ValueConfig(gamma=1.5)
     with pytest.raises(TrainingError, match="value.lam=-1"):
         ValueConfig(lam=-1)

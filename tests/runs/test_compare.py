@@ -118,7 +118,7 @@ def test_what_is_done_is_not_done_again(study):
 def test_unknown_names_are_refused(study):
     folder, files, _ = study
     done = compare(folder, f"--configs={files}", "--only=hinge")
-    assert done.returncode == 1 and "--only=hinge: use some of apao, ce, wild" in done.stderr
+    assert done.returncode == 1 and "--only=hinge: use some of ce, apao, wild" in done.stderr
     done = compare(folder)
     assert done.returncode == 1 and "--config=FILE" in done.stderr
 

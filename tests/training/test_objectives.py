@@ -202,11 +202,11 @@ def test_unknown_names_are_refused():
         LossConfig("hinge")
     with pytest.raises(TrainingError, match=r"loss.weights='even' is unknown; use one of adaptive"):
         LossConfig("apao_pointwise", weights="even")
-    with pytest.raises(TrainingError, match=r"loss.tau=0 must be above 0"):
+    with pytest.raises(TrainingError, match=r"loss.tau=0: use a number above 0"):
         LossConfig(tau=0)
     for field in ("tau", "beta", "eta"):
         for value in (float("nan"), float("inf"), -1.0):
-            with pytest.raises(TrainingError, match=f"loss.{field}={value} must"):
+            with pytest.raises(TrainingError, match=f"loss.{field}={value}: use "):
                 LossConfig(**{field: value})
     with pytest.raises(TrainingError, match="needs the trie: give its `index`"):
         supervised_loss(TOKENS, level="user", targets_per_batch=1.0, loss=LossConfig("msl"))

@@ -235,7 +235,7 @@ def test_settings_that_cannot_work_are_named():
         supervised_loss(
             TOKENS[:, :1], level="user", targets_per_batch=1.0, loss=CONFIG, index=index
         )
-    with pytest.raises(TrainingError, match="num_negatives=0 must be at least 1"):
+    with pytest.raises(TrainingError, match="num_negatives=0: use 1 or more"):
         LossConfig("apao_pairwise", num_negatives=0)
     with pytest.raises(
         TrainingError, match=r"pairwise_share=1.5: use a number above 0 and at most 1"

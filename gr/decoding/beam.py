@@ -218,9 +218,7 @@ def _keeps_shapes(backbone: Checked, tokens: jax.Array, cache: Any) -> bool:
     try:
         before = jax.tree.map(jnp.asarray, cache)
         after = jax.eval_shape(lambda t, c: backbone.step(t, c)[2], tokens, before)
-    except (
-        TypeError
-    ):  # From JAX: for example a layer is chosen by depth, or the cache holds no arrays.
+    except TypeError:  # From JAX, such as for a layer chosen by depth, or a cache without arrays.
         return False
 
     def shapes(tree: Any) -> tuple:

@@ -32,7 +32,7 @@ from gr.semantic_ids import BOS_TOKEN
 
 
 class EncoderDecoder(nnx.Module):
-    """The history is encoded once; targets are spelled out by a decoder that attends to it."""
+    """The history is encoded once; a decoder that attends to it generates the targets."""
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -247,9 +247,9 @@ class EncoderDecoder(nnx.Module):
     def _teacher_force(
         self, targets: jax.Array, encoded: jax.Array, bias: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
-        """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes see only one another.
+        """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes attend only to each other.
 
-        `bias [B or 1, H or 1, n * L, P]` says what each code sees of `encoded [B, P, D]`. Also returns each layer's
+        `bias [B or 1, H or 1, n * L, P]` masks and biases attention to `encoded [B, P, D]`. Also returns each layer's
         keys and values of the target `[B * n, L, H, D]`, and of the history, `heads_first`.
         """
         num_targets, length = targets.shape
@@ -284,7 +284,7 @@ class EncoderDecoder(nnx.Module):
         """Decoder states `[R, n, S, D]` of candidates `codes [R, n, S]` behind the start tokens of R targets.
 
         `kept` is what `_teacher_force` kept of those targets `[R, ...]`, of which only the start tokens count, and of
-        their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` says what each code sees of the history.
+        their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` masks and biases attention to the history.
         """
         batch, num, length = codes.shape
         seen = (*bias.shape[:2], num, length, bias.shape[-1])

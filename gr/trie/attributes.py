@@ -17,7 +17,7 @@ MAX_ATTRIBUTES = 64
 class Attributes:
     """The A attributes of each item; for each node, which attributes occur and which are missing somewhere below.
 
-    Bit a of word `a // 32` stands for attribute a. Nodes of scanned depths store nothing: there the slots decide exactly.
+    Bit a of word `a // 32` stands for attribute a. Nodes of scanned depths store nothing: there the slots decide.
     """
 
     slots: (

@@ -28,7 +28,9 @@ class SearchConfig(VedConfig):
     """Which search proposes candidates, and its budget; static under `jit`.
 
     All other fields are those of `VedConfig`. Beam search and sampling use only `name`, `num_candidates` (also their
-    width) and `normalise_over`. Raises `DecodingError` for a field of a wrong type or out of range.
+    width) and `normalise_over`.
+
+    Raises `DecodingError` for a field of a wrong type or out of range.
 
     Attributes:
         name: "beam"; "sample": stochastic beam search; "ved" (default): value-guided search as published; "best_first":

@@ -97,7 +97,7 @@ def uniform_prefix_weights(losses: jax.Array) -> jax.Array:
 def stateless_prefix_weights(losses: jax.Array, eta: float) -> jax.Array:
     """`w_t` proportional to `l_t e^{eta l_t}`, anew at every step: the published implementation's weights `[L]`."""
     losses = jax.lax.stop_gradient(losses)
-    growth = jnp.where(jnp.isinf(losses), losses, eta * losses)  # Since 0 * inf is not a number.
+    growth = jnp.where(jnp.isinf(losses), losses, eta * losses)  # Since 0 * inf is NaN.
     return _normalised(losses * _exp_of_differences(growth))
 
 

@@ -118,7 +118,7 @@ def cross_entropy(
     Returns:
         The loss `[]`, and `level_t/loss`: the mean over this batch's targets of -log p of code t = 1..L.
     """
-    token_logp = jnp.where(weight[..., None] > 0, token_logp, 0.0)  # Since 0 * inf is not a number.
+    token_logp = jnp.where(weight[..., None] > 0, token_logp, 0.0)  # Since 0 * inf is NaN.
     per_target = -token_logp.mean(axis=-1)
     loss = (per_target * weight).sum() / normaliser
     count = jnp.maximum(weight.sum(), 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gr.evaluation.rankings import EvaluationError
 
-_CHUNK = 2**22  # Drawn users held at once: 32 MiB of indices.
+_CHUNK = 2**22  # Maximum number of drawn users in memory: 32 MiB of indices.
 
 
 class PairedDifference(NamedTuple):

@@ -1,4 +1,4 @@
-"""Ranking metrics: per user, of all users' lists together, and all of a ranker as one flat dictionary.
+"""Ranking metrics: per user, over all lists, and all metrics of a ranker as one flat dictionary.
 
 Ranks start at 0, and a target that was not found (a negative rank) is a miss at every k. `evaluate_rankings` and
 `evaluate_with_baselines` return the dictionary that a run writes and a report reads.
@@ -31,7 +31,7 @@ def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def coverage(items: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue of N items that stands in at least one list `[n, k]`."""
+    """Share of the catalogue of N items that occurs in at least one list `[n, k]`."""
     return float(np.count_nonzero(recommendation_counts(items, num_items)) / num_items)
 
 
@@ -62,7 +62,7 @@ def novelty(items: np.ndarray, train_counts: np.ndarray) -> float:
 
 
 def recommendation_counts(items: np.ndarray, num_items: int) -> np.ndarray:
-    """How often each item stands in the lists `[n, k]`, padding left out -> `[N]` int64."""
+    """How often each item occurs in the lists `[n, k]`, without padding -> `[N]` int64."""
     return np.bincount(items[items >= 0], minlength=num_items)
 
 

@@ -49,11 +49,12 @@ class Ranker:
         where the catalogue has no further item to give (or, without `backoff`, none with a score).
 
         Args:
-          histories: whole ones, oldest item first; or rows `[n, T]`, padded on either side.
-          top_k: length of a list.
-          exclude: whether the items of a history are kept out of its list.
+            histories: whole ones, oldest item first; or rows `[n, T]`, padded on either side.
+            top_k: length of a list.
+            exclude: whether the items of a history are kept out of its list.
 
-        Raises `EvaluationError` for histories of other items than the baseline was fitted on.
+        Raises:
+            EvaluationError: for histories of other items than the baseline was fitted on.
         """
         histories, num_items = _as_histories(histories), len(self.popular)
         if top_k < 1 or histories.items.max(initial=NO_ITEM) >= num_items:
@@ -224,11 +225,13 @@ def rankings_of_baseline(
     """Ranks n histories with a baseline, exact at SID level up to `depth`.
 
     Args:
-      ranker: the baseline.
-      histories: as for `Ranker.rank`. targets: the item that comes after each, `[n]`. sid_of_item: the SID number of
-      each of N items, equal where items share one, `[N]`. depth: the largest k at which the rankings can be evaluated.
-      exclude: whether the items of a history are kept out of its list. A target in the history is then a miss, as it is
-      in a model's beams, even if another item with its SID is listed.
+        ranker: the baseline.
+        histories: as for `Ranker.rank`.
+        targets: the item that comes after each, `[n]`.
+        sid_of_item: the SID number of each of N items, equal where items share one, `[N]`.
+        depth: the largest k at which the rankings can be evaluated.
+        exclude: whether the items of a history are kept out of its list. A target in the history is then a miss, as it
+            is in a model's beams, even if another item with its SID is listed.
     """
     histories, targets = _as_histories(histories), np.asarray(targets)
     if targets.shape != (len(histories),):

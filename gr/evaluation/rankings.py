@@ -54,14 +54,14 @@ def rankings_of_beams(
     """Rankings of a model from its beams, best first.
 
     Args:
-      beams: item rows, `[n, M, C]`.
-      targets: item rows, `[n]`.
-      depth: the largest k at which the rankings can be evaluated.
-      seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: unknown.
-      exclude: whether the search kept items of the histories out; None: unknown.
+        beams: item rows, `[n, M, C]`.
+        targets: item rows, `[n]`.
+        depth: the largest k at which the rankings can be evaluated.
+        seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: unknown.
+        exclude: whether the search kept items of the histories out; None: unknown.
 
-    Raises `EvaluationError` if there are fewer beams than `depth`: a Hit@k of a shorter list would
-    be understated.
+    Raises:
+        EvaluationError: if there are fewer beams than `depth`: a Hit@k of a shorter list would be understated.
     """
     beams, targets = _checked(beams, targets, ndim=3, depth=depth)
     if seen is not None and np.shape(seen) != targets.shape:

@@ -96,7 +96,8 @@ class ReportData:
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     """Writes the report as one HTML file, atomically, and returns its path.
 
-    Raises `EvaluationError` if `main_row` or a baseline of `differences` is no row of `metrics`.
+    Raises:
+        EvaluationError: if `main_row` or a baseline of `differences` is no row of `metrics`.
     """
     path = as_path(path)
     # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.

@@ -12,7 +12,8 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     paired difference of the model to each baseline (absent if there are none). `metrics` may name
     its `rule`, and hold the dictionaries of other rules as `variants`: each has a table of its own.
 
-    Raises `EvaluationError` if the metrics were not computed at k.
+    Raises:
+        EvaluationError: if the metrics were not computed at k.
     """
     if f"ndcg@{k}" not in metrics:
         raise EvaluationError(f"the metrics hold no ndcg@{k}: evaluate with ks that contain {k}.")
@@ -48,10 +49,10 @@ def target_notes(metrics: Mapping) -> list[str]:
     """Notes on the targets: how many are in the history, cannot be hit, or are not in the catalogue.
 
     Args:
-      metrics: of `evaluate_rankings`.
+        metrics: of `evaluate_rankings`.
 
     Returns:
-      Sentences; none where no target is special.
+        Sentences; none where no target is special.
     """
     users, notes = metrics["users"], []
     if seen := metrics.get("targets_seen"):
@@ -91,7 +92,8 @@ def seen_note(
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Aligned plain text: header first; the first column left-aligned, the others right-aligned.
 
-    Raises `EvaluationError` for rows of different lengths.
+    Raises:
+        EvaluationError: for rows of different lengths.
     """
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:

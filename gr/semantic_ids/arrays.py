@@ -49,16 +49,16 @@ def load_item_rows(
     """The rows of an array that belong to items, in the order of the items.
 
     Args:
-      path: A `.npz` file with the arrays `name` and `item_ids`, or a `.npy` file, whose rows' items
-        must be said by one of the two following.
-      name: What the rows are.
-      item_ids: Items wanted, `[N]`; rows of others are left out.
-      ids_path: A list of the rows' item ids: `.npy`, `.json` (a list, or an object from id to row),
-        `.txt` or `.csv` (a line each; in its first column).
-      order: "items" if row `i` belongs to `item_ids[i]`.
+        path: a `.npz` file with the arrays `name` and `item_ids`, or a `.npy` file, whose rows' items must be said by
+            one of the two following.
+        name: what the rows are.
+        item_ids: items wanted, `[N]`; rows of others are left out.
+        ids_path: a list of the rows' item ids: `.npy`, `.json` (a list, or an object from id to row), `.txt` or `.csv`
+            (a line each; in its first column).
+        order: "items" if row `i` belongs to `item_ids[i]`.
 
-    Raises `SemanticIdError` for an unreadable file, rows in an order that nobody stated, and items
-    with no row or several.
+    Raises:
+        SemanticIdError: for an unreadable file, rows in an order that nobody stated, and items with no row or several.
     """
     path, ids_path = os.fspath(path), os.fspath(ids_path)
     loaded = _load(path)

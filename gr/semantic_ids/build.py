@@ -35,8 +35,9 @@ def build_semantic_ids(
     The report (plain numbers, fit for JSON) holds `source`, `collision`, `levels` (see
     `codebook_report`), `before_policy` and `after_policy` (see `SemanticIds.collisions`).
 
-    Raises `SemanticIdError` for bad vectors, an unknown policy, or a level whose relative
-    perplexity is below `min_perplexity`.
+    Raises:
+        SemanticIdError: for bad vectors, an unknown policy, or a level whose relative perplexity is below
+            `min_perplexity`.
     """
     sizes = (codebook_size,) * num_levels
     _, codes = fit_residual_kmeans(
@@ -72,24 +73,25 @@ def make_semantic_ids(
     """SIDs of all items of the data, in the order of its item rows, and a report.
 
     Args:
-      splits: The data; of the interactions only the training part is looked at.
-      path: A file of finished SIDs, read as they are (shared ones stay shared); the other
-        arguments but the next two then have no effect. "" to build them.
-      item_ids: A file of the item ids of a `.npy` file's rows, be it of SIDs or of vectors.
-      order: "items" where such rows are in the order of the data's item rows. One of the two must
-        be given, or the file be a `.npz` one that holds `item_ids`.
-      vectors: "text", "interactions", "both", the path of a `.npy` or `.npz` file of vectors, or
-        `module:name`, a function of your own `Splits -> [N, E]` with a row for each item row.
-      dim: Width of each kind of vector.
-      num_levels: Levels of residual k-means; "extra_code" adds one.
-      codebook_size: Codes of a level.
-      balanced: Whether codes of a level hold equally many items.
-      collision: "extra_code" or "share".
-      min_perplexity: Least allowed relative perplexity of a level.
-      text_model: "tfidf", or the name of a sentence-transformers model (whose width is its own).
-      seed: Same seed, same SIDs.
+        splits: the data; of the interactions only the training part is looked at.
+        path: a file of finished SIDs, read as they are (shared ones stay shared); the other arguments but the next two
+            then have no effect. "" to build them.
+        item_ids: a file of the item ids of a `.npy` file's rows, be it of SIDs or of vectors.
+        order: "items" where such rows are in the order of the data's item rows. One of the two must be given, or the
+            file be a `.npz` one that holds `item_ids`.
+        vectors: "text", "interactions", "both", the path of a `.npy` or `.npz` file of vectors, or `module:name`, a
+            function of your own `Splits -> [N, E]` with a row for each item row.
+        dim: width of each kind of vector.
+        num_levels: levels of residual k-means; "extra_code" adds one.
+        codebook_size: codes of a level.
+        balanced: whether codes of a level hold equally many items.
+        collision: "extra_code" or "share".
+        min_perplexity: least allowed relative perplexity of a level.
+        text_model: "tfidf", or the name of a sentence-transformers model (whose width is its own).
+        seed: same seed, same SIDs.
 
-    Raises `SemanticIdError`; see `build_semantic_ids` for the report.
+    Raises:
+        SemanticIdError: see `build_semantic_ids`, which also describes the report.
     """
     sequences = splits.sequences
     if path:

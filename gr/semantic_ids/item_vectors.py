@@ -27,10 +27,11 @@ def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> lis
     """The text of each item, [N]: its fields one after another, HTML entities resolved.
 
     Args:
-      sequences: The data.
-      fields: Names of item fields to use, in this order; by default all.
+        sequences: the data.
+        fields: names of item fields to use, in this order; by default all.
 
-    Raises `SemanticIdError` where there is no text at all or a field is unknown.
+    Raises:
+        SemanticIdError: where there is no text at all or a field is unknown.
     """
     names = list(sequences.item_fields) if fields is None else list(fields)
     unknown = [name for name in names if name not in sequences.item_fields]
@@ -73,7 +74,8 @@ def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
 def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
     """Vectors of a sentence-transformers model (its name or folder): float32 `[N, D]`, length 1.
 
-    Raises `SemanticIdError` where the package is not installed.
+    Raises:
+        SemanticIdError: where the package is not installed.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -98,14 +100,17 @@ def interaction_vectors(
     `c / (c + 1)` of Pantel and Lin 2002.
 
     Args:
-      sequences: The data.
-      training: Which interactions count, bool [E], see `training_interactions`.
-      dim: Width D; columns beyond the rank are 0.
-      seed: For the randomised SVD.
-      window: Largest distance of a pair.
+        sequences: the data.
+        training: which interactions count, bool [E], see `training_interactions`.
+        dim: width D; columns beyond the rank are 0.
+        seed: for the randomised SVD.
+        window: largest distance of a pair.
 
-    Returns rows of length 1, or 0 for items without any neighbour in training.
-    Raises `SemanticIdError` where no pair exists.
+    Returns:
+        Rows of length 1, or 0 for items without any neighbour in training.
+
+    Raises:
+        SemanticIdError: where no pair exists.
     """
     from scipy import sparse
 
@@ -153,14 +158,16 @@ def catalogue_vectors(
     mixed in one catalogue: a cosine across them would mean nothing.
 
     Args:
-      splits: The data; of the interactions only the training part is looked at.
-      dim: Width E; a sentence-transformers model has its own.
-      text_model: "tfidf", or the name of a sentence-transformers model.
-      seed: Same seed, same vectors.
+        splits: the data; of the interactions only the training part is looked at.
+        dim: width E; a sentence-transformers model has its own.
+        text_model: "tfidf", or the name of a sentence-transformers model.
+        seed: same seed, same vectors.
 
-    Returns rows of length 1, or 0 for items about which nothing is known, whose cosine with any other is to be
-    taken as 0.
-    Raises `SemanticIdError` where there is neither text nor a pair of interactions near each other.
+    Returns:
+        Rows of length 1, or 0 for items about which nothing is known, whose cosine with any other is to be taken as 0.
+
+    Raises:
+        SemanticIdError: where there is neither text nor a pair of interactions near each other.
     """
     sequences = splits.sequences
     texts = _joined_texts(sequences, list(sequences.item_fields))
@@ -221,8 +228,9 @@ def concatenate_vectors(
     large common part would cost float32 its digits, and columns that are constant but for rounding
     become 0.
 
-    Raises `SemanticIdError` for a block that is no finite array, whose number of rows differs from
-    the first one's, or that is constant but for rounding.
+    Raises:
+        SemanticIdError: for a block that is no finite array, whose number of rows differs from the first one's, or that
+            is constant but for rounding.
     """
     weights = [1.0] * len(blocks) if weights is None else weights
     if len(weights) != len(blocks) or not blocks:

@@ -57,13 +57,14 @@ def fit_residual_kmeans(
     """Fits codebooks to vectors `[N, D]`; returns them and the codes `[N, L]` int32.
 
     Args:
-      vectors: One row an item.
-      num_levels: L.
-      codebook_size: K, the most codes of a level.
-      seed: Same seed, same codes.
-      balanced: No code of a level gets more than `ceil(N / K)` items, see `assign_balanced`.
+        vectors: one row an item.
+        num_levels: L.
+        codebook_size: K, the most codes of a level.
+        seed: same seed, same codes.
+        balanced: no code of a level gets more than `ceil(N / K)` items, see `assign_balanced`.
 
-    Raises `SemanticIdError` for bad vectors or sizes.
+    Raises:
+        SemanticIdError: for bad vectors or sizes.
     """
     check_vectors(np.asarray(vectors))
     residuals = np.array(vectors, dtype=np.float64)

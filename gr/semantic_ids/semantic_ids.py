@@ -34,7 +34,8 @@ class SemanticIds:
     Levels have token ranges of their own, one after another from `FIRST_CODE_TOKEN`: code `c` of
     level `l` is token `FIRST_CODE_TOKEN + sum(codebook_sizes[:l]) + c`.
 
-    Raises `SemanticIdError` for wrong shapes, repeated item ids and codes outside their codebook.
+    Raises:
+        SemanticIdError: for wrong shapes, repeated item ids and codes outside their codebook.
     """
 
     codes: np.ndarray  # [N, L] int32, 0 <= codes[:, l] < codebook_sizes[l].
@@ -120,7 +121,8 @@ class SemanticIds:
     def encode(self, items: np.ndarray) -> np.ndarray:
         """Tokens of item rows `[...]`, int32 `[..., L]`; `NO_ITEM` becomes `PAD_TOKEN`s.
 
-        Raises `SemanticIdError` for a row that does not exist.
+        Raises:
+            SemanticIdError: for a row that does not exist.
         """
         items = np.asarray(items)
         if items.size and (items.min() < NO_ITEM or items.max() >= self.num_items):
@@ -131,7 +133,8 @@ class SemanticIds:
     def codes_of_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Codes `[..., L]` of tokens `[..., L]`; `PAD_TOKEN` becomes `NO_CODE`.
 
-        Raises `SemanticIdError` for a token that belongs to another level.
+        Raises:
+            SemanticIdError: for a token that belongs to another level.
         """
         tokens = np.asarray(tokens)
         if tokens.shape[-1:] != (self.num_levels,):
@@ -226,7 +229,8 @@ class SemanticIds:
     def select(self, item_ids: Sequence[str] | np.ndarray) -> "SemanticIds":
         """The SIDs of these items, in this order; items not named are left out.
 
-        Raises `SemanticIdError` naming the first item without a SID.
+        Raises:
+            SemanticIdError: naming the first item without a SID.
         """
         wanted = np.asarray(item_ids).astype(np.str_)
         order = np.argsort(self.item_ids)

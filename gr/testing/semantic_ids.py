@@ -1,4 +1,4 @@
-"""Random semantic IDs, and random ones of an index."""
+"""Random semantic IDs, and random draws from an index."""
 
 import functools
 
@@ -33,7 +33,7 @@ def random_paths(index: TrieIndex, key: jax.Array, shape: tuple[int, ...]) -> ja
     Args:
         index: the trie.
         key: of the draws.
-        shape: how many.
+        shape: leading shape of the result.
 
     Returns:
         Tokens `[*shape, L]` int32.

@@ -261,7 +261,7 @@ class Prefilled:
 def _forward_only(
     model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
 ) -> list[jax.Array]:
-    """Logits of all steps along beams that are settled beforehand, by `parents [B, M]`."""
+    """Logits of all steps along beams that are fixed beforehand, by `parents [B, M]`."""
     logits, _, cache = model.prefill(tokens[history])
     outputs = [logits]
     for depth in range(1, length):

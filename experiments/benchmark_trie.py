@@ -4,7 +4,7 @@ r"""Measures what it costs to keep a beam search inside a set of semantic IDs: o
         --json=FILE [--methods=ours,published_csr] [--seconds=10]
 
 Items are random; logits are replayed: all methods of a case decode the same few sets of standard normal logits, which
-are handed over as arguments, in one process and in turns. Rows:
+are passed as arguments, in one process, with methods timed in alternation. Rows:
 
 * `floor`: the log-sum-exps of all logits, without any search;
 * `unconstrained`: beam search without a trie;
@@ -185,10 +185,10 @@ def replayed_models(case: Case) -> list[ReplayedModel]:
 
 
 def same_for_all_beams(model: ReplayedModel) -> ReplayedModel:
-    """The logits of each user's first beam for all his beams.
+    """The logits of each user's first beam, for all their beams.
 
-    What is replayed belongs to a beam's place, and searches differ in where they keep a beam. A score only says
-    something about its semantic ID if the places do not matter.
+    Replayed logits belong to a beam's place, and searches differ in where they keep a beam. Scores can be compared only
+    if the places do not matter.
     """
     first, *later = model.logits
     later = [jnp.broadcast_to(logits[:, :1], logits.shape) for logits in later]
@@ -196,7 +196,7 @@ def same_for_all_beams(model: ReplayedModel) -> ReplayedModel:
 
 
 class Requests:
-    """What the methods of one case are asked: a call for each, and the items that each may return."""
+    """The requests of one case: a call for each method, and the items that it may return."""
 
     def __init__(self, case: Case, corpus: Corpus):
         self.case, self.corpus = case, corpus

@@ -21,7 +21,7 @@ from gr.trie.sorting import SortedIds
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReplayedModel:
-    """A backbone that says what it was given, whatever the beams are: no time goes into a model.
+    """A backbone that replays given logits, whatever the beams are: no time is spent in a model.
 
     Each step's logits are an array of their own, since a slice of one large array would be a copy.
     """
@@ -50,7 +50,7 @@ def normalisers(backbone: ReplayedModel) -> list[jax.Array]:
 
 
 class Baseline(Protocol):
-    """A set of semantic IDs that can be asked which tokens may come next."""
+    """A set of semantic IDs with a mask of the tokens that may come next."""
 
     def allowed(self, prefixes: jax.Array, logits: jax.Array) -> jax.Array:
         """Which tokens may follow `prefixes [B, M, t]`, bool `[B, M, V]`; `logits [B, M, V]` tell which matter."""
@@ -160,7 +160,7 @@ class CpuTrie:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HashBitmap:
-    """One bit for the hash of every prefix: what is not in the set may be taken for what is."""
+    """One bit for the hash of every prefix; may give false positives."""
 
     octets: jax.Array  # [2**address_bits / 8] uint8.
     address_bits: int = dataclasses.field(metadata={"static": True})

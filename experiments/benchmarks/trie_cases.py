@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from gr.trie import TrieError
 
-# Timed in turns within each group, so that slow methods do not cost the fast ones their rounds.
+# Timed in alternation within each group, so that slow methods do not reduce the rounds of fast ones.
 FAST = (
     "floor",
     "unconstrained",

@@ -1,4 +1,4 @@
-r"""Measures what it costs to keep a beam search inside a set of semantic IDs: our trie, its floor, and other methods.
+r"""Measures the cost of constraining a beam search to a set of semantic IDs: our trie, its floor, and other methods.
 
     python -m experiments.benchmark_trie --num_items=1e6 --vocab_size=2048 --length=8 --batch=16 --beams=70 \
         --json=FILE [--methods=ours,published_csr] [--seconds=10]
@@ -208,7 +208,7 @@ class Requests:
         self.none_of = order == 2
 
     def call(self, method: str) -> Call:
-        """What decodes a set of logits by a method, everything that it searches built."""
+        """A call that decodes a set of logits by a method, with its index built beforehand."""
         corpus, history, num_beams = self.corpus, self.history, self.case.beams
         search = functools.partial(beam_search, history=history, num_beams=num_beams)
         if method == "floor":

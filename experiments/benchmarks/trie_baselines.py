@@ -1,8 +1,8 @@
 """Other ways to keep a beam search inside a set of semantic IDs, as masks over the vocabulary, and one search for all.
 
-They are what the trie is measured against (arXiv 2602.22647, section 5, names them): nested dictionaries on the host,
-a hashed bitmap of prefixes, and binary search over the sorted semantic IDs. Each answers one question, which tokens
-may follow each beam's prefix; the published trie itself, which is no mask, is in `experiments.benchmarks.trie_csr`.
+These are the baselines of the trie (named in arXiv 2602.22647, section 5): nested dictionaries on the host, a hashed
+bitmap of prefixes, and binary search over the sorted semantic IDs. Each gives the tokens that may follow each beam's
+prefix. The published trie, which is not a mask, is in `experiments.benchmarks.trie_csr`.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Baseline(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """What a baseline's search returns, best first."""
+    """The result of a baseline's search, best first."""
 
     tokens: jax.Array  # [B, M, L] int32; arbitrary where there is no beam.
     scores: jax.Array  # [B, M] float32; -inf where there is no beam.
@@ -215,7 +215,7 @@ def _address(hashes: Any, address_bits: int) -> tuple[Any, Any]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefixVerification:
-    """Parallel prefix verification (PPV): nothing but the sorted table, searched for each prefix and each token.
+    """Parallel prefix verification (PPV): only the sorted table, searched for each prefix and each token.
 
     A beam's prefix is looked up first; its rows are sorted by the next token, for which every candidate searches.
     """

@@ -1,4 +1,4 @@
-"""What the trie benchmark measures: cases and their sweeps from flags, and which methods can run at which size."""
+"""Cases of the trie benchmark: sweeps from flags, and the methods that can run at each size."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def corpus(self) -> tuple[int, int, int]:
-        """What the semantic IDs depend on: cases that share it share an index."""
+        """The sizes that determine the semantic IDs; cases that share them share an index."""
         return self.num_items, self.vocab_size, self.length
 
 

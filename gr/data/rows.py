@@ -30,7 +30,7 @@ _BLOCK_BYTES = 1 << 20  # Size of a parsed block; a longer row is left to the sl
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """What a row of a text table must look like.
+    """The format of a row of a text table.
 
     Ids, numbers and times are required in every row, an empty id or a number that is not finite
     being a fault; text may be empty. Ids are taken as they stand: "1.0" is not "1". Columns in

@@ -143,8 +143,8 @@ def policy_loss(
 ) -> tuple[jax.Array, Metrics]:
     """`-min(r A, clip(r) A) + kl_weight KL`, averaged, with `r = p / p_old` (GRPO, arXiv 2402.03300, equation 3).
 
-    KL to the reference is estimated at each code as `e^d - d - 1` with `d = log p_reference - log p` (k3). Ratios up
-    to e^20 and down to e^-20 are told apart; beyond, the gradient is 0.
+    KL to the reference is estimated at each code as `e^d - d - 1` with `d = log p_reference - log p` (k3). Log-ratios
+    are clipped at -20 and 20; beyond, the gradient is 0.
 
     Args:
         logp: log-probabilities of the candidates' codes under the policy `[B, G, L]`.

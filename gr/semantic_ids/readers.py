@@ -165,7 +165,7 @@ def read_semantic_ids(
     ids_path: str | os.PathLike = "",
     order: str = "",
 ) -> SemanticIds:
-    """Reads the SIDs of these items from any of the known forms, told apart by the file's ending.
+    """Reads the SIDs of these items from any known form, chosen by the file's ending.
 
     `.npz` (from `SemanticIds.save`, or with the arrays `item_ids` and `codes`), `.json`, `.csv`,
     `.tsv` and `.npy`, which needs one of `ids_path` and `order`, see `read_codes_npy`. By default

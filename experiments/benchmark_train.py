@@ -246,7 +246,7 @@ def train_calls(
 ) -> dict[tuple, Callable[[], Any]]:
     """For each shape a call that trains on the next of its batches and returns the state's `bad_step`.
 
-    All of them go on with the same state.
+    All of them share one state.
     """
     mesh = make_mesh(**config.mesh)
     optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)

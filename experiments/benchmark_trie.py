@@ -9,7 +9,7 @@ are passed as arguments, in one process, with methods timed in alternation. Rows
 * `floor`: the log-sum-exps of all logits, without any search;
 * `unconstrained`: beam search without a trie;
 * `ours`; and under a constraint `ours_attribute_filter` (each user any of 2 and none of 1 out of 8 attributes),
-  `ours_item_mask` (a random half of the items, the mask made beforehand), `ours_exclude` (64 items a user);
+  `ours_item_mask` (a random half of the items, the mask made beforehand), `ours_exclude` (64 items per user);
 * `published_csr`: the published trie (`experiments.benchmarks.trie_csr`);
 * `cpu_trie`, `hash_bitmap`, `ppv_exact`, `ppv_approx`: masks (`experiments.benchmarks.trie_baselines`).
 
@@ -59,7 +59,7 @@ from gr.trie import AttributeFilter, ExcludeItems
 _SETS = 5  # Of logits.
 _MOST_LOGITS = 2 << 30  # Bytes of all sets; two are made in any case.
 _WARM_UP = "warm-up"
-_EXCLUDED = 64  # Items a user.
+_EXCLUDED = 64  # Items per user.
 _TOLERANCE = 1e-3  # Between scores, sums of L float32 log-probabilities in another order.
 
 Call = Callable[[ReplayedModel], Any]

@@ -132,7 +132,7 @@ def time_in_turns(
 
     Args:
         calls: what they return is waited for. The first call of each, which compiles, is not in the median.
-        seconds: rounds go on for so long; there are three at least.
+        seconds: total time of the rounds; there are at least three.
         settle: whether each call is made once more before it is timed, so that it finds the memory as it left it, not
             as another program did.
 

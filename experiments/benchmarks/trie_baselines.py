@@ -23,7 +23,7 @@ from gr.trie.sorting import SortedIds
 class ReplayedModel:
     """A backbone that replays given logits, whatever the beams are: no time is spent in a model.
 
-    Each step's logits are an array of their own, since a slice of one large array would be a copy.
+    Each step's logits are a separate array, since a slice of one large array would be a copy.
     """
 
     logits: tuple[jax.Array, ...]  # [L]: [B, V], then [B, M, V] for each further step.

@@ -47,7 +47,7 @@ def synthetic_sequences(
         num_users: U.
         num_items: N.
         num_categories: at most N.
-        mean_length: interactions a user, on average; the shortest have 5, the longest N / 2.
+        mean_length: interactions per user, on average; the shortest have 5, the longest N / 2.
         seed: same seed, same log.
 
     Raises:

@@ -98,7 +98,7 @@ def search(
         value_head: guides a tree search; None: V = 0. Other searches ignore it.
         index: the trie.
         history: see `beam_search`.
-        key: of the random numbers; beam search uses none.
+        key: random key; beam search uses none.
         constraint: see `beam_search`.
         temperature: see `beam_search`.
         normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is

@@ -47,7 +47,7 @@ def sample_without_replacement(
         index: see `beam_search`.
         history: see `beam_search`.
         num_candidates: G. One more beam is searched; it gives the threshold.
-        key: of the random numbers; the same key gives the same candidates.
+        key: random key; the same key gives the same candidates.
         constraint: see `beam_search`; probabilities are normalised over what it allows. An `AttributeFilter` may let
             through prefixes without an allowed item (see `Filter`). These keep their share of the probability and their
             beams, so a user may get fewer candidates than exist. An `ItemMask` never lets them through.
@@ -84,7 +84,7 @@ def sample(
         index: see `beam_search`.
         history: see `beam_search`.
         num_candidates: G.
-        key: of the random numbers.
+        key: random key.
         constraint: see `sample_without_replacement`; a draw that ends without an allowed item is not valid.
         temperature: see `beam_search`.
 

@@ -39,7 +39,7 @@ def sharded_beam_search(
     """`beam_search` over a sharded index, with the same results.
 
     Every device along `axis` runs the backbone for the same users and searches its own shard; at each step they
-    exchange M proposals a user. Users are split over `batch_axis`.
+    exchange M proposals per user. Users are split over `batch_axis`.
 
     Args:
         backbone: see `beam_search`; replicated.

@@ -76,7 +76,7 @@ def ved_search(
         index: see `beam_search`.
         history: see `beam_search`.
         config: where the tree grows, and its budget.
-        key: of the random numbers.
+        key: random key.
         constraint: see `beam_search`.
         temperature: see `beam_search`; of scores, entropies and sampling.
         keep_tree: whether to return the tree.

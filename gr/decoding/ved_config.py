@@ -20,7 +20,7 @@ class VedConfig:
     Attributes:
         name: which prefixes grow. "ved" (default): descents from the root, as published. "best_first", ours: the codes
             `a` of all prefixes `s` with the highest U(s) + rho log pi(s, a); it needs no initial beams.
-        num_candidates: G, semantic IDs returned for a user. Default 16; 1 or more.
+        num_candidates: G, semantic IDs returned per user. Default 16; 1 or more.
         budget: maximum number of tokens given to the model per user, besides the history. Default 64; 0 or more, and at
             least the cost of the initial beams.
         initial_beams: beams of the search that starts the tree; 0: the tree starts with the empty prefix. Default 8; 0

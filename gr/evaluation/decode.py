@@ -78,7 +78,7 @@ def decode_targets(
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or their number; the decoder compiles once for each.
         value_head: guides VED; None: V = 0.
-        key: of the random numbers; only beam search needs none.
+        key: random key; only beam search needs none.
         score_targets: whether the targets are scored too, in one more pass of the model: `log_probs`, and for beam
             search `prefix_hits`.
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.

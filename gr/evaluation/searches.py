@@ -18,13 +18,13 @@ _KNOWN = 16  # VED returns so many times the counted candidates, to measure what
 def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchConfig:
     """The search with at most `budget` tokens a user to spend on semantic IDs of L codes.
 
-    A beam search evaluates L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling draws M as well; one of
-    them gives the threshold instead of a candidate. VED returns M candidates and evaluates at most a sixth of its
+    A beam search evaluates L - 1 tokens per beam, so it has M = budget // (L - 1) beams. Sampling draws M as well; one
+    of them gives the threshold instead of a candidate. VED returns M candidates and evaluates at most a sixth of its
     budget at once.
 
     Args:
         search: the other settings, such as one of `PRESETS`.
-        budget: tokens a user.
+        budget: tokens per user.
         code_length: L.
 
     Raises:
@@ -59,7 +59,7 @@ def compare_searches(
 
     Args:
         run: a function that decodes the targets with the given search; see `decode_targets`.
-        budgets: in tokens a user.
+        budgets: tokens per user.
         code_length: L.
         targets: the users' item rows `[n]`.
         num_items: N.
@@ -116,13 +116,13 @@ def search_metrics(
         num_items: N.
         candidates: number of semantic IDs that count as candidates, best first; None: all.
         k: cut-off.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Returns:
         `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (Hit among all semantic IDs
         found), means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `recall_at`,
         Hit among the first 8, 16, 32, ... found; `coverage@k`, share of the N items in any top k; `diversity@k`, see
-        `pairwise_difference`; and `evaluations`, mean tokens a user.
+        `pairwise_difference`; and `evaluations`, mean tokens per user.
     """
     ranks = sid_ranks(found.items, targets)
     count = found.items.shape[1] if candidates is None else candidates

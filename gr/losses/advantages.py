@@ -44,7 +44,7 @@ def sibling_advantages(
 
     Args:
         codes: `[B, G, L]`.
-        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        rewards: `[B, G]`; values at invalid candidates, even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
@@ -91,7 +91,7 @@ def tempo_advantages(
 
     Args:
         codes: `[B, G, L]`.
-        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        rewards: `[B, G]`; values at invalid candidates, even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:

@@ -157,7 +157,7 @@ def td_loss(
     Args:
         values: `[..., S]`.
         targets: `[..., S]`; no gradient flows through them.
-        weight: `[..., S]`, 0 for states that do not count; what stands there, even NaN, has no influence.
+        weight: `[..., S]`, 0 for states that do not count; values there, even NaN, are ignored.
         normaliser: what the weighted sum over states is divided by; None: by the sum of weights.
         first_depth: depth of the first state, for the metrics' names.
 

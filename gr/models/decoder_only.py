@@ -169,7 +169,7 @@ class DecoderOnly(nnx.Module):
     # Decoding.
 
     def prefill(self, history: jax.Array) -> tuple[jax.Array, jax.Array, Cache]:
-        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item a user."""
+        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item per user."""
         batch, _, length = history.shape
         lengths = item_lengths(history)
         tokens = history.reshape(batch, -1)

@@ -150,7 +150,7 @@ def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[st
     Args:
         experiment: with `data.format="table"`, and the columns' names among `data.options`.
         frame: a pandas data frame, an Arrow table or a mapping of columns.
-        workdir: of the run.
+        workdir: folder of the run.
 
     Raises:
         DataError: if `data.format` is another, or the frame is not a table.

@@ -58,7 +58,7 @@ def read_codes_csv(
     *,
     header: bool | None = None,
 ) -> SemanticIds:
-    """Reads a CSV (or, by its ending, TSV) file: the item id, then one column of codes a level.
+    """Reads a CSV (or, by its ending, TSV) file: the item id, then one column of codes per level.
 
     Args:
         path: the file, its first line a header or not.

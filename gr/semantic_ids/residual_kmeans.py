@@ -119,7 +119,7 @@ def assign_balanced(distances: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def codebook_report(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    """How well each level of codes `[N, L]` uses its codebook, one dictionary a level.
+    """How well each level of codes `[N, L]` uses its codebook, one dictionary per level.
 
     `level`, `size` K, `used` codes, `used_share` of K, `perplexity` (exp of the entropy: K if all
     codes are equally frequent, 1 if only one is used), `relative_perplexity` (perplexity over the

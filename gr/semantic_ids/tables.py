@@ -9,7 +9,7 @@ from gr.semantic_ids.semantic_ids import SemanticIds
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The report of `make_semantic_ids` as a table, one line a level, and the collisions."""
+    """The report of `make_semantic_ids` as a table, one line per level, and the collisions."""
     lines = [
         f"Semantic IDs: {report['source']}",
         f"{'level':>5} {'codes':>6} {'used':>6} {'used %':>7} {'perplexity':>10} "

@@ -18,7 +18,7 @@ def random_tokens(
     """Semantic IDs `[num_items, L]` with many shared prefixes, and duplicates.
 
     Args:
-        rng: of the choices.
+        rng: random generator.
         num_items: N.
         level_tokens: the tokens that each level chooses from, `[L, K]`.
     """
@@ -32,7 +32,7 @@ def random_paths(index: TrieIndex, key: jax.Array, shape: tuple[int, ...]) -> ja
 
     Args:
         index: the trie.
-        key: of the draws.
+        key: random key.
         shape: leading shape of the result.
 
     Returns:

@@ -62,7 +62,7 @@ def random_table_model(
     """A table of normal logits, of standard deviation 2.
 
     Args:
-        rng: of the numbers.
+        rng: random generator.
         length: L.
         vocab_size: V; the table has `B * L * V * V` numbers.
         num_users: B.

@@ -249,7 +249,7 @@ def draw_places(
     from each.
 
     Args:
-        key: of the draw.
+        key: random key.
         weight: `[B, S]`, 1 at real places, 0 elsewhere.
         share: Q over B x S; Q is at least 1; static.
 

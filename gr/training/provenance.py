@@ -42,15 +42,15 @@ def check_run_info(
     """Checks that a run may be resumed with a configuration; call it before anything else is done in the workdir.
 
     Args:
-        workdir: folder of a run that has begun.
+        workdir: of a run that has begun.
         config: the resolved configuration, JSON values, nested or not.
         may_differ: dotted fields in which it may differ from the workdir's `config.json`.
-        ways_out: dotted field -> what to do if it differs, for the error message.
+        ways_out: what to do instead where a field differs, by dotted field.
 
     Raises:
         TrainingError: if the workdir belongs to a run with another configuration, or there is none.
     """
-    config = json.loads(json.dumps(config))  # As it will be read back: tuples become lists.
+    config = json.loads(json.dumps(config))  # As it will be read again: tuples are lists.
     before, now = _flatten(load_config(workdir)), _flatten(config)
     differing = [
         field

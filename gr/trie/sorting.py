@@ -137,7 +137,7 @@ def _columns_that_fit(bits: list[int], first: int, room: int) -> int:
 
 
 def _key(tokens: np.ndarray, bits: list[int], first: int, last: int) -> np.ndarray:
-    """Columns `first..last` of tokens as one number a row, uint64."""
+    """Columns `first..last` of tokens as one number per row, uint64."""
     key = np.zeros(len(tokens), np.uint64)
     for column in range(first, last):
         key = (key << np.uint64(bits[column])) | tokens[:, column].astype(np.uint64)

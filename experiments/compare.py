@@ -26,7 +26,7 @@ from gr.training import TrainingError
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Trains what is missing, compares what is there."""
+    """Trains missing runs and compares finished ones."""
     del argv
     compare(
         study_from_flags(),

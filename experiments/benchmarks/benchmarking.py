@@ -83,7 +83,7 @@ def by_quantity(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def load(config: Experiment) -> tuple[Splits, SemanticIds]:
-    """The config's data and semantic IDs; what has to be fetched goes into a temporary folder."""
+    """The config's data and semantic IDs; downloads go into a temporary folder."""
     splits = load_data(config, os.path.join(tempfile.gettempdir(), "gr-benchmark"))
     return splits, load_semantic_ids(config, splits)[0]
 
@@ -131,7 +131,7 @@ def time_in_turns(
     """Times calls in rounds, each once per round, so that a drift of the machine affects all equally.
 
     Args:
-        calls: what they return is waited for. The first call of each, which compiles, is not in the median.
+        calls: timed until their results are ready. The first call of each, which compiles, is not in the median.
         seconds: total time of the rounds; there are at least three.
         settle: whether each call is made once more before it is timed, so that it finds the memory as it left it, not
             as another program did.

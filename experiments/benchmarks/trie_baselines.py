@@ -79,8 +79,8 @@ def masked_search(
 
     Args:
         backbone: see `gr.decoding.beam_search`.
-        baseline: what may be decoded; None for anything.
-        history: what the backbone's `prefill` takes.
+        baseline: the set of semantic IDs; None for no constraint.
+        history: the input of the backbone's `prefill`.
         length: L.
         num_beams: M.
     """

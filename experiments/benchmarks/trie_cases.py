@@ -64,7 +64,7 @@ def read_cases(flags: Mapping[str, Sequence[str]]) -> list[Case]:
         flags: values as they were written, by axis; `1e8` is a number as well.
 
     Raises:
-        TrieError: for what is no whole number, or below 1.
+        TrieError: for a value that is not a whole number, or below 1.
     """
     values = {axis: [_whole(axis, text) for text in flags[axis]] for axis in AXES}
     for axis, numbers in values.items():

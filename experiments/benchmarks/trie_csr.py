@@ -96,7 +96,7 @@ def published_search(
     Args:
         backbone: see `gr.decoding.beam_search`.
         trie: the semantic IDs.
-        history: what the backbone's `prefill` takes.
+        history: the input of the backbone's `prefill`.
         num_beams: M.
         tokens_per_beam: children of one beam that may survive the second step.
     """

@@ -63,14 +63,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each line's number and its object, or what is wrong with it."""
+    """Each line's number and its object, or its fault in words."""
     for number, line in numbered_lines(path):
         for record in objects(line):
             yield number, record
 
 
 def objects(line: str) -> list[dict[str, Any] | str]:
-    """The JSON object or Python dictionary of a line, or what is wrong with it.
+    """The JSON object or Python dictionary of a line, or its fault in words.
 
     Several JSON objects on a line, as in concatenated files without a last line end, are several rows.
     """

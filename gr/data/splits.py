@@ -22,7 +22,7 @@ def leave_one_out(sequences: Sequences) -> Splits:
 
 
 def by_time(sequences: Sequences, validation_from: float, test_from: float) -> Splits:
-    """Trains on what happened before `validation_from`, tests on what happened from `test_from` on.
+    """Trains on interactions before `validation_from`, tests on those from `test_from` on.
 
     The interactions between are for validation. A user's first interaction has no history, so it is no target, but it
     is part of later histories. A test target's history holds all earlier interactions of its user, including those of

@@ -51,9 +51,9 @@ def beam_search(
     Args:
         backbone: any pytree with `prefill / step / reorder`; it decodes semantic IDs of the index's length.
         index: the trie of valid semantic IDs, in the backbone's vocabulary; or one with recent changes.
-        history: what the backbone's `prefill` takes, leading axis B.
+        history: the input of the backbone's `prefill`, with leading axis B.
         num_beams: M; may exceed the number of items.
-        constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
+        constraint: the allowed items: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
             by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of their
             candidates is valid.
         temperature: divides the logits; above 0 and finite. All numbers share one compiled program. None means 1 and
@@ -111,8 +111,8 @@ def search(
 
     Args:
         backbone: see `beam_search`.
-        source: what to search.
-        first: what the backbone's `prefill` returned.
+        source: the source to search.
+        first: the outputs of the backbone's `prefill`.
         temperature: made by `as_temperature`.
         options: how many beams, and how they are grouped and scored.
     """
@@ -239,7 +239,7 @@ def ranked(
     """The best `count` complete beams by log-probability; invalid ones are blanked.
 
     Args:
-        source: what was searched.
+        source: the searched source.
         beams: the last ones `[B, M]`.
         tokens: the tokens of each step, `[B, M_t]`.
         parents: the parents of each step, `[B, M_t]`, or None where beams kept their places.

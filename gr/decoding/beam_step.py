@@ -76,7 +76,7 @@ def choose(
     """The best continuations.
 
     Args:
-        source: what is searched.
+        source: the source to search.
         depth: tokens of the beams so far; static.
         beams: `[B, M]`.
         logits: `[B, M, V]` float32.

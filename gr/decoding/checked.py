@@ -133,7 +133,7 @@ def _is_floating(array: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """Shape and type of an array, or what else it is."""
+    """Shape and type of an array, or the type of another object."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{list(value.shape)} {value.dtype}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -101,8 +101,8 @@ def search(
         key: random key; beam search uses none.
         constraint: see `beam_search`.
         temperature: see `beam_search`.
-        normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is
-            always among the children.
+        normalise_over: normalisation of scores, if the config leaves it open; see `beam_search`. Sampling is always
+            among the children.
         keep_beams: whether beam search returns the nodes that were in the beam after each step.
         keep_tree: whether a tree search returns its tree.
 

@@ -99,7 +99,7 @@ def expanded(
         tokens: `[B, n, S]`.
         states: the source's.
         log_probs: see `Prefixes`.
-        outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
+        outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and the backbone's `latest`.
     """
     logits, hidden, stored = outputs
     logits = logits.astype(jnp.float32)
@@ -213,7 +213,7 @@ def each_level(
 def _over_children(
     search: Search, levels: range, states: Any, depths: jax.Array, logits: jax.Array
 ) -> Softmax:
-    """The distributions `[B, n]` over what the trie has behind prefixes of several depths."""
+    """The distributions `[B, n]` over the trie's children of prefixes of several depths."""
     found = Softmax(jnp.zeros(depths.shape), jnp.zeros(depths.shape), search.inverse)
     for depth, here in each_level(search.source, levels, depths):
         mine = search.source.softmax(depth, emptied(states, here), logits, search.inverse)

@@ -74,7 +74,7 @@ def decode_targets(
         model: a backbone; with `score_targets` one that also offers `target_logits`.
         catalogue: the items.
         sequences: the data.
-        targets: what to predict.
+        targets: the targets to predict.
         max_history: most recent items that the model sees.
         buckets: padded history lengths, or their number; the decoder compiles once for each.
         value_head: guides VED; None: V = 0.

@@ -64,7 +64,7 @@ def compare_searches(
         targets: the users' item rows `[n]`.
         num_items: N.
         k: cut-off.
-        searches: what to compare, by name.
+        searches: the searches to compare, by name.
 
     Returns:
         A dictionary of JSON values for each search and budget:

@@ -158,7 +158,7 @@ def td_loss(
         values: `[..., S]`.
         targets: `[..., S]`; no gradient flows through them.
         weight: `[..., S]`, 0 for states that do not count; values there, even NaN, are ignored.
-        normaliser: what the weighted sum over states is divided by; None: by the sum of weights.
+        normaliser: divisor of the weighted sum over states; None: the sum of weights.
         first_depth: depth of the first state, for the metrics' names.
 
     Returns:
@@ -192,7 +192,7 @@ def _first(shared: jax.Array) -> jax.Array:
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Cosine `[...]` of vectors `[..., E]`; 0 where one of them is 0, or what rounding left of it."""
+    """Cosine `[...]` of vectors `[..., E]`; 0 where one of them is 0 up to rounding."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     known = lengths > _TINY

@@ -74,7 +74,7 @@ class TreeBackbone(Backbone, Protocol):
 
         Args:
             cache: any cache of these users, such as that of `prefill`; only its parts per user are used.
-            stored: what `latest` returned, `[B, C, ...]`.
+            stored: results of `latest`, `[B, C, ...]`.
             paths: `[B, W, S]` int32: `paths[..., t]` is the place in `stored` of the prefix of t codes; anything in
                 range for t > depth.
             depths: `[B, W]` int32: codes of each prefix, 0..S-1.

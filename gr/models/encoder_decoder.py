@@ -225,7 +225,7 @@ class EncoderDecoder(nnx.Module):
     def _sequence_states(
         self, items: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
-        """States `[B, T - 1, L, D]` of items 1..T-1 of each sequence, and what `_teacher_force` keeps."""
+        """States `[B, T - 1, L, D]` of items 1..T-1 of each sequence, and the keys and values of `_teacher_force`."""
         if not self.config.causal_encoder:
             raise ModelError(
                 "user-level training needs causal_encoder=True: a bidirectional encoder would see the targets"
@@ -283,8 +283,9 @@ class EncoderDecoder(nnx.Module):
     ) -> jax.Array:
         """Decoder states `[R, n, S, D]` of candidates `codes [R, n, S]` behind the start tokens of R targets.
 
-        `kept` is what `_teacher_force` kept of those targets `[R, ...]`, of which only the start tokens count, and of
-        their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` masks and biases attention to the history.
+        `kept` holds the keys and values of `_teacher_force` for those targets `[R, ...]`, of which only the start
+        tokens count, and for their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` masks and biases attention
+        to the history.
         """
         batch, num, length = codes.shape
         seen = (*bias.shape[:2], num, length, bias.shape[-1])

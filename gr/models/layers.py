@@ -256,7 +256,7 @@ def attend_suffixes(
 
     Args:
         query: `[R, n, S, H, D]`.
-        shared: keys and values `[R, P, H, D]` of what all suffixes of a row continue.
+        shared: keys and values `[R, P, H, D]` of the prefix that all suffixes of a row share.
         shared_bias: broadcastable to `[R, H, n, S, P]`, `MASKED` where there is no key.
         own: keys and values `[R, n, S, H, D]`.
         own_bias: `[H, S, S]`, or None.

@@ -50,7 +50,7 @@ def rank_baselines(
     Args:
         splits: the data.
         semantic_ids: a hit is an item with the target's semantic ID.
-        targets: what is predicted.
+        targets: the targets to predict.
         exclude: whether items of the user's history are not recommended; also applies to the tuning.
         depth: the largest k at which the rankings can be evaluated.
         watched: the validation targets that a training run watches; None: all.

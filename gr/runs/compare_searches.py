@@ -32,7 +32,7 @@ def compare(
         split: "validation" or "test".
         budgets: tokens per user.
         num_users: evenly spaced users of the split; 0: all.
-        searches: what to compare, by name.
+        searches: the searches to compare, by name.
 
     Raises:
         EvaluationError: for a budget too small for two beams.

@@ -4,7 +4,7 @@
     experiment = experiment.override({"training.num_epochs": 5, "decoding.num_beams": 50})
 
 An unknown field, or a value of a wrong type or out of range, is refused with the field's dotted name and the nearest
-known name. The same fields are the flags of the mains, `--config.training.num_epochs=5`, and what a run keeps in its
+known name. The same fields are the flags of the mains, `--config.training.num_epochs=5`, and are saved in a run's
 `config.json`.
 """
 
@@ -219,8 +219,8 @@ class DecodingConfig:
     Attributes:
         num_beams: M, beams; 1 or more.
         batch_size: users decoded at once; 1 or more.
-        normalise_over: what the model's distribution is normalised over: "vocabulary", "children" (of a prefix in the
-            trie), or "trained": as the loss was (MSL: children, with temperature loss.tau).
+        normalise_over: normalisation of the model's distribution: "vocabulary", "children" (of a prefix in the trie),
+            or "trained": as the loss was (MSL: children, with temperature loss.tau).
         exclude_seen: whether items of the history are not recommended again. Set False where users repeat items, as in
             music and sessions: otherwise such targets could never be hit.
     """
@@ -264,7 +264,7 @@ class _Config:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """An experiment from what `to_json` wrote."""
+        """An experiment from the text of `to_json`."""
         return cls.from_saved(json.loads(text))
 
     def to_dict(self) -> dict[str, Any]:

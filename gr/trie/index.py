@@ -74,7 +74,7 @@ class TrieIndex:
             attributes: boolean attributes of the items `[N, A]`, A <= 64, for `AttributeFilter`.
             items: item numbers of the rows `[N]`, all different; 0..N-1 if not given.
             headroom: spare room for later indexes of the same layout, as a share of all sizes: 0.25 is a quarter more.
-            level_ranges: token range `[low, high)` of each level; if not given, what occurs.
+            level_ranges: token range `[low, high)` of each level; None: the tokens that occur.
             layout: the layout of another index, so that programs compiled for that one are reused.
 
         Raises:

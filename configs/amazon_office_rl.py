@@ -7,8 +7,8 @@ r"""V-STAR on Amazon Office: value-guided search and Sibling-GRPO from a supervi
 
 Other methods: `--config.policy.name=grpo|tempo`, `--config.search.name=beam|sample`.
 
-What is rewarded are validation targets of users that are not evaluated, beside their cross-entropy: on training
-targets, which the policy has learnt by heart, rewards made it worse. Results are in docs/results.md.
+Rewards are for validation targets of users that are not evaluated, beside the targets' cross-entropy. On training
+targets, which the policy has memorised, rewards made it worse. Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@ r"""MovieLens-100K (Harper and Konstan, 2015): the demo. Fetched, tokenised, tra
 
 A decoder-only model of 249,120 parameters, trained on all positions of every user's sequence. Half of the ratings
 are given in the same second as the one before, and whole pages within a minute, so every epoch sees them in another
-order (`data.time_jitter`). That is for these data: ratings were given long after the films were seen. The order of a
-click log is what there is to learn, so start from `configs/table.py` for one. Expected: see docs/results.md.
+order (`data.time_jitter`). This suits these data only: ratings were given long after the films were seen. In a click
+log the order is the signal, so start from `configs/table.py` for one. Expected: see docs/results.md.
 """
 
 from ml_collections import ConfigDict

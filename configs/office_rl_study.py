@@ -3,11 +3,11 @@ r"""A study on Amazon Office: what reinforcement learning adds to supervised tra
     python -m experiments.compare --config=configs/office_rl_study.py --workdir=runs/office_rl_study \
         --data_dir=FOLDER
 
-Trains the supervised model (pointwise APAO, as in `configs/office_apao_study.py`), and goes on from each seed's: with
-the same validation targets of the same 3,881 users, batches, number of updates and 48 token evaluations a user. The
-other 1,024 users choose the best step. Every variant but the last keeps the targets' cross-entropy beside the policy's
-loss, and one has nothing else, so that what rewards add is told from what new targets add. Results are in
-docs/results.md.
+Trains the supervised model (pointwise APAO, as in `configs/office_apao_study.py`), then continues from each seed's run.
+All variants have the same validation targets of the same 3,881 users, batches, number of updates and 48 token
+evaluations per user. The other 1,024 users choose the best step. Every variant but the last keeps the targets'
+cross-entropy beside the policy's loss. One variant has only cross-entropy, to separate the gain of rewards from the
+gain of new targets. Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

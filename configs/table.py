@@ -16,7 +16,7 @@ name it by --config.data.options.items_path=items.csv, set --config.semantic_ids
 shown by title.
 
 Made for 100 to 20,000 items and up to a few million clicks; a log of 400 users, 120 items and 4,705 clicks trains in
-about a minute on two cores. How good it is, see beside the baselines in the table that evaluation prints.
+about a minute on two cores. Evaluation prints a table that compares the model with the baselines.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c = config_dict_of(table_experiment())
     c.name = "My clicks"
 
-    # The table. What is None here is not given to the reader, `gr.data.read_table`; all can be set on the command line.
+    # The table. Fields of None are not passed to the reader, `gr.data.read_table`; all can be set on the command line.
     c.data.path = ""  # Such as clicks.csv.
     options = c.data.options.unlock()
     # Columns by name; in a file without a header by number, "0", "1", ...
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     # A table of items, with the same item column, and its column of titles.
     options.items_path = config_dict.placeholder(str)
     options.title = config_dict.placeholder(str)
-    # What is left out: low ratings, what stands twice, users and items with fewer clicks (often 5).
+    # Filters: low ratings, duplicates, users and items with fewer clicks (often 5).
     options.min_rating = config_dict.placeholder(float)
     options.drop_duplicates = config_dict.placeholder(bool)
     options.k_core = config_dict.placeholder(int)

@@ -1,1 +1,1 @@
-"""The mains: each parses flags, makes one call into `gr.runs` and prints what is worth telling."""
+"""The mains: each parses flags, makes one call into `gr.runs` and prints the result."""

@@ -40,7 +40,7 @@ from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.
 
-# Amazon Office at the reference size, 20 beams, 128 users, on two CPU cores: what is aimed at, what others reach.
+# Amazon Office at the reference size, 20 beams, 128 users, on two CPU cores: our target, and others' results.
 TARGETS = {
     "encoder_decoder/80_tokens": ">= 75",
     "encoder_decoder/test_histories": ">= 130",
@@ -140,7 +140,7 @@ def make_requests(
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What one row times: `run` on batches, of which there are more or fewer of each shape."""
+    """The workload of one row: `run` on batches of several shapes."""
 
     strata: dict[tuple, Stratum]
     run: Callable[[dict[str, np.ndarray]], Any]
@@ -216,7 +216,7 @@ def measure(
     return results, product_gflop / timings[PEAK].seconds, compilations
 
 
-# What runs on the device.
+# Programs of the device.
 
 
 @functools.partial(jax.jit, static_argnames="num_beams")
@@ -261,7 +261,7 @@ class Prefilled:
 def _forward_only(
     model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
 ) -> list[jax.Array]:
-    """Logits of all steps along beams that are settled beforehand, by `parents [B, M]`."""
+    """Logits of all steps along beams that are fixed beforehand, by `parents [B, M]`."""
     logits, _, cache = model.prefill(tokens[history])
     outputs = [logits]
     for depth in range(1, length):

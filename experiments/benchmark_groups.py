@@ -1,4 +1,4 @@
-r"""Measures what encoding the history once per group saves: G candidates of each user, log-probabilities and gradient.
+r"""Measures the gain of encoding a history once per group: G candidates of each user, log-probabilities and gradient.
 
     python -m experiments.benchmark_groups --config=configs/amazon_office_small.py --json=FILE \
         [--backbones=encoder_decoder] [--groups=4,16] [--seconds_per_row=8] [--config.FIELD=VALUE ...]

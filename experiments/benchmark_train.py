@@ -4,12 +4,12 @@ r"""Measures how many examples a second training gets through, for each backbone
         [--backbones=encoder_decoder] [--losses=ce,apao_pairwise] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
 
 Real batches of the config's data from the training pipeline, and the complete step (dropout, backward pass, AdamW,
-state donated). Batches of one shape take the same time; so an epoch's batches are counted by shape, the step is
-timed on each shape, the shapes taking turns, and the epoch's time is the sum of count x median over the shapes, to
-which the pipeline's own time for the epoch is added in full.
+state donated). Batches of one shape take the same time. So an epoch's batches are counted by shape, and the step is
+timed on each shape, in alternation. The epoch's time is the sum of count x median over the shapes, plus the pipeline's
+own time for the epoch.
 
-Every loss is timed beside cross-entropy, in turns on the same batches: `over ce` is the ratio of their times for an
-epoch. `apao_pairwise` has negatives for the config's share of the targets, `apao_pairwise_all` for all of them.
+Every loss is timed beside cross-entropy, in alternation on the same batches: `over ce` is the ratio of their times for
+an epoch. `apao_pairwise` has negatives for the config's share of the targets, `apao_pairwise_all` for all of them.
 
 `encoder_decoder/target` has a bidirectional encoder and no recency bias, as published; `padded_N` pads every history
 to N tokens, as others do. `user` trains on all positions of a user's sequence in one pass.
@@ -36,7 +36,7 @@ from gr.semantic_ids import SemanticIds
 from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
 from gr.trie import Catalogue
 
-# Amazon Office at the reference size, float32, batch 128, on two CPU cores: what is aimed at, and what others reach.
+# Amazon Office at the reference size, float32, batch 128, on two CPU cores: our target, and others' results.
 _BUCKETED = "encoder_decoder/target/bucketed"
 TARGETS = {
     _BUCKETED: ">= 130",
@@ -121,7 +121,7 @@ class Setting:
 
 
 def settings(config: Experiment, code_length: int) -> list[Setting]:
-    """What is measured: the given config with a few fields changed."""
+    """The measured settings: the given config with a few fields changed."""
     buckets = config.data.num_buckets
     padded = f"encoder_decoder/target/padded_{config.data.max_history * code_length}"
     published = {  # The encoder of the literature sees the whole history, but not how far its end is.
@@ -246,7 +246,7 @@ def train_calls(
 ) -> dict[tuple, Callable[[], Any]]:
     """For each shape a call that trains on the next of its batches and returns the state's `bad_step`.
 
-    All of them go on with the same state.
+    All of them share one state.
     """
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)

@@ -1,15 +1,15 @@
-r"""Measures what it costs to keep a beam search inside a set of semantic IDs: our trie, its floor, and other methods.
+r"""Measures the cost of constraining a beam search to a set of semantic IDs: our trie, its floor, and other methods.
 
     python -m experiments.benchmark_trie --num_items=1e6 --vocab_size=2048 --length=8 --batch=16 --beams=70 \
         --json=FILE [--methods=ours,published_csr] [--seconds=10]
 
 Items are random; logits are replayed: all methods of a case decode the same few sets of standard normal logits, which
-are handed over as arguments, in one process and in turns. Rows:
+are passed as arguments, in one process, with methods timed in alternation. Rows:
 
 * `floor`: the log-sum-exps of all logits, without any search;
 * `unconstrained`: beam search without a trie;
 * `ours`; and under a constraint `ours_attribute_filter` (each user any of 2 and none of 1 out of 8 attributes),
-  `ours_item_mask` (a random half of the items, the mask made beforehand), `ours_exclude` (64 items a user);
+  `ours_item_mask` (a random half of the items, the mask made beforehand), `ours_exclude` (64 items per user);
 * `published_csr`: the published trie (`experiments.benchmarks.trie_csr`);
 * `cpu_trie`, `hash_bitmap`, `ppv_exact`, `ppv_approx`: masks (`experiments.benchmarks.trie_baselines`).
 
@@ -59,7 +59,7 @@ from gr.trie import AttributeFilter, ExcludeItems
 _SETS = 5  # Of logits.
 _MOST_LOGITS = 2 << 30  # Bytes of all sets; two are made in any case.
 _WARM_UP = "warm-up"
-_EXCLUDED = 64  # Items a user.
+_EXCLUDED = 64  # Items per user.
 _TOLERANCE = 1e-3  # Between scores, sums of L float32 log-probabilities in another order.
 
 Call = Callable[[ReplayedModel], Any]
@@ -185,10 +185,10 @@ def replayed_models(case: Case) -> list[ReplayedModel]:
 
 
 def same_for_all_beams(model: ReplayedModel) -> ReplayedModel:
-    """The logits of each user's first beam for all his beams.
+    """The logits of each user's first beam, for all their beams.
 
-    What is replayed belongs to a beam's place, and searches differ in where they keep a beam. A score only says
-    something about its semantic ID if the places do not matter.
+    Replayed logits belong to a beam's place, and searches differ in where they keep a beam. Scores can be compared only
+    if the places do not matter.
     """
     first, *later = model.logits
     later = [jnp.broadcast_to(logits[:, :1], logits.shape) for logits in later]
@@ -196,7 +196,7 @@ def same_for_all_beams(model: ReplayedModel) -> ReplayedModel:
 
 
 class Requests:
-    """What the methods of one case are asked: a call for each, and the items that each may return."""
+    """The requests of one case: a call for each method, and the items that it may return."""
 
     def __init__(self, case: Case, corpus: Corpus):
         self.case, self.corpus = case, corpus
@@ -208,7 +208,7 @@ class Requests:
         self.none_of = order == 2
 
     def call(self, method: str) -> Call:
-        """What decodes a set of logits by a method, everything that it searches built."""
+        """A call that decodes a set of logits by a method, with its index built beforehand."""
         corpus, history, num_beams = self.corpus, self.history, self.case.beams
         search = functools.partial(beam_search, history=history, num_beams=num_beams)
         if method == "floor":

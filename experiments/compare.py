@@ -5,10 +5,9 @@ r"""Runs several experiments with several seeds, or resumes them, and compares t
 
 A study config has `variants` (name -> experiment config), `seeds`, the `reference` variant that the others are
 compared with, and `labels`; `--configs` makes one from experiment configs, whose first is the reference unless
-`--reference` names another. Every run is a process of its own, with
-its workdir in DIR/VARIANT/seed_S and its output in `log.txt` there. Runs that are done are not done again; the same
-command resumes what was stopped, and tries again what failed. Prints the table and writes `comparison.md`, `.json`,
-`.html` and `figures/` into DIR.
+`--reference` names another. Every run is a separate process, with its workdir in DIR/VARIANT/seed_S and its output in
+`log.txt` there. Finished runs are kept; the same command resumes stopped runs and retries failed ones. Prints the table
+and writes `comparison.md`, `.json`, `.html` and `figures/` into DIR.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from gr.training import TrainingError
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Trains what is missing, compares what is there."""
+    """Trains missing runs and compares finished ones."""
     del argv
     compare(
         study_from_flags(),

@@ -5,7 +5,7 @@ r"""Compares beam search, sampling without replacement and tree searches at equa
 Prints a table; writes `searches_SPLIT.json` and `searches_SPLIT.png` into the workdir. The tree searches are VED as
 published (`ved`) and ours (`best_first`), with the run's value head; without V where the run trained none. A budget is
 the number of tokens that the model may be given for one user, besides the history: a beam search with M beams over L
-codes takes M (L - 1). All have M candidates; what a tree search knows besides them is a column of its own.
+codes takes M (L - 1). All have M candidates; further semantic IDs known to a tree search have a separate column.
 """
 
 import dataclasses

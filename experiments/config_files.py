@@ -1,4 +1,4 @@
-"""Config files of the mains, and what the command line overrides in them: every fault in one line."""
+"""Config files of the mains and their overrides on the command line; every error is one line."""
 
 import importlib.util
 import os
@@ -20,11 +20,11 @@ _KINDS = {
     Reinforcement: "an experiment of reinforcement learning: run it with python -m experiments.rl",
     Study: "a study of several experiments: run it with python -m experiments.compare",
 }
-_FREE = ("data.options", "backbone_options")  # Blocks whose fields are not the experiment's.
+_FREE = ("data.options", "backbone_options")  # Blocks with free fields.
 
 
 def load_config_file(path: str) -> ConfigDict:
-    """The config of a file, whose `get_config` takes what stands after a colon in `path`, if anything does.
+    """The config of a file; text after a colon in `path` is passed to `get_config`.
 
     Raises:
         ConfigError: if there is no such file, or it fails; the line is named.
@@ -64,7 +64,7 @@ def load_config_file(path: str) -> ConfigDict:
 
 
 def check_overrides(config: ConfigDict, arguments: Iterable[str], flag: str = "config") -> None:
-    """Raises `ConfigError` for a `--config.FIELD` of the command line that the config has not."""
+    """Raises `ConfigError` for a `--config.FIELD` on the command line that the config does not have."""
     for argument in arguments:
         found = re.match(rf"--?(?:no)?{flag}\.([^=]+)", argument)
         if not found:
@@ -89,7 +89,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _of_config_dict(error: Exception) -> str:
-    """What a ConfigDict, or anything else in a config file, complains about."""
+    """The message of an error raised by a ConfigDict or a config file."""
     inner = error
     while inner.args and isinstance(inner.args[0], Exception):
         inner = inner.args[0]

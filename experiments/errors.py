@@ -1,4 +1,4 @@
-"""What all mains share: quiet libraries, and one line for an error that the user can mend."""
+"""Shared by all mains: quiet libraries, and one-line messages for errors that the user can fix."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from gr.training import TrainingInterrupted
 
 MENDABLE = (GrError, TrainingInterrupted)
 
-# Fields of experiments, and arguments of `gr.runs`, that are flags of the mains.
+# Experiment fields and `gr.runs` arguments that are flags of the mains.
 _FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
 _ARGUMENTS = (
     "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history"
@@ -24,31 +24,31 @@ _ARGUMENTS = (
 
 
 def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = True) -> None:
-    """Runs a main, its flags being defined: `app.run`, with one line for what is wrong with the command line.
+    """Runs a main whose flags are defined, as `app.run`; errors of the command line take one line.
 
     Args:
         main: wrapped by `one_line_errors`.
-        starts_backend: whether the process itself computes: then it is said at once if JAX cannot.
+        starts_backend: whether the process itself computes; then it checks JAX's devices at once.
     """
     restart_main()
     app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
 
 
 def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
-    """Wraps an absl main: `error: MESSAGE` and exit status 1 for what the message says how to mend."""
+    """Wraps an absl main: an error that the user can fix prints `error: MESSAGE` and exits with status 1."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise SystemExit(f"error: unknown arguments: {' '.join(argv[1:])}")
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it writes.
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes.
         try:
             main(argv)
         except MENDABLE as error:
             raise SystemExit(f"error: {with_flags(str(error))}") from error
         except KeyboardInterrupt:  # Training itself saves its state and says so.
             raise SystemExit("stopped") from None
-        except OSError as error:  # A disk that is full, a file that may not be read or written.
+        except OSError as error:  # Such as a full disk, or a file without permission.
             if error.strerror is None:
                 raise
             place = f"{error.filename}: " if error.filename else ""
@@ -58,14 +58,14 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
 
 
 def with_flags(message: str) -> str:
-    """A message of the library, in which fields and arguments are called as on the command line."""
+    """A message of the library, with fields and arguments named as on the command line."""
     if "config" in flags.FLAGS:
         message = re.sub(rf"(?<![\w.\-/])((?:{_FIELDS})(?:\.\w+)*=)", r"--config.\1", message)
     return re.sub(rf"(?<![\w.\-/])((?:{_ARGUMENTS})=)", r"--\1", message)
 
 
 def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
-    """Parses the command line; what absl and ml_collections say in many lines, or with a stack, is said in one."""
+    """Parses the command line; long errors of absl and ml_collections become one line."""
     try:
         defined = "config" in flags.FLAGS
         path = _value_of("config", argv) if defined else None

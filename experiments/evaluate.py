@@ -3,20 +3,20 @@ r"""Evaluates a trained run beside its baselines and writes the report.
     python -m experiments.evaluate --workdir=DIR --split=test
 
 Prints the tables, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
-`report_SPLIT.html` into the workdir. Differences and the verdict are of one of these rules: that of
-`decoding.exclude_seen` in the run's config, or of `--exclude_seen=true|false`; the rows of the other are the file's
-`variants`. Where targets repeat what is in the users' histories, it says how many.
-`--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's in the report.
+`report_SPLIT.html` into the workdir. Differences and the verdict use one of these rules: `decoding.exclude_seen` of the
+run's config, or `--exclude_seen=true|false`. The rows of the other rule are the file's `variants`. If targets are in
+their users' histories, their number is printed. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this
+one's in the report.
 
     python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
 
-ranks what another decoder finds with so many token evaluations a user: "sample" (without replacement), "ved"
+ranks the candidates of another decoder with so many token evaluations per user: "sample" (without replacement), "ved"
 (value-guided search as published) or "best_first" (ours); the run's value head guides both, if it has one. It writes
 `metrics_SPLIT_DECODER.json` and no report.
 
-Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN as it is usually run
-(cosine, 100 neighbours, the whole history), and a far stronger one whose neighbours, shrinkage and reach into the
-history are tuned on validation under that rule.
+Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN with the usual
+settings (cosine, 100 neighbours, the whole history), and a far stronger item-kNN whose neighbours, shrinkage and
+history length are tuned on validation under that rule.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_main() -> None:
-    """Starts `python -m experiments.X` once more with huge pages, if they have to be asked for; else does nothing."""
+    """Restarts `python -m experiments.X` with huge pages, if they must be requested; else does nothing."""
     is_main = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("experiments.")
     if not is_main or sys.platform != "linux":
         return
@@ -31,7 +31,7 @@ def tunables_to_add(environment: Mapping[str, str], kernel: str, libc: str) -> s
 
     Args:
         environment: of the process.
-        kernel: what the kernel says of transparent huge pages, such as "always [madvise] never".
+        kernel: the kernel's setting of transparent huge pages, such as "always [madvise] never".
         libc: name and version, such as "glibc 2.36".
     """
     name, _, version = libc.partition(" ")

@@ -3,9 +3,9 @@ r"""Recommends items to one user of a trained run, or to anyone with a history.
     python -m experiments.recommend --workdir=DIR --user=ID --top_k=10
     python -m experiments.recommend --workdir=DIR --history='Toy Story, GoldenEye' --top_k=10
 
-A user's history is all that the data has of them. `--history` takes item ids and titles, oldest first, parted by
-commas; titles may hold commas and may have their year behind them, and a part of a title is enough where only one item
-has it. Where a name fits several items they are listed, to be told apart as `id:300` or `title:300`. Writes nothing.
+A user's history is all that the data has of them. `--history` takes item ids and titles, oldest first, separated by
+commas. Titles may hold commas and may end with their year; a part of a title is enough if only one item has it. If a
+name fits several items, they are listed; `id:300` or `title:300` is unambiguous. Writes nothing.
 """
 
 from collections.abc import Sequence

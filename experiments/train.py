@@ -4,7 +4,7 @@ r"""Trains a recommender on a config's data; the same command resumes a run that
 
 Writes into the workdir: the resolved `config.json`, `versions.json` and `data.json` (what the data were),
 `semantic_ids.npz` with its report, `checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files. A run
-that has a checkpoint goes on with the same config and data alone; before that, the corrected command begins anew.
+with a checkpoint is resumed only with the same config and data; without one, a corrected command starts anew.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""The error that all others of the library derive from."""
+"""The base class of the library's errors."""
 
 
 class GrError(ValueError):
-    """Raised for what the caller can mend: the message names the file, line or field, and the remedy."""
+    """Base of every error that the caller can fix; the message names the file, line or field, and the remedy."""

@@ -1,8 +1,8 @@
-"""What the fields of a config may hold: said once, in their types, and checked by one function.
+"""Types and ranges of config fields, declared in their annotations and checked by one function.
 
 A config is a frozen dataclass. `num_beams: Count = 20` is a whole number of 1 or more; `__post_init__` calls
-`check_fields(self, "decoding.", DecodingError)`, and what cannot be used is refused with the field's name and the
-remedy. A type without a range, such as `bool`, is checked as a type only.
+`check_fields(self, "decoding.", DecodingError)`, and a value that cannot be used is refused with the field's name and
+the remedy. A type without a range, such as `bool`, is checked as a type only.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Range:
     open_high: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the number is one of them."""
+        """Whether the number lies in the range."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return math.isfinite(value) and above and below
@@ -45,14 +45,14 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """One of a few words."""
+    """One of a fixed set of strings."""
 
     words: tuple[str, ...]
-    or_path: tuple[str, ...] = ()  # A word that ends so is the name of a file.
-    or_own: bool = False  # Whether `module:name` of the user's own may stand there.
+    or_path: tuple[str, ...] = ()  # A string with one of these endings names a file.
+    or_own: bool = False  # Whether the user's own `module:name` is allowed.
 
     def holds(self, value: str) -> bool:
-        """Whether the word is one of them."""
+        """Whether the string is allowed."""
         own = self.or_own and all(value.partition(":")[::2])
         return value in self.words or own or value.endswith(self.or_path or ("\0",))
 
@@ -76,12 +76,12 @@ def check_fields(config: Any, prefix: str = "", error: type[GrError] = GrError) 
     """Checks every field of a config dataclass against its type.
 
     Args:
-        config: an instance.
-        prefix: what stands before the fields' names in messages, such as "search.".
-        error: what is raised.
+        config: an instance of a config dataclass.
+        prefix: put before field names in messages, such as "search.".
+        error: the type of error to raise.
 
     Raises:
-        error: for the first value that is of another type, or out of range.
+        error: for the first value of a wrong type or out of range.
     """
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
@@ -89,7 +89,7 @@ def check_fields(config: Any, prefix: str = "", error: type[GrError] = GrError) 
 
 
 def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError) -> None:
-    """Raises `error` unless the value is of the type that `hint` says, and in its range."""
+    """Raises `error` unless the value has the type and lies in the range that `hint` declares."""
     kind, limits = _parts(hint)
     options = typing.get_args(kind) if _is_union(kind) else (kind,)
     if value is None and type(None) in options:
@@ -124,7 +124,7 @@ def _check_limits(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean NAME?`, or nothing where nothing is like it."""
+    """`; did you mean NAME?`, or an empty string without a near match."""
     close = difflib.get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -136,9 +136,9 @@ def load_own(
 
     Args:
         text: such as "my_package.losses:focal"; the module is imported.
-        what: what the function is to be, for messages, such as "loss".
+        what: what kind of function it is, for messages, such as "loss".
         choices: the library's own names.
-        error: what is raised.
+        error: the type of error to raise.
 
     Raises:
         error: in one line, if `text` is neither, there is no such module, it fails when it is imported, or has no

@@ -1,1 +1,1 @@
-"""What the benchmarks share: timing, baselines, cases and reports."""
+"""Shared by the benchmarks: timing, baselines, cases and reports."""

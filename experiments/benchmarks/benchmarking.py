@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags of those with a config, timing in turns, the machine, table and JSON file."""
+"""Shared by the benchmarks: flags for a config, alternating timing, the machine, table and JSON file."""
 
 import contextlib
 import dataclasses
@@ -83,7 +83,7 @@ def by_quantity(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 
 
 def load(config: Experiment) -> tuple[Splits, SemanticIds]:
-    """The config's data and semantic IDs; what has to be fetched goes into a temporary folder."""
+    """The config's data and semantic IDs; downloads go into a temporary folder."""
     splits = load_data(config, os.path.join(tempfile.gettempdir(), "gr-benchmark"))
     return splits, load_semantic_ids(config, splits)[0]
 
@@ -93,7 +93,7 @@ def load(config: Experiment) -> tuple[Splits, SemanticIds]:
 
 @dataclasses.dataclass(frozen=True)
 class Stratum:
-    """The batches of one shape: a few to be timed, how many there are, and the examples in them all."""
+    """The batches of one shape: a few to be timed, their total number, and their examples."""
 
     batches: list[dict[str, np.ndarray]]
     count: int
@@ -121,18 +121,18 @@ class Timing:
     """How long a call takes."""
 
     seconds: float  # Median.
-    compile_seconds: float  # By how much the first call took longer: tracing and compilation.
+    compile_seconds: float  # Extra time of the first call: tracing and compilation.
     calls: int
 
 
 def time_in_turns(
     calls: Mapping[Hashable, Callable[[], Any]], seconds: float, *, settle: bool = False
 ) -> tuple[dict[Hashable, Timing], int]:
-    """Times calls in rounds, each of them once a round, so that a drift of the machine hits all alike.
+    """Times calls in rounds, each once per round, so that a drift of the machine affects all equally.
 
     Args:
-        calls: what they return is waited for. The first call of each, which compiles, is not in the median.
-        seconds: rounds go on for so long; there are three at least.
+        calls: timed until their results are ready. The first call of each, which compiles, is not in the median.
+        seconds: total time of the rounds; there are at least three.
         settle: whether each call is made once more before it is timed, so that it finds the memory as it left it, not
             as another program did.
 
@@ -191,7 +191,7 @@ def _count_compilations() -> Iterator[list[str]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the measurements were made on."""
+    """The machine of the measurements."""
     device = jax.devices()[0]
     return {
         "cpu": _cpu_model(),

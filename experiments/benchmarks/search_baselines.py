@@ -111,7 +111,7 @@ class PythonWalk:
         return child
 
     def _evaluated(self, node: Node, prefix: tuple[int, ...]) -> tuple:
-        """What the model says of the prefix that continues a node."""
+        """The model's outputs for the prefix that continues a node."""
         if self._cached:
             return _step(
                 self._model,

@@ -1,8 +1,8 @@
 """Other ways to keep a beam search inside a set of semantic IDs, as masks over the vocabulary, and one search for all.
 
-They are what the trie is measured against (arXiv 2602.22647, section 5, names them): nested dictionaries on the host,
-a hashed bitmap of prefixes, and binary search over the sorted semantic IDs. Each answers one question, which tokens
-may follow each beam's prefix; the published trie itself, which is no mask, is in `experiments.benchmarks.trie_csr`.
+These are the baselines of the trie (named in arXiv 2602.22647, section 5): nested dictionaries on the host, a hashed
+bitmap of prefixes, and binary search over the sorted semantic IDs. Each gives the tokens that may follow each beam's
+prefix. The published trie, which is not a mask, is in `experiments.benchmarks.trie_csr`.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from gr.trie.sorting import SortedIds
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReplayedModel:
-    """A backbone that says what it was given, whatever the beams are: no time goes into a model.
+    """A backbone that replays given logits, whatever the beams are: no time is spent in a model.
 
-    Each step's logits are an array of their own, since a slice of one large array would be a copy.
+    Each step's logits are a separate array, since a slice of one large array would be a copy.
     """
 
     logits: tuple[jax.Array, ...]  # [L]: [B, V], then [B, M, V] for each further step.
@@ -50,7 +50,7 @@ def normalisers(backbone: ReplayedModel) -> list[jax.Array]:
 
 
 class Baseline(Protocol):
-    """A set of semantic IDs that can be asked which tokens may come next."""
+    """A set of semantic IDs with a mask of the tokens that may come next."""
 
     def allowed(self, prefixes: jax.Array, logits: jax.Array) -> jax.Array:
         """Which tokens may follow `prefixes [B, M, t]`, bool `[B, M, V]`; `logits [B, M, V]` tell which matter."""
@@ -60,7 +60,7 @@ class Baseline(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """What a baseline's search returns, best first."""
+    """The result of a baseline's search, best first."""
 
     tokens: jax.Array  # [B, M, L] int32; arbitrary where there is no beam.
     scores: jax.Array  # [B, M] float32; -inf where there is no beam.
@@ -79,8 +79,8 @@ def masked_search(
 
     Args:
         backbone: see `gr.decoding.beam_search`.
-        baseline: what may be decoded; None for anything.
-        history: what the backbone's `prefill` takes.
+        baseline: the set of semantic IDs; None for no constraint.
+        history: the input of the backbone's `prefill`.
         length: L.
         num_beams: M.
     """
@@ -160,7 +160,7 @@ class CpuTrie:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HashBitmap:
-    """One bit for the hash of every prefix: what is not in the set may be taken for what is."""
+    """One bit for the hash of every prefix; may give false positives."""
 
     octets: jax.Array  # [2**address_bits / 8] uint8.
     address_bits: int = dataclasses.field(metadata={"static": True})
@@ -215,7 +215,7 @@ def _address(hashes: Any, address_bits: int) -> tuple[Any, Any]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefixVerification:
-    """Parallel prefix verification (PPV): nothing but the sorted table, searched for each prefix and each token.
+    """Parallel prefix verification (PPV): only the sorted table, searched for each prefix and each token.
 
     A beam's prefix is looked up first; its rows are sorted by the next token, for which every candidate searches.
     """

@@ -1,11 +1,11 @@
-"""What the trie benchmark measures: cases and their sweeps from flags, and which methods can run at which size."""
+"""Cases of the trie benchmark: sweeps from flags, and the methods that can run at each size."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 from gr.trie import TrieError
 
-# Timed in turns within each group, so that slow methods do not cost the fast ones their rounds.
+# Timed in alternation within each group, so that slow methods do not reduce the rounds of fast ones.
 FAST = (
     "floor",
     "unconstrained",
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def corpus(self) -> tuple[int, int, int]:
-        """What the semantic IDs depend on: cases that share it share an index."""
+        """The sizes that determine the semantic IDs; cases that share them share an index."""
         return self.num_items, self.vocab_size, self.length
 
 
@@ -64,7 +64,7 @@ def read_cases(flags: Mapping[str, Sequence[str]]) -> list[Case]:
         flags: values as they were written, by axis; `1e8` is a number as well.
 
     Raises:
-        TrieError: for what is no whole number, or below 1.
+        TrieError: for a value that is not a whole number, or below 1.
     """
     values = {axis: [_whole(axis, text) for text in flags[axis]] for axis in AXES}
     for axis, numbers in values.items():

@@ -1,4 +1,4 @@
-"""Random semantic IDs for the trie benchmark, everything that is built of them, and what that costs."""
+"""Random semantic IDs for the trie benchmark, the indexes built from them, and their cost."""
 
 import functools
 import resource
@@ -69,7 +69,7 @@ class Corpus:
 
     @functools.cached_property
     def ids(self) -> SortedIds:
-        """What all baselines are built of."""
+        """Sorted semantic IDs, the input of all baselines."""
         return sort_ids(self.tokens, self.tokens.max(axis=0))
 
     @functools.cached_property

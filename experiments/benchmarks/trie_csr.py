@@ -1,7 +1,7 @@
 """The published form of the vectorised trie (STATIC, arXiv 2602.22647), as a baseline: dense tables, then a CSR matrix.
 
 Written from the paper's description and a reading of its reference implementation, youtube/static-constraint-decoding;
-what makes that one slow or inexact is kept, since it is what `gr.trie` is measured against.
+its slow or inexact parts are kept, since it is the baseline of `gr.trie`.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def published_search(
     Args:
         backbone: see `gr.decoding.beam_search`.
         trie: the semantic IDs.
-        history: what the backbone's `prefill` takes.
+        history: the input of the backbone's `prefill`.
         num_beams: M.
         tokens_per_beam: children of one beam that may survive the second step.
     """

@@ -33,7 +33,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def method_table(case: Case, result: Mapping[str, Any]) -> str:
-    """What each method takes in one case, beside its floor and its target."""
+    """The time of each method in one case, beside its floor and its target."""
     rows = [["method", "ms a step", "ms a decode", "of floor", "of ours", "target"]]
     ours = result["ratio_to_floor"].get("ours")
     for method, ratio in result["ratio_to_floor"].items():

@@ -1,15 +1,15 @@
 """Click logs to users' sequences, sequences to splits, splits to batches.
 
-`load_sequences(format, path)` or a reader of its own (`read_movielens`, `read_amazon_reviews`,
-`read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_json_lines`, `read_minionerec`, `read_table`,
-`synthetic_sequences`) gives `Sequences`: who took which items, oldest first. `leave_one_out`,
-`by_time` (cuts by `time_quantiles`) or `read_minionerec_splits` turn them into `Splits`: which
-interactions are targets of training, validation and test; `training_interactions` are all that may
-be learnt from. `train_batches_by_target`,
-`train_batches_by_user` and `evaluation_batches` make batches of them, their histories padded to
-`bucket_lengths`; `Histories` are whole ones, not padded. `find_items` finds items by id or title,
-`fingerprint` tells data apart. Bad input raises `DataError`, which names file and line and says
-what to do.
+* Read: `load_sequences(format, path)`, or one of the readers `read_movielens`, `read_amazon_reviews`,
+  `read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_json_lines`, `read_minionerec`, `read_table` and
+  `synthetic_sequences`, returns `Sequences`: each user's items, oldest first.
+* Split: `leave_one_out`, `by_time` (with cuts from `time_quantiles`) or `read_minionerec_splits` makes `Splits`: the
+  targets of training, validation and test. `training_interactions` are all that may be learnt from.
+* Batch: `train_batches_by_target`, `train_batches_by_user` and `evaluation_batches`, with histories padded to
+  `bucket_lengths`. `Histories` are whole and not padded.
+* Look up: `find_items` finds items by id or title; `fingerprint` identifies data.
+
+Bad input raises `DataError`, which names file, line and remedy.
 """
 
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews

@@ -17,7 +17,7 @@ from gr.data.text import as_text
 
 _MILLISECONDS = 1000.0
 
-# What the editions call user, item, rating and time.
+# Field names of user, item, rating and time by edition.
 _FIELDS_2014 = {"reviewerID": "user", "asin": "item", "overall": "rating", "unixReviewTime": "time"}
 _FIELDS_2023 = {
     "user_id": "user",
@@ -26,21 +26,21 @@ _FIELDS_2023 = {
     "timestamp": "time",
 }
 
-# Ratings alone: the columns, where the file has no header to name them.
+# Ratings-only files: the columns, for files without a header.
 _RATING_COLUMNS: Mapping[int, list[str] | None] = {
     2014: ["user", "item", "rating", "time"],
     2018: ["item", "user", "rating", "time"],
     2023: None,
 }
 
-# Item field -> what the editions call it, the first that is there being taken.
+# Item field -> its names in the editions; the first one present is used.
 _METADATA_FIELDS = {
     "title": ("title",),
     "brand": ("brand", "store"),
     "categories": ("categories", "category"),
     "description": ("description",),
 }
-_ASIN_LENGTH = 10  # Of every item; reviewers' ids are longer.
+_ASIN_LENGTH = 10  # Length of every item id; reviewers' ids are longer.
 
 
 def read_amazon_reviews(
@@ -52,14 +52,15 @@ def read_amazon_reviews(
     drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
-    """Reads reviews as JSON lines, plain or `.gz`: 2014 and 2018, or 2023, told apart by their
-    fields. Lines may also be Python dictionaries.
+    """Reads reviews as JSON lines, plain or `.gz`, of the 2014, 2018 or 2023 edition.
+
+    The edition is recognised by the fields. Lines may also be Python dictionaries.
 
     Args:
         path: the reviews.
         metadata_path: the products' metadata (JSON lines; of 2014 also lines of Python
-            dictionaries), for the item fields `title`, `brand`, `categories` and `description`. It
-            is known to be incomplete: a product that it lacks has empty fields.
+            dictionaries), for the item fields `title`, `brand`, `categories` and `description`. It is known to be
+            incomplete: a missing product has empty fields.
         k_core: keep only users and items with at least so many reviews; 5 is usual.
         min_rating: keep only reviews with at least so many stars.
         drop_duplicates: of reviews with the same user, item and time keep the first.
@@ -94,13 +95,13 @@ def read_amazon_ratings(
     drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
-    """Reads the CSV files of ratings alone, plain or `.gz`.
+    """Reads the ratings-only CSV files, plain or `.gz`.
 
     Args:
         path: the ratings.
         metadata_path: as for `read_amazon_reviews`.
         edition: 2014 (user, item, rating, time; no header), 2018 (item before user; no header) or
-            2023 (header). The first two cannot be told apart by their columns, so it must be said.
+            2023 (header). Required, since the first two cannot be told apart by their columns.
         k_core: keep only users and items with at least so many ratings.
         min_rating: keep only ratings at least so high.
         drop_duplicates: of ratings with the same user, item and time keep the first.
@@ -192,7 +193,7 @@ def _read_metadata(
     columns = {name: [] for name in ("item", *_METADATA_FIELDS)}
     found, skipped = set(), 0
     for number, line in numbered_lines(path):
-        # Python dictionaries are slow to parse, and most products of a whole category are unwanted.
+        # Python dictionaries are slow to parse, and most products of a category are not wanted.
         start = re.match(r"\{'asin': '(\w+)'", line)
         if start and start[1] not in wanted:
             continue

@@ -14,10 +14,10 @@ from gr.data.sequences import DataError
 
 
 class Examples(Protocol):
-    """Slices of the sequences that become rows of batches."""
+    """Slices of the sequences; each becomes a row of a batch."""
 
     items: np.ndarray  # [E] int32, of the sequences.
-    lengths: np.ndarray  # [n] history lengths, by which they are bucketed.
+    lengths: np.ndarray  # [n] history lengths, used for bucketing.
 
     def batch(self, rows: np.ndarray, real: np.ndarray, bucket: int) -> Batch:
         """The batch of examples `rows [B]`, with weight where `real [B]`, padded to a bucket."""
@@ -35,7 +35,7 @@ class BatchPlan:
 
     examples: Examples
     buckets: tuple[int, ...]  # History lengths, rising.
-    rows: tuple[int, ...]  # Of a global batch of each bucket.
+    rows: tuple[int, ...]  # Rows of a global batch, by bucket.
     seed: int
     num_epochs: int | None
     process_index: int
@@ -59,7 +59,7 @@ class BatchPlan:
 
     def __len__(self) -> int:
         if self.num_epochs is None:
-            return sys.maxsize  # What Grain, too, means by endless.
+            return sys.maxsize  # Grain's own value for endless.
         return self.num_epochs * self.batches_per_epoch
 
     def __getitem__(self, index: int) -> Batch:

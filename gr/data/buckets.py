@@ -1,4 +1,4 @@
-"""Length buckets: which padded lengths, and in what order their examples fill batches."""
+"""Length buckets: padded lengths, and the order in which examples fill batches."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,12 @@ from gr.data.sequences import DataError
 
 
 def bucket_lengths(lengths: np.ndarray, max_length: int, num_buckets: int) -> tuple[int, ...]:
-    """Padded lengths that give the smallest padded area, exactly, by a dynamic program over the
-    histogram of lengths.
+    """Padded lengths with the smallest padded area, by an exact dynamic program over the histogram.
 
     Args:
-        lengths: lengths to be padded `[n]`, at least 1; longer ones than `max_length` are cut to it.
-        max_length: the last bucket, so that it fits any cut length, whether it occurs or not.
-        num_buckets: at most so many buckets; fewer where more would save nothing.
+        lengths: lengths to be padded `[n]`, at least 1; those above `max_length` are cut to it.
+        max_length: the last bucket, even if no history is that long.
+        num_buckets: maximum number of buckets; fewer if more would save nothing.
 
     Raises:
         DataError: no lengths, a length below 1, or a size below 1.
@@ -51,7 +50,7 @@ def bucket_lengths(lengths: np.ndarray, max_length: int, num_buckets: int) -> tu
 def resolve_buckets(
     buckets: int | Sequence[int], lengths: np.ndarray, max_history: int
 ) -> tuple[int, ...]:
-    """Checks the buckets given, which must hold any history up to `max_history`, or chooses so many.
+    """Checks given buckets, which must hold any history up to `max_history`, or chooses a given number.
 
     Raises:
         DataError: lengths that do not rise, or do not end with `max_history`.
@@ -85,7 +84,7 @@ def longest_first(bucket_of: np.ndarray) -> np.ndarray:
 def cut_batches(bucket_of: np.ndarray, rows: Sequence[int]) -> list[tuple[int, int]]:
     """Start and bucket of each batch in the examples sorted longest first.
 
-    A batch that starts in a bucket has that bucket's rows, be the last of them shorter examples.
+    A batch that starts in a bucket has that bucket's number of rows, even if its last examples are shorter.
     """
     counts = np.bincount(bucket_of, minlength=len(rows))
     cuts, start, end = [], 0, 0
@@ -98,7 +97,7 @@ def cut_batches(bucket_of: np.ndarray, rows: Sequence[int]) -> list[tuple[int, i
 
 
 def batch_rows(order: np.ndarray, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The examples of a batch `[B]`, and which of them are no filler `[B]` bool."""
+    """The examples of a batch `[B]`, and which of them are real rather than filler, `[B]` bool."""
     slots = np.arange(count)
     left = len(order) - start
     return order[start + slots % left], slots < left

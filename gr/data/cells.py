@@ -1,10 +1,11 @@
-"""How text is split into rows and cells; one set of rules for all readers of text tables.
+"""Splits text into rows and cells, by one set of rules for all readers of text tables.
 
-A row ends with `\\n`, `\\r\\n` or `\\r`, and at nothing else; lines without any character are no rows.
-Without quoting, quotes are text. With quoting, a cell that begins with a double quote ends at the next
-one that is not doubled, there the cell must end, and all between is text, line ends too; a quote
-anywhere else is text. A row whose quoting is broken is one bad row: it is laid to the line where that
-quote opened, and the next row begins with the next line, so that one stray quote hides no other row.
+* A row ends with `\\n`, `\\r\\n` or `\\r` only. Empty lines are no rows.
+* Without quoting, quotes are text.
+* With quoting, a cell that begins with a double quote ends at the next quote that is not doubled, and the cell must end
+  there. Everything between is text, including line ends. A quote anywhere else is text.
+* Broken quoting makes one bad row, reported at the line where the quote opened. The next row begins with the next line,
+  so that one stray quote hides no other row.
 """
 
 import codecs
@@ -18,7 +19,7 @@ _REMEDY = " (quotes that are text: double them, or read the table without quotin
 
 
 class Lines:
-    """Lines with their ends, which can be taken back; `number` is that of the last one given."""
+    """An iterator over lines that can take lines back; `number` is that of the last line returned."""
 
     def __init__(self, lines: Iterable[str]):
         self._lines = iter(lines)
@@ -26,13 +27,13 @@ class Lines:
         self.number = 0
 
     def next(self) -> str:
-        """The next line, or nothing at the end."""
+        """The next line, or an empty string at the end."""
         line = self._back.popleft() if self._back else next(self._lines, "")
         self.number += bool(line)
         return line
 
     def take_back(self, lines: list[str]) -> None:
-        """Gives these lines, which were the last ones, once more."""
+        """Takes back the last lines, to be returned once more."""
         self._back.extendleft(reversed(lines))
         self.number -= len(lines)
 
@@ -40,7 +41,7 @@ class Lines:
 def numbered_rows(
     lines: Lines, separator: str, quoted: bool
 ) -> Iterator[tuple[int, list[str] | str]]:
-    """Each row's first line and its cells, or the line and text of what kept it from being split."""
+    """Each row's first line and its cells, or the line and text of its fault."""
     while line := lines.next():
         bare = line.rstrip("\r\n")
         if not bare:
@@ -88,11 +89,11 @@ def _quoted_row(line: str, lines: Lines, separator: str) -> list[str] | tuple[in
 
 
 class PlainText:
-    """Looks at the UTF-8 bytes of a table, block by block, for what Arrow's parser splits otherwise.
+    """Checks the UTF-8 bytes of a table, block by block, for text that Arrow's parser splits differently.
 
-    These are quotes that do not enclose a whole cell, and quotes that never close: Arrow goes on there
-    without a word. A quote of even number (from 0) must open a cell or be the second of a
-    doubled one, a quote of odd number must close a cell or be the first of a doubled one.
+    This is so for quotes that do not enclose a whole cell, and for quotes that never close: Arrow accepts both
+    silently. A quote of even number (from 0) must open a cell or be the second of a doubled one, a quote of odd number
+    must close a cell or be the first of a doubled one.
     """
 
     def __init__(self, separator: str, quoted: bool):
@@ -100,13 +101,13 @@ class PlainText:
         self._quoted = quoted
         self._first = True
         self._quotes = 0
-        self._rest = b"\n"  # The last byte that was judged, and one that waits for its successor.
+        self._rest = b"\n"  # The last checked byte, and one that waits for its successor.
 
     def holds(self, block: bytes) -> bool:
-        """Whether all is plain up to this block; an empty block is the end of the file."""
-        if b"\0" in block:  # Which no cell may hold.
+        """Whether everything up to this block is plain; an empty block marks the end of the file."""
+        if b"\0" in block:  # No cell may hold NUL.
             return False
-        if self._first and block.startswith(codecs.BOM_UTF8):  # A second one; the first is gone.
+        if self._first and block.startswith(codecs.BOM_UTF8):  # A second mark.
             return False
         self._first = False
         if not self._quoted:

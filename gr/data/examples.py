@@ -39,7 +39,7 @@ class WindowExamples:
     users: np.ndarray  # [n] int32.
     starts: np.ndarray  # [n] int64, flat positions.
     lengths: np.ndarray  # [n] int64, of the history of the last item.
-    first: np.ndarray  # [n] int64, place in the window from which on targets count.
+    first: np.ndarray  # [n] int64, the first place in the window at which targets count.
 
     def batch(self, rows: np.ndarray, real: np.ndarray, bucket: int) -> Batch:
         """See `Examples`."""
@@ -55,7 +55,7 @@ class WindowExamples:
 
 
 def target_examples(sequences: Sequences, targets: Targets, max_history: int) -> TargetExamples:
-    """Each target with its last `max_history` items; a DataError for a target without any."""
+    """Each target with its last `max_history` items; a DataError for a target without history."""
     require_positive(max_history=max_history)
     places = _places_with_history(sequences, targets)
     return TargetExamples(
@@ -69,7 +69,7 @@ def target_examples(sequences: Sequences, targets: Targets, max_history: int) ->
 def window_examples(
     sequences: Sequences, targets: Targets, max_history: int, stride: int
 ) -> WindowExamples:
-    """Cuts users' sequences into windows; the rule stands in `pipeline.train_batches_by_user`.
+    """Cuts users' sequences into windows; see `train_batches_by_user` for the rule.
 
     Raises:
         DataError: bad targets, one without history, or one named twice.
@@ -104,8 +104,9 @@ def window_examples(
 def histories(
     sequences: Sequences, targets: Targets, max_length: int, *, width: int | None = None
 ) -> np.ndarray:
-    """The last `max_length` items before each target, `[n, width]` int32, oldest first,
-    right-padded with `NO_ITEM`; by default as wide as the longest. A history may be empty.
+    """The last `max_length` items before each target, `[n, width]` int32, oldest first.
+
+    Rows are right-padded with `NO_ITEM`, by default to the longest history. A history may be empty.
 
     Raises:
         DataError: no targets, bad targets, or histories wider than `width`.
@@ -124,7 +125,7 @@ def histories(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histories:
-    """Everything before each of n targets, as stretches of one array: no item is held twice.
+    """The whole history of each of n targets, as slices of one array; no item is stored twice.
 
     `np.asarray` of it is the padded array `[n, T]`, as wide as the longest history; `padded` of some of its rows
     (`histories[rows]`) is as wide as the longest of those.
@@ -142,7 +143,7 @@ class Histories:
 
     @staticmethod
     def of_rows(rows: np.ndarray) -> "Histories":
-        """The same as rows of items `[n, T]`, in which anything negative is padding, wherever it stands."""
+        """Histories from rows of items `[n, T]`, in which negative entries anywhere are padding."""
         real = rows >= 0
         stops = np.cumsum(real.sum(axis=1))
         return Histories(rows[real], np.concatenate([[0], stops[:-1]])[: len(rows)], stops)
@@ -163,12 +164,12 @@ class Histories:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the padded array."""
+        """Shape of the padded array."""
         return len(self), int(self.lengths.max(initial=0))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is held."""
+        """Bytes of the arrays."""
         return self.items.nbytes + self.starts.nbytes + self.stops.nbytes
 
     def padded(self) -> np.ndarray:
@@ -176,11 +177,11 @@ class Histories:
         return _slices(self.items, self.starts, self.lengths, self.shape[1])
 
     def hold(self, wanted: np.ndarray) -> np.ndarray:
-        """Whether each history holds the item that is named for it: `[n]` -> bool `[n]`.
+        """Whether each history holds its wanted item: `[n]` -> bool `[n]`.
 
-        Without a look at each history, whose lengths may add up to far more than the data.
+        Histories are not read one by one, since their lengths may add up to far more than the data.
         """
-        # Items as first digit and positions as second: an item's first place at or after a start is the next number.
+        # Keys (item, position) as one number: an item's first place at or after a start is the next key.
         base = len(self.items) + 1
         places = np.sort(self.items.astype(np.int64) * base + np.arange(len(self.items)))
         first = np.clip(wanted, -1, np.iinfo(np.int32).max).astype(np.int64) * base

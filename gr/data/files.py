@@ -1,4 +1,4 @@
-"""Files that are checked before they are read and complete before they can be seen, on a disk or in an object store.
+"""Checked reading and atomic writing of files, on a disk or in an object store.
 
 Paths are strings, `os.PathLike`, or addresses such as `gs://bucket/run`, which need the extra `gcs`.
 """
@@ -20,17 +20,17 @@ from etils.epath import Path
 
 from gr.data.sequences import DataError
 
-# What `pathlib` makes of `gs://` and the like.
+# A URL scheme as `pathlib` changes it, such as `gs:/`.
 _BROKEN_ADDRESSES = ("gs:/", "s3:/", "az:/", "hf:/")
 _GZIP = b"\x1f\x8b"
-# First bytes -> what a file is that cannot be read as it is.
+# First bytes -> kind of a file that cannot be read directly.
 _PACKED = {
     b"PK\x03\x04": "a zip archive (as Excel workbooks are)",
     b"BZh91AY&SY": "packed by bzip2",
     b"\xfd7zXZ\x00": "packed by xz",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
 }
-# Byte order mark -> the encoding that it announces; UTF-32 begins as UTF-16 does, so it comes first.
+# Byte order mark -> the encoding that it announces; UTF-32 comes first, since its mark begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -41,13 +41,13 @@ _MARKS = {
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder, wherever it is; `pathlib.Path` would make a local folder `gs:` of an address.
+    """The path of a local or remote file or folder; `pathlib.Path` would turn an address into a local folder `gs:`.
 
     Raises:
-        DataError: an address of a kind that is not known, or that needs a package that is not installed.
+        DataError: an address of an unknown kind, or one that needs a package that is not installed.
     """
     if is_remote(path):
-        import fsspec  # Here, since few paths need it.
+        import fsspec  # Imported here, since few paths need it.
 
         scheme = os.fspath(path).partition("://")[0]
         try:
@@ -64,13 +64,13 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is the address of an object store, whose objects are written whole, at once or not at all."""
+    """Whether a path is in an object store, where objects are written atomically."""
     return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], *more: type[Exception]) -> Iterator[None]:
-    """Whatever opening, unpacking, decoding or parsing raises in the block becomes one DataError.
+    """Turns errors of opening, unpacking, decoding or parsing in the block into one DataError.
 
     Args:
         path: the file that is read in the block, for the message.
@@ -94,14 +94,14 @@ def reading(path: str | os.PathLike[str], *more: type[Exception]) -> Iterator[No
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that is there and not empty; a DataError says which of the two fails."""
+    """The path of an existing, non-empty file; a DataError otherwise."""
     path = as_path(path)
     with reading(path):
         if path.is_dir():
             raise DataError(f"{path} is a folder; name the file in it")
         if not path.exists():
             raise DataError(f"{path} does not exist; check the path, or fetch the data first")
-        # `Path.stat` would ask for the owner's name, which a container may lack.
+        # `Path.stat` would look up the owner's name, which may be missing in a container.
         if (path.stat().length if is_remote(path) else os.path.getsize(path)) == 0:
             raise DataError(f"{path} is empty; fetch it again")
     return path
@@ -109,12 +109,12 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def open_bytes(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
-    """Opens a file for reading as in `reading`, unpacking gzip whatever the file is called.
+    """Opens a file for reading as in `reading`; unpacks gzip whatever the file's name.
 
     An object of a store is read into memory.
 
     Raises:
-        DataError: no such file, or one that is damaged, empty or packed in another way.
+        DataError: a file that is missing, damaged, empty or packed in another way.
     """
     path = existing_file(path)
     with reading(path), contextlib.ExitStack() as stack:
@@ -139,16 +139,15 @@ def open_text(
 ) -> Iterator[io.TextIOWrapper]:
     """As `open_bytes`, decoded, with line ends as they stand in the file.
 
-    A byte order mark is no part of the text, and says which of the Unicode encodings it is where
-    `encoding` is another of them.
+    A byte order mark is removed from the text; it overrides `encoding` if that is another Unicode encoding.
 
     Args:
         path: the file.
         encoding: the text's encoding.
-        errors: what becomes of bytes that are not such text, as in `open`.
+        errors: how undecodable bytes are handled, as in `open`.
 
     Raises:
-        DataError: as `open_bytes`, an unknown encoding, or bytes that are not such text.
+        DataError: as `open_bytes`, an unknown encoding, or undecodable bytes.
     """
     with open_bytes(path) as file:
         try:
@@ -168,9 +167,9 @@ def open_text(
 def write_atomically(
     path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]
 ) -> None:
-    """Writes a file, at once or piece by piece, so that a reader, or a crash, never meets a part of it.
+    """Writes a file, at once or piece by piece, so that readers and crashes never leave or see a part of it.
 
-    On a disk a temporary file gets its name when its content is safe; an object of a store is whole by itself.
+    On a disk a temporary file is renamed once its content is safe; objects of a store are atomic anyway.
     """
     path = as_path(path)
     pieces = (content,) if isinstance(content, bytes) else content
@@ -184,8 +183,8 @@ def write_atomically(
             for piece in pieces:
                 file.write(piece)
             file.flush()
-            os.fsync(file.fileno())  # Else a crash could leave the name without the content.
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read.
+            os.fsync(file.fileno())  # Otherwise a crash could leave the name without the content.
+        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner may read.
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -220,7 +219,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, zipfile.BadZipFile: it is no such file, or damaged.
+        ValueError, zipfile.BadZipFile: it is another kind of file, or damaged.
     """
     with np.load(io.BytesIO(as_path(path).read_bytes())) as file:
         return {name: file[name] for name in file.files}

@@ -1,4 +1,4 @@
-"""What tells data apart: counts, and checksums that depend on no path, machine or library version."""
+"""Fingerprints of data: counts, and checksums that do not depend on path, machine or library versions."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from gr.data.sequences import Splits
 
-# What a checksum is of.
+# The parts of the data that have a checksum.
 PARTS = {
     "item_ids": "the item ids (or their order)",
     "user_ids": "the user ids (or their order)",
@@ -20,10 +20,10 @@ PARTS = {
 
 
 def fingerprint(splits: Splits) -> dict[str, Any]:
-    """Counts and checksums of data: JSON values, the same wherever and whenever the same data are read."""
+    """Counts and checksums of data as JSON values; equal data give equal fingerprints."""
     sequences = splits.sequences
     targets = (splits.train, splits.validation, splits.test)
-    roles = np.zeros(len(sequences.items), np.uint8)  # Of each interaction, a bit for each split.
+    roles = np.zeros(len(sequences.items), np.uint8)  # One bit per split for each interaction.
     for bit, part in enumerate(targets):
         roles[part.positions] |= 1 << bit
     fields = sorted(sequences.item_fields)
@@ -61,11 +61,11 @@ def fingerprint(splits: Splits) -> dict[str, Any]:
 def fingerprint_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Collection[str] = ()
 ) -> list[str]:
-    """What differs between two fingerprints, in words; counts first, contents only where the counts agree.
+    """Differences between two fingerprints, in words; contents are compared only if the counts agree.
 
     Args:
-        before: of the data that was used.
-        now: of the data at hand.
+        before: fingerprint of the data used before.
+        now: fingerprint of the current data.
         ignore: names of `PARTS` that may differ.
     """
     counts = [name for name in before if name != "checksums" and before[name] != now.get(name)]
@@ -80,7 +80,7 @@ def fingerprint_differences(
 
 
 def _texts(values: Collection[str]) -> list[np.ndarray]:
-    """Strings as bytes, and their lengths, so that no two lists of them give the same."""
+    """Strings as bytes, and their lengths, so that different lists give different arrays."""
     values = values.tolist() if isinstance(values, np.ndarray) else list(values)
     lengths = np.fromiter(map(len, values), "<i8", len(values))
     joined = "".join(values).encode("utf-8", "surrogatepass")

@@ -1,6 +1,7 @@
-"""The JSON form that LC-Rec, LETTER and APAO share: `NAME.inter.json` (user -> item numbers, oldest
-first) and `NAME.item.json` (item number -> text fields). The item -> Semantic ID file beside them
-is read in `gr.semantic_ids`.
+"""The JSON form that LC-Rec, LETTER and APAO share.
+
+`NAME.inter.json` maps users to item numbers, oldest first; `NAME.item.json` maps item numbers to text fields.
+`gr.semantic_ids` reads the file of Semantic IDs beside them.
 """
 
 import itertools
@@ -17,9 +18,7 @@ from gr.data.rows import REMEDY, near_name
 from gr.data.sequences import DataError, Sequences
 from gr.data.text import as_text
 
-_MOST_GAPS = (
-    1000  # More item numbers an interaction than this are a mistake, and would fill memory.
-)
+_MOST_GAPS = 1000  # Item numbers per interaction; more are a mistake, and would fill memory.
 
 
 def read_inter_json(
@@ -29,17 +28,17 @@ def read_inter_json(
     title: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Sequences:
-    """Reads sequences in the shared JSON form; users in the order of the file, item row `i` is item
-    number `i`.
+    """Reads sequences in the shared JSON form.
+
+    Users are in the order of the file; item row `i` is item number `i`.
 
     Args:
         path: the `*.inter.json` file, or a folder that holds exactly one.
         items_path: the `*.item.json` file; by default the one beside `path`, if there is one. It
             says how many items there are; without it there are as many as the largest item number
             asks for.
-        title: the field of the items that becomes `title`, in the place of one so named.
-        skip_bad_rows: leave out, and count, interactions whose item is no item number or out of
-            range.
+        title: the field of the items that becomes `title`, replacing one of that name.
+        skip_bad_rows: skip and count interactions whose item is not an item number or out of range.
 
     Raises:
         DataError: a missing or malformed file, or a bad item, by user.
@@ -104,7 +103,7 @@ def read_inter_json(
 
 
 def _fields(path: Path, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Records `[N]` as columns of text, name -> `[N]` str; what a record lacks is empty."""
+    """Records `[N]` as columns of text, name -> `[N]` str; missing fields are empty."""
     columns = {name: [] for name in itertools.chain.from_iterable(records)}
     for number, record in enumerate(records):
         for name, column in columns.items():
@@ -127,7 +126,7 @@ def _inter_file(path: Path) -> Path:
 
 
 def _load_object(path: Path) -> dict[str, Any]:
-    """A JSON object in which no key stands twice (of two, `json` would silently keep the last)."""
+    """A JSON object without repeated keys (of which `json` would silently keep the last)."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         loaded = dict(pairs)

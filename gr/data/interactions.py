@@ -21,26 +21,24 @@ def sequences_from_table(
     drop_duplicates: bool = False,
     skipped_rows: int = 0,
 ) -> Sequences:
-    """Builds sequences from one row an interaction.
+    """Builds sequences from a table with one row per interaction.
 
-    Filters come first: ratings below `min_rating`, then duplicates, then the k-core. Unless
-    `drop_duplicates` says otherwise, an interaction that the source repeats is kept as often as it
-    stands there. Users and items that
-    remain are numbered in the order in which the source first names them. A user's interactions are
-    sorted by time, those of equal time (or all, where there is no time) staying in the order of the
-    source.
+    Filters come first: ratings below `min_rating`, then duplicates, then the k-core. Without `drop_duplicates` a
+    repeated interaction is kept as often as it occurs. Users and items that remain are numbered in the order in which
+    the source first names them. A user's interactions are sorted by time; those of equal time (or all, without times)
+    keep the order of the source.
 
     Args:
         table: columns `user` and `item` (strings), optionally `rating` (float64) and `time` (numbers,
             or timestamps, which become seconds).
         source: the file, for messages.
-        items_table: the items' ids, then any text columns, which become `item_fields`; of several
-            rows for one item the first counts, and items that it lacks get empty text.
+        items_table: the items' ids, then any text columns, which become `item_fields`; of several rows for one item the
+            first counts, and missing items get empty text.
         k_core: keep only users and items with at least so many interactions; 0 keeps all.
         min_rating: keep only interactions rated at least so high.
         drop_duplicates: of interactions with the same user, item and, where there are times, time
             keep the first.
-        skipped_rows: bad rows already left out, for the record.
+        skipped_rows: number of bad rows already skipped, for the record.
 
     Raises:
         DataError: a filter that cannot be applied, or that leaves nothing.
@@ -80,7 +78,7 @@ def sequences_from_table(
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each user's interactions start, and the last end: `[U]` lengths to `[U + 1]` int64."""
+    """Where each user's interactions start, and the end of the last: `[U]` lengths to `[U + 1]` int64."""
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
@@ -119,7 +117,7 @@ def _numbered(ids: pa.ChunkedArray, source: object) -> tuple[np.ndarray, np.ndar
     encoded = ids.dictionary_encode().unify_dictionaries().combine_chunks()
     distinct = encoded.dictionary.to_pylist()
     longest = max(distinct, key=len, default="")
-    # The array of ids gives each as much space as the longest takes.
+    # The array of ids gives each as much space as the longest needs.
     if len(longest) * len(distinct) > _MAX_ID_CHARACTERS:
         raise DataError(
             f"{source}: an id of {len(longest):,} characters, which begins {longest[:40]!r}, among "

@@ -1,4 +1,4 @@
-"""Another order of nearly simultaneous interactions for every epoch."""
+"""Shuffles nearly simultaneous interactions anew in every epoch."""
 
 import dataclasses
 
@@ -11,9 +11,10 @@ from gr.data.sequences import DataError, Sequences, Targets
 class TimeJitter:
     """Sorts each user's interactions by their time plus a random delay of up to `seconds`.
 
-    With 0 seconds only interactions of one time change places, whose order says nothing; MovieLens-100K's users
-    give half of their ratings in the same second as the one before. A longer delay also mixes neighbours, as if the
-    user had gone through the same page in another order, and keeps what is far apart in time in its order.
+    With 0 seconds only interactions of equal time change places, since their order carries no information;
+    MovieLens-100K's users give half of their ratings in the same second as the one before. A longer delay also mixes
+    neighbours, as if the user had gone through the same page in another order. Interactions far apart in time keep
+    their order.
     """
 
     times: np.ndarray  # [E], ascending within a part.
@@ -21,15 +22,15 @@ class TimeJitter:
     seconds: float
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Which interaction takes each place, `[E]`; none leaves its part."""
+        """The interaction at each place, `[E]`; none leaves its part."""
         noise = rng.random(len(self.times))
         return np.lexsort((noise, self.times + self.seconds * noise, self.parts))
 
 
 def time_jitter(sequences: Sequences, targets: Targets, seconds: float | None) -> TimeJitter | None:
-    """The jitter of the interactions up to each user's last target; None for None.
+    """The jitter of the interactions up to each user's last target; None if `seconds` is None.
 
-    What comes later is a part of its own: held-out interactions never change places with training ones.
+    Later interactions form a separate part: held-out interactions never change places with training ones.
 
     Raises:
         DataError: negative seconds, or sequences without times.

@@ -30,20 +30,20 @@ def read_json_lines(
 ) -> Sequences:
     """Reads interactions, one JSON object or Python dictionary a line, with named fields.
 
-    An interaction without a user or an item, or without a finite time where times are read, is a bad
-    row. Integers and the strings that spell them are the same ids.
+    An interaction without a user, an item or, where times are read, a finite time is a bad row. An integer and its
+    string are the same id.
 
     Args:
         path: the file, plain or packed by gzip.
-        items_path: a file of items in the same form; all its other fields become `item_fields`. An
-            item that it lacks has empty fields, of several lines for one item the first counts.
+        items_path: a file of items in the same form; all its other fields become `item_fields`. A missing item has
+            empty fields; of several lines for one item the first counts.
         user: the users' field.
         item: the items' field.
         time: the times' field: any ordered numbers, or dates and times of ISO 8601. None takes a
             user's interactions in the order of the file.
         rating: the ratings' field, needed only for `min_rating`.
         items_item: the items' field in `items_path`, where it is not `item`.
-        title: the field in `items_path` that becomes `title`, in the place of one so named.
+        title: the field in `items_path` that becomes `title`, replacing one of that name.
         k_core: keep only users and items with at least so many interactions.
         min_rating: keep only interactions rated at least so high.
         drop_duplicates: of interactions with the same user, item and time keep the first.

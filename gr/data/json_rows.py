@@ -1,4 +1,4 @@
-"""JSON lines: read by columns when they are sound, line by line, naming file and line, when not.
+"""JSON lines: read by columns if they are valid, else line by line, with errors that name file and line.
 
 Lines may also be Python dictionaries, as old exports have them (`{u'user': u'ann', ...}`); these are
 parsed as literals and never evaluated.
@@ -22,7 +22,7 @@ from gr.data.rows import RowFormat, arrow_types, bad_row, shown, sound
 from gr.data.sequences import DataError
 from gr.data.times import WAY_OUT, cast_times, instant, is_number, times_of
 
-# No line may be longer than a block; reviews are, now and then, above 1 MiB.
+# No line may be longer than a block; some reviews exceed 1 MiB.
 _BLOCK_BYTES = 16 << 20
 _DECODER = json.JSONDecoder()
 
@@ -55,7 +55,7 @@ def read_json_rows(
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Each line that is not blank, with its number; bytes that are no UTF-8 as lone surrogates."""
+    """Each line that is not blank, with its number; invalid UTF-8 becomes lone surrogates."""
     with open_text(path, errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -63,17 +63,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each line's number and its object, or what is wrong with it."""
+    """Each line's number and its object, or its fault in words."""
     for number, line in numbered_lines(path):
         for record in objects(line):
             yield number, record
 
 
 def objects(line: str) -> list[dict[str, Any] | str]:
-    """The JSON object or Python dictionary of a line, or what is wrong with it.
+    """The JSON object or Python dictionary of a line, or its fault in words.
 
-    Several JSON objects on a line, as where files without a last line end were put together, are as
-    many rows.
+    Several JSON objects on a line, as in concatenated files without a last line end, are several rows.
     """
     records, rest = [], line.strip()
     try:
@@ -95,13 +94,13 @@ def id_of(record: dict[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None:
         raise DataError(f"no field {name!r}")
-    if isinstance(value, float) and value.is_integer():  # Once beside a missing one.
+    if isinstance(value, float) and value.is_integer():  # As beside a missing one.
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{name} is no id: {shown(value)}")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         raise DataError(f"{name} is not UTF-8 text: {shown(value)}")
-    if isinstance(value, str) and "\0" in value:  # Which NumPy's strings lose at their end.
+    if isinstance(value, str) and "\0" in value:  # NumPy's strings drop NUL at their end.
         raise DataError(f"{name} holds a NUL character: {shown(value)}")
     return str(value)
 
@@ -109,7 +108,7 @@ def id_of(record: dict[str, Any], name: str) -> str:
 def _literal(line: str) -> Any:
     """The value of a Python literal, or None."""
     try:
-        with warnings.catch_warnings():  # Of escapes in strings that Python does not know.
+        with warnings.catch_warnings():  # For unknown escapes in strings.
             warnings.simplefilter("ignore")
             return ast.literal_eval(line.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -120,7 +119,7 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
     """The table, or None where any row needs a closer look."""
     with open_bytes(path) as file:
         packed = "gzip" if isinstance(file, gzip.GzipFile) else None
-    # Times may be whole numbers, other numbers or dates; which of them, the first lines tell.
+    # Times may be integers, other numbers or dates; the first lines decide.
     for kind in (pa.int64(), pa.float64(), pa.string()) if form.times else (None,):
         types = arrow_types(form) | dict.fromkeys(form.times, kind)
         try:
@@ -132,7 +131,7 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
                     unexpected_field_behavior="ignore",
                 ),
             )
-            table.validate(full=True)  # Arrow's parser takes what is no UTF-8 too.
+            table.validate(full=True)  # Arrow's parser also accepts invalid UTF-8.
         except (pa.ArrowException, OSError, EOFError):
             continue
         for name in form.times if kind == pa.string() else ():

@@ -1,4 +1,4 @@
-"""One entry to all readers, for configurations that name the form of their data, or a reader of their own."""
+"""`load_sequences`: one entry to all readers, for configurations that name a format or their own reader."""
 
 import inspect
 import os
@@ -38,15 +38,15 @@ def load_sequences(
     """Reads data in a named form.
 
     Args:
-        format: a key of `FORMATS`; `movielens_100k`, which is fetched into `path` where it is not
-            there yet; `synthetic`, which needs no path; or `module:name`, a reader of your own, which is a function
-            `(path, **options) -> Sequences` and gets None where no path is given.
+        format: a key of `FORMATS`; `movielens_100k`, which is fetched into `path` if missing; `synthetic`, which needs
+            no path; or `module:name`, your own function `(path, **options) -> Sequences`, which gets None if no path is
+            given.
         path: the file or folder.
         **options: of the reader, by name.
 
     Raises:
-        DataError: an unknown format or option, a missing path, an own reader that cannot be imported or returns
-            something else, and whatever the reader raises.
+        DataError: an unknown format or option, a missing path, your own reader if it cannot be imported or returns
+            something else, and errors of the reader.
     """
     if format == _WITHOUT_PATH:
         _check_options(format, synthetic_sequences, options)

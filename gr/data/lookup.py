@@ -1,4 +1,4 @@
-"""Items by what a person calls them: ids and titles, written in one line."""
+"""Finds items by ids and titles, as written by a person on one line."""
 
 import collections
 import difflib
@@ -16,15 +16,17 @@ _Row = int
 
 
 def find_items(sequences: Sequences, text: str) -> np.ndarray:
-    """Item rows `[n]` of a list of ids and titles, parted by commas.
+    """Item rows `[n]` of a list of ids and titles, separated by commas.
 
-    Titles may hold commas themselves: the longest run of parts that is an id or a title is one item. A title may
-    be written with its year, "Sabrina (1954)", or without, and with its article in front, "The Matrix" for
-    "Matrix, The". What is written exactly goes before what differs in letter case or Unicode form. A part of a title
-    is enough where only one item has it. `id:300` and `title:300` say which of the two is meant.
+    * Titles may hold commas: the longest run of parts that is an id or a title is one item.
+    * A title may be written with its year, "Sabrina (1954)", or without, and with its article in front, "The Matrix"
+      for "Matrix, The".
+    * An exact match takes precedence over one that differs in letter case or Unicode form.
+    * A part of a title is enough if only one item has it.
+    * `id:300` and `title:300` are unambiguous.
 
     Raises:
-        DataError: for a part that is no id and no title, or that fits several items, which are listed.
+        DataError: for a part that is neither id nor title, or that fits several items, which are listed.
     """
     names = _Names(sequences)
     parts = [part.strip() for part in text.split(",")]
@@ -41,7 +43,7 @@ def find_items(sequences: Sequences, text: str) -> np.ndarray:
 
 
 class _Names:
-    """What the items of a data set may be called."""
+    """The names of the items of a data set."""
 
     def __init__(self, sequences: Sequences):
         self._ids = [str(item) for item in sequences.item_ids]
@@ -67,7 +69,7 @@ class _Names:
                     yield f"{article[2]} {article[1]}{article[3]}", row
 
     def first(self, parts: Sequence[str]) -> tuple[int, _Row]:
-        """How many of the first parts name an item, and which."""
+        """The number of leading parts that name an item, and that item."""
         runs = [(count, _joined(parts[:count])) for count in range(len(parts), 0, -1)]
         for count, name in runs:
             if found := self._known(name):
@@ -84,7 +86,7 @@ class _Names:
         raise DataError(f"{parts[0]!r} is no item id and no title of the data{hint}")
 
     def _known(self, name: str) -> set[_Row]:
-        """The items of this name, read strictly if that gives any."""
+        """The items of this name; exact matches take precedence."""
         return self._strict.of(name) or self._lenient.of(name)
 
     def _with_part(self, name: str) -> set[_Row]:
@@ -118,7 +120,7 @@ class _Names:
 
 
 class _Reading:
-    """Names that count as the same where `key` is the same."""
+    """A lookup in which names with equal `key` are the same."""
 
     def __init__(self, names: _Names, key: Callable[[str], str]):
         self._key = key
@@ -140,13 +142,13 @@ class _Reading:
         return table.get(self._key(rest), set()) if table is not None else set()
 
     def similar_titles(self, name: str) -> list[_Row]:
-        """A few items whose titles are spelt nearly so."""
+        """A few items with similar titles."""
         close = difflib.get_close_matches(self._key(name), self.titles, n=3, cutoff=0.4)
         return list(dict.fromkeys(row for title in close for row in sorted(self.titles[title])))
 
 
 def exact(name: str) -> str:
-    """A name in one Unicode form, whatever spaces stand in it or around its commas."""
+    """A name in one Unicode form, with normalised spaces."""
     return re.sub(r"\s*,\s*", ", ", " ".join(unicodedata.normalize("NFC", name).split()))
 
 

@@ -1,4 +1,4 @@
-"""MiniOneRec's CSV files (Kong et al., arXiv 2510.24431): a row a target, its history beside it."""
+"""MiniOneRec's CSV files (Kong et al., arXiv 2510.24431): one row per target, with its history."""
 
 import ast
 import dataclasses
@@ -32,25 +32,24 @@ class _Row:
 def read_minionerec(
     folder: str | os.PathLike[str], *, name: str = "", skip_bad_rows: bool = False
 ) -> Sequences:
-    """The sequences alone of `read_minionerec_splits`, to be split in another way."""
+    """The sequences of `read_minionerec_splits`, to be split in another way."""
     return read_minionerec_splits(folder, name=name, skip_bad_rows=skip_bad_rows).sequences
 
 
 def read_minionerec_splits(
     folder: str | os.PathLike[str], *, name: str = "", skip_bad_rows: bool = False
 ) -> Splits:
-    """Reads MiniOneRec's CSV files with the split into training, validation and test that they make.
+    """Reads MiniOneRec's CSV files with their split into training, validation and test.
 
     Every row holds a target (`item_id`) and what came before it (`history_item_id`, a list, possibly
     cut to the latest items). A user's rows are merged into one sequence, in which each row's target
-    has its row's history right before it; rows that were left out leave items that are no targets.
-    Users and items are numbered in the order in which the files name them. Item fields are `title`
-    and `sid`, where the files have them.
+    has its row's history right before it; items of rows that were left out are no targets. Users and items are numbered
+    in the order in which the files name them. Item fields are `title` and `sid`, where the files have them.
 
     Args:
         folder: holds `train.csv`, `valid.csv` and `test.csv`, or folders of these names that hold one
             CSV file each.
-        name: what the wanted file's name starts with, where the folders hold files of several sets.
+        name: start of the wanted file's name, if the folders hold files of several data sets.
         skip_bad_rows: leave bad rows out and count them.
 
     Raises:
@@ -148,7 +147,7 @@ def _rows(
             texts = fields[field]
             if row[column]:
                 texts.setdefault(row["item_id"], row[column])
-            # Few items are never targets, and lists are slow to parse.
+            # Few items are never targets, so the slow parsing of lists is rarely needed.
             if not all(item in texts for item in history):
                 told = _strings(row.get(f"history_{column}", ""))
                 if told is not None and len(told) == len(history):
@@ -159,8 +158,7 @@ def _rows(
 
 
 def _strings(cell: str) -> list[str] | None:
-    """The elements of a list written as in Python, as strings (no element is an empty one); None
-    for anything else."""
+    """The elements of a list in Python's notation, as non-empty strings; None for anything else."""
     try:
         value = ast.literal_eval(cell)
     except (ValueError, SyntaxError, RecursionError, MemoryError):

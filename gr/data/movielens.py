@@ -13,7 +13,7 @@ from gr.data.recbole import read_recbole
 from gr.data.rows import RowFormat, read_header, read_rows, require_columns
 from gr.data.sequences import DataError, Sequences
 
-# The order of the 0/1 columns at the end of u.item, which do not name themselves.
+# The order of the 0/1 columns at the end of u.item, which has no header.
 GENRES_100K = (
     "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
     "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
@@ -32,7 +32,7 @@ def read_movielens(
     drop_duplicates: bool = False,
     skip_bad_rows: bool = False,
 ) -> Sequences:
-    """Reads an unpacked MovieLens data set, telling its layout by the files in the folder.
+    """Reads an unpacked MovieLens data set; the files in the folder determine the layout.
 
     `ratings.csv` and `movies.csv` (20M, 25M, 32M, latest), `ratings.dat` and `movies.dat` (1M,
     10M), `u.data` and `u.item` (100K), or `ml-100k.inter` and `ml-100k.item` (100K in RecBole's

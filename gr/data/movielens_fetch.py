@@ -1,4 +1,4 @@
-"""Fetches MovieLens-100K (Harper and Konstan, TiiS 2015) from wherever it can be had."""
+"""Fetches MovieLens-100K (Harper and Konstan, TiiS 2015) from several sources."""
 
 import hashlib
 import io
@@ -31,15 +31,14 @@ _WHEEL_TIMEOUT = 120
 
 
 def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
-    """Makes sure that `folder` holds `ml-100k.inter` and `ml-100k.item`, and gives the path of the
-    former.
+    """Makes sure that `folder` holds `ml-100k.inter` and `ml-100k.item`; returns the path of the former.
 
     The data is taken from `folder` itself, else from its home site, else from a wheel on the Python
     package index that carries it. Checksums are verified, and from either source the same two files
     are written, in RecBole's form.
 
     Raises:
-        DataError: none of the three has it; says what was tried and how to go on without.
+        DataError: if none of the three has it; says what was tried and what to do.
     """
     inter_path = Path(folder) / "ml-100k.inter"
     item_path = inter_path.with_suffix(".item")
@@ -83,7 +82,7 @@ def _from_home() -> tuple[str, str]:
 
 
 def _from_wheel() -> tuple[str, str]:
-    """The wheel's atomic files, their two misprinted items put right."""
+    """The wheel's atomic files, with two misprinted items corrected."""
     with tempfile.TemporaryDirectory() as folder:
         content = _download_wheel(WHEEL, Path(folder)).read_bytes()
     _check_digest(WHEEL, hashlib.sha256(content).hexdigest(), WHEEL_SHA256)
@@ -134,7 +133,7 @@ def _check_digest(source: str, digest: str, expected: str) -> None:
 
 
 def _check(source: object, inter: str, item: str) -> None:
-    """Counts rows, so that no cut-off file is taken for the data set."""
+    """Counts rows, so that a truncated file is not accepted."""
     rows = (inter.count("\n") - 1, item.count("\n") - 1)
     if rows != (NUM_INTERACTIONS, NUM_ITEMS):
         raise DataError(

@@ -17,7 +17,7 @@ from gr.data.text import as_text
 from gr.data.times import WAY_OUT, is_number, times_of
 
 _MAGIC = b"PAR1"
-# From here on a float of so many bits does not tell all whole numbers apart.
+# From here on a float of so many bits cannot represent all integers.
 _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 
 
@@ -95,9 +95,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not is_parquet(path):
         raise DataError(f"{path} is no Parquet file; fetch it again, or name it for what it is")
     with open_bytes(path) as file, reading(path, ValueError):
-        if isinstance(file, gzip.GzipFile):  # In which to jump about takes long.
+        if isinstance(file, gzip.GzipFile):  # Seeking in gzip is slow.
             file = pa.BufferReader(file.read())
-        # Checksums are looked at where the writer left some.
+        # Checksums are verified if the writer stored them.
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             yield parquet
 

@@ -30,7 +30,7 @@ from gr.data.examples import Batch, Histories, histories, target_examples, windo
 from gr.data.jitter import time_jitter as make_time_jitter
 from gr.data.sequences import DataError, Sequences, Targets
 
-if TYPE_CHECKING:  # Importing Grain takes a second, which evaluation need not pay.
+if TYPE_CHECKING:  # Importing Grain takes a second, so evaluation avoids it.
     import grain
 
 __all__ = [
@@ -70,17 +70,17 @@ def train_batches_by_target(
         targets: what to predict.
         batch_size: rows of a global batch, over all processes.
         max_history: most recent items that the model sees.
-        buckets: padded lengths T, rising and ending with `max_history`; or how many of them
-            `bucket_lengths` shall choose.
-        seed: of the shuffling; every epoch has an order of its own.
-        time_jitter: each epoch a user's training interactions are sorted by time plus a random
-            delay of up to so many seconds; 0 shuffles those of one time, None keeps the order.
+        buckets: padded lengths T, rising and ending with `max_history`; or their number, for `bucket_lengths` to
+            choose.
+        seed: seed of the shuffling; every epoch has a new order.
+        time_jitter: seconds; each epoch sorts a user's training interactions by time plus a random delay of up to this.
+            0 only shuffles those of equal time, None keeps the order.
         num_epochs: None is endless.
         process_index: which contiguous part of each batch's rows this process gets.
-        process_count: into how many parts they are split.
+        process_count: number of such parts.
 
     Raises:
-        DataError: no targets, a target without history, bad buckets, or sizes that do not fit.
+        DataError: no targets, a target without history, bad buckets, or sizes that do not match.
     """
     examples = target_examples(sequences, targets, max_history)
     require_positive(batch_size=batch_size, process_count=process_count)
@@ -187,8 +187,7 @@ def evaluation_batches(
     """Batches of every target exactly once, longest histories first, always in the same order.
 
     As in `train_batches_by_target`, with `rows [B]` int32 besides: the index into `targets`, -1 for
-    the filler rows of the last batch. The first row of a batch is no filler. Each batch is made when
-    it is asked for.
+    the filler rows of the last batch. The first row of a batch is never filler. Batches are made lazily.
 
     Raises:
         DataError: no targets, a target without history, bad buckets, or bad sizes.
@@ -197,7 +196,7 @@ def evaluation_batches(
     require_positive(batch_size=batch_size)
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
     bucket_of = assign_buckets(examples.lengths, buckets)
-    # By the whole history rather than by bucket, so that users who did much share batches also beyond `max_history`.
+    # By the whole history rather than by bucket, so that very active users share batches also beyond `max_history`.
     order = np.argsort(sequences.offsets[targets.users] - targets.positions, kind="stable")
 
     def batch(start: int, bucket: int) -> Batch:
@@ -224,8 +223,9 @@ class TrainBatches:
 
     @property
     def targets_per_batch(self) -> float:
-        """Mean number of weighted targets in a global batch: what a loss is to be divided by, so
-        that every target of an epoch counts the same.
+        """Mean number of weighted targets in a global batch.
+
+        Divide a loss by it, so that every target of an epoch counts the same.
         """
         return self.targets_per_epoch / self.batches_per_epoch
 

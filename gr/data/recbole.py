@@ -11,7 +11,7 @@ from gr.data.interactions import sequences_from_table
 from gr.data.rows import RowFormat, column_roles, read_header, read_rows, require_columns
 from gr.data.sequences import DataError, Sequences
 
-# Atomic files name the same things differently from data set to data set.
+# Names of the same column differ between data sets.
 _FIELD_NAMES = {
     "movie_title": "title",
     "item_title": "title",
@@ -115,7 +115,7 @@ def _read_items(
     roles = column_roles(path, item=item, title=title)
     require_columns(path, names, list(roles))
     others = [name for name in names if name != item]
-    if title is not None:  # Takes the place of what is called so otherwise.
+    if title is not None:  # Replaces another column of that name.
         others = [title, *(n for n in others if n not in (title, "title"))]
     table, skipped = read_rows(
         path,

@@ -1,8 +1,8 @@
-"""Text tables: read by columns when they are sound, row by row, naming file and line, when not.
+"""Text tables: read by columns if they are valid, else row by row, with errors that name file and line.
 
 Both ways give the same Arrow table. The fast way (Arrow's CSV parser) either accepts a whole file
 or is abandoned; only then does the slow way look at every row, so that a fault can be reported with
-its line, or left out and counted. What a row is, `gr.data.cells` says.
+its line, or left out and counted. `gr.data.cells` defines rows and cells.
 """
 
 import codecs
@@ -25,12 +25,12 @@ from gr.data.times import WAY_OUT, cast_times, instant, is_number, times_of
 
 REMEDY = "correct it, or leave such rows out with skip_bad_rows"
 _SEPARATOR = b"\x1f"  # Stands in for separators of several bytes; in no text of ours.
-_BLOCK_BYTES = 1 << 20  # What is parsed at a time; a longer row is left to the slow way.
+_BLOCK_BYTES = 1 << 20  # Size of a parsed block; a longer row is left to the slow way.
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFormat:
-    """What a row of a text table must look like.
+    """The format of a row of a text table.
 
     Ids, numbers and times are required in every row, an empty id or a number that is not finite
     being a fault; text may be empty. Ids are taken as they stand: "1.0" is not "1". Columns in
@@ -43,12 +43,10 @@ class RowFormat:
     times: Sequence[str] = ()  # Any ordered numbers, or dates and times.
     text: Sequence[str] = ()
     separator: str = "\t"
-    quoted: bool = (
-        False  # Whether cells may stand in double quotes, and then hold separators and line ends.
-    )
+    quoted: bool = False  # Whether cells may be quoted, and then hold separators and line ends.
     header: bool = False  # Whether the first row names the columns.
     encoding: str = "utf-8"
-    known: tuple[str, Collection[str]] | None = None  # A column, and the only ids that it may hold.
+    known: tuple[str, Collection[str]] | None = None  # A column, and its allowed ids.
 
     def fault(self, cells: Sequence[str]) -> str | None:
         """What is wrong with a row, or None."""
@@ -129,20 +127,20 @@ def column_roles(path: str | Path, **columns: str | None) -> dict[str, str]:
 
 
 def shown(value: object) -> str:
-    """A value as it stands in messages, where it must not fill the screen."""
+    """A value for messages, shortened if long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:90]}... ({len(text):,} characters)"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as they stand in messages."""
+    """Names for messages."""
     names = list(names)
     more = f", ... ({len(names):,} in all)" if len(names) > 40 else ""
     return ", ".join(names[:40]) + more
 
 
 def near_name(name: str, known: Collection[str]) -> str:
-    """What a misspelt name may have meant, as the end of a message."""
+    """A hint for a misspelt name, as the end of a message."""
     near = difflib.get_close_matches(str(name), known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -188,7 +186,7 @@ def read_rows(
 
 
 def sound(table: pa.Table, form: RowFormat) -> bool:
-    """Whether columns that could be parsed also hold what the format requires."""
+    """Whether parsed columns meet the format's requirements."""
     return (
         all(not table[name].null_count for name in form.wanted)
         and all(
@@ -217,7 +215,7 @@ def arrow_types(form: RowFormat) -> dict[str, pa.DataType]:
 
 
 class _PlainFile(io.RawIOBase):
-    """A file for Arrow's parser, which stops at what that parser would split otherwise than we do."""
+    """A file for Arrow's parser; it stops at text that the parser would split differently than we do."""
 
     def __init__(self, read: Callable[[int], bytes], plain: PlainText):
         self._read, self._plain = read, plain
@@ -242,7 +240,7 @@ class _PlainFile(io.RawIOBase):
         return block
 
     def check(self) -> None:
-        """Raises what reading raised; Arrow now and then passes over it and takes it for the end."""
+        """Raises an error of reading that Arrow may have mistaken for the end of the file."""
         if self._fault is not None:
             raise self._fault
         if not self._ended:
@@ -251,7 +249,7 @@ class _PlainFile(io.RawIOBase):
 
 def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
     """The table, or None where any row needs a closer look."""
-    names = [str(number) for number in range(len(form.names))]  # Unwanted ones may stand twice.
+    names = [str(number) for number in range(len(form.names))]  # Unwanted names may repeat.
     place = {name: names[list(form.names).index(name)] for name in form.wanted}
     types = arrow_types(form)
     with open_text(path, form.encoding, errors="surrogateescape") as text:
@@ -295,7 +293,7 @@ def _read_fast(path: Path, form: RowFormat) -> pa.Table | None:
 
 
 def _utf8(text: io.TextIOWrapper) -> Callable[[int], bytes]:
-    """What reads at most so many bytes of a text in UTF-8, without a byte order mark."""
+    """A function that reads at most so many bytes of a UTF-8 text, without a byte order mark."""
     encoding = codecs.lookup(text.encoding).name
     if encoding not in ("utf-8", "utf-8-sig"):
         return lambda size: text.read(max(1, size // 4)).encode()  # No character takes more.
@@ -335,7 +333,7 @@ def _read_slow(path: Path, form: RowFormat, skip_bad_rows: bool) -> tuple[pa.Tab
 
 
 def numbered_cells(path: Path, form: RowFormat) -> Iterator[tuple[int, list[str] | str]]:
-    """Each row's first line and its cells, or what kept it from being split; no blank lines."""
+    """Each row's first line and its cells or its fault; blank lines are skipped."""
     # Undecodable bytes become lone surrogates, so that the fault can be laid to its row.
     with open_text(path, form.encoding, errors="surrogateescape") as text:
         rows = numbered_rows(Lines(text), form.separator, form.quoted)

@@ -1,4 +1,4 @@
-"""What every later room works on: users' item sequences and the positions to be predicted."""
+"""The data structures of all later rooms: users' item sequences, targets and splits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,9 +7,7 @@ import numpy as np
 
 from gr.errors import GrError
 
-NO_ITEM = (
-    -1
-)  # Where a row of an item is expected: "no item here"; pads histories, lists and batches.
+NO_ITEM = -1  # Stands for "no item" among item rows; pads histories, lists and batches.
 
 
 class DataError(GrError):
@@ -72,7 +70,7 @@ class Sequences:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Interactions to be predicted, each from all that its user did before it.
+    """Interactions to be predicted, each from its user's earlier interactions.
 
     The history of target `j` is `items[offsets[users[j]]:positions[j]]`; the target is
     `items[positions[j]]`.

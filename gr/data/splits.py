@@ -1,4 +1,4 @@
-"""What is trained on, validated on and tested on; a history is all that the user did before."""
+"""Splits into training, validation and test targets; a history is everything that the user did before."""
 
 import numpy as np
 
@@ -6,8 +6,7 @@ from gr.data.sequences import DataError, Sequences, Splits, Targets
 
 
 def leave_one_out(sequences: Sequences) -> Splits:
-    """Each user's last interaction is the test target, the one before it validation, the rest
-    training.
+    """Each user's last interaction is for testing, the one before for validation, the rest for training.
 
     The targets of training are a user's 2nd to (n-2)th interactions. A user of two interactions
     gives only a test target, a user of one gives none: a target needs a history.
@@ -23,11 +22,11 @@ def leave_one_out(sequences: Sequences) -> Splits:
 
 
 def by_time(sequences: Sequences, validation_from: float, test_from: float) -> Splits:
-    """Trains on what happened before `validation_from`, tests on what happened from `test_from` on.
+    """Trains on interactions before `validation_from`, tests on those from `test_from` on.
 
-    What lies between validates. A user's first interaction is no target, having no history, but is
-    part of the histories that follow; a test target's history holds everything earlier of its user,
-    validation's interactions too.
+    The interactions between are for validation. A user's first interaction has no history, so it is no target, but it
+    is part of later histories. A test target's history holds all earlier interactions of its user, including those of
+    validation.
 
     Raises:
         DataError: no times, cuts in the wrong order, or nothing to train or to test on.
@@ -59,8 +58,7 @@ def by_time(sequences: Sequences, validation_from: float, test_from: float) -> S
 
 
 def time_quantiles(sequences: Sequences, *fractions: float) -> tuple[float, ...]:
-    """The times before which the given fractions of all interactions lie, to be used as cuts by
-    `by_time`.
+    """The times before which the given fractions of all interactions lie, as cuts for `by_time`.
 
     Raises:
         DataError: no times, or a fraction outside [0, 1].

@@ -1,4 +1,4 @@
-"""A seeded click log with what real ones have: Zipf popularity, categories, tastes that drift, sequels."""
+"""A seeded click log with features of real ones: Zipf popularity, categories, drifting tastes, sequels."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ _SERIES_LENGTH = 5  # Items of a category come in series, part 1 to part 5.
 _ZIPF_EXPONENT = 1.0
 _MIN_LENGTH = 5  # As in the 5-core of a real log.
 
-# What a step does, the rest of the probability going to the most popular items of all.
+# Probabilities of a step; the rest goes to the most popular items overall.
 _SEQUEL = 0.35  # Take the next part of the last item's series.
 _TASTE = 0.5  # Take an item of the user's category.
 _DRIFT = 0.15  # First, the user's category gives way to the one after it.
@@ -38,17 +38,16 @@ def synthetic_sequences(
 ) -> Sequences:
     """Draws users' sequences in which the next item depends on the last one and on the user's taste.
 
-    Each item belongs to a category and to a series within it; its popularity follows Zipf's law. A
-    user has a category of the moment, which now and then gives way to the next one. The next item is
-    the sequel of the last, or one of the user's category, or any, the latter two by popularity. No
-    user takes an item twice. The title names the series (`"Amber Lamp, part 2"`), the field
-    `categories` the category, so that text predicts as well.
+    Each item belongs to a category and to a series within it; its popularity follows Zipf's law. A user has a current
+    category, which occasionally changes to the next one. The next item is the sequel of the last, or one of the user's
+    category, or any, the latter two by popularity. No user takes an item twice. The title names the series (`"Amber
+    Lamp, part 2"`), the field `categories` the category, so that text predicts as well.
 
     Args:
         num_users: U.
         num_items: N.
         num_categories: at most N.
-        mean_length: interactions a user, on average; the shortest have 5, the longest N / 2.
+        mean_length: interactions per user, on average; the shortest have 5, the longest N / 2.
         seed: same seed, same log.
 
     Raises:
@@ -86,7 +85,7 @@ def synthetic_sequences(
         waiting = np.flatnonzero(lengths > step)
         drifts = random.random(len(waiting)) < _DRIFT
         taste[waiting] = (taste[waiting] + drifts) % num_categories
-        # Whoever drew an item that they had already draws again, what to do included.
+        # Users who drew an item that they already had draw again, including the kind of step.
         while len(waiting):
             last = taken[waiting, step - 1]  # At the first step -1, an item without a sequel.
             choice = random.random(len(waiting))

@@ -58,9 +58,9 @@ def read_table(
             interactions are sorted by the exact times, `Sequences.times` are float64. None takes a
             user's interactions in the order of the file.
         rating: the ratings' column, needed only for `min_rating`.
-        title: the item table's column that becomes the field `title`, in the place of one so named.
-        separator: what stands between the cells of a text table; by default a comma in `.csv` and a
-            tab in `.tsv`. Other names of text tables (`.txt`, `.dat`, ...) need it.
+        title: the item table's column that becomes the field `title`, replacing one of that name.
+        separator: the text between the cells of a text table; by default a comma in `.csv` and a tab in `.tsv`. Other
+            names of text tables (`.txt`, `.dat`, ...) need it.
         encoding: of text tables. A byte order mark of UTF-8, UTF-16 or UTF-32 is heeded.
         header: whether the first row of a text table names the columns; without one their names
             are their numbers.

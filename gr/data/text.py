@@ -1,4 +1,4 @@
-"""Text of items as people want to read it: without the entities, tags and scripts of web pages."""
+"""Cleans item texts: removes the entities, tags and scripts of web pages."""
 
 import html
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 from gr.data.sequences import DataError
 
-# Elements that stand within a word or a line; all others part what is before them from what follows.
+# Elements within a word or a line; all others separate the text before and after them.
 _INLINE = (
     "a abbr b big cite code del dfn em font i ins kbd label mark nobr q s samp small span strike "
     "strong sub sup time tt u var wbr"
@@ -33,8 +33,8 @@ _HIDDEN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-# Rules of a style sheet before the text, perhaps in a comment that nothing ends; of properties the
-# first word, of selectors the first part.
+# Rules of a style sheet before the text, possibly in an unclosed comment. Properties match by their first word,
+# selectors by their first part.
 _STYLES = re.compile(
     rf"""(?:<!--)?(?:\s*
     (?:[.\#][a-zA-Z_]|(?:{"|".join((_INLINE + " " + _BLOCK).split())})[.:\#,>\s{{])[^{{}}<]*
@@ -43,7 +43,7 @@ _STYLES = re.compile(
     [\w-]*\s*:[^{{}}]*(?:\}}|$))+""",
     re.VERBOSE,
 )
-# What begins in this way, or holds the last, is a page's script and no text.
+# A text that begins like this, or contains the last pattern, is a page's script.
 _SCRIPT = re.compile(
     r"""(?:
         (?:var|const)\s+[\w$]+\s*=
@@ -58,22 +58,21 @@ _SCRIPT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # Half a character, or a byte that is no UTF-8.
-_DEEPEST = 20  # Levels of lists and dictionaries within each other.
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Half a character, or an invalid UTF-8 byte.
+_DEEPEST = 20  # Maximum nesting of lists and dictionaries.
 
 
 def without_markup(text: str) -> str:
-    """A text with HTML entities resolved (also twice escaped ones) and tags taken away.
+    """A text with HTML entities resolved (also doubly escaped ones) and tags removed.
 
-    Only elements of HTML are tags: "I <3 NY", "a < b" and "<a_12>" stay. A page's script becomes
-    the empty text, and the rules of a style sheet before a text go. A text without any of these
-    stays as it is, white space included.
+    Only elements of HTML are tags: "I <3 NY", "a < b" and "<a_12>" stay. A page's script becomes the empty text, and
+    style sheet rules before a text are removed. Any other text is unchanged, including white space.
     """
     plain = text
     while "&" in plain and (resolved := html.unescape(plain)) != plain:
         plain = resolved
     if "<" in plain:
-        head, end, tail = plain.rpartition("-->")  # Beyond it nothing ends a comment.
+        head, end, tail = plain.rpartition("-->")  # After it no comment ends.
         plain = _COMMENT.sub(" ", head + end) + tail
         plain = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN.sub(" ", plain)))
     start = len(plain) - len(plain.lstrip())
@@ -85,7 +84,7 @@ def without_markup(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """As `without_markup`, on one line, and without what is no character of a text."""
+    """As `without_markup`, on one line, and without control characters and surrogates."""
     text = without_markup(text)
     if not text.isprintable():
         text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text))
@@ -96,7 +95,7 @@ def as_text(value: Any, depth: int = 0) -> str:
     """A value of JSON, Parquet or a Python literal as clean text, lists joined by commas.
 
     Raises:
-        DataError: lists nested deeper than any text is.
+        DataError: lists that are nested too deeply.
     """
     if depth > _DEEPEST:
         raise DataError(f"lists are nested deeper than {_DEEPEST} levels")

@@ -1,4 +1,4 @@
-"""Times as people write them: any ordered number, or dates and times of ISO 8601."""
+"""Parses times: any ordered numbers, or dates and times of ISO 8601."""
 
 import datetime
 import math
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_EXACT = 2**53  # From here on a float64 does not tell all whole numbers apart.
+_EXACT = 2**53  # From here on float64 cannot represent all integers.
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 WAY_OUT = "write times as numbers or like 2018-09-20 or 2018-09-20T10:51:09Z"
 
@@ -24,20 +24,20 @@ def is_number(cell: object) -> bool:
 
 
 def instant(cell: str) -> int | None:
-    """Nanoseconds since 1970 of an ISO date or time, which is in UTC unless it says otherwise."""
+    """Nanoseconds since 1970 of an ISO date or time, in UTC unless it has a zone."""
     try:
         moment = datetime.datetime.fromisoformat(cell.strip().removesuffix(" UTC"))
     except ValueError:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
-    finer = re.search(r"[.,]\d{6}(\d{1,3})", cell)  # Which `datetime` leaves out.
+    finer = re.search(r"[.,]\d{6}(\d{1,3})", cell)  # `datetime` drops these digits.
     micros = (moment - _EPOCH) // datetime.timedelta(microseconds=1)
     return 1000 * micros + (int(finer[1].ljust(3, "0")) if finer else 0)
 
 
 def cast_times(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """All cells of a column as numbers, or all as timestamps; None where that takes a closer look."""
+    """All cells of a column as numbers, or all as timestamps; None if cells must be parsed one by one."""
     try:
         numbers = texts.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -51,7 +51,7 @@ def cast_times(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
                 except pa.ArrowInvalid:
                     continue
         return numbers
-    for unit in ("ns", "us"):  # The second for dates that the first does not reach.
+    for unit in ("ns", "us"):  # Microseconds for dates out of the range of nanoseconds.
         for zone in (None, "UTC"):
             try:
                 return texts.cast(pa.timestamp(unit, zone))
@@ -61,10 +61,9 @@ def cast_times(texts: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def times_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As `cast_times`, cell by cell where need be.
+    """As `cast_times`, cell by cell if needed.
 
-    The first cell that is either says whether the column holds numbers or dates; a cell that is not
-    of that kind becomes null.
+    The first valid cell decides whether the column holds numbers or dates; cells of another kind become null.
     """
     found = cast_times(texts)
     if found is not None:
@@ -81,7 +80,7 @@ def times_of(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def seconds_of(times: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Times without nulls as keys to sort by, exact, and as float64: timestamps in seconds."""
+    """Times without nulls as exact sort keys, and as float64; timestamps in seconds."""
     if not pa.types.is_timestamp(times.type):
         keys = times.to_numpy()
         return keys, keys.astype(np.float64)
@@ -89,13 +88,13 @@ def seconds_of(times: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     per_second = _PER_SECOND[times.type.unit]
     if per_second < 10**9:
         return keys, keys / per_second
-    # In this way nanoseconds that are whole microseconds give the same numbers as those.
+    # So nanoseconds that are whole microseconds give the same numbers as microseconds.
     micros, nanos = np.divmod(keys, 1000)
     return keys, micros / 10**6 + nanos / 10**9
 
 
 def _numbers(cells: Sequence[str | None]) -> pa.ChunkedArray:
-    """Finite numbers as float64, or as integers where all are and float64 would round them."""
+    """Finite numbers as float64, or as integers if all are integers that float64 would round."""
     floats = [None if cell is None else float(cell) for cell in cells]
     if any(number is not None and abs(number) >= _EXACT for number in floats):
         for exact in (pa.int64(), pa.uint64()):

@@ -3,11 +3,11 @@
 `beam_search(backbone, index, history, num_beams=M)` is exact and compiles into one program. `sharded_beam_search` is
 the same over an index that is split over the devices of a mesh. `sample_without_replacement` draws different semantic
 IDs, `sample` independent ones. `ved_search` searches a tree with a value head and a budget, as its `VedConfig` says.
-`search` is whichever of them a `SearchConfig` names.
+`search` runs whichever of them a `SearchConfig` names.
 
 Files: `beam.py` and `beam_step.py`, `sampling.py`, `sharded.py`, and `ved.py` with `ved_config.py`, `ved_selection.py`,
-`ved_step.py` and `ved_tree.py` hold one search each. All of them share `sources.py`, what is searched, with
-`trie_step.py`, one step on one trie.
+`ved_step.py` and `ved_tree.py` hold one search each. All of them share `sources.py` (what is searched) and
+`trie_step.py` (one step on one trie).
 """
 
 from gr.decoding.beam import beam_search

@@ -19,7 +19,7 @@ from gr.decoding.top_k import take_along, top_k
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
 
-UNROLLED = 8  # Steps without a choice that are compiled one by one; more of them are a loop.
+UNROLLED = 8  # Up to so many steps without a choice are unrolled; more of them become a loop.
 
 
 def beam_search(
@@ -38,37 +38,42 @@ def beam_search(
 ) -> Candidates:
     """The `num_beams` best semantic IDs of each user by constrained beam search.
 
-    A beam's score is the sum of log-softmax values; the trie only restricts which tokens are considered, so no path is
-    lost to pruning inside a step, and with M >= N all items are ranked exactly as by scoring each of them. No score is
-    above 0, whatever the logits are: of those equally low everywhere none is likelier than another, -inf is as good as
-    impossible and ranks last, +inf takes all of the probability. NaN is no ranking: see `Candidates`.
+    A beam's score is the sum of its tokens' log-softmax values; no score is above 0. The trie only restricts which
+    tokens are considered, so no path is lost to pruning inside a step: with M >= N all items are ranked exactly as by
+    scoring each of them.
+
+    Logits that are not finite:
+
+    * -inf: the token is as good as impossible and ranks last. If all logits are -inf, all tokens are equally likely.
+    * +inf: the token takes all of the probability.
+    * NaN: the user's candidates have no ranking; see `Candidates`.
 
     Args:
         backbone: any pytree with `prefill / step / reorder`; it decodes semantic IDs of the index's length.
         index: the trie of valid semantic IDs, in the backbone's vocabulary; or one with recent changes.
-        history: what the backbone's `prefill` takes, leading axis B.
+        history: the input of the backbone's `prefill`, with leading axis B.
         num_beams: M; may exceed the number of items.
-        constraint: what is allowed: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
+        constraint: the allowed items: `ExcludeItems`, `AttributeFilter`, `ItemMask` (on an `OverlaidIndex`: a mask made
             by its `mask`), or several of them, which must all hold. When nothing is left for a user, none of their
             candidates is valid.
-        temperature: logits are divided by it; above 0 and finite. All numbers share one compiled program; None, which
-            stands for 1, has its own, which is faster.
+        temperature: divides the logits; above 0 and finite. All numbers share one compiled program. None means 1 and
+            has a program of its own, which is faster.
         length_penalty: scores are divided by `L ** length_penalty`: 1 gives the mean log-probability of a token.
-        num_groups: beams are searched in so many groups of one size, one after another at each step, and each token
-            that earlier groups took at this step costs `diversity` (diverse beam search, arXiv 1610.02424, with
-            Hamming diversity). No semantic ID is in two groups. Scores are without these costs.
-        diversity: see `num_groups`.
+        num_groups: number of equally large groups of beams (diverse beam search, arXiv 1610.02424, with Hamming
+            diversity). At each step the groups are extended one after another, and each token that earlier groups took
+            costs `diversity`. No semantic ID is in two groups. Scores do not include these costs.
+        diversity: the cost of a repeated token; see `num_groups`.
         keep_beams: whether to return the nodes that were in the beam after each step.
-        normalise_over: "vocabulary", as a model trained by cross-entropy is meant; or "children": the softmax is over
-            the tokens that the trie has behind a prefix (whatever the constraint allows), as a model trained by the
-            masked softmax loss is meant, whose other logits mean nothing. Not for an index with recent changes.
+        normalise_over: "vocabulary", for a model trained by cross-entropy; or "children": the softmax is over the
+            tokens that the trie has behind a prefix, whatever the constraint allows. That is for a model trained by the
+            masked softmax loss, whose other logits mean nothing. Not for an index with recent changes.
 
     Returns:
         Candidates with M beams.
 
     Raises:
-        DecodingError: if an option is out of range, the backbone lacks a method or returns what the protocol does not
-            say, such as logits narrower than the index's vocabulary, or the constraint is for another number of users.
+        DecodingError: if an option is out of range, the backbone lacks a method or violates the protocol, for example
+            with logits narrower than the index's vocabulary, or the constraint is for another number of users.
         TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
     options = BeamOptions(
@@ -106,10 +111,10 @@ def search(
 
     Args:
         backbone: see `beam_search`.
-        source: what to search.
-        first: what the backbone's `prefill` returned.
-        temperature: of `as_temperature`.
-        options: how.
+        source: the source to search.
+        first: the outputs of the backbone's `prefill`.
+        temperature: made by `as_temperature`.
+        options: how many beams, and how they are grouped and scored.
     """
     logits, _, cache = first
     logits = logits[:, None, :]
@@ -168,8 +173,8 @@ def _follow(
 ) -> tuple[Beams, list[tuple[Softmax, jax.Array, Any]]]:
     """Scores beams along their only continuation `rest [n, B, M]`; `logits [B, M, V]` are those of the first step.
 
-    Many such steps are one loop, if the backbone's cache keeps its shapes: unrolled, each is compiled for itself. Also
-    returns each step's distributions, the beams that there were before it, and its number.
+    Many such steps run as one loop if the backbone's cache keeps its shapes; unrolled, each step would be compiled
+    separately. Also returns each step's distributions, the beams before it, and its number.
     """
     exist = source.exist(beams.states)
 
@@ -209,11 +214,11 @@ def _follow(
 
 
 def _keeps_shapes(backbone: Checked, tokens: jax.Array, cache: Any) -> bool:
-    """Whether a step can be one of a compiled loop: its cache keeps its shapes, and it looks at no value of it."""
+    """Whether a step can run in a compiled loop: its cache keeps its shapes, and the step reads none of its values."""
     try:
         before = jax.tree.map(jnp.asarray, cache)
         after = jax.eval_shape(lambda t, c: backbone.step(t, c)[2], tokens, before)
-    except TypeError:  # JAX's, of a layer that is chosen by depth, say; or of no arrays.
+    except TypeError:  # From JAX, such as for a layer chosen by depth, or a cache without arrays.
         return False
 
     def shapes(tree: Any) -> tuple:
@@ -231,14 +236,14 @@ def ranked(
     count: int,
     rest: jax.Array | None = None,
 ) -> tuple[Candidates, jax.Array]:
-    """The best `count` of complete beams by log-probability, what is not valid left blank.
+    """The best `count` complete beams by log-probability; invalid ones are blanked.
 
     Args:
-        source: what was searched.
+        source: the searched source.
         beams: the last ones `[B, M]`.
-        tokens: of each step, `[B, M_t]`.
-        parents: of each step, `[B, M_t]`, or None where beams stood still.
-        count: candidates of a user, of which some may be missing.
+        tokens: the tokens of each step, `[B, M_t]`.
+        parents: the parents of each step, `[B, M_t]`, or None where beams kept their places.
+        count: candidates per user; some may be invalid.
         rest: tokens of the steps behind those, in which beams stood still, `[n, B, M]`.
 
     Returns:

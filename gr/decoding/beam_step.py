@@ -1,4 +1,4 @@
-"""One step of a beam search: which beams go on, all together or group after group (diverse beam search)."""
+"""One step of beam search: selects the next beams, jointly or group by group (diverse beam search)."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from gr.trie import NO_NODE
 
 @dataclasses.dataclass(frozen=True)
 class BeamOptions:
-    """What `beam_search` may be asked for; static under `jit`."""
+    """The options of `beam_search`; static under `jit`."""
 
     num_beams: int
     length_penalty: float = 0.0
@@ -51,11 +51,11 @@ class Beams:
     """The beams after a step, `[B, M']` each."""
 
     states: Any  # The source's.
-    # By which they were chosen: log-probabilities, less what repeated tokens cost.
+    # Selection scores: log-probabilities minus the cost of repeated tokens.
     scores: jax.Array
     log_probs: jax.Array  # -inf where there is no beam.
     tokens: jax.Array | None  # The last ones; None before the first step.
-    # The beam before the step that each comes from; None if they stood still.
+    # The beam before the step that each comes from; None if beams kept their places.
     parents: jax.Array | None
 
 
@@ -76,12 +76,12 @@ def choose(
     """The best continuations.
 
     Args:
-        source: what is searched.
+        source: the source to search.
         depth: tokens of the beams so far; static.
         beams: `[B, M]`.
         logits: `[B, M, V]` float32.
         softmax: of the beams.
-        options: how many, and in how many groups.
+        options: how many beams, and in how many groups.
     """
     if options.num_groups == 1:
         step = source.best(depth, beams.states, beams.scores, logits, softmax, options.num_beams)
@@ -100,11 +100,11 @@ def _by_groups(
 ) -> Step:
     """A step of diverse beam search by log-probabilities `log_probs [B, M, V]`.
 
-    Group after group, tokens that earlier groups took at a price.
+    Groups are extended one after another; tokens that earlier groups took are penalised.
     """
     batch, _, vocab_size = log_probs.shape
     groups, size = options.num_groups, options.num_beams // options.num_groups
-    unique = depth == source.unique_depth - 1  # From here on a state is as good as its semantic ID.
+    unique = depth == source.unique_depth - 1  # From here on a state determines its semantic ID.
     user = jnp.arange(batch)[:, None]
     times_taken = jnp.zeros((batch, vocab_size), jnp.float32)
     names = jnp.full((batch, 0), NO_NODE)
@@ -119,7 +119,7 @@ def _by_groups(
             beams.scores[:, first:last],
             log_probs[:, first:last] - options.diversity * times_taken[:, None, :],
             Softmax(nothing, nothing, jnp.float32(1.0)),  # They are log-probabilities as they are.
-            # What earlier groups ended with may be repeated: as many more are asked for.
+            # A group may repeat what earlier groups ended with, so it asks for as many more.
             size * (group + 1) if unique else size,
         )
         if unique:
@@ -133,7 +133,7 @@ def _by_groups(
 
 
 def _without(source: Source, step: Step, names: jax.Array, size: int) -> Step:
-    """The best `size` beams of a step that are none of `names [B, n]`."""
+    """The best `size` beams of a step, without the nodes `names [B, n]`."""
     mine = source.names(step.nodes)
     repeated = ((mine[:, :, None] == names[:, None, :]) & (mine != NO_NODE)[:, :, None]).any(-1)
     scores = jnp.where(repeated, -jnp.inf, step.scores)

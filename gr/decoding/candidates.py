@@ -1,4 +1,4 @@
-"""What every decoder returns."""
+"""`Candidates`: what every decoder returns."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ class DecodingError(GrError):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """How likely candidates drawn without replacement were to be drawn (arXiv 1903.06059, section 4).
+    """Inclusion probabilities of candidates drawn without replacement (arXiv 1903.06059, section 4).
 
-    With p the probability of a candidate and q that of being among the candidates, given the threshold, the sum of
-    p / q * f over a user's candidates is an unbiased estimate of the mean of f over all semantic IDs.
+    Let p be the probability of a candidate, and q its probability of being among the candidates, given the threshold.
+    The sum of p / q * f over a user's candidates is an unbiased estimate of the mean of f over all semantic IDs.
     """
 
     threshold: jax.Array  # [B] float32: kappa; -inf where all semantic IDs are candidates.
@@ -39,7 +39,7 @@ class SearchTree:
     tokens: jax.Array  # [B, C] int32: last token; 0 for the root.
     depths: jax.Array  # [B, C] int32.
     log_probs: jax.Array  # [B, C] float32, of the whole prefix.
-    values: jax.Array  # [B, C] float32: V; 0 at depth L - 1, where nothing is decided by it.
+    values: jax.Array  # [B, C] float32: V; 0 at depth L - 1, where it is not used.
     entropies: jax.Array  # [B, C] float32: H, in nats.
     visits: jax.Array  # [B, C] int32: N, prefixes evaluated below.
 
@@ -50,8 +50,8 @@ class Candidates:
     """The semantic IDs decoded for each user, best first, all distinct and all in the trie.
 
     Letters: B users, M beams, L code depth, C the most items that share a semantic ID (1 where all are unique).
-    Where fewer than M valid semantic IDs exist, the rest is marked invalid: token, item -1 and score -inf. Where a
-    number of the model was NaN, nothing is known of the user's ranking: scores are NaN, and no candidate is valid.
+    A user with fewer than M valid semantic IDs has invalid candidates at the end: token and item -1, score -inf. If the
+    model returned NaN for a user, their ranking is unknown: scores are NaN, and no candidate is valid.
     """
 
     tokens: jax.Array  # [B, M, L] int32, of the vocabulary.
@@ -71,7 +71,7 @@ class Candidates:
 
     @property
     def finite(self) -> jax.Array:
-        """Whose candidates the model's numbers were finite for, `[B]` bool; logits of -inf are no fault."""
+        """Users whose candidates rest on finite numbers of the model, `[B]` bool; logits of -inf are allowed."""
         if self.bad_step is None:
             return jnp.ones(self.tokens.shape[0], bool)
         return self.bad_step < 0

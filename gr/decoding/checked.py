@@ -1,4 +1,4 @@
-"""What a backbone returns is checked while a search is traced, so that a wrong shape is one clear error."""
+"""Checks what a backbone returns while a search is traced, so that a wrong shape is one clear error."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def check_methods(backbone: Any, methods: tuple[str, ...] = METHODS) -> None:
 class Checked:
     """A backbone for a search over an index of `vocab_size` tokens; costs nothing once compiled."""
 
-    backbone: Any  # A `Backbone`; of a tree search, a `TreeBackbone`.
+    backbone: Any  # A `Backbone`; for tree searches, a `TreeBackbone`.
     vocab_size: int
     with_hidden: bool = False  # Whether hidden states are needed too.
 
@@ -49,7 +49,7 @@ class Checked:
         """See `Backbone.prefill`.
 
         Raises:
-            DecodingError: for outputs that are none, or a constraint for another number of users.
+            DecodingError: for outputs that violate the protocol, or a constraint for another number of users.
         """
         outputs = self._checked("prefill", self.backbone.prefill(history), None)
         users = len(outputs[0])
@@ -62,7 +62,7 @@ class Checked:
         return outputs
 
     def step(self, tokens: jax.Array, cache: Any) -> tuple:
-        """See `Backbone.step`; raises DecodingError for outputs that are none."""
+        """See `Backbone.step`; raises DecodingError for outputs that violate the protocol."""
         return self._checked("step", self.backbone.step(tokens, cache), tokens.shape)
 
     def reorder(self, cache: Any, parents: jax.Array) -> Any:
@@ -78,7 +78,7 @@ class Checked:
         return self.backbone.assemble(*arguments)
 
     def _checked(self, method: str, outputs: Any, beams: tuple[int, int] | None) -> tuple:
-        """`beams`: the [B, M] to be found in the outputs; None: any [B]."""
+        """Checks outputs for their leading axes `beams`, [B, M]; None: any [B]."""
         if not isinstance(outputs, tuple) or len(outputs) != 3:
             got = (
                 f"a tuple of {len(outputs)}" if isinstance(outputs, tuple) else _described(outputs)
@@ -133,7 +133,7 @@ def _is_floating(array: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """Shape and type of an array, or what else it is."""
+    """Shape and type of an array, or the type of another object."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{list(value.shape)} {value.dtype}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""One call for all decoders that may propose candidates, chosen by a config: beam search, sampling, tree searches."""
+"""One call for every decoder, chosen by a config: beam search, sampling, tree searches."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,17 @@ SEARCHES = (BEAM, SAMPLE, VED, BEST_FIRST)
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig(VedConfig):
-    """Which candidates are proposed, and at what cost; static under `jit`.
+    """Which search proposes candidates, and its budget; static under `jit`.
 
-    All fields but these are those of `VedConfig`. Beam search and sampling look at `name`, `num_candidates` (also their
-    width) and `normalise_over` alone.
+    All other fields are those of `VedConfig`. Beam search and sampling use only `name`, `num_candidates` (also their
+    width) and `normalise_over`.
 
-    Raises `DecodingError` for a field of another type or out of range.
+    Raises `DecodingError` for a field of a wrong type or out of range.
 
     Attributes:
         name: "beam"; "sample": stochastic beam search; "ved" (default): value-guided search as published; "best_first":
             ours.
-        normalise_over: as in `VedConfig`; "" (default): as the caller says.
+        normalise_over: as in `VedConfig`; "" (default): the caller decides.
     """
 
     name: Annotated[str, OneOf(SEARCHES)] = VED
@@ -43,25 +43,25 @@ class SearchConfig(VedConfig):
 
     @property
     def is_tree_search(self) -> bool:
-        """Whether a tree is searched, so that a value head, a budget and the fields of `VedConfig` matter."""
+        """Whether this is a tree search, which uses a value head, a budget and the fields of `VedConfig`."""
         return self.name in (VED, BEST_FIRST)
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> "SearchConfig":
-        """The search of a saved config, also of one from when a field `selection` told both tree searches apart."""
+        """The search of a saved config, also of an older one in which both tree searches had one name."""
         fields = dict(saved)
         if fields.pop("selection", "descent") == BEST_FIRST and fields.get("name", VED) == VED:
             fields["name"] = BEST_FIRST
         return cls(**fields)
 
 
-# What a decoder's name on a command line stands for, besides candidates and budget.
+# The settings behind a decoder's name on the command line; candidates and budget come on top.
 PRESETS = {
     BEAM: SearchConfig(BEAM),
     SAMPLE: SearchConfig(SAMPLE),
     VED: SearchConfig(VED),  # As published.
-    # Ours. What finds the target most often: no token for codes without an alternative, the others in the order of
-    # value and probability.
+    # Ours, with the settings that find the target most often: codes without an alternative cost no token, the others
+    # are tried in order of value and probability.
     BEST_FIRST: SearchConfig(
         BEST_FIRST,
         initial_beams=0,
@@ -90,19 +90,19 @@ def search(
     keep_tree: bool = False,
     keep_beams: bool = False,
 ) -> Candidates:
-    """The candidates of each user by the configured search, with `evaluations` filled in whichever it is.
+    """The candidates of each user by the configured search; `evaluations` is always filled in.
 
     Args:
-        config: which search.
+        config: the search.
         backbone: see `beam_search`; for tree searches see `ved_search`.
-        value_head: guides a tree search; None: V = 0. Other searches do not look at it.
+        value_head: guides a tree search; None: V = 0. Other searches ignore it.
         index: the trie.
         history: see `beam_search`.
-        key: of the random numbers; a beam search has none.
+        key: random key; beam search uses none.
         constraint: see `beam_search`.
         temperature: see `beam_search`.
-        normalise_over: what scores are normalised over, if the config does not say; see `beam_search`. Sampling is
-            always among the children.
+        normalise_over: normalisation of scores, if the config leaves it open; see `beam_search`. Sampling is always
+            among the children.
         keep_beams: whether beam search returns the nodes that were in the beam after each step.
         keep_tree: whether a tree search returns its tree.
 
@@ -130,7 +130,7 @@ def search(
         evaluations = _beam_evaluations(index, count, index.length)
     else:
         found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
-        # One beam more for the threshold; codes that are the only ones are not evaluated.
+        # One more beam for the threshold; codes without an alternative are not evaluated.
         evaluations = _beam_evaluations(index, count + 1, index.layout.unique_depth)
     return dataclasses.replace(
         found, evaluations=jnp.full(len(found.tokens), evaluations, jnp.int32)
@@ -138,5 +138,5 @@ def search(
 
 
 def _beam_evaluations(index: TrieIndex, width: int, length: int) -> jax.Array:
-    """Tokens that so many beams give the model for `length` codes, where no constraint empties them."""
+    """Tokens that `width` beams evaluate for `length` codes, if no constraint empties beams."""
     return jnp.minimum(width, index.node_counts[1:length]).sum()

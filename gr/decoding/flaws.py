@@ -1,4 +1,4 @@
-"""Which users' candidates rest on numbers of the model that are none, and since when."""
+"""Detects NaN and infinite model outputs, per user, with the step at which they first occurred."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gr.decoding.softmax import Softmax
 
 @dataclasses.dataclass(frozen=True)
 class Flaws:
-    """What was wrong; read off the sums that a search needs anyway."""
+    """Flaws of the model's outputs, read off sums that a search computes anyway."""
 
     bad_step: jax.Array  # [B] int32: the first step at which there was NaN or +inf, or -1.
     nan: jax.Array  # [B] bool: whether there was NaN.
@@ -22,11 +22,11 @@ class Flaws:
     def of_steps(
         distributions: list[Softmax], alive: list[jax.Array], steps: Sequence[Any] | None = None
     ) -> "Flaws":
-        """Those in the distributions of each step's beams `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`.
+        """Flaws of each step's distributions, `[B, M_t]` or `[B, 1]`, counted where `alive [B, M_t]`.
 
         `steps` are 0, 1, ... by default; one of them may be `[M_t]`, where beams of several steps stand side by side.
         """
-        # All steps at once: small programs for each of them would cost more than what they do.
+        # All steps at once: a small program for each would cost more than its work.
         steps = range(len(alive)) if steps is None else steps
         steps = [
             jnp.broadcast_to(jnp.asarray(step, jnp.int32), a.shape)
@@ -39,13 +39,13 @@ class Flaws:
 
     @staticmethod
     def of(flawed: jax.Array, nan: jax.Array, steps: jax.Array) -> "Flaws":
-        """From what was found at each of `steps`, `[B, n]` each."""
+        """Flaws from the findings at each of `steps`, `[B, n]` each."""
         none = jnp.iinfo(jnp.int32).max
         first = jnp.where(flawed, steps, none).min(axis=1, initial=none)
         return Flaws(jnp.where(first == none, -1, first), nan.any(axis=1))
 
     def told(self, found: Candidates) -> Candidates:
-        """The candidates, without a ranking where there was NaN."""
+        """The candidates with `bad_step` filled in, and without a ranking where there was NaN."""
         nan = self.nan[:, None]
 
         def unknown(array: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Both draw from the model *on the trie*: behind each prefix the probabilities are normalised over the codes that are
 allowed there. So the probabilities of all semantic IDs add up to 1, and differ from the scores of a beam search,
-which are normalised over the whole vocabulary. A code that is the only one costs nothing and is not evaluated.
+which are normalised over the whole vocabulary. A code without an alternative costs nothing and is not evaluated.
 """
 
 import dataclasses
@@ -39,22 +39,23 @@ def sample_without_replacement(
 
     Stochastic beam search (Kool et al. 2019, arXiv 1903.06059, algorithm 1): a beam search for the largest
     Gumbel-perturbed log-probabilities, where those of a prefix's continuations are drawn so that the largest is the
-    prefix's own. The root's is drawn too, so that the perturbed values are independent and the threshold can be used.
+    prefix's own. The root's value is drawn too, so that the perturbed values are independent and the threshold is
+    valid.
 
     Args:
         backbone: see `beam_search`.
         index: see `beam_search`.
         history: see `beam_search`.
-        num_candidates: G. One beam more is searched, which gives the threshold.
-        key: of the random numbers; the same key gives the same candidates.
-        constraint: see `beam_search`; probabilities are those among what it allows. An `AttributeFilter` may let
-            through prefixes that come to nothing (see `Filter`); they take their share of probability and their
-            places, so that a user may get fewer candidates than there are. An `ItemMask` never does.
+        num_candidates: G. One more beam is searched; it gives the threshold.
+        key: random key; the same key gives the same candidates.
+        constraint: see `beam_search`; probabilities are normalised over what it allows. An `AttributeFilter` may let
+            through prefixes without an allowed item (see `Filter`). These keep their share of the probability and their
+            beams, so a user may get fewer candidates than exist. An `ItemMask` never lets them through.
         temperature: see `beam_search`.
 
     Returns:
-        Candidates with G beams. `scores` are log-probabilities, best first; `draws` tells how likely each was to be
-        among them. A user with fewer than G semantic IDs gets all of them; the rest is not valid.
+        Candidates with G beams. `scores` are log-probabilities, best first; `draws` holds their inclusion
+        probabilities. A user with fewer than G semantic IDs gets all of them; the rest is not valid.
 
     Raises:
         DecodingError: see `beam_search`.
@@ -83,8 +84,8 @@ def sample(
         index: see `beam_search`.
         history: see `beam_search`.
         num_candidates: G.
-        key: of the random numbers.
-        constraint: see `sample_without_replacement`; a draw that comes to nothing is not valid.
+        key: random key.
+        constraint: see `sample_without_replacement`; a draw that ends without an allowed item is not valid.
         temperature: see `beam_search`.
 
     Returns:
@@ -99,7 +100,7 @@ def sample(
 
 
 def _checked(backbone: Backbone, num_candidates: int, temperature: float | None) -> Any:
-    """The temperature as an argument, if the request can be met."""
+    """Checks the request and returns the temperature as an argument of the compiled program."""
     if num_candidates < 1:
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
     check_methods(backbone)
@@ -161,7 +162,7 @@ def _sample_without_replacement(
         above = jax.tree.map(lambda array, p=parent: take_along(array, p), states)
         states = source.descend(depth, above, jnp.where(perturbed > -jnp.inf, token, -1))
         if perturbed.shape[1] > count:
-            # Where a prefix came to nothing, an earlier threshold is the higher one.
+            # Where a prefix had no continuation, an earlier threshold is higher.
             threshold = jnp.maximum(threshold, perturbed[:, count])
         tokens.append(token)
         parents.append(parent)
@@ -229,7 +230,7 @@ def _sample(
         alive.append(log_probs > -jnp.inf)
         noise = gumbel(key, depth + 1, (batch, count, child_log_probs.shape[-1]))
         place = jnp.argmax(child_log_probs + noise, axis=-1)[..., None]
-        # At the root all draws are made from the one distribution.
+        # At the root all draws share one distribution.
         child_tokens, child_log_probs = (
             jnp.broadcast_to(array, noise.shape) for array in (child_tokens, child_log_probs)
         )
@@ -249,7 +250,7 @@ def _sample(
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:
-    """`source.continuations` of states among which some are the same, which a filter does not expect."""
+    """`source.continuations` for states that may repeat, which filters do not expect."""
     alone = jax.tree.map(lambda array: array[:, :, None], states)
     child_tokens, exist = jax.vmap(
         lambda states: source.continuations(depth, states), in_axes=1, out_axes=1

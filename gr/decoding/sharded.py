@@ -39,7 +39,7 @@ def sharded_beam_search(
     """`beam_search` over a sharded index, with the same results.
 
     Every device along `axis` runs the backbone for the same users and searches its own shard; at each step they
-    exchange M proposals a user. Users are split over `batch_axis`.
+    exchange M proposals per user. Users are split over `batch_axis`.
 
     Args:
         backbone: see `beam_search`; replicated.
@@ -54,7 +54,7 @@ def sharded_beam_search(
         **options: length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
 
     Returns:
-        Candidates; `beams` holds names of nodes that differ from those of an unsharded index.
+        Candidates; names of nodes in `beams` differ from those of an unsharded index.
 
     Raises:
         DecodingError: see `beam_search`; also if the mesh is not the index's.
@@ -121,7 +121,7 @@ def _sharded_beam_search(
             replicated,
         ),
         out_specs=by_user,
-        check_vma=False,  # What is equal on all devices along `axis` is so by construction.
+        check_vma=False,  # Values that are equal along `axis` are so by construction.
     )(backbone, index, history, constraints, temperature)
 
 

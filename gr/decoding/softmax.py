@@ -1,4 +1,4 @@
-"""The model's distribution of the next code, as a search uses it: log-probabilities of a few tokens, never of all."""
+"""The model's distribution over the next code; a search computes log-probabilities of few tokens, never of all."""
 
 import dataclasses
 import math
@@ -14,22 +14,22 @@ from gr.decoding.candidates import DecodingError
 VOCABULARY = "vocabulary"
 CHILDREN = "children"
 
-# Stands for log 0 in the gain of a token that may be chosen: still above -inf, which means "no path". The sum of some
-# hundred million of them is no infinity.
+# Stands for log 0 of a token that may be chosen. It is above -inf, which means "no path", and a sum of some hundred
+# million of them is still finite.
 LOWEST = -1e30
 
-# Colder than this, any two logits that differ are already apart as 0 and 1 are, and LOWEST would make ties of them;
-# hotter, the inverse is no normal number.
+# Below the range any two different logits already have probabilities 0 and 1, and LOWEST would turn them into ties.
+# Above it the inverse is no longer a normal number.
 _COLDEST, _HOTTEST = 1e-25, 1e37
 
 
 def as_temperature(temperature: Any) -> Any:
     """A temperature as an argument of a compiled program, so that another value is not another program.
 
-    All numbers share one program. None, which stands for 1, has its own, without a product for every logit.
+    All numbers share one program. None means 1 and has its own, which saves a product for every logit.
 
     Raises:
-        DecodingError: unless it is one number above 0 and finite; of a traced one the value is not known.
+        DecodingError: unless it is one finite number above 0; the value of a traced number is not checked.
     """
     if temperature is None:
         return None
@@ -51,7 +51,7 @@ def as_temperature(temperature: Any) -> Any:
 
 
 def inverse_of(temperature: jax.Array | None) -> jax.Array | None:
-    """What centred logits are multiplied by, `[]` float32; None for a temperature of 1."""
+    """The inverse temperature `[]` float32, a factor of centred logits; None for a temperature of 1."""
     if temperature is None:
         return None
     return 1.0 / jnp.clip(jnp.asarray(temperature, jnp.float32), _COLDEST, _HOTTEST)
@@ -62,8 +62,8 @@ def inverse_of(temperature: jax.Array | None) -> jax.Array | None:
 class Softmax:
     """Distributions of beams `[B, M]`: the logit x of a token gives it `(x - largest) / T - log_total`.
 
-    No log-probability is above 0 or, but for rounding, below LOWEST. A token of logit +inf has probability 1, be there
-    several of them or not; where all logits are -inf, every token is as good as impossible.
+    No log-probability is above 0 or, apart from rounding, below LOWEST. Every token with a logit of +inf has
+    probability 1, even if there are several. If all logits are -inf, every token is as good as impossible.
     """
 
     largest: jax.Array  # [B, M] float32: of the logits that the distribution is over.
@@ -72,12 +72,12 @@ class Softmax:
 
     @property
     def nan(self) -> jax.Array:
-        """Which were made of a NaN, `[B, M]` bool."""
+        """Distributions whose logits held NaN, `[B, M]` bool."""
         return jnp.isnan(self.log_total)
 
     @property
     def flawed(self) -> jax.Array:
-        """Which were made of a NaN or of +inf, `[B, M]` bool."""
+        """Distributions whose logits held NaN or +inf, `[B, M]` bool."""
         return self.nan | (self.largest == jnp.inf)
 
     def of(self, logits: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ class Softmax:
 
 
 def centred(logits: jax.Array, largest: jax.Array, inverse: jax.Array | None) -> jax.Array:
-    """Log-probabilities less that of the largest logit: from 0 down to LOWEST."""
+    """Log-probabilities minus that of the largest logit, in [LOWEST, 0]."""
     below = logits - largest
     if inverse is not None:
         below *= inverse
@@ -98,12 +98,12 @@ def centred(logits: jax.Array, largest: jax.Array, inverse: jax.Array | None) ->
 
 
 def softmax(logits: jax.Array, inverse: jax.Array | None, axis_name: str | None = None) -> Softmax:
-    """The distributions over `logits [B, M, K]` float32, -inf for what is not to be counted.
+    """The distributions over `logits [B, M, K]` float32; entries of -inf do not count.
 
     Args:
-        logits: by which all is decided.
+        logits: see above.
         inverse: 1 / T; None for 1.
-        axis_name: of a mesh over whose devices the logits of a distribution are spread.
+        axis_name: mesh axis over whose devices the logits of a distribution are spread.
     """
     largest = logits.max(axis=-1)
     if axis_name is not None:
@@ -116,6 +116,6 @@ def softmax(logits: jax.Array, inverse: jax.Array | None, axis_name: str | None 
     total = jnp.exp(below).sum(axis=-1)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    # Infinity less infinity is no number: +inf is as good as certain, and where all are -inf, none is likelier.
+    # Infinity minus infinity is NaN: so +inf counts as certain, and if all are -inf, all are equally likely.
     log_total = jnp.where(largest == jnp.inf, 0.0, jnp.log(total))
     return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, log_total), inverse)

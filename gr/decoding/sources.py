@@ -1,4 +1,4 @@
-"""What is searched: one trie, one with recent changes, or one shard of many, behind a few functions."""
+"""What a search runs on: one trie, one with recent changes, or one shard of many, behind one interface."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -20,14 +20,14 @@ from gr.trie.transitions import (
     item_slots,
 )
 
-_MANY = 8  # Levels without a choice: so many are read one by one.
+_MANY = 8  # Up to so many levels without a choice are read one by one.
 
 
 class Source(Protocol):
     """A set of semantic IDs to be searched. Its states are pytrees of arrays `[B, M, ...]`."""
 
     length: int  # L.
-    # From this depth on every state has a single continuation; L if that is not known.
+    # From this depth on every state has a single continuation; L if unknown.
     unique_depth: int
 
     def root(self, batch: int) -> Any:
@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
     def exist(self, states: Any) -> jax.Array:
-        """Which states `[B, M]` there are."""
+        """Which states exist, `[B, M]` bool."""
         ...
 
     def items(self, states: Any) -> jax.Array:
@@ -61,7 +61,7 @@ class Source(Protocol):
     def softmax(
         self, depth: Depth, states: Any, logits: jax.Array, inverse: jax.Array | None
     ) -> Softmax:
-        """The distributions over all continuations, be they allowed or not, by logits `[B, M, V]`."""
+        """The distributions over all continuations, allowed or not, from logits `[B, M, V]`."""
         ...
 
     def names(self, states: Any) -> jax.Array:
@@ -78,25 +78,25 @@ class Listing(Source, Protocol):
     scan_depth: int  # First level kept as a sorted table; L if there is none.
 
     def fan_out(self, depth: int) -> int:
-        """K, how many places `continuations` has."""
+        """K, the number of places that `continuations` returns."""
         ...
 
     def continuations(self, depth: Depth, states: Any) -> tuple[jax.Array, jax.Array]:
-        """Tokens `[B, M, K]` that may follow a user's states, all different ones, and which exist, each token once."""
+        """Tokens `[B, M, K]` that may follow a user's distinct states, each token once, and which of them exist."""
         ...
 
     def sizes(self, depth: Depth, states: Any) -> jax.Array:
-        """How many items, be they allowed or not, there are behind each continuation `[B, M, K]`."""
+        """Number of items behind each continuation, allowed or not, `[B, M, K]`."""
         ...
 
     def descend(self, depth: Depth, states: Any, tokens: jax.Array) -> Any:
-        """The states `[B, M]` behind `tokens [B, M]`, each of them a continuation of its state."""
+        """The states `[B, M]` behind `tokens [B, M]`, each a continuation of its state."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class OneTrie:
-    """A trie as it is, under a constraint or none."""
+    """One trie, with or without a constraint."""
 
     index: TrieIndex
     only: Filter | None
@@ -157,14 +157,14 @@ class OneTrie:
         levels = range(layout.unique_depth, layout.length)
         firsts = [layout.place_in_table(depth) for depth in levels]
         bits = [layout.levels[depth].bits for depth in levels]
-        if len(levels) > _MANY:  # Read all in one go: a part each would be a long program.
+        if len(levels) > _MANY:  # Read all at once: one part per level would make a long program.
             firsts, bits = np.array(firsts, np.int32), np.array(bits, np.int32)
             tokens = jnp.moveaxis(self.index.table.part(slots[..., None], firsts, bits), -1, 0)
         else:
             tokens = jnp.stack(self.index.table.parts(slots, firsts, bits))
         tokens += np.array([[[layout.levels[depth].base]] for depth in levels], np.int32)
         if self.only is not None and layout.unique_depth == layout.scan_depth:
-            # Nodes above the slots may have been let through in vain; a scanned level decides exactly.
+            # A filter may let through nodes above the slots with nothing below; a scanned level decides exactly.
             states = emptied(states, self.only.slots(self.index, slots))
         return states, tokens
 
@@ -194,7 +194,7 @@ class OneTrie:
 
 
 def _no_levels(states: Nodes) -> jax.Array:
-    """The tokens `[0, B, M]` of no levels."""
+    """Empty tokens `[0, B, M]`, for no levels."""
     return jnp.zeros((0, *states.begin.shape), jnp.int32)
 
 
@@ -205,7 +205,7 @@ def _allowed_first(items: jax.Array) -> jax.Array:
 
 
 def emptied(states: Any, keep: jax.Array) -> Any:
-    """The states where `keep`, none elsewhere."""
+    """The states where `keep` holds; empty elsewhere."""
     return jax.tree.map(lambda bound: jnp.where(keep, bound, 0), states)
 
 
@@ -248,7 +248,7 @@ class TwoTries:
         softmax: Softmax,
         width: int,
     ) -> Step:
-        """See `Source.best`. The best of both are among the best of each; what both propose counts once."""
+        """See `Source.best`. Merges the best of both tries; what both propose counts once."""
         base = self.base.best(depth, states[0], before, logits, softmax, width)
         added = self.added.best(depth, states[1], before, logits, softmax, width)
         same = (base.parents[:, :, None] == added.parents[:, None, :]) & (
@@ -277,7 +277,7 @@ class TwoTries:
     def continuations(
         self, depth: Depth, states: tuple[Nodes, Nodes]
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Listing.continuations`. What both tries know is the large one's."""
+        """See `Listing.continuations`. A token that both tries have is listed by the large one."""
         base, in_base = self.base.continuations(depth, states[0])
         added, in_added = self.added.continuations(depth, states[1])
         known = (base[..., None, :] == added[..., :, None]) & in_base[..., None, :]
@@ -325,7 +325,7 @@ class TwoTries:
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
         base, added = states[0].names, states[1].names
-        first = self.base.index.layout.num_names  # Of nodes that only the small trie knows.
+        first = self.base.index.layout.num_names  # Offset of nodes that only `added` has.
         return jnp.where(base != NO_NODE, base, jnp.where(added != NO_NODE, added + first, NO_NODE))
 
 
@@ -347,8 +347,8 @@ def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | T
 class OneShard:
     """One of several tries that share no first token, each on a device of its own along a mesh axis.
 
-    Every device runs the same search; only the states differ: a beam's node exists on the device that has it. Each
-    trie proposes its best children, and all agree on the best of them.
+    Every device runs the same search. Only the states differ: a beam's node exists on one device only. Each trie
+    proposes its best children, and the devices agree on the best of all.
     """
 
     local: OneTrie

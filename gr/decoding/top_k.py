@@ -1,4 +1,4 @@
-"""Exact top-k over many values that come in blocks, in stages, so that little is left to be sorted."""
+"""Exact top-k over many values in blocks, computed in stages so that few values have to be sorted."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
     if k < values.shape[-1]:
         return jax.lax.top_k(values, k)
-    # On a CPU a top-k of everything is a full heap sort, several times slower than leaving one value out.
+    # On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one.
     padded = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
     best, places = jax.lax.top_k(padded, k)
-    return best, jnp.minimum(places, k - 1)  # The padding is only taken in place of another -inf.
+    return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
 
 
 def best_of_blocks(
@@ -28,7 +28,7 @@ def best_of_blocks(
         and place.
     """
     batch, count, size = blocks.shape
-    # The maxima go first: a heap that begins with large values is seldom changed later.
+    # Maxima first: a heap that starts with large values rarely changes later.
     peak = jnp.argmax(blocks, axis=-1).astype(jnp.int32)
     others = jnp.where(jnp.arange(size) == peak[:, :, None], -jnp.inf, blocks)
     values = jnp.concatenate([maxima, jax.lax.collapse(others, 1)], axis=1)

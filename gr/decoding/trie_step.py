@@ -1,4 +1,4 @@
-"""One step of a search on one trie: the best children of all beams, each kind of level on the path that suits it."""
+"""One step of a search on one trie: the best children of all beams, with one algorithm per kind of level."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Step:
     scores: jax.Array  # float32; -inf where there is no beam.
     parents: jax.Array  # int32: the beam before the step that each comes from.
     tokens: jax.Array  # int32.
-    nodes: Any  # `Nodes`, or what else the source calls a state.
+    nodes: Any  # `Nodes`, or another source's states.
 
 
 def best_children(
@@ -52,7 +52,7 @@ def best_children(
 ) -> Step:
     """The best children of all beams of each user, by the score of the parent plus the log-probability of the token.
 
-    Within a beam that order is the order of logits, so that few of them are ever made log-probabilities.
+    Within a beam this is the order of the logits, so only few log-probabilities are computed.
 
     Args:
         index: the trie.
@@ -61,10 +61,10 @@ def best_children(
         before: their scores `[B, M]` float32.
         logits: `[B, M, V]` float32.
         softmax: of the beams.
-        width: most children to be returned for a user; fewer if there cannot be as many.
-        only: what is allowed, if not everything.
+        width: maximum number of children per user; fewer if there cannot be as many.
+        only: the filter of a constraint; None allows everything.
     """
-    # Of a token's score all but its own part.
+    # The part of a token's score that does not depend on the token.
     offset = jnp.where(nodes.exist, before - softmax.log_total, -jnp.inf)
     width = min(width, index.layout.max_nodes(depth + 1))
     kind = index.layout.levels[depth].kind
@@ -83,8 +83,8 @@ def allowed_tokens(
     Args:
         index: the trie.
         depth: depth of `nodes`; static, or `[B, M]` at SCAN levels.
-        nodes: `[B, M]`; a user's nodes are different ones, as a filter may count on.
-        only: what is allowed, if not everything.
+        nodes: `[B, M]`; a user's nodes are distinct; filters rely on it.
+        only: the filter of a constraint; None allows everything.
 
     Returns:
         Tokens `[B, M, K]` int32, in token order, and which exist `[B, M, K]`: each allowed token once.

@@ -1,29 +1,29 @@
 """VED, value-guided efficient decoding: a tree search with a budget (V-STAR; docs/methods.md, section 5).
 
-What costs is giving the model a token: the budget counts that, and every prefix of 1..L - 1 codes in the tree is one.
-The paper leaves several things open; here they are decided as follows.
+The budget counts tokens given to the model; every prefix of 1..L - 1 codes in the tree is one token. The paper leaves
+several details open. We decide them as follows.
 
-* *Complete semantic IDs are free.* A prefix of L - 1 codes, once evaluated, knows the probabilities of all that
-  complete it, so all of them are candidates, as in the last step of a beam search, and such a prefix does not grow.
-* *So are codes without an alternative.* If scores are over a prefix's children, a code that is the only one has
-  probability 1. A continuation behind which there is a single item is therefore a candidate with a known score, and
-  no token is spent on it.
+* *Complete semantic IDs are free.* Evaluating a prefix of L - 1 codes gives the probabilities of all its completions.
+  All of them are candidates, as in the last step of a beam search, and the prefix does not grow.
+* *So are codes without an alternative.* If scores are normalised over a prefix's children, an only child has
+  probability 1. A continuation with a single item behind it is therefore a candidate with a known score, and costs no
+  token.
 * *Where a descent ends.* From the root it goes to the child with the highest U below which something can grow, and
   ends at a prefix that may grow itself and whose own U no such child exceeds.
-* *The gate.* A prefix may grow if codes are left that it was not continued by, and if its G is at least the mean of
-  all evaluated prefixes of its depth. When that leaves a user nothing, any prefix with codes left may grow, so that
-  the budget is not wasted. A user whose trie is exhausted stops early.
+* *The gate.* A prefix may grow if it has untried codes, and if its G is at least the mean of all evaluated prefixes of
+  its depth. If no prefix of a user passes, any prefix with untried codes may grow, so that the budget is not wasted. A
+  user whose trie is exhausted stops early.
 * *Visits.* N(s) is the number of prefixes evaluated below s, those of the beam search included: 0 when s is new.
-* *Sampling.* Each prefix gets Gumbel noise for its codes when it is evaluated, and its codes are tried in the order
-  of perturbed log-probability: this draws from the allowed codes that are left. The noise depends on the key,
-  the user's place in the batch and the prefix's number only. Without noise the most probable code is tried first.
+* *Sampling.* Each prefix gets Gumbel noise for its codes when it is evaluated, and its codes are tried in the order of
+  perturbed log-probability. This samples from the allowed codes without replacement. The noise depends only on the key,
+  the user's place in the batch and the prefix's number. Without noise the most probable code is tried first.
 * *Unfinished paths.* A new prefix has N = 0 and hence the largest bonus; it is not completed out of turn. The beam
   search's prefixes stay in the tree, so that its semantic IDs are candidates in any case.
-* *Several at once.* W descents are made one after another before the model is asked, on the latest visits; only
-  the merits of the last few prefixes are not known yet. W = 1 is the sequential algorithm.
+* *Several at once.* W descents are made one after another before the model is called. Each uses the latest visit
+  counts; only the merits G of the last few prefixes are not known yet. W = 1 is the sequential algorithm.
 
-Besides the published descents ("ved") there is a best-first search ("best_first"), ours. It has no gate and weighs what
-a descent does not look at: how probable the prefix is that would be evaluated, and how many items share it. See
+Besides the published descents ("ved") there is our best-first search ("best_first"). It has no gate. It also weighs the
+probability of the prefix to be evaluated and the number of items that share it, which a descent ignores. See
 `ved_selection.py`.
 """
 
@@ -66,24 +66,24 @@ def ved_search(
 ) -> Candidates:
     """The best semantic IDs found by a value-guided tree search of each user with a budget.
 
-    A beam search begins the tree. Then, until the budget is spent, it grows where G(s) = V(s) + lambda H(s) is high
-    and few visits were made: U(s) = G(s) + beta sqrt(ln(N(root) + 1) / (N(s) + 1)). All users of the batch search in
-    lockstep, W prefixes at a time.
+    A beam search begins the tree. Then, until the budget is spent, it grows where G(s) = V(s) + lambda H(s) is high and
+    visits are few: U(s) = G(s) + beta sqrt(ln(N(root) + 1) / (N(s) + 1)). All users of the batch search in lockstep, W
+    prefixes at a time.
 
     Args:
         backbone: see `beam_search`; also with `latest / assemble`.
         value_head: V of prefixes from the backbone's hidden states; None: V = 0, entropy alone guides.
         index: see `beam_search`.
         history: see `beam_search`.
-        config: where the tree grows, and what it may cost.
-        key: of the random numbers.
+        config: where the tree grows, and its budget.
+        key: random key.
         constraint: see `beam_search`.
         temperature: see `beam_search`; of scores, entropies and sampling.
         keep_tree: whether to return the tree.
 
     Returns:
-        Candidates with G beams, the best complete semantic IDs behind evaluated prefixes, by `scores` as those of
-        `beam_search`; `evaluations`, at most the budget; the `tree` if asked for.
+        Candidates with G beams: the best complete semantic IDs behind evaluated prefixes, ranked by `scores` as in
+        `beam_search`. `evaluations` is at most the budget; `tree` is set if asked for.
 
     Raises:
         DecodingError: see `beam_search`; also if the budget is too small for the initial beams.
@@ -142,14 +142,14 @@ def _ved_search(
 
 
 def _begun(search: Search, tree: Tree) -> Tree:
-    """The tree with the prefixes of a beam search."""
+    """The initial tree: the prefixes of a beam search."""
 
     def longer(depth: Any, tree: Tree, levels: range) -> Tree:
         tree, choice = beam(tree, depth, search.config.initial_beams)
         return _grown(search, tree, choice, levels)
 
     if search.longest > MANY:
-        # A step that looks at all levels takes longer, but one for each of them would be compiled for minutes.
+        # A step over all levels runs longer, but one step per level would take minutes to compile.
         levels = range(search.longest)
         return jax.lax.fori_loop(0, search.longest, lambda d, t: longer(d, t, levels), tree)
     for depth in range(search.longest):
@@ -158,7 +158,7 @@ def _begun(search: Search, tree: Tree) -> Tree:
 
 
 def _flaws(tree: Tree) -> Flaws:
-    """What was wrong with the model's numbers, the shortest prefix first."""
+    """Flaws of the model's outputs, the shortest prefix first."""
     prefixes, exist = tree.prefixes, tree.exist
     return Flaws.of(prefixes.flawed & exist, prefixes.nan & exist, prefixes.depths)
 
@@ -181,7 +181,7 @@ def _root(search: Search) -> Tree:
         outputs=(logits[:, None], hidden[:, None], search.backbone.latest(cache)),
     )
     if config.initial_beams and search.longest:
-        # The beam search takes the most probable ones, and they must have a place.
+        # The beam search takes the most probable children, so they must have a place.
         probable = jnp.where(block.priority > -jnp.inf, block.child_log_probs, -jnp.inf)[:, 0]
         best, places = top_k(probable, min(config.initial_beams, probable.shape[1]))
         user = jnp.arange(len(best))[:, None]
@@ -224,16 +224,16 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
 def _descended(
     search: Search, levels: range, depths: jax.Array, states: Any, tokens: jax.Array
 ) -> Any:
-    """The states behind states of several depths, all of them in the static `levels`."""
+    """The child states of states of several depths, all in the static `levels`."""
     below = [
         search.source.descend(depth, emptied(states, here), tokens)
         for depth, here in each_level(search.source, levels, depths)
     ]
-    return jax.tree.map(lambda *bounds: sum(bounds), *below)  # None but one is not empty.
+    return jax.tree.map(lambda *bounds: sum(bounds), *below)  # Only one of them is not empty.
 
 
 def _complete(search: Search, tree: Tree) -> Candidates:
-    """The best semantic IDs that are known."""
+    """The best complete semantic IDs of the tree."""
     prefixes, source = tree.prefixes, search.source
     count = search.config.num_candidates
     scores = prefixes.log_probs[..., None] + prefixes.child_log_probs

@@ -1,4 +1,4 @@
-"""The one object that holds every setting of a value-guided search."""
+"""`VedConfig`: all settings of a value-guided search."""
 
 import dataclasses
 from typing import Annotated
@@ -13,32 +13,32 @@ BEST_FIRST = "best_first"
 
 @dataclasses.dataclass(frozen=True)
 class VedConfig:
-    """How a value-guided search grows its tree, and what it may cost; static under `jit`.
+    """How a value-guided search grows its tree, and its budget; static under `jit`.
 
-    Raises `DecodingError` for a field of another type or out of range.
+    Raises `DecodingError` for a field of a wrong type or out of range.
 
     Attributes:
         name: which prefixes grow. "ved" (default): descents from the root, as published. "best_first", ours: the codes
             `a` of all prefixes `s` with the highest U(s) + rho log pi(s, a); it needs no initial beams.
-        num_candidates: G, semantic IDs returned for a user. Default 16; 1 or more.
-        budget: most tokens that the model is given for a user, besides the history. Default 64; 0 or more, and at
+        num_candidates: G, semantic IDs returned per user. Default 16; 1 or more.
+        budget: maximum number of tokens given to the model per user, besides the history. Default 64; 0 or more, and at
             least the cost of the initial beams.
-        initial_beams: beams of the search that begins the tree; 0: it begins with the empty prefix. Default 8; 0 or
-            more.
+        initial_beams: beams of the search that starts the tree; 0: the tree starts with the empty prefix. Default 8; 0
+            or more.
         entropy_weight: lambda, of the entropy H in nats. Default 0.1; 0 or more.
-        prior_weight: rho, of log-probabilities. In a descent it is the weight of a prefix's log-probability in G,
-            which the paper does not have. Default 0; 0 or more, and above 0 for "best_first".
+        prior_weight: rho, of log-probabilities. In a descent it weighs a prefix's log-probability in G; the paper has
+            no such term. Default 0; 0 or more, and above 0 for "best_first".
         exploration: beta, of the bonus for few visits. Default 1; 0 or more.
         sampling_temperature: of the draws that decide which of a prefix's codes is tried next; 0: the most probable
             one. Default 1; 0 or more.
         crowding: kappa, ours: a code's priority is lowered by kappa times the logarithm of the number of items behind
-            it. Among many items a prefix's probability is split, and few of them become candidates by it. Default 0;
-            0 or more.
-        width: W, prefixes evaluated at a time; 1 is the sequential algorithm, more make better use of the device.
-            Default 8; 1 or more.
-        normalise_over: what scores are normalised over; see `beam_search`. Over "children", codes without an
-            alternative cost nothing. Entropies and sampling are always among the allowed children. "vocabulary"
-            (default) or "children".
+            it. The probability of a prefix is split among its items, so one with many items yields few good candidates.
+            Default 0; 0 or more.
+        width: W, prefixes evaluated at a time; 1 is the sequential algorithm, more use the device better. Default 8; 1
+            or more.
+        normalise_over: what scores are normalised over; see `beam_search`. "vocabulary" (default) or "children". Over
+            "children", codes without an alternative cost nothing. Entropies and sampling are always over the allowed
+            children.
     """
 
     name: Annotated[str, OneOf((VED, BEST_FIRST))] = VED

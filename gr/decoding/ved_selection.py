@@ -1,4 +1,4 @@
-"""Where the tree of a value-guided search grows: rules that choose prefixes, and which of their children to try."""
+"""Selection rules of a value-guided search: which prefixes grow, and which of their children are tried."""
 
 import dataclasses
 import functools
@@ -12,15 +12,15 @@ from gr.decoding.top_k import split, top_k
 from gr.decoding.ved_config import VedConfig
 from gr.decoding.ved_tree import EMPTY_PREFIX, Tree, rows
 
-MANY = 8  # More levels than these are handled in a loop, or all at once, lest the program grow with them.
-# By so much a prefix may be worse than the mean of its depth: rounding decides nothing.
+MANY = 8  # More levels run in a loop or all at once, to keep the program small.
+# Tolerance below the mean of a depth, so that rounding decides nothing.
 _SLACK = 1e-6
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Children to be tried, `[B, n]` each, those that exist coming first."""
+    """Children to be tried, `[B, n]` each; existing ones come first."""
 
     parents: jax.Array  # int32: numbers of the prefixes that grow.
     places: jax.Array  # int32: which of their children.
@@ -28,9 +28,9 @@ class Choice:
 
 
 def mark_tried(tree: Tree, choice: Choice) -> Tree:
-    """The tree in which these children were tried, each of them a visit of every prefix above it."""
+    """Marks these children as tried; each counts as a visit of every prefix above it."""
     prefixes, user = tree.prefixes, jnp.arange(len(tree.size))[:, None]
-    # What does not exist is written beside the tree.
+    # Children that do not exist are written out of range.
     parents = jnp.where(choice.exist, choice.parents, prefixes.depths.shape[1])
     more = choice.exist.astype(jnp.int32)
     levels = jnp.arange(prefixes.paths.shape[-1])
@@ -61,8 +61,8 @@ def beam(tree: Tree, depth: int | jax.Array, count: int) -> tuple[Tree, Choice]:
 def best_first(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
     """The children `a` of all prefixes `s` with the highest V(s) + lambda H(s) + beta bonus(s) + rho log pi(s, a).
 
-    In place of the child's log-probability stands its priority, with noise and crowding if there are any. V = 0,
-    lambda = beta = 0 leave the search of the most probable prefixes. The W children of a user are chosen at once.
+    The child's priority stands for its log-probability: it includes noise and crowding, if there are any. With V = 0
+    and lambda = beta = 0 this searches the most probable prefixes. The W children of a user are chosen at once.
     """
     prefixes = tree.prefixes
     merit = _merits(tree, config.entropy_weight)
@@ -86,7 +86,7 @@ def _largest(priority: jax.Array, count: int) -> Choice:
 def descent(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
     """Descents from the root by U(s) = G(s) + beta sqrt(ln(N(root) + 1) / (N(s) + 1)), as published.
 
-    W choices a user one after another, each of which sees the visits of those before and tries another child.
+    Each user gets W choices one after another; each sees the visits of those before and tries another child.
 
     Returns:
         The tree in which the children are marked as tried, and the visits counted; and the choice.
@@ -116,16 +116,16 @@ def _descend(
     prefixes, user = tree.prefixes, jnp.arange(len(merit))
     levels = prefixes.paths.shape[-1]
     priority, unexpanded, visits, size = carry
-    # Where growth is allowed; where no prefix is good enough, the budget is not wasted.
+    # Where growth is allowed. If no prefix is good enough, any may grow, so that the budget is not wasted.
     fit = (unexpanded > 0) & gate
     fit = jnp.where(fit.any(axis=1, keepdims=True), fit, unexpanded > 0)
-    # Prefixes with such a one at or below them. Places of a path beyond its depth name the root, which is above.
+    # Prefixes with a growing one at or below them. Path entries beyond the depth name the root, an ancestor anyway.
     below = jnp.zeros_like(fit).at[user[:, None, None], prefixes.paths].max(fit[..., None])
     upper = merit + config.exploration * _bonus(visits)  # U.
 
     def down(_: int, node: jax.Array) -> jax.Array:
         onward = (prefixes.parents == node[:, None]) & below
-        onward = onward.at[:, EMPTY_PREFIX].set(False)  # It is nobody's child.
+        onward = onward.at[:, EMPTY_PREFIX].set(False)  # The root is no child.
         among = jnp.where(onward, upper, -jnp.inf)
         child = jnp.argmax(among, axis=1).astype(jnp.int32)
         stays = fit[user, node] & (upper[user, node] >= among[user, child])
@@ -152,19 +152,19 @@ def _descend(
 
 
 def _merits(tree: Tree, entropy_weight: float, prior_weight: float = 0.0) -> jax.Array:
-    """G `[B, C]`."""
+    """The merits G of all prefixes, `[B, C]`."""
     prefixes = tree.prefixes
     merit = prefixes.values + entropy_weight * prefixes.entropies
     return merit + prior_weight * prefixes.log_probs if prior_weight else merit
 
 
 def _bonus(visits: jax.Array) -> jax.Array:
-    """The exploration bonus of prefixes visited so often, `[B, C]`."""
+    """The exploration bonus of prefixes by their visits, `[B, C]`."""
     return jnp.sqrt(jnp.log(visits[:, :1] + 1.0) / (visits + 1.0))
 
 
 def _means(tree: Tree, merit: jax.Array) -> jax.Array:
-    """For each prefix the mean merit of all of its user's prefixes of its depth, `[B, C]`."""
+    """For each prefix, the mean merit of its user's prefixes at its depth, `[B, C]`."""
 
     def with_depth(depth: int | jax.Array, means: jax.Array) -> jax.Array:
         here = tree.exist & (tree.prefixes.depths == depth)
@@ -176,7 +176,7 @@ def _means(tree: Tree, merit: jax.Array) -> jax.Array:
 
 
 def repeated(step: Callable[[Any, Any], Any], count: int, carry: Any) -> Any:
-    """`carry = step(i, carry)` for i = 0, 1, ..., `count` - 1; a few steps one after another, many in a loop."""
+    """`carry = step(i, carry)` for i = 0, 1, ..., `count` - 1; few steps are unrolled, many run in a loop."""
     if count > MANY:
         return jax.lax.fori_loop(0, count, step, carry)
     for place in range(count):

@@ -18,37 +18,37 @@ from gr.trie.transitions import Depth
 
 
 class ValueHead(Protocol):
-    """What a search knows of a value head; must be a pytree."""
+    """The interface of a value head; must be a pytree."""
 
     def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
         """Values `[...]` of the prefixes of `depths [...]` codes, from the states of their positions.
 
-        `states [..., S, D]`: place t has the state of the prefix of t codes, of which place 0 predicts the first code.
-        Places beyond a prefix's depth hold anything.
+        `states [..., S, D]`: place t holds the state of the prefix of t codes; place 0 predicts the first code. Places
+        beyond a prefix's depth are arbitrary.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What stays the same throughout."""
+    """Everything that stays constant during a search."""
 
     backbone: Checked
     value_head: ValueHead | None
     source: Listing
-    first: tuple  # What `prefill` returned.
+    first: tuple  # The outputs of `prefill`.
     key: jax.Array
     inverse: jax.Array | None  # 1 / T; None for 1.
     config: VedConfig
 
     @property
     def longest(self) -> int:
-        """S = L - 1, codes of the longest prefixes that are evaluated."""
+        """S = L - 1, the length of the longest evaluated prefixes."""
         return self.source.length - 1
 
     @property
     def over_children(self) -> bool:
-        """Whether scores are over a prefix's children, so that a code that is the only one has probability 1."""
+        """Whether scores are normalised over a prefix's children, so that an only child has probability 1."""
         return self.config.normalise_over == CHILDREN
 
     def fan_out(self, levels: range) -> int:
@@ -57,15 +57,15 @@ class Search:
 
     @property
     def root_terminals(self) -> int:
-        """How many of the root's terminal children can be candidates."""
+        """Maximum number of the root's terminal children that become candidates."""
         return self.config.num_candidates if self.over_children and self.longest else 0
 
     @property
     def places(self) -> int:
         """K, places that the tree has for a prefix's children.
 
-        The root may have many children, of which no more can be tried than the budget allows. Those of the longest
-        prefixes are candidates, and each has a place.
+        The root may have many children, but the budget limits how many are tried. Children of the longest prefixes are
+        candidates, so each has a place.
         """
         first = self.source.fan_out(0)
         if self.longest == 0:
@@ -87,11 +87,11 @@ def expanded(
     log_probs: jax.Array,
     outputs: tuple,
 ) -> Prefixes:
-    """New prefixes `[B, n]` with their scores and their children, to be appended to the tree.
+    """Scores and expands new prefixes `[B, n]`, to be appended to the tree.
 
     Args:
         search: the search.
-        levels: the depths there may be among them; static.
+        levels: the depths that may occur among them; static.
         tree: the tree before; None if there is none.
         depths: of the prefixes; like `parents`, `log_probs` `[B, n]`.
         parents: see `Prefixes`.
@@ -99,7 +99,7 @@ def expanded(
         tokens: `[B, n, S]`.
         states: the source's.
         log_probs: see `Prefixes`.
-        outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and what the backbone stores.
+        outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and the backbone's `latest`.
     """
     logits, hidden, stored = outputs
     logits = logits.astype(jnp.float32)
@@ -110,7 +110,7 @@ def expanded(
     values = _values(search, levels, tree, depths, paths, hidden)
     nan = distributions.nan | jnp.isnan(values)
     child_tokens, exist, sizes = _continuations(search, levels, states, depths)
-    exist &= ~nan[..., None]  # Nothing follows where nothing is known.
+    exist &= ~nan[..., None]  # A prefix with NaN has no children.
     lone = search.over_children & (sizes == 1)
     terminal = exist & (lone | (depths == search.longest)[..., None])
     logits = logits_of(logits, child_tokens)
@@ -146,7 +146,7 @@ def expanded(
 
 
 def fitted(search: Search, block: Prefixes) -> Prefixes:
-    """A root with no more children than the tree has places: those of the highest priority, the likeliest terminal."""
+    """Cuts the root's children to the tree's places: those of highest priority, and the likeliest terminal ones."""
     if block.child_tokens.shape[-1] <= search.places:
         return block
     priority, to_try = jax.lax.top_k(block.priority, search.places - search.root_terminals)
@@ -169,7 +169,7 @@ def fitted(search: Search, block: Prefixes) -> Prefixes:
 def _continuations(
     search: Search, levels: range, states: Any, depths: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens `[B, n, K]` that may follow prefixes of several depths, which of them do, and how many items are behind.
+    """Children of prefixes of several depths: tokens `[B, n, K]`, which exist, and their numbers of items.
 
     Numbers of items are 0 where nothing depends on them.
     """
@@ -178,7 +178,7 @@ def _continuations(
     exist = jnp.zeros(shape, bool)
 
     def fit(listed: jax.Array) -> jax.Array:
-        """K places; the prefixes have nothing in those left out."""
+        """Cuts or pads to K places; the places left out are empty."""
         missing = shape[-1] - listed.shape[-1]
         if missing < 0:
             return listed[..., : shape[-1]]
@@ -197,9 +197,9 @@ def _continuations(
 def each_level(
     source: Listing, levels: range, depths: jax.Array
 ) -> Iterator[tuple[Depth, jax.Array]]:
-    """The static `levels` one by one, each with the prefixes `[B, n]` that are at it; many scanned ones all at once.
+    """The static `levels` one by one, each with its prefixes `[B, n]`; many scanned levels all at once.
 
-    One by one no prefix scans more slots than its level has; but every level makes the program longer.
+    One by one, no prefix scans more slots than its level has, but every level makes the program longer.
     """
     first = max(levels.start, source.scan_depth)
     if levels.stop - first <= MANY:
@@ -213,7 +213,7 @@ def each_level(
 def _over_children(
     search: Search, levels: range, states: Any, depths: jax.Array, logits: jax.Array
 ) -> Softmax:
-    """The distributions `[B, n]` over what the trie has behind prefixes of several depths."""
+    """The distributions `[B, n]` over the trie's children of prefixes of several depths."""
     found = Softmax(jnp.zeros(depths.shape), jnp.zeros(depths.shape), search.inverse)
     for depth, here in each_level(search.source, levels, depths):
         mine = search.source.softmax(depth, emptied(states, here), logits, search.inverse)
@@ -224,7 +224,7 @@ def _over_children(
 
 
 def _noise(key: jax.Array, shape: tuple[int, int], tree: Tree | None, fan_out: int) -> jax.Array:
-    """Gumbel variables `[B, n, K]` of the next prefixes; see `prefix_noise`."""
+    """Gumbel noise `[B, n, K]` of the next prefixes; see `prefix_noise`."""
     batch, count = shape
     first = jnp.zeros(batch, jnp.int32) if tree is None else tree.size
     number = first[:, None] + jnp.arange(count, dtype=jnp.int32)
@@ -235,7 +235,7 @@ def _noise(key: jax.Array, shape: tuple[int, int], tree: Tree | None, fan_out: i
 
 
 def prefix_noise(key: jax.Array, user: jax.Array, number: jax.Array, fan_out: int) -> jax.Array:
-    """The Gumbel variables `[K]` of one prefix's codes, by its user's place in the batch and its number."""
+    """Gumbel noise `[K]` of one prefix's codes, keyed by its user's place in the batch and its number."""
     key = jax.random.fold_in(jax.random.fold_in(key, user), number)
     return jax.random.gumbel(key, (fan_out,))
 
@@ -248,10 +248,10 @@ def _values(
     paths: jax.Array,
     hidden: jax.Array,
 ) -> jax.Array:
-    """V `[B, n]` of prefixes with these last hidden states; 0 where they do not grow."""
+    """V `[B, n]` of prefixes with these last hidden states; 0 for prefixes that do not grow."""
     if search.value_head is None or levels.start >= search.longest:
         return jnp.zeros(depths.shape)
-    # Positions behind all of these prefixes need no states: values are causal.
+    # Values are causal: later positions need no states.
     place = jnp.arange(min(levels.stop, search.longest))
     last = place == depths[..., None]
     along = hidden[:, :, None, :]

@@ -1,4 +1,4 @@
-"""The tree of a value-guided search: storage of a fixed size."""
+"""The tree of a value-guided search, in arrays of fixed size."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ EMPTY_PREFIX = 0  # Its number.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """What is kept of each prefix that was evaluated, `[B, C]` or `[B, C, ...]`.
+    """The evaluated prefixes, `[B, C]` or `[B, C, ...]` each.
 
     Letters: L code depth, S = L - 1, the depth of the longest prefixes; K places for a prefix's children.
     """
@@ -27,7 +27,7 @@ class Prefixes:
     log_probs: jax.Array  # Of all its codes.
     values: jax.Array  # V.
     entropies: jax.Array  # H.
-    visits: jax.Array  # int32: N, prefixes below it.
+    visits: jax.Array  # int32: N, evaluated prefixes below it.
     unexpanded: jax.Array  # int32: children that are neither terminal nor in the tree yet.
     child_tokens: jax.Array  # [B, C, K] int32: tokens that may follow.
     child_log_probs: jax.Array  # [B, C, K]: their log-probabilities; -inf where there is none.
@@ -48,7 +48,7 @@ class Tree:
     """All prefixes of all users, each user's numbered as they were evaluated: a parent before its children."""
 
     prefixes: Prefixes
-    size: jax.Array  # [B] int32: how many there are; places behind hold nothing of use.
+    size: jax.Array  # [B] int32: number of prefixes; later places are unused.
 
     @property
     def exist(self) -> jax.Array:
@@ -57,7 +57,7 @@ class Tree:
 
 
 def empty(block: Prefixes, capacity: int, places: int) -> Tree:
-    """A tree without prefixes, with room for `capacity` like those of the block, and for `places` children of each."""
+    """An empty tree with room for `capacity` prefixes like those of the block, and `places` children of each."""
 
     def room(part: jax.Array, fill: Any = 0) -> jax.Array:
         return jnp.full((len(part), capacity, *part.shape[2:]), fill, part.dtype)
@@ -76,7 +76,7 @@ def empty(block: Prefixes, capacity: int, places: int) -> Tree:
 
 
 def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
-    """The tree with a block of prefixes `[B, n]`, those that `exist [B, n]` coming first; there must be room for n.
+    """Appends a block of prefixes `[B, n]`; those that `exist [B, n]` come first. There must be room for n.
 
     The block may have fewer places for children than the tree.
     """

@@ -3,7 +3,7 @@
 * Decode: `decode_targets` runs any search on the targets of a split and returns `Decoded`.
 * Rank: `rankings_of_beams` of a model, `rankings_of_baseline` of a fitted `Ranker`: where each target stands.
   A hit is the target's Semantic ID; the stricter item-level metrics are the keys that begin with `item_`.
-* Measure: `evaluate_with_baselines` makes of rankings one flat dictionary of metrics, with bootstrap intervals.
+* Measure: `evaluate_with_baselines` turns rankings into one flat dictionary of metrics, with bootstrap intervals.
 * Compare: `compare_runs` of several losses and seeds; `compare_searches` at equal budgets of token evaluations:
   accuracy, diversity, cost.
 * Calibrate: `value_calibration` compares a value head's values of prefixes with Monte-Carlo returns.

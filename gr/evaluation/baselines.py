@@ -28,7 +28,7 @@ from gr.evaluation.rankings import (
 )
 from gr.fields import load_own
 
-_CHUNK = 2**20  # Entries of a padded or dense table held at once.
+_CHUNK = 2**20  # Maximum number of entries of a padded or dense table.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,12 @@ class Ranker:
         where the catalogue has no further item to give (or, without `backoff`, none with a score).
 
         Args:
-          histories: whole ones, oldest item first; or rows `[n, T]`, padded on either side.
-          top_k: length of a list.
-          exclude: whether the items of a history are kept out of its list.
+            histories: whole ones, oldest item first; or rows `[n, T]`, padded on either side.
+            top_k: length of a list.
+            exclude: whether the items of a history are kept out of its list.
 
-        Raises `EvaluationError` for histories of other items than the baseline was fitted on.
+        Raises:
+            EvaluationError: for histories of other items than the baseline was fitted on.
         """
         histories, num_items = _as_histories(histories), len(self.popular)
         if top_k < 1 or histories.items.max(initial=NO_ITEM) >= num_items:
@@ -62,7 +63,7 @@ class Ranker:
                 f"expected top_k >= 1, and the {num_items} items that the baseline was fitted on."
             )
         lists = np.empty((len(histories), top_k), dtype=np.int32)
-        # Longest first, so that a chunk is hardly wider than its rows, and a long history stands in a small one.
+        # Longest first, so that chunks need little padding, and those of long histories are small.
         lengths = histories.lengths
         order, start = np.argsort(-lengths, kind="stable"), 0
         while start < len(order):
@@ -76,7 +77,7 @@ class Ranker:
     def _rank_chunk(
         self, histories: np.ndarray, top_k: int, width: int, exclude: bool
     ) -> np.ndarray:
-        # Of `width` different items at most T are in the history, so at least top_k (or all) remain.
+        # At most T of `width` distinct items are in the history, so at least top_k (or all) remain.
         parts = [self.scored(histories, width)]
         if self.backoff:
             popular = self.popular[:width]
@@ -86,16 +87,16 @@ class Ranker:
         items = np.concatenate(parts, axis=1).astype(np.int32)
         keep = first_occurrences(items)
         if exclude:
-            # Every item of the history stands here first, so its later places are not kept either.
+            # Items of the history come first here, so their later places are dropped too.
             keep[:, : histories.shape[1]] = False
         return first_listed(np.where(keep, items, NO_ITEM), top_k)
 
 
 def fit_own_baseline(name: str, splits: Splits) -> Ranker:
-    """The baseline that the user's own function fits.
+    """Fits the user's own baseline.
 
     Args:
-        name: `module:name` of a function `Splits -> Ranker`; only `splits.train` is for it to learn from.
+        name: `module:name` of a function `Splits -> Ranker`; it may learn from `splits.train` only.
         splits: the data.
 
     Raises:
@@ -111,7 +112,7 @@ def fit_own_baseline(name: str, splits: Splits) -> Ranker:
 
 
 def fit_popularity(splits: Splits) -> Ranker:
-    """Ranks items by their number of training interactions, equals by item row."""
+    """Ranks items by their number of training interactions, ties by item row."""
     return Ranker(
         popular=popularity_order(training_counts(splits)),
         scored=lambda histories, width: np.empty((len(histories), 0), dtype=np.int32),
@@ -123,8 +124,8 @@ def fit_markov_chain(splits: Splits, *, backoff: bool = True) -> Ranker:
 
     Transitions are all pairs of consecutive training interactions of a user. Equal counts are
     ordered by popularity (then item row), and items that never followed come last, by popularity.
-    Without `backoff` popularity is not used at all: equal counts are ordered by which transition
-    came first in the log, and the list ends with the items that followed.
+    Without `backoff` popularity is not used at all: equal counts are ordered by which transition came first in the log,
+    and items that never followed are not listed.
     """
     items = splits.sequences.items
     num_items = splits.sequences.num_items
@@ -187,8 +188,8 @@ def tune_item_knn(
 ) -> tuple[Ranker, dict[str, float | int | None]]:
     """The item-kNN with the best item-level NDCG@10 on validation data, and its settings.
 
-    `histories` (as `Ranker.rank` takes them) and `targets [n]` belong to the validation split; of
-    more than `max_users` of them, evenly spaced ones are used.
+    `histories` (as for `Ranker.rank`) and `targets [n]` belong to the validation split. If there are more than
+    `max_users`, evenly spaced ones are used.
     """
     if len(targets) == 0:
         raise EvaluationError(
@@ -204,7 +205,7 @@ def tune_item_knn(
             for recent in recents:
                 ranker = _knn_ranker(similarities, popular, recent)
                 ranks = item_ranks_of_lists(ranker.rank(histories, 10, exclude=exclude), targets)
-                # Of equals the one whose settings are named first.
+                # Ties: the settings that come first.
                 order = (-ndcg(ranks, 10).mean(), neighbours.index(count), place)
                 if best_order is None or order < best_order:
                     settings = {"neighbours": count, "shrinkage": shrinkage, "recent": recent}
@@ -224,20 +225,20 @@ def rankings_of_baseline(
     """Ranks n histories with a baseline, exact at SID level up to `depth`.
 
     Args:
-      ranker: the baseline.
-      histories: as `Ranker.rank` takes them.
-      targets: the item that comes after each, `[n]`.
-      sid_of_item: the SID number of each of N items, equal where items share one, `[N]`.
-      depth: the largest k at which the rankings can be evaluated.
-      exclude: whether the items of a history are kept out of its list. A target that is among them
-        is then a miss, as it is in a model's beams, though an item with its SID may be listed.
+        ranker: the baseline.
+        histories: as for `Ranker.rank`.
+        targets: the item that comes after each, `[n]`.
+        sid_of_item: the SID number of each of N items, equal where items share one, `[N]`.
+        depth: the largest k at which the rankings can be evaluated.
+        exclude: whether the items of a history are kept out of its list. A target in the history is then a miss, as it
+            is in a model's beams, even if another item with its SID is listed.
     """
     histories, targets = _as_histories(histories), np.asarray(targets)
     if targets.shape != (len(histories),):
         raise EvaluationError(
             f"{len(histories)} histories and targets of shape {targets.shape} do not fit: give one target each."
         )
-    width = sid_depth(sid_of_item, depth)  # Wide where many items share a SID, hence in chunks.
+    width = sid_depth(sid_of_item, depth)  # Wide if many items share a SID, hence the chunks.
     step = max(1, _CHUNK // width)
     parts = [
         rankings_of_lists(
@@ -328,7 +329,7 @@ def _knn_ranker(similarities: sparse.csr_array, popular: np.ndarray, recent: int
 
 
 def _slices_of(sizes: np.ndarray) -> list[slice]:
-    """Cuts rows of these sizes `[n]` into stretches of at most about `_CHUNK` in all, or of one row."""
+    """Cuts rows of these sizes `[n]` into slices of at most about `_CHUNK` entries in total, or of one row."""
     after = np.cumsum(sizes)
     cuts = np.flatnonzero(np.diff((after - sizes) // _CHUNK, prepend=-1, append=np.inf))
     return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
@@ -366,7 +367,7 @@ def _pruned_cosines(
     """Shrunk cosines of items `[N, N]`, a matrix for each number of neighbours, the most similar of each row."""
     num_items = item_users.shape[0]
     norms = np.sqrt(item_users.sum(axis=1))
-    # At most so many items share a user with each.
+    # Maximum number of items that share a user with one item.
     reach = np.minimum(item_users @ item_users.sum(axis=0), num_items)
     blocks = [[] for _ in neighbours]
     for rows in _slices_of(reach):
@@ -389,9 +390,9 @@ def _pruned_cosines(
 
 
 def _best_of_rows(rows: np.ndarray, scores: np.ndarray, ties: np.ndarray, count: int) -> np.ndarray:
-    """Where the `count` best entries of each row are, of equal ones the least in `ties`: `[E]`, ... -> bool `[E]`.
+    """Marks the `count` best entries of each row; ties go to the least in `ties`: `[E]`, ... -> bool `[E]`.
 
-    Entries stand in order of their row. Sorting them all would take far longer where one user has most of the items.
+    Entries are ordered by row. Sorting all of them would take far longer if one user has most of the items.
     """
     best = np.ones(len(rows), dtype=bool)
     ends = np.cumsum(np.bincount(rows))

@@ -9,7 +9,7 @@ import numpy as np
 
 from gr.evaluation.rankings import EvaluationError
 
-_CHUNK = 2**22  # Drawn users held at once: 32 MiB of indices.
+_CHUNK = 2**22  # Maximum number of drawn users in memory: 32 MiB of indices.
 
 
 class PairedDifference(NamedTuple):
@@ -37,8 +37,8 @@ def bootstrap_intervals(
 
     All metrics are averaged over the same resampled users.
 
-    Raises `EvaluationError` for values that are empty or not finite, and for a level outside (0,
-    1).
+    Raises:
+        EvaluationError: for values that are empty or not finite, and for a level outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or len(values) == 0 or not np.isfinite(values).all():

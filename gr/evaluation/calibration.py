@@ -11,19 +11,17 @@ from gr.evaluation.rankings import EvaluationError
 class ValueCalibration:
     """Values of prefixes against the Monte-Carlo returns below them, by depth.
 
-    Letters: S depths, of which the first is `first_depth`; Q bins of equally many prefixes, from the
-    lowest values to the highest. A number that is undefined is NaN.
+    Letters: S depths, of which the first is `first_depth`; Q bins with equal numbers of prefixes, from the lowest
+    values to the highest. Undefined numbers are NaN.
     """
 
     first_depth: int
     counts: np.ndarray  # [S] prefixes.
     correlation: np.ndarray  # [S] Spearman's rank correlation, over the prefixes of all users.
-    within_users: (
-        np.ndarray
-    )  # [S] its mean over users, each alone: what a search of one user's tree depends on.
+    within_users: np.ndarray  # [S] its mean over users, computed for each alone, as in a search.
     users: (
         np.ndarray
-    )  # [S] users of that mean: those with two different values and returns or more.
+    )  # [S] users in that mean: those with two or more different values and returns.
     bin_values: np.ndarray  # [S, Q] mean value.
     bin_returns: np.ndarray  # [S, Q] mean return.
     bin_errors: np.ndarray  # [S, Q] standard error of the mean return.
@@ -52,12 +50,12 @@ def value_calibration(
     Args:
         values: V of the candidates' prefixes `[B, G, S]`.
         returns: Monte-Carlo returns below them `[B, G, S]`: `prefix_means` of `monte_carlo_returns`.
-        counted: which prefixes count `[B, G, S]` bool: `distinct_prefixes`; others are ignored.
+        counted: `[B, G, S]` bool, the prefixes that count, from `distinct_prefixes`; others are ignored.
         num_bins: Q; at a depth with fewer prefixes some bins are empty.
         first_depth: depth of the first of the S places; 0 if the root is among them.
 
     Raises:
-        EvaluationError: for shapes that do not fit each other, or numbers that are not finite.
+        EvaluationError: for shapes that do not match, or numbers that are not finite.
     """
     values, returns = np.asarray(values, np.float64), np.asarray(returns, np.float64)
     counted = np.asarray(counted, bool)

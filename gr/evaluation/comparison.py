@@ -1,4 +1,4 @@
-"""Several ways of training, each run with several seeds, compared on the same users.
+"""Compares variants of training, each run with several seeds, on the same users.
 
 Two sources of variance are reported separately. A paired bootstrap over users, of differences averaged over the seeds,
 covers the choice of users with these models fixed. The standard deviation over seeds, and the number of seeds in which
@@ -15,12 +15,12 @@ from gr.evaluation.metrics import hit, ndcg
 from gr.evaluation.rankings import EvaluationError
 
 KS = (3, 5, 10, 20)
-STOP_FACTOR = 50  # In median gaps: validation makes a gap longer, but never by this factor.
+STOP_FACTOR = 50  # In median gaps: validation lengthens a gap, but never by this factor.
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRanks:
-    """Where one run ranks the targets of n users."""
+    """The ranks of one run's targets, for n users."""
 
     targets: np.ndarray  # [n] item rows.
     sid_ranks: np.ndarray  # [n] from 0, or NOT_FOUND.
@@ -28,7 +28,7 @@ class RunRanks:
     num_beams: int
 
     def per_user(self) -> dict[str, np.ndarray]:
-        """`ndcg@k`, `hit@k` and `prefix_recall/t` of every user, `[n]` each; no k beyond the beams."""
+        """`ndcg@k`, `hit@k` and `prefix_recall/t` of every user, `[n]` each; only for k up to the number of beams."""
         values = {}
         for k in KS:
             if k <= self.num_beams:
@@ -50,7 +50,7 @@ class Difference:
 
     @property
     def seeds_ahead(self) -> int:
-        """In how many seeds the variant is above the reference."""
+        """Number of seeds in which the variant is above the reference."""
         return sum(value > 0 for value in self.by_seed.values())
 
 
@@ -152,7 +152,7 @@ def check_comparable(runs: Mapping[str, Mapping[int, RunRanks]]) -> None:
 
 
 def survival(prefix_recall: Sequence[float]) -> list[float]:
-    """Share of the users whose prefix was still there that still have it one code later, `[L]`."""
+    """For each code, share of users keeping the target's prefix in the beam, of those that had it before, `[L]`."""
     before = [1.0, *prefix_recall[:-1]]
     return [now / past if past else 0.0 for now, past in zip(prefix_recall, before, strict=True)]
 
@@ -160,8 +160,8 @@ def survival(prefix_recall: Sequence[float]) -> list[float]:
 def training_seconds(lines: Sequence[Mapping]) -> float:
     """Seconds between the first and the last line of a run's metrics, without the time that the run was stopped.
 
-    A run that was stopped and resumed has a gap between two lines; every gap that is longer than a minute and than
-    `STOP_FACTOR` median gaps counts as one median gap. Validation during training is part of the time.
+    A run that was stopped and resumed has a gap between two lines. A gap longer than a minute and than `STOP_FACTOR`
+    median gaps counts as one median gap. Validation during training is part of the time.
     """
     gaps = np.diff([line["wall_time"] for line in lines])
     if not len(gaps):

@@ -1,4 +1,4 @@
-"""Decodes the targets of a split with any search, in batches, and keeps what the metrics need."""
+"""Decodes the targets of a split with any search, in batches, and keeps the outputs for the metrics."""
 
 import collections
 import dataclasses
@@ -20,22 +20,22 @@ from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, token_log_probs
 from gr.trie import NO_NODE, Catalogue, ExcludeItems, TrieIndex, walk
 
-_MANY = 1024  # Seen items of each user in a whole batch; a power of four.
+_MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What a search finds for each of n targets, in the targets' order."""
+    """The candidates found for each of n targets, in the targets' order."""
 
     items: np.ndarray  # [n, M, C] int32 item rows, best semantic ID first, -1-padded.
     tokens: np.ndarray  # [n, M, L] int32 tokens of the semantic IDs.
     scores: np.ndarray  # [n, M] float32 log-probabilities, -inf where there is no candidate.
     evaluations: np.ndarray  # [n] int32: tokens that the model was given, besides the history.
-    # Of the targets, where they were scored; else None.
+    # Set if the targets were scored; else None.
     log_probs: np.ndarray | None = None  # [n, L] float32: log-probability of each code.
     prefix_hits: np.ndarray | None = (
-        None  # [n, L] bool: prefix in the beam after step t? Of beam search.
+        None  # [n, L] bool: is the prefix in the beam after step t? For beam search only.
     )
 
     @property
@@ -70,15 +70,15 @@ def decode_targets(
     """Decodes every target from its history by any search.
 
     Args:
-        config: which search, and how many candidates M.
+        config: the search, and its number of candidates M.
         model: a backbone; with `score_targets` one that also offers `target_logits`.
         catalogue: the items.
         sequences: the data.
-        targets: what to predict.
+        targets: the targets to predict.
         max_history: most recent items that the model sees.
-        buckets: padded history lengths, or how many of them; the decoder compiles once for each.
+        buckets: padded history lengths, or their number; the decoder compiles once for each.
         value_head: guides VED; None: V = 0.
-        key: of the random numbers; only beam search needs none.
+        key: random key; only beam search needs none.
         score_targets: whether the targets are scored too, in one more pass of the model: `log_probs`, and for beam
             search `prefix_hits`.
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.
@@ -97,7 +97,7 @@ def decode_targets(
     temperature = as_temperature(temperature)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
-        # The first row of a batch is real, so its number tells the batches apart.
+        # The first row of a batch is real, so its number identifies the batch.
         of_batch = None if key is None else jax.random.fold_in(key, int(batch["rows"][0]))
         return _decode(
             model,
@@ -137,11 +137,11 @@ def decoded_by_target(
 ) -> Any:
     """Runs `decode(batch, excluded)` on batches; its arrays `[B, ...]` become `[n, ...]`, in the targets' order.
 
-    Batches are those of `evaluation_batches`, `excluded` the items that their users have seen; users who have seen
-    very many are in smaller batches. `decode` returns a pytree of arrays and `Candidates.bad_step`, which is checked.
-    The other arguments are those of `decode_targets`.
+    Batches are those of `evaluation_batches`; `excluded` holds the items that their users have seen. Users who have
+    seen very many items are in smaller batches. `decode` returns a pytree of arrays, and `Candidates.bad_step`, which
+    is checked. The other arguments are those of `decode_targets`.
     """
-    # Resolved here, for the same buckets in batches of any size; it also checks the targets.
+    # Resolved here, so that batches of all sizes have the same buckets; this also checks the targets.
     lengths = target_examples(sequences, targets, max_history).lengths
     shape = {"max_history": max_history, "buckets": resolve_buckets(buckets, lengths, max_history)}
     seen = Histories.of(sequences, targets) if exclude_seen else None
@@ -154,7 +154,7 @@ def decoded_by_target(
             excluded = None if seen is None else ExcludeItems(distinct_items(seen[users]))
             yield rows, decode(batch, excluded)
 
-    whole = None  # What `decode` returns, of all targets.
+    whole = None  # The results of `decode` for all targets.
     with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
         for rows, (found, bad_step) in fetched(decoded()):
             if whole is None:
@@ -172,7 +172,7 @@ def decoded_by_target(
 def _batches(
     sequences: Sequences, targets: Targets, seen: Histories | None, *, batch_size: int, **shape: Any
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`evaluation_batches`, of a quarter of the users for every four times `_MANY` items that these have seen."""
+    """`evaluation_batches` with fewer users for long seen lists: a quarter for each factor of four above `_MANY`."""
     quartered = np.zeros(len(targets), int)
     if seen is not None:
         long = np.flatnonzero(seen.lengths > _MANY)
@@ -188,9 +188,9 @@ def _batches(
 
 
 def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
-    """Results on the host, in order; each is waited for when `ahead` further ones are queued on the device.
+    """Fetches results to the host, in order; waits for each when `ahead` further ones are queued on the device.
 
-    So the device has work while the host waits and holds few results at once, and progress counts what is done.
+    So the device always has work, holds few results at once, and the progress bar counts finished results.
     """
     queue = collections.deque()
     for result in results:
@@ -202,9 +202,9 @@ def fetched(results: Iterable[Any], *, ahead: int = 2) -> Iterator[Any]:
 
 
 def distinct_items(histories: Histories) -> np.ndarray:
-    """The different items of each history, `[n, S]` int32, -1-padded.
+    """The distinct items of each history, `[n, S]` int32, -1-padded.
 
-    S is 64 or a power of four from 1,024 on, for few widths, since each is compiled anew.
+    S is 64 or a power of four from 1,024 on: few widths, since each is compiled anew.
     """
     sets = [
         np.unique(histories.items[start:stop])
@@ -246,7 +246,7 @@ def _decode(
     config: SearchConfig,
     normalise_over: str,
 ) -> tuple[Decoded, jax.Array]:
-    """What is found for a batch, as `Decoded` of arrays on the device, and `Candidates.bad_step`."""
+    """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`."""
     history = catalogue.tokens[history]
     found = search(
         config,
@@ -269,7 +269,7 @@ def _decode(
         log_probs = masked_token_log_probs(logits, target, catalogue.index, temperature)
     else:
         log_probs = token_log_probs(logits, target, temperature)
-        # The target's prefixes need not have been in the beam.
+        # The target's prefixes may not have been in the beam.
         flawed = ~(logits < jnp.inf).all(axis=-1)
         bad_step = jnp.where((bad_step < 0) & flawed.any(-1), flawed.argmax(-1), bad_step)
     hits = prefix_hits(catalogue.index, found, target) if found.beams else None

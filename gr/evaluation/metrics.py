@@ -1,4 +1,4 @@
-"""Ranking metrics: per user, of all users' lists together, and all of a ranker as one flat dictionary.
+"""Ranking metrics: per user, over all lists, and all metrics of a ranker as one flat dictionary.
 
 Ranks start at 0, and a target that was not found (a negative rank) is a miss at every k. `evaluate_rankings` and
 `evaluate_with_baselines` return the dictionary that a run writes and a report reads.
@@ -31,7 +31,7 @@ def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def coverage(items: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue of N items that stands in at least one list `[n, k]`."""
+    """Share of the catalogue of N items that occurs in at least one list `[n, k]`."""
     return float(np.count_nonzero(recommendation_counts(items, num_items)) / num_items)
 
 
@@ -62,14 +62,15 @@ def novelty(items: np.ndarray, train_counts: np.ndarray) -> float:
 
 
 def recommendation_counts(items: np.ndarray, num_items: int) -> np.ndarray:
-    """How often each item stands in the lists `[n, k]`, padding left out -> `[N]` int64."""
+    """How often each item occurs in the lists `[n, k]`, without padding -> `[N]` int64."""
     return np.bincount(items[items >= 0], minlength=num_items)
 
 
 def user_metrics(rankings: Rankings, ks: Sequence[int] = KS) -> dict[str, np.ndarray]:
     """Ranking metrics of every user: `hit@k`, ... by SID, `item_hit@k`, ... by item, each `[n]`.
 
-    Raises `EvaluationError` if there are no users, or a k is beyond the depth of the rankings.
+    Raises:
+        EvaluationError: if there are no users, or a k is beyond the depth of the rankings.
     """
     if len(rankings) == 0:
         raise EvaluationError("there are no users to evaluate: the split is empty; choose another.")
@@ -99,26 +100,30 @@ def evaluate_rankings(
     """All metrics of one ranker on one split, as a flat dictionary of JSON values.
 
     Args:
-      rankings: where the targets of n users stand.
-      train_counts: training interactions of each item, `[N]`.
-      ks: cut-offs.
-      num_resamples: resamples of users for the intervals.
-      level: confidence level of the intervals.
-      seed: seed of the resampling.
+        rankings: where the targets of n users stand.
+        train_counts: training interactions of each item, `[N]`.
+        ks: cut-offs.
+        num_resamples: resamples of users for the intervals.
+        level: confidence level of the intervals.
+        seed: seed of the resampling.
 
     Returns:
-      `users`; if the rankings know of seen targets, `targets_seen`, how many of the users' targets
-      are in their histories, their share `targets_seen_share`, and `targets_impossible`, how many
-      can never be hit because histories were kept out of the lists; `targets_outside`, how many
-      targets are none of the N items;
-      `hit@k`, `ndcg@k`, `mrr@k` (a hit is the target's SID) and `item_hit@k`, ... (the
-      target itself), means over users; `coverage@k`, `gini@k`, `novelty@k` of the top-k items;
-      `candidates`, valid candidates a user, and `duplicate_share` of them; for the targets in each
-      slice of the catalogue `head/users`, `head/hit@k`, `head/ndcg@k`, and so for `torso` and
-      `tail` (a slice without users has only `.../users`); and `intervals`, which maps each of the
-      means over all users to `[low, high]`.
+        A dictionary with the entries
 
-    Raises `EvaluationError` if there are no users, or a k is beyond the depth of the rankings.
+        * `users`: number of users;
+        * `targets_seen`, `targets_seen_share`: targets that are in their user's history, if the rankings know them;
+        * `targets_impossible`: how many of these can never be hit, because histories were kept out of the lists;
+        * `targets_outside`: targets that are none of the N items;
+        * `hit@k`, `ndcg@k`, `mrr@k`: means over users, where a hit is the target's SID;
+        * `item_hit@k`, ...: the same, where a hit is the target itself;
+        * `coverage@k`, `gini@k`, `novelty@k`: of the top-k items;
+        * `candidates`, `duplicate_share`: valid candidates per user, and the share of duplicates among them;
+        * `head/users`, `head/hit@k`, `head/ndcg@k`: for the targets in this slice of the catalogue, and so for `torso`
+          and `tail`; a slice without users has only `.../users`;
+        * `intervals`: maps each of the means over all users to `[low, high]`.
+
+    Raises:
+        EvaluationError: if there are no users, or a k is beyond the depth of the rankings.
     """
     per_user = user_metrics(rankings, ks)
     values = np.stack(list(per_user.values()), axis=1)
@@ -140,12 +145,14 @@ def evaluate_with_baselines(
 ) -> dict:
     """The metrics of a model, of each baseline, and the paired differences between them.
 
-    Returns the dictionary of `evaluate_rankings` for the model, with two further entries:
-    `baselines`, the same dictionary for each baseline by name, and `differences`, which maps each
-    baseline and each mean over users to `[model - baseline, low, high]`, resampled over users.
+    Returns:
+        The dictionary of `evaluate_rankings` for the model, with two further entries: `baselines`, the same dictionary
+        for each baseline by name, and `differences`, which maps each baseline and each mean over users to `[model -
+        baseline, low, high]`, resampled over users.
 
-    Raises `EvaluationError` where a baseline was not evaluated on the targets of the model, or not
-    under its rule: with the items of histories kept out of the lists, or not.
+    Raises:
+        EvaluationError: where a baseline was not evaluated on the targets of the model, or not under its rule: with the
+            items of histories kept out of the lists, or not.
     """
     for name, rankings in baselines.items():
         rules = {rankings.exclude, model.exclude} - {None}

@@ -1,4 +1,4 @@
-"""How popular items are in training, and the catalogue's head, torso and tail."""
+"""Item popularity in training, and the catalogue's head, torso and tail."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def training_counts(splits: Splits) -> np.ndarray:
 
 
 def popularity_order(train_counts: np.ndarray) -> np.ndarray:
-    """Item rows from the most to the least popular, equals by item row: `[N]` -> `[N]` int32."""
+    """Item rows from the most to the least popular, ties by item row: `[N]` -> `[N]` int32."""
     return np.argsort(-train_counts, kind="stable").astype(np.int32)
 
 

@@ -1,9 +1,9 @@
-"""Where a target stands in a ranked list, by its Semantic ID and by the item itself.
+"""The rank of a target in a list, by its Semantic ID and by the item itself.
 
 A model ranks beams: `[n, M, C]` item rows, best beam first, where one beam is one Semantic ID (SID)
 and its C columns hold the items that share it, padded with -1; a beam without an item is invalid. A
-baseline ranks items: `[n, k]` item rows, padded with -1. Both end as `Rankings`, so that metrics
-treat them alike. A target outside the ranked catalogue is a miss.
+baseline ranks items: `[n, k]` item rows, padded with -1. Both become `Rankings`, so that metrics treat them alike. A
+target outside the ranked catalogue is a miss.
 """
 
 import dataclasses
@@ -17,21 +17,19 @@ NOT_FOUND = -1  # The rank of a target that its list does not hold.
 
 
 class EvaluationError(GrError):
-    """Raised for what cannot be evaluated; the message names the field and the remedy."""
+    """Raised for an evaluation that is not possible; the message names the field and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rankings:
-    """A ranked list for each of n targets, and where the target stands in it (from 0)."""
+    """A ranked list for each of n targets, and the target's rank in it (from 0)."""
 
     targets: np.ndarray  # [n] int32 item rows.
     sid_ranks: np.ndarray  # [n] distinct SIDs above the target's SID, or NOT_FOUND.
     item_ranks: np.ndarray  # [n] items above the target, or NOT_FOUND.
     items: np.ndarray  # [n, depth] int32 best items, padded with NO_ITEM.
-    candidates: (
-        np.ndarray
-    )  # [n] valid candidates that were listed: beams of a model, items of a baseline.
-    duplicates: np.ndarray  # [n] candidates that already stood above in the same list.
+    candidates: np.ndarray  # [n] number of valid candidates: beams of a model, items of a baseline.
+    duplicates: np.ndarray  # [n] number of candidates that repeat an earlier one in the list.
     seen: np.ndarray | None = None  # [n] bool: is the target in its history? None: unknown.
     # Whether items of a history were kept out of its list; a seen target is then never hit. None: unknown.
     exclude: bool | None = None
@@ -56,14 +54,14 @@ def rankings_of_beams(
     """Rankings of a model from its beams, best first.
 
     Args:
-      beams: item rows, `[n, M, C]`.
-      targets: item rows, `[n]`.
-      depth: the largest k at which the rankings can be evaluated.
-      seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: unknown.
-      exclude: whether the search kept items of the histories out; None: unknown.
+        beams: item rows, `[n, M, C]`.
+        targets: item rows, `[n]`.
+        depth: the largest k at which the rankings can be evaluated.
+        seen: whether each target is in its user's history, `[n]` (`Histories.hold`); None: unknown.
+        exclude: whether the search kept items of the histories out; None: unknown.
 
-    Raises `EvaluationError` if there are fewer beams than `depth`: a Hit@k of a shorter list would
-    be understated.
+    Raises:
+        EvaluationError: if there are fewer beams than `depth`: a Hit@k of a shorter list would be understated.
     """
     beams, targets = _checked(beams, targets, ndim=3, depth=depth)
     if seen is not None and np.shape(seen) != targets.shape:
@@ -96,7 +94,7 @@ def rankings_of_lists(
     """Rankings of a baseline from its lists `[n, k]`, targets `[n]` and items' SID numbers `[N]`.
 
     `k` must be at least `sid_depth(sid_of_item, depth)`, or N, for the SID-level ranks to be exact;
-    else `EvaluationError`, and so for a list with an item that the N lack.
+    else `EvaluationError`, as for a list with an item outside the N items.
     """
     items, targets = _checked(items, targets, ndim=2, depth=depth)
     needed = min(sid_depth(sid_of_item, depth), len(sid_of_item))
@@ -117,7 +115,7 @@ def rankings_of_lists(
 
 
 def sid_depth(sid_of_item: np.ndarray, depth: int) -> int:
-    """How many items a list needs so that it surely holds `depth` distinct SIDs (or every item)."""
+    """Number of items that a list needs to hold at least `depth` distinct SIDs (or every item)."""
     sizes = np.sort(np.unique(sid_of_item, return_counts=True)[1])[::-1]
     return max(depth, int(sizes[:depth].sum()))
 
@@ -149,7 +147,7 @@ def sid_ranks_of_lists(
     """Distinct SIDs above the first item that has the target's SID: `[n, k]`, `[n]` -> `[n]`.
 
     `sid_of_item [N]` numbers the SIDs, in any order: items have the same number if and only if they
-    share a SID. Raises `EvaluationError` for a list with an item that the N lack.
+    share a SID. Raises `EvaluationError` for a list with an item outside the N items.
     """
     items, targets = _checked(items, targets, ndim=2)
     sid_of_item, num_items = np.asarray(sid_of_item), len(sid_of_item)
@@ -159,7 +157,7 @@ def sid_ranks_of_lists(
             "rank the items of the catalogue that sid_of_item is of."
         )
     listed, known = items >= 0, inside_catalogue(targets, num_items)
-    # A last entry, which nothing that is listed has, stands for all that is no item of the catalogue.
+    # A last entry, different from all SIDs, stands for items outside the catalogue.
     sids = np.append(np.unique(sid_of_item, return_inverse=True)[1].ravel(), NO_ITEM)
     of_lists = sids[np.where(listed, items, num_items)]
     hits = listed & (of_lists == sids[np.where(known, targets, num_items)][:, None])
@@ -183,7 +181,7 @@ def first_listed(items: np.ndarray, k: int) -> np.ndarray:
 
 
 def first_occurrences(values: np.ndarray) -> np.ndarray:
-    """True where a value stands for the first time in its row: `[n, W]` -> bool `[n, W]`."""
+    """True where a value occurs for the first time in its row: `[n, W]` -> bool `[n, W]`."""
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
     new = np.ones(values.shape, dtype=bool)
@@ -216,7 +214,7 @@ def _widened(items: np.ndarray, k: int) -> np.ndarray:
 def _checked(
     items: np.ndarray, targets: np.ndarray, *, ndim: int, depth: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as signed integers; `EvaluationError` for what is none, and for shapes that do not fit."""
+    """Both as signed integers; `EvaluationError` for other types, and for shapes that do not match."""
     items, targets = np.asarray(items), np.asarray(targets)
     if items.ndim != ndim or targets.shape != (len(items),):
         raise EvaluationError(

@@ -11,24 +11,20 @@ from gr.evaluation.decode import Decoded
 from gr.evaluation.metrics import coverage, hit, ndcg
 from gr.evaluation.rankings import EvaluationError, sid_ranks, top_items
 
-_ROUNDS = (
-    6  # VED chooses the next prefixes by those that it has evaluated, so it needs several rounds.
-)
-_KNOWN = (
-    16  # VED returns this many times the candidates that count, to measure what else it has found.
-)
+_ROUNDS = 6  # VED chooses prefixes by those already evaluated, so it needs several rounds.
+_KNOWN = 16  # VED returns so many times the counted candidates, to measure what else it found.
 
 
 def equal_budget(search: SearchConfig, budget: int, code_length: int) -> SearchConfig:
     """The search with at most `budget` tokens a user to spend on semantic IDs of L codes.
 
-    A beam search evaluates L - 1 tokens a beam, so it has M = budget // (L - 1) beams. Sampling draws M as well, one of
-    which gives the threshold and no candidate. VED returns M candidates and evaluates at most a sixth of its budget at
-    once.
+    A beam search evaluates L - 1 tokens per beam, so it has M = budget // (L - 1) beams. Sampling draws M as well; one
+    of them gives the threshold instead of a candidate. VED returns M candidates and evaluates at most a sixth of its
+    budget at once.
 
     Args:
-        search: all other settings, such as one of `PRESETS`.
-        budget: tokens a user.
+        search: the other settings, such as one of `PRESETS`.
+        budget: tokens per user.
         code_length: L.
 
     Raises:
@@ -62,17 +58,17 @@ def compare_searches(
     """The metrics of every search at every budget.
 
     Args:
-        run: decodes the same targets by the given search; see `decode_targets`.
-        budgets: in tokens a user.
+        run: a function that decodes the targets with the given search; see `decode_targets`.
+        budgets: tokens per user.
         code_length: L.
         targets: the users' item rows `[n]`.
         num_items: N.
         k: cut-off.
-        searches: what to compare, by name.
+        searches: the searches to compare, by name.
 
     Returns:
         A dictionary of JSON values for each search and budget:
-        `decoder`, its name; `budget`; `candidates`, the number for each user; the metrics of `search_metrics`;
+        `decoder`, its name; `budget`; `candidates`, the number per user; the metrics of `search_metrics`;
         and, if there is a search "beam", `recall_minus_beam`: recall minus beam search's recall at the same budget,
         paired by user, with its 95% interval `low`, `high`.
 
@@ -115,18 +111,18 @@ def search_metrics(
     A hit is the target's semantic ID. A search with fewer than k candidates is evaluated at their number.
 
     Args:
-        found: what was found.
+        found: the candidates.
         targets: the users' item rows `[n]`.
         num_items: N.
-        candidates: how many of the semantic IDs found count as candidates, best first; None: all.
+        candidates: number of semantic IDs that count as candidates, best first; None: all.
         k: cut-off.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
 
     Returns:
-        `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (among all that was found),
-        means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `recall_at`, Hit among
-        the first 8, 16, 32, ... found; `coverage@k`, share of the N items in any top k; `diversity@k`, see
-        `pairwise_difference`; and `evaluations`, mean tokens a user.
+        `users`; `hit@k`, `ndcg@k`, `recall` (Hit among all candidates) and `known_recall` (Hit among all semantic IDs
+        found), means over users, with their 95% `intervals`; `known`, mean number of semantic IDs found; `recall_at`,
+        Hit among the first 8, 16, 32, ... found; `coverage@k`, share of the N items in any top k; `diversity@k`, see
+        `pairwise_difference`; and `evaluations`, mean tokens per user.
     """
     ranks = sid_ranks(found.items, targets)
     count = found.items.shape[1] if candidates is None else candidates
@@ -158,7 +154,7 @@ def pairwise_difference(tokens: np.ndarray, valid: np.ndarray) -> float | None:
     """Share of codes in which two candidates of a user differ: mean over pairs, then over users.
 
     Unlike the number of distinct codes it does not grow with the number of candidates. Tokens `[n, G, L]`, valid
-    `[n, G]`; users with fewer than two candidates do not count, and if there are no others it is None.
+    `[n, G]`; users with fewer than two candidates do not count. None if there are no other users.
     """
     differ = (tokens[:, :, None] != tokens[:, None, :]).mean(axis=-1)
     pairs = valid[:, :, None] & valid[:, None, :] & ~np.eye(tokens.shape[1], dtype=bool)

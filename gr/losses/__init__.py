@@ -1,8 +1,9 @@
-"""Losses as pure functions of arrays: each returns what is minimised, most of them with metrics.
+"""Losses as pure functions of arrays; most return the loss and metrics.
 
-`cross_entropy` of tokens, over the vocabulary or (MSL) among what the trie allows; prefix losses and weights of APAO;
-rewards, advantages and policy losses of reinforcement learning (GRPO, Sibling-GRPO, TEMPO, CPPO); dense rewards,
-targets and loss of the value head (V-STAR).
+* Tokens: `cross_entropy`, normalised over the vocabulary or, for the masked softmax loss (MSL), over the trie.
+* Prefixes: losses and weights of APAO.
+* Policy: advantages and losses of reinforcement learning (GRPO, Sibling-GRPO, TEMPO, CPPO).
+* Value head: dense rewards, targets and loss (V-STAR).
 """
 
 from gr.losses.advantages import (

@@ -13,11 +13,11 @@ EPSILON = 1e-4  # Added to standard deviations: GRPO's value in TRL and MiniOneR
 def grpo_advantages(rewards: jax.Array, valid: jax.Array | None = None) -> jax.Array:
     """`A_i = (R_i - mean) / (std + 1e-4)` in each user's group (GRPO, arXiv 2402.03300, section 4.1.2).
 
-    The standard deviation is the sample's (divisor n - 1), that of `torch.std` in TRL and MiniOneRec; unlike there, a
-    group of one gets 0, not NaN.
+    The standard deviation is the sample's (divisor n - 1), as `torch.std` in TRL and MiniOneRec. Unlike there, a group
+    of one gets 0, not NaN.
 
     Args:
-        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        rewards: `[B, G]`; values at invalid candidates, even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
@@ -37,14 +37,14 @@ def sibling_advantages(
 ) -> jax.Array:
     """How much better a code is than its siblings (Sibling-GRPO: V-STAR, arXiv 2602.10699, section 4.3, eq. 15-18).
 
-    A child's score is the mean reward of the candidates that run through it; its advantage is (score - mean) /
-    (std + 1e-4), over the distinct children of its parent, each counted once however many candidates it has. The
-    standard deviation is the population's (divisor n), as in the published code: of two siblings with different
-    scores one gets about 1, the other about -1.
+    A child's score is the mean reward of the candidates that run through it; its advantage is (score - mean) / (std +
+    1e-4) over the distinct children of its parent. Each child counts once, whatever its number of candidates. The
+    standard deviation is the population's (divisor n), as in the published code: of two siblings with different scores
+    one gets about 1, the other about -1.
 
     Args:
         codes: `[B, G, L]`.
-        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        rewards: `[B, G]`; values at invalid candidates, even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
@@ -54,7 +54,7 @@ def sibling_advantages(
     shared = shared_prefixes(codes, valid)
     scores = _prefix_values(shared, rewards)[..., 1:]
     parents, once, children = _siblings(shared)
-    # Sums over a parent's children are sums over its candidates, those of one child having weights of sum 1.
+    # Sums over a parent's children are computed over its candidates; the weights of one child's candidates add up to 1.
     mean = sum_over_group(parents, once * scores) / jnp.maximum(children, 1.0)
     deviation = scores - mean
     share = parents * (once / jnp.maximum(children, 1.0))[:, None]
@@ -64,17 +64,17 @@ def sibling_advantages(
 
 
 def sibling_weights(codes: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """By how much a candidate's code counts, so that each child of a branching prefix counts once in all.
+    """Weights of candidates' codes such that each child of a branching prefix counts once in total.
 
-    It is 1 / (the number of candidates that run through the child): they share the code's probability, so their mean
-    is the child's own term. 0 where the parent has one child, and for invalid candidates.
+    The weight is 1 / (number of candidates that run through the child). These share the code's probability, so their
+    mean is the child's own term. It is 0 where the parent has one child, and for invalid candidates.
 
     Args:
         codes: `[B, G, L]`.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
-        `[B, G, L]` float32; of a user's weights the sum is the number of the tree's nodes that have siblings.
+        `[B, G, L]` float32; a user's weights add up to the number of the tree's nodes that have siblings.
     """
     _, once, children = _siblings(shared_prefixes(codes, valid))
     return jnp.where(children > 1, once, 0.0)
@@ -86,12 +86,12 @@ def tempo_advantages(
     """GRPO's advantage plus the change of value at each code (TEMPO with prefix-to-tree values, arXiv 2509.18314).
 
     The value `V(s)` of a prefix is the mean reward of the candidates that begin with it; choosing code t + 1 adds the
-    temporal difference `V(s_{t+1}) - V(s_t)`, in units of the reward. Where the prefix does not branch the candidates
-    below are the same, and the difference is 0.
+    temporal difference `V(s_{t+1}) - V(s_t)`, in units of the reward. Where the prefix does not branch, the difference
+    is 0.
 
     Args:
         codes: `[B, G, L]`.
-        rewards: `[B, G]`; what stands at invalid candidates, even NaN, has no influence.
+        rewards: `[B, G]`; values at invalid candidates, even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
@@ -111,7 +111,7 @@ def distinct_candidates(codes: jax.Array, valid: jax.Array | None = None) -> jax
 def shared_prefixes(codes: jax.Array, valid: jax.Array | None) -> jax.Array:
     """Which candidates have which prefix in common, `[B, G, G, L + 1]` float32 of 0 and 1, for prefixes of 0..L codes.
 
-    By comparison of all pairs: G is some dozens, and sorting would cost more.
+    Compares all pairs: for G of some dozens this is cheaper than sorting.
     """
     valid = jnp.ones(codes.shape[:2], bool) if valid is None else valid
     both = (valid[:, :, None] & valid[:, None, :])[..., None]
@@ -127,10 +127,10 @@ def _prefix_values(shared: jax.Array, rewards: jax.Array) -> jax.Array:
 
 
 def _siblings(shared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For each code: who shares its parent `[B, G, G, L]`, its weight among those, how many children there are.
+    """For each code: who shares its parent `[B, G, G, L]`, its weight, and the parent's number of children.
 
-    The weight `[B, G, L]` is 1 / (the number of candidates with the same child), 0 if invalid. The number of children
-    `[B, G, L]` is whole: sums of such weights are not exact.
+    The weight `[B, G, L]` is 1 / (number of candidates with the same child), 0 if invalid. The number of children
+    `[B, G, L]` is rounded to a whole number, since sums of such weights are not exact.
     """
     parents, counts = shared[..., :-1], shared[..., 1:].sum(axis=2)
     once = jnp.where(counts > 0, 1.0 / jnp.maximum(counts, 1.0), 0.0)
@@ -145,7 +145,7 @@ def sum_over_group(shared: jax.Array, values: jax.Array) -> jax.Array:
 def root_mean_square(values: jax.Array, share: jax.Array, axis: int) -> jax.Array:
     """`sqrt(sum of share * values^2)` over an axis, which is kept; no square of 1e30 overflows.
 
-    Values whose share is 0 have no influence, whatever they are.
+    Values whose share is 0 are ignored, even NaN.
     """
     values = jnp.where(share > 0, values, 0.0)
     largest = jnp.abs(values).max(axis=axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the losses room raises."""
+"""The error of the losses."""
 
 from gr.errors import GrError
 

@@ -1,6 +1,6 @@
 """Policy losses of sampled candidates: GRPO, Sibling-GRPO and TEMPO, clipped as in PPO or masked as in CPPO.
 
-What is old (`old_logp`), the reference, advantages and weights carry no gradient.
+Only the policy's own log-probabilities carry a gradient.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ MAX_LOG_RATIO = (
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Which policy loss, and how. Raises `LossError` for a value that cannot work.
+    """The policy loss and its settings. Raises `LossError` for a value out of range.
 
     Attributes:
         name: "grpo", "sibling_grpo" (V-STAR; adds a loss among siblings) or "tempo" (other advantages).
         clip_low: the ratio is clipped to 1 - clip_low .. 1 + clip_high; in (0, 1].
         clip_high: see clip_low; above 0.
-        kl_weight: of the divergence from the reference policy; 0 or more.
-        sibling_weight: of the Sibling-GRPO loss; 0 or more.
+        kl_weight: weight of the KL divergence from the reference policy; 0 or more.
+        sibling_weight: weight of the Sibling-GRPO loss; 0 or more.
         aggregation: "group" or "token"; see `policy_loss`.
         cppo: whether codes are masked by `cppo_mask` instead of clipped.
         cppo_threshold: above 0; published: 0.15 for dense models, 0.2 for mixtures of experts.
@@ -72,7 +72,7 @@ def policy_objective(
     importance: jax.Array | None = None,
     entropy: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of one batch of candidates by the configured method, with everything that is worth logging.
+    """The configured policy loss of one batch of candidates, with metrics.
 
     Args:
         config: the method.
@@ -81,11 +81,11 @@ def policy_objective(
         reference_logp: those under the reference policy.
         codes: the candidates `[B, G, L]`.
         rewards: `[B, G]`.
-        valid: `[B, G]` bool. What stands at invalid candidates, even NaN, has no influence.
+        valid: `[B, G]` bool. Values at invalid candidates, even NaN, are ignored.
         importance: weights of the candidates `[B, G]`, for those that were not drawn from the old policy (searched
             for, or sampled without replacement: probability / inclusion probability, arXiv 1903.06059); None: all 1.
             Advantages, and the Sibling-GRPO loss, which counts each node of the tree once, do not use them.
-        entropy: of the policy at each code `[B, G, L]`, to be logged only.
+        entropy: of the policy at each code `[B, G, L]`; only logged.
 
     Returns:
         The loss `[]` and metrics, means over users with valid candidates or over their codes:
@@ -143,8 +143,8 @@ def policy_loss(
 ) -> tuple[jax.Array, Metrics]:
     """`-min(r A, clip(r) A) + kl_weight KL`, averaged, with `r = p / p_old` (GRPO, arXiv 2402.03300, equation 3).
 
-    KL to the reference is estimated at each code as `e^d - d - 1` with `d = log p_reference - log p` (k3). Ratios up
-    to e^20 and down to e^-20 are told apart; beyond, the gradient is 0.
+    KL to the reference is estimated at each code as `e^d - d - 1` with `d = log p_reference - log p` (k3). Log-ratios
+    are clipped at -20 and 20; beyond, the gradient is 0.
 
     Args:
         logp: log-probabilities of the candidates' codes under the policy `[B, G, L]`.
@@ -158,12 +158,12 @@ def policy_loss(
         clip_high: and at 1 + this.
         kl_weight: weight of KL.
         aggregation: "group": the mean over a candidate's codes, then over a user's candidates, then over users (GRPO);
-            "token": the mean over all codes of the batch (DAPO, arXiv 2503.14476). Importance weights the candidates
-            in either mean, which stays a mean: doubling all of it changes nothing.
+            "token": the mean over all codes of the batch (DAPO, arXiv 2503.14476). Importance weights apply to either
+            mean and are normalised: doubling all of them changes nothing.
 
     Returns:
-        The loss `[]`, and `kl` and `clip_share`: the share of codes whose policy gradient was cut off, by clipping
-        or by `keep`; both averaged in the same way.
+        The loss `[]`, and `kl` and `clip_share`: the share of codes whose policy gradient was cut off, by clipping or
+        by `keep`. Both are averaged like the loss.
 
     Raises:
         LossError: for an unknown aggregation.
@@ -231,8 +231,8 @@ def cppo_mask(
 
     With `D_t = |p - p_old|` and `w_t` falling linearly from 1 at the first code to `floor` at the last, a code is kept
     if `w_t D_t <= min(threshold, threshold + budget * sum_{j<t} w_j - sum_{j<t} w_j D_j)`: early codes may change less,
-    and a prefix that has already changed leaves less to what follows. An update that moves the ratio back towards 1,
-    `A (r - 1) <= 0`, is always kept.
+    and a prefix that has already changed leaves less room for later codes. An update that moves the ratio back towards
+    1, `A (r - 1) <= 0`, is always kept.
 
     Args:
         logp: log-probabilities of the candidates' codes under the policy `[B, G, L]`.
@@ -285,7 +285,7 @@ def _surrogate(
     clip_low: float,
     clip_high: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """What is to be raised at each code `[B, G, L]`, and where its gradient is cut off (0 or 1)."""
+    """The surrogate objective of each code `[B, G, L]`, and where its gradient is cut off (0 or 1)."""
     advantages = jax.lax.stop_gradient(jnp.where(counted, advantages, 0.0))
     ratio = jnp.exp(_log_ratio(logp, jax.lax.stop_gradient(old_logp), counted))
     if keep is not None:
@@ -303,9 +303,9 @@ def _k3(logp: jax.Array, reference_logp: jax.Array, counted: jax.Array) -> jax.A
 
 
 def _log_ratio(above: jax.Array, below: jax.Array, counted: jax.Array) -> jax.Array:
-    """`above - below` within what e^x can bear; 0, without a gradient, where nothing is counted.
+    """`above - below`, clipped so that e^x stays finite; 0 without a gradient where nothing is counted.
 
-    And where both are -inf: what is impossible under either policy is as likely under one as under the other.
+    Also 0 where both are -inf: a code that is impossible under both policies has ratio 1.
     """
     counted = counted & ~((above == -jnp.inf) & (below == -jnp.inf))
     above = jnp.where(counted, above, 0.0).astype(jnp.float32)
@@ -327,7 +327,7 @@ def _aggregate(
 
 
 def _mean(values: jax.Array, weight: jax.Array, axis: int | None = None) -> jax.Array:
-    """Weighted mean; 0 where all weights are."""
+    """Weighted mean; 0 where all weights are 0."""
     total = weight.sum(axis=axis)
     values = jnp.where(weight > 0, values, 0.0)
     return (values * weight).sum(axis=axis) / jnp.where(total > 0, total, 1.0)
@@ -340,7 +340,7 @@ def _std(values: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _group_metrics(codes: jax.Array, rewards: jax.Array, valid: jax.Array) -> Metrics:
-    """What the groups of candidates look like, averaged over users with valid candidates."""
+    """Metrics of the groups of candidates, averaged over users with valid candidates."""
     here = valid.astype(jnp.float32)
     users = valid.any(axis=1).astype(jnp.float32)
     mean = _mean(rewards, here, axis=1)

@@ -1,7 +1,7 @@
 """Prefix losses and their adaptive weights: adaptive prefix-aware optimisation (APAO, arXiv 2603.02730).
 
-Beam search keeps the right item only while each of its prefixes ranks among the best ones; so each prefix gets a loss
-of its own, and the weights move towards the prefix that fares worst. Depths t = 1..L are places 0..L-1 of arrays.
+Beam search keeps the right item only while each of its prefixes ranks among the best. So each prefix gets its own loss,
+and the weights move towards the prefix with the largest loss. Depths t = 1..L are places 0..L-1 of arrays.
 """
 
 import jax
@@ -23,7 +23,7 @@ def pointwise_prefix_losses(
     Args:
         token_logp: log-probabilities of the targets' tokens `[..., L]`.
         weight: `[...]`, 1 for a target, 0 for padding; None: all are targets.
-        normaliser: what the sum over targets is divided by; None: by their number.
+        normaliser: divisor of the sum over targets; None: their number.
 
     Returns:
         `[L]`.
@@ -46,10 +46,10 @@ def pairwise_prefix_losses(
     """`l_t = -(1 / t) log(e^{s_t(y) / tau} / (e^{s_t(y) / tau} + c_t sum_z e^{s_t(z) / tau}))` (APAO, pairwise).
 
     The sum is over those of n sampled items whose prefix of t tokens is not the target's, each distinct prefix once;
-    `c_t = (n_t - 1) / (m_t + 1)` scales it from the `m_t` prefixes that were met to all that there are: `n_t` nodes of
-    depth t, less the target's own, which the published implementation counts among the met ones. Everything is
-    computed from logarithms: scores of -200 and below do no harm, nor do negatives of -inf. Without any negative above
-    that `l_t` is 0, else infinite where the target's own score is -inf.
+    `c_t = (n_t - 1) / (m_t + 1)` scales it from the `m_t` sampled prefixes to all `n_t` nodes of depth t except the
+    target's own, which the published implementation counts among the sampled ones. Everything is computed from
+    logarithms, so scores of -200 and below, or negatives of -inf, are safe. `l_t` is 0 if all negatives are -inf;
+    otherwise it is infinite where the target's own score is -inf.
 
     Args:
         target_logp: log-probabilities of the targets' tokens `[..., L]`.
@@ -59,7 +59,7 @@ def pairwise_prefix_losses(
         num_nodes: nodes of depth 1..L of the trie `[L]`.
         tau: temperature.
         weight: see `pointwise_prefix_losses`.
-        normaliser: see there.
+        normaliser: see `pointwise_prefix_losses`.
 
     Returns:
         `[L]`.
@@ -71,7 +71,7 @@ def pairwise_prefix_losses(
     scale = jnp.log(jnp.maximum(num_nodes - 1, 1).astype(jnp.float32)) - jnp.log(met + 1.0)
     own = prefix_scores(target_logp) / tau
     others, none = _log_sum_exp(scores)
-    # Of an impossible target, -inf, the loss is infinite: -inf less -inf would not be a number.
+    # An impossible target (-inf) has an infinite loss: -inf minus -inf would be NaN.
     impossible = own == -jnp.inf
     own = jnp.where(impossible, 0.0, own)
     loss = jax.nn.softplus(jnp.where(none, 0.0, others + scale - own))
@@ -80,7 +80,7 @@ def pairwise_prefix_losses(
 
 
 def distinct_negatives(target_nodes: jax.Array, negative_nodes: jax.Array) -> jax.Array:
-    """Which negatives count at each depth, `[..., n, L]` bool: the first of each prefix that is not the target's."""
+    """The negatives that count at each depth, `[..., n, L]` bool: the first of each prefix other than the target's."""
     num_negatives = negative_nodes.shape[-2]
     by_depth = jnp.swapaxes(negative_nodes, -1, -2)  # [..., L, n].
     same = by_depth[..., :, None] == by_depth[..., None, :]
@@ -97,12 +97,12 @@ def uniform_prefix_weights(losses: jax.Array) -> jax.Array:
 def stateless_prefix_weights(losses: jax.Array, eta: float) -> jax.Array:
     """`w_t` proportional to `l_t e^{eta l_t}`, anew at every step: the published implementation's weights `[L]`."""
     losses = jax.lax.stop_gradient(losses)
-    growth = jnp.where(jnp.isinf(losses), losses, eta * losses)  # Since 0 * inf is not a number.
+    growth = jnp.where(jnp.isinf(losses), losses, eta * losses)  # Since 0 * inf is NaN.
     return _normalised(losses * _exp_of_differences(growth))
 
 
 def init_prefix_weights(length: int) -> jax.Array:
-    """Weights before the first step `[L]`: none yet, so that the first losses decide."""
+    """Weights before the first step `[L]`: zeros, so that the first losses decide."""
     return jnp.zeros(length, jnp.float32)
 
 
@@ -125,14 +125,14 @@ def update_prefix_weights(weights: jax.Array, losses: jax.Array, eta: float) -> 
 
 
 def _exp_of_differences(values: jax.Array) -> jax.Array:
-    """`e^values` but for a factor, so that the largest is 1 and nothing overflows."""
+    """`e^values` up to a factor: the largest is 1, so nothing overflows."""
     largest = values.max()
-    # Among infinite values those below them count for nothing.
+    # Beside infinite values, finite ones count as 0.
     return jnp.exp(jnp.where(values == largest, 0.0, values - largest))
 
 
 def _normalised(values: jax.Array) -> jax.Array:
-    """On the simplex; uniform where everything is 0, and among what is infinite."""
+    """Normalised to sum 1; uniform if all are 0, and uniform over infinite values."""
     values = jnp.where(jnp.isinf(values).any(), jnp.isinf(values).astype(values.dtype), values)
     total = values.sum()
     return jnp.where(total == 0, 1.0 / values.shape[0], values / jnp.where(total == 0, 1.0, total))
@@ -143,14 +143,14 @@ def _depths(token_logp: jax.Array) -> jax.Array:
 
 
 def _log_sum_exp(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Over the negatives of `[..., n, L]`, and where there are none above -inf; there it is 0, without a gradient."""
+    """Log-sum-exp over the negatives `[..., n, L]`, 0 without gradient where all are -inf; and where that is so."""
     none = (scores == -jnp.inf).all(axis=-2)
     total = jax.nn.logsumexp(jnp.where(none[..., None, :], 0.0, scores), axis=-2)
     return jnp.where(none, 0.0, total), none
 
 
 def _without_padding(weight: jax.Array | None, *token_logp: jax.Array) -> list[jax.Array]:
-    """0 at padding, before anything is computed of what stands there: 0 times inf, or NaN, is not a number."""
+    """Sets padding to 0 before anything is computed from it: 0 times inf or NaN would be NaN."""
     if weight is None:
         return list(token_logp)
     dimensions = [tuple(range(weight.ndim, x.ndim)) for x in token_logp]
@@ -163,7 +163,7 @@ def _without_padding(weight: jax.Array | None, *token_logp: jax.Array) -> list[j
 def _mean(
     values: jax.Array, weight: jax.Array | None, normaliser: float | jax.Array | None
 ) -> jax.Array:
-    """Weighted mean `[L]` of `[..., L]`; what stands at padding, even NaN, has no influence."""
+    """Weighted mean `[L]` of `[..., L]`; values at padding, even NaN, are ignored."""
     if weight is None:
         weight = jnp.ones(values.shape[:-1])
     kept = jnp.where(weight[..., None] > 0, values * weight[..., None], 0.0)

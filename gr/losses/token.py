@@ -1,7 +1,7 @@
-"""Losses on the tokens of the target's semantic ID.
+"""Log-probabilities and losses of the tokens of semantic IDs.
 
-Logits may be -inf, or as low and high as float32 goes: a token of logit -inf has log-probability -inf, also where no
-logit is above -inf, and no gradient becomes NaN by it. What is NaN or +inf among logits stays NaN, to be noticed.
+Logits may be -inf or any finite float32. A token of logit -inf has log-probability -inf, even if all logits are -inf,
+and causes no NaN gradient. A logit of NaN or +inf gives NaN, so that it is noticed.
 """
 
 import jax
@@ -17,7 +17,7 @@ def token_log_probs(
 ) -> jax.Array:
     """Log-probability of each token, `[..., V]` and `[...]` to `[...]` float32.
 
-    A gather and a log-sum-exp: the log-softmax over V is never written out. None is a temperature of 1.
+    A gather and a log-sum-exp: the log-softmax over V is never stored. None is a temperature of 1.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
@@ -54,9 +54,9 @@ def masked_token_log_probs(
 
     Args:
         logits: `[..., L, V]`.
-        tokens: the semantic IDs `[..., L]`; at padding, where the trie has no such prefix, the result is 0.
+        tokens: the semantic IDs `[..., L]`; at padding, which is no prefix of the trie, the result is 0.
         index: the trie of all valid semantic IDs.
-        tau: temperature, by which logits are divided.
+        tau: temperature, which divides the logits.
 
     Returns:
         `[..., L]` float32.
@@ -64,7 +64,7 @@ def masked_token_log_probs(
     logits = logits.astype(jnp.float32)
     log_probs = []
     for depth, (rivals, exists) in enumerate(allowed_logits(logits, tokens, index)):
-        # What the trie does not have is masked before anything is computed of it, lest gradients be 0 times NaN.
+        # Tokens that the trie does not have are masked first, so that no gradient is 0 times NaN.
         rivals = jnp.where(exists[..., None], rivals, -jnp.inf)
         chosen = jnp.take_along_axis(logits[..., depth, :], tokens[..., depth, None], axis=-1)
         log_probs.append(jnp.where(exists, _log_share(chosen, rivals, tau)[..., 0], 0.0))
@@ -77,7 +77,7 @@ def token_entropies(logits: jax.Array) -> jax.Array:
     logits = logits - _largest(logits)
     shares = jnp.exp(logits)
     total = _or_one(shares.sum(axis=-1))
-    # A share of 0 may be that of a logit of -inf.
+    # A probability of 0 may stem from a logit of -inf.
     mean = jnp.where(shares == 0.0, 0.0, shares * logits).sum(axis=-1) / total
     return jnp.log(total) - mean
 
@@ -85,7 +85,7 @@ def token_entropies(logits: jax.Array) -> jax.Array:
 def allowed_logits(
     logits: jax.Array, tokens: jax.Array, index: TrieIndex
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """For each depth, the logits of the tokens that the trie has behind the prefix, and whether it has the token too.
+    """For each depth, the logits of the tokens behind the prefix in the trie, and whether the given one is among them.
 
     Args:
         logits: `[..., L, V]`.
@@ -109,16 +109,16 @@ def cross_entropy(
     """Cross-entropy of semantic IDs, averaged over their codes.
 
     Args:
-        token_logp: log-probabilities of the target's tokens `[..., L]`, float32; what stands at padding, even
-            -inf, has no influence.
+        token_logp: log-probabilities of the target's tokens `[..., L]`, float32; values at padding, even -inf, are
+            ignored.
         weight: `[...]`, 1 for a target, 0 for padding.
-        normaliser: what the weighted sum over targets is divided by: the number of targets, or its mean over
-            batches, so that every target counts the same in whichever batch it falls.
+        normaliser: divisor of the weighted sum over targets: the number of targets, or its mean over batches, so that
+            every target counts the same in any batch.
 
     Returns:
         The loss `[]`, and `level_t/loss`: the mean over this batch's targets of -log p of code t = 1..L.
     """
-    token_logp = jnp.where(weight[..., None] > 0, token_logp, 0.0)  # Since 0 * inf is not a number.
+    token_logp = jnp.where(weight[..., None] > 0, token_logp, 0.0)  # Since 0 * inf is NaN.
     per_target = -token_logp.mean(axis=-1)
     loss = (per_target * weight).sum() / normaliser
     count = jnp.maximum(weight.sum(), 1.0)
@@ -131,8 +131,8 @@ def _log_share(
 ) -> jax.Array:
     """Log-softmax, never above 0, of the `chosen [..., C]` among `logits [..., K]`; None is a temperature of 1."""
     largest = _largest(logits)
-    # The largest is taken away first: beside 1e30 the logarithm of the total would be lost, and so would digits in a
-    # division.
+    # The largest is subtracted first: beside 1e30 the logarithm of the total would be lost, and a division would lose
+    # digits.
     chosen, logits = chosen - largest, logits - largest
     if temperature is not None:
         chosen, logits = chosen / temperature, logits / temperature
@@ -140,11 +140,11 @@ def _log_share(
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """The largest logit `[..., 1]`, without gradient; 0 where all are -inf: -inf less -inf is no number."""
+    """The largest logit `[..., 1]`, without gradient; 0 where all are -inf, since -inf minus -inf is NaN."""
     largest = jax.lax.stop_gradient(logits).max(axis=-1, keepdims=True)
     return jnp.where(largest == -jnp.inf, 0.0, largest)
 
 
 def _or_one(total: jax.Array) -> jax.Array:
-    """1 in place of 0, whose logarithm has an infinite slope; what is NaN stays NaN."""
+    """Replaces 0 by 1, since the logarithm's slope at 0 is infinite; NaN stays NaN."""
     return jnp.where(total == 0.0, 1.0, total)

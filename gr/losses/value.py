@@ -1,9 +1,9 @@
-"""The value head's rewards, targets and loss (V-STAR, arXiv 2602.10699), and what prefixes of a group have in common.
+"""The value head's rewards, targets and loss (V-STAR, arXiv 2602.10699), and statistics of a group's prefixes.
 
 A group is the G candidates of one user; depth t = 1..L counts the codes of a prefix, depth 0 is the root. The reward
-`r_t` belongs to the state `s_t` itself, the prefix of t codes, and comes on top of what lies below:
-`V(s_t) ~ r_t + gamma V(s_{t+1})`, so that `V(s_L) ~ r_L`. The root has no reward of its own: `V(s_0) ~ gamma V(s_1)`.
-Semantic rewards are for the value head only and never enter a policy loss.
+`r_t` belongs to the state `s_t`, the prefix of t codes, and adds to the value below: `V(s_t) ~ r_t + gamma V(s_{t+1})`,
+so that `V(s_L) ~ r_L`. The root has no reward of its own: `V(s_0) ~ gamma V(s_1)`. Semantic rewards train the value
+head only and never enter a policy loss.
 """
 
 import jax
@@ -14,15 +14,15 @@ from gr.losses.errors import LossError
 from gr.losses.token import Metrics
 
 GAMMA = 0.99
-_FIRST_WEIGHT, _STEP = 0.3, 0.2  # Of the depths.
+_FIRST_WEIGHT, _STEP = 0.3, 0.2  # First weight and step of `depth_weights`.
 _TINY = 1e-6  # A mean of unit vectors of this length has no direction.
 
 
 def depth_weights(length: int) -> jax.Array:
-    """`omega_t`: how much a prefix of t codes is worth, `[L]` float32, rising from 0.3 to 1.
+    """`omega_t`: the weight of a prefix of t codes, `[L]` float32, rising from 0.3 to 1.
 
-    Published is (0.3, 0.5, .., 1), which is (0.3, 0.5, 1) for L = 3, as in public code. For more codes we read it as
-    steps of 0.2 before the last code, or even ones where so many would pass 1: (0.3, 0.5, 0.7, 1) for L = 4.
+    The paper gives (0.3, 0.5, .., 1); for L = 3 this is (0.3, 0.5, 1), as in public code. For more codes we use steps
+    of 0.2 before the last code, or equal steps if those would exceed 1: (0.3, 0.5, 0.7, 1) for L = 4.
     """
     step = min(_STEP, (1.0 - _FIRST_WEIGHT) / max(length - 1, 1))
     return jnp.array([_FIRST_WEIGHT + step * t for t in range(length - 1)] + [1.0], jnp.float32)
@@ -38,7 +38,7 @@ def semantic_rewards(
 ) -> jax.Array:
     """`r_t = omega_t` if a candidate's prefix is the target's, else `-omega_t (1 - cos(e(prefix), e(target)))`.
 
-    The cosine with a vector that is 0, of an item about which nothing is known, is 0: it counts as unrelated.
+    The cosine with a zero vector, of an item without text or interactions, is 0: it counts as unrelated.
 
     Args:
         codes: the candidates' `[B, G, L]`.
@@ -84,7 +84,7 @@ def group_prefix_vectors(
     once = _first(shared)[..., -1].astype(jnp.float32)
     members = shared[..., 1:] * once[:, None, :, None]
     vectors = jnp.where(once[..., None] > 0, vectors, 0.0)
-    # "highest": accelerators would otherwise round the vectors to some 8 or 11 bits.
+    # "highest": accelerators would otherwise round the vectors to 8 or 11 bits.
     total = jnp.einsum("bgjl,bje->bgle", members, vectors, precision="highest")
     return total / jnp.maximum(members.sum(axis=2), 1.0)[..., None]
 
@@ -95,12 +95,12 @@ def distinct_prefixes(codes: jax.Array, valid: jax.Array | None = None) -> jax.A
 
 
 def prefix_means(codes: jax.Array, values: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Means over the candidates that share a prefix: what was found below it, from whichever of them it is seen.
+    """Means over the candidates that share a prefix, the same for each of them.
 
     Args:
         codes: `[B, G, L]`.
-        values: of the prefixes of 1..L or 0..L codes, `[B, G, L]` or `[B, G, L + 1]`; what stands at invalid
-            candidates, even NaN, has no influence.
+        values: of the prefixes of 1..L or 0..L codes, `[B, G, L]` or `[B, G, L + 1]`; values at invalid candidates,
+            even NaN, are ignored.
         valid: `[B, G]` bool; None: all are.
 
     Returns:
@@ -115,7 +115,7 @@ def prefix_means(codes: jax.Array, values: jax.Array, valid: jax.Array | None = 
 def td_targets(
     rewards: jax.Array, values: jax.Array, gamma: float = GAMMA, lam: float = 0.0
 ) -> jax.Array:
-    """`sg[r_t + gamma V(s_{t+1})]`, V beyond the last depth being 0.
+    """`sg[r_t + gamma V(s_{t+1})]`, with V = 0 beyond the last depth.
 
     With `lam` above 0 the targets of TD(lambda), which look further down: `G_t = r_t + gamma ((1 - lam) V(s_{t+1}) +
     lam G_{t+1})` (Sutton and Barto, "Reinforcement Learning", 2018, section 12.1). Public code for V-STAR bootstraps
@@ -140,7 +140,7 @@ def td_targets(
 
 
 def monte_carlo_returns(rewards: jax.Array, gamma: float = GAMMA) -> jax.Array:
-    """`sum of gamma^(k - t) r_k over k >= t`: what really came of each prefix, `[..., S]` to `[..., S]`."""
+    """`sum of gamma^(k - t) r_k over k >= t`: the return of each prefix, `[..., S]` to `[..., S]`."""
     return td_targets(rewards, jnp.zeros_like(rewards), gamma, lam=1.0)
 
 
@@ -157,8 +157,8 @@ def td_loss(
     Args:
         values: `[..., S]`.
         targets: `[..., S]`; no gradient flows through them.
-        weight: `[..., S]`, 0 for states that do not count; what stands there, even NaN, has no influence.
-        normaliser: what the weighted sum over states is divided by; None: by the sum of weights.
+        weight: `[..., S]`, 0 for states that do not count; values there, even NaN, are ignored.
+        normaliser: divisor of the weighted sum over states; None: the sum of weights.
         first_depth: depth of the first state, for the metrics' names.
 
     Returns:
@@ -192,7 +192,7 @@ def _first(shared: jax.Array) -> jax.Array:
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Cosine `[...]` of vectors `[..., E]`; 0 where one of them is 0, or what rounding left of it."""
+    """Cosine `[...]` of vectors `[..., E]`; 0 where one of them is 0 up to rounding."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     known = lengths > _TINY

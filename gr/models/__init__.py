@@ -1,10 +1,13 @@
-"""Flax NNX backbones that spell out semantic IDs, behind one interface (`Backbone`).
+"""Flax NNX backbones that generate semantic IDs code by code, behind one interface (`Backbone`).
 
-`EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer `prefill / step / reorder` to decoders, with
-`latest / assemble` to those that search a tree (`TreeBackbone`), and `target_logits` (one target per history) and
-`sequence_logits` (all positions in one pass) to losses, with `group_states` and `sequence_and_group_states` for many
-candidates behind one history. `ValueHead` reads off their `path_states` what a prefix promises. `backbone_of` makes a
-backbone of three functions and parameters.
+`EncoderDecoder` (TIGER / T5) and `DecoderOnly` (Llama style) both offer:
+
+* to decoders: `prefill / step / reorder`, and `latest / assemble` for tree searches (`TreeBackbone`);
+* to losses (`Trainable`): `target_logits` (one target per history), `sequence_logits` (all positions in one pass), and
+  `group_states` and `sequence_and_group_states` (many candidates behind one history).
+
+`ValueHead` predicts the value of a prefix from their `path_states`. `backbone_of` makes a backbone of three functions
+and parameters.
 """
 
 from gr.models.backbone import Backbone, Cache, ModelError, Trainable, TreeBackbone

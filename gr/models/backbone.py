@@ -1,4 +1,4 @@
-"""What decoding may know of a model, and the cache that both backbones carry from step to step."""
+"""The protocols that a model implements for decoding and losses, and the key-value cache of both backbones."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -10,14 +10,14 @@ from gr.errors import GrError
 
 
 class ModelError(GrError):
-    """Raised for model settings or inputs that cannot work; the message names the field and the remedy."""
+    """Raised for invalid model settings or inputs; the message names the field and the remedy."""
 
 
 def check_sizes(config: Any) -> None:
-    """Checks what both backbones' configs have in common.
+    """Checks the fields that both backbones' configs share.
 
     Raises:
-        ModelError: naming the first field that cannot work.
+        ModelError: naming the first invalid field.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -35,12 +35,14 @@ def check_sizes(config: Any) -> None:
 
 
 class Backbone(Protocol):
-    """A model that spells out items code by code; the only thing a decoder knows of it.
+    """A model that generates semantic IDs code by code; the whole interface between a decoder and a model.
 
-    Must be a pytree (every `nnx.Module` is), so that it passes through `jit`. `history` and `cache` are opaque
-    to the decoder. Letters: B users, M beams, V vocabulary, D width. What is returned is checked when a search is
-    traced: a tuple of three, logits of a floating type that cover at least the index's vocabulary. Logits of -inf say
-    that a token is impossible; NaN and +inf are told in `Candidates.bad_step`.
+    Must be a pytree (every `nnx.Module` is), so that it passes through `jit`. `history` and `cache` are opaque to the
+    decoder. Letters: B users, M beams, V vocabulary, D width.
+
+    Outputs are checked when a search is traced: a tuple of three, with floating-point logits that cover at least the
+    index's vocabulary. A logit of -inf means that a token is impossible; NaN and +inf are reported in
+    `Candidates.bad_step`.
     """
 
     def prefill(self, history: Any) -> tuple[jax.Array, jax.Array, Any]:
@@ -59,20 +61,20 @@ class Backbone(Protocol):
 class TreeBackbone(Backbone, Protocol):
     """A backbone that can also continue prefixes of different depths at once, as a tree search does.
 
-    The search keeps what each step has added (`latest`) for every prefix of its tree, and has a cache assembled from
-    that for the prefixes it wants to continue, whatever their depths. C prefixes of a user in the tree, W continued.
+    For every prefix of its tree the search stores what its step added (`latest`). From that, `assemble` makes a cache
+    for the prefixes to continue, of any depths. Letters: C prefixes of a user in the tree, W of them continued.
     """
 
     def latest(self, cache: Any) -> Any:
-        """What the last step, or `prefill`, has added for each beam: a pytree of arrays `[B, M, ...]`."""
+        """What the last step, or `prefill`, added for each beam: a pytree of arrays `[B, M, ...]`."""
         ...
 
     def assemble(self, cache: Any, stored: Any, paths: jax.Array, depths: jax.Array) -> Any:
         """The cache of W beams a user whose prefixes have different depths, for one `step`.
 
         Args:
-            cache: any cache of these users, such as that of `prefill`; only what belongs to the user is taken.
-            stored: what `latest` returned, `[B, C, ...]`.
+            cache: any cache of these users, such as that of `prefill`; only its parts per user are used.
+            stored: results of `latest`, `[B, C, ...]`.
             paths: `[B, W, S]` int32: `paths[..., t]` is the place in `stored` of the prefix of t codes; anything in
                 range for t > depth.
             depths: `[B, W]` int32: codes of each prefix, 0..S-1.
@@ -81,12 +83,12 @@ class TreeBackbone(Backbone, Protocol):
 
 
 class Trainable(Protocol):
-    """What losses know of a backbone. `key` is for dropout, None for none; `logits` makes logits of states.
+    """A model that losses can train. `key` is for dropout, None for none; `logits` turns states into logits.
 
     Histories are tokens `[B, T, L]`, oldest first, right-padded with 0. In a *group* n candidates continue one
-    history, which is encoded once (Prefix Grouper, arXiv 2506.05433). Of a candidate the first S tokens are given,
-    S = L - 1 being enough to score all L, and the states behind each of them are returned; the state that predicts
-    the first code is the same for the whole group.
+    history, which is encoded once (Prefix Grouper, arXiv 2506.05433). The first S tokens of each candidate are given; S
+    = L - 1 is enough to score all L. The state behind each of them is returned. The state that predicts the first code
+    is the same for the whole group.
     """
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -118,7 +120,7 @@ class Trainable(Protocol):
         *,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """States of one target per history, and of candidates in the place of Q of them.
+        """States of one target per history, and of candidates in place of Q of the targets.
 
         Args:
             history: see the class.
@@ -164,7 +166,7 @@ Keys = tuple[jax.Array, jax.Array]  # Keys and values of one layer.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of a decoder stack: the user's exist once per user, a beam's own only for its codes.
+    """Keys and values of a decoder stack: stored once per user for the history, and per beam only for its codes.
 
     Heads H, head width D, P shared positions, S codes decoded so far.
     """
@@ -175,9 +177,9 @@ class Cache:
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
     lengths: jax.Array  # [B] int32: history items.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.
-    # [B, M] int32 where beams differ, else [1, 1]: how many own positions a beam has, the last ones of S. None: all S.
+    # [B, M] int32 where beams differ, else [1, 1]: number of a beam's own positions, the last ones of S. None: all S.
     decoded: jax.Array | None = None
-    # Whether S stays what it is, so that a step of many can be compiled once for all; see `own_fields`.
+    # Whether S is fixed, so that one compiled step serves all codes; see `own_fields`.
     fixed: bool = dataclasses.field(metadata={"static": True}, default=False)
 
     @property
@@ -202,13 +204,13 @@ class Cache:
         return jnp.where(there, 0.0, masked)
 
 
-_LONG = 8  # Codes; below, keys that grow are faster, and above, a program for each length takes long to compile.
+_LONG = 8  # Codes: below, growing keys are faster; above, a program per length compiles slowly.
 
 
 def own_fields(num_layers: int, empty: jax.Array, length: int) -> dict[str, Any]:
-    """The fields of `Cache` that are a beam's own, before the first code of semantic IDs of `length` codes.
+    """The fields of `Cache` per beam, before the first code of semantic IDs of `length` codes.
 
-    `empty` is `[B, 1, 0, H, D]`. Of long semantic IDs there is room for all keys from the beginning.
+    `empty` is `[B, 1, 0, H, D]`. For long semantic IDs all keys are allocated from the beginning.
     """
     if length <= _LONG:
         return {"own": ((empty, empty),) * num_layers}
@@ -226,7 +228,7 @@ def extend(own: Keys, key: jax.Array, value: jax.Array) -> Keys:
 
 
 def reorder_cache(cache: Cache, parents: jax.Array) -> Cache:
-    """Keeps the beams `parents [B, M']`; what belongs to the user stays where it is."""
+    """Keeps the beams `parents [B, M']`; the parts per user are not moved."""
     index = parents[:, :, None, None, None]
     own = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), cache.own)
     return dataclasses.replace(cache, own=own)
@@ -245,7 +247,7 @@ def latest_keys(cache: Cache) -> tuple[Keys, ...]:
 def assemble_cache(
     cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array, at_root: int
 ) -> Cache:
-    """See `TreeBackbone.assemble`; own positions are moved to the right end, so that distances to the next are right.
+    """See `TreeBackbone.assemble`; own positions are aligned to the right end, which keeps their distances right.
 
     `at_root`: own positions of the empty prefix, 0 or 1.
     """

@@ -169,7 +169,7 @@ class DecoderOnly(nnx.Module):
     # Decoding.
 
     def prefill(self, history: jax.Array) -> tuple[jax.Array, jax.Array, Cache]:
-        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item a user."""
+        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item per user."""
         batch, _, length = history.shape
         lengths = item_lengths(history)
         tokens = history.reshape(batch, -1)
@@ -239,7 +239,7 @@ class DecoderOnly(nnx.Module):
     def _target_states(
         self, history: jax.Array, target: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[Keys]]:
-        """States `[B, L, D]` that predict one target per history, and what `_run` keeps."""
+        """States `[B, L, D]` that predict one target per history, and the keys and values of `_run`."""
         batch, _, length = history.shape
         lengths = item_lengths(history)
         items = jnp.pad(history, ((0, 0), (0, 1), (0, 0)))
@@ -251,7 +251,7 @@ class DecoderOnly(nnx.Module):
     def _sequence_states(
         self, items: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[Keys]]:
-        """States `[B, T - 1, L, D]` that predict items 1..T-1 of each sequence, and what `_run` keeps."""
+        """States `[B, T - 1, L, D]` that predict items 1..T-1 of each sequence, and the keys and values of `_run`."""
         batch, num_items, length = items.shape
         hidden, kept = self._run(items.reshape(batch, -1)[:, :-1], seed)
         return hidden[:, length - 1 :].reshape(batch, num_items - 1, length, -1), kept

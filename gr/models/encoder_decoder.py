@@ -32,7 +32,7 @@ from gr.semantic_ids import BOS_TOKEN
 
 
 class EncoderDecoder(nnx.Module):
-    """The history is encoded once; targets are spelled out by a decoder that attends to it."""
+    """The history is encoded once; a decoder that attends to it generates the targets."""
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -225,7 +225,7 @@ class EncoderDecoder(nnx.Module):
     def _sequence_states(
         self, items: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
-        """States `[B, T - 1, L, D]` of items 1..T-1 of each sequence, and what `_teacher_force` keeps."""
+        """States `[B, T - 1, L, D]` of items 1..T-1 of each sequence, and the keys and values of `_teacher_force`."""
         if not self.config.causal_encoder:
             raise ModelError(
                 "user-level training needs causal_encoder=True: a bidirectional encoder would see the targets"
@@ -247,9 +247,9 @@ class EncoderDecoder(nnx.Module):
     def _teacher_force(
         self, targets: jax.Array, encoded: jax.Array, bias: jax.Array, seed: jax.Array | None
     ) -> tuple[jax.Array, list[tuple[Keys, Keys]]]:
-        """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes see only one another.
+        """Decoder states `[B, n * L, D]` of `targets [B * n, L]`; a target's codes attend only to each other.
 
-        `bias [B or 1, H or 1, n * L, P]` says what each code sees of `encoded [B, P, D]`. Also returns each layer's
+        `bias [B or 1, H or 1, n * L, P]` masks and biases attention to `encoded [B, P, D]`. Also returns each layer's
         keys and values of the target `[B * n, L, H, D]`, and of the history, `heads_first`.
         """
         num_targets, length = targets.shape
@@ -283,8 +283,9 @@ class EncoderDecoder(nnx.Module):
     ) -> jax.Array:
         """Decoder states `[R, n, S, D]` of candidates `codes [R, n, S]` behind the start tokens of R targets.
 
-        `kept` is what `_teacher_force` kept of those targets `[R, ...]`, of which only the start tokens count, and of
-        their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` says what each code sees of the history.
+        `kept` holds the keys and values of `_teacher_force` for those targets `[R, ...]`, of which only the start
+        tokens count, and for their histories, `heads_first`; `bias [R, H or 1, S or 1, P]` masks and biases attention
+        to the history.
         """
         batch, num, length = codes.shape
         seen = (*bias.shape[:2], num, length, bias.shape[-1])

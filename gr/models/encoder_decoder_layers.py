@@ -87,7 +87,7 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
     ) -> jax.Array:
-        """Attends from `x [B, Q, D]`; what it returns is added to `x` by the caller."""
+        """Attends from `x [B, Q, D]`; the caller adds the result to `x`."""
         query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
         mixed = attend_heads_first(query, keys, bias, rate=rate, seed=seed)
         return self.out(mixed.reshape(*x.shape[:-1], -1))
@@ -104,7 +104,7 @@ class FeedForward(nnx.Module):
         self.down = Linear(config.d_ff, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
 
     def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """What is added to `x [..., D]`."""
+        """The residual to be added to `x [..., D]`."""
         return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, seed))
 
 

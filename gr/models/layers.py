@@ -1,12 +1,10 @@
-"""The parts both backbones are made of: projections, norms, position codes, attention over shared and own keys."""
+"""The layers of both backbones: projections, norms, position codes, attention over shared and own keys."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-MASKED = (
-    -1e30
-)  # Added to attention logits that must not count; finite, so that a fully masked row stays finite.
+MASKED = -1e30  # Added to masked attention logits; finite, so that a fully masked row stays finite.
 
 
 class Linear(nnx.Module):
@@ -26,10 +24,10 @@ class Linear(nnx.Module):
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [..., D_in] @ kernel [D_in, D_out]`, with a backward pass that keeps the output's gradient as it lies.
+    """`x [..., D_in] @ kernel [D_in, D_out]`, with a backward pass that keeps the gradient's memory layout.
 
-    JAX's own transposes that gradient, dropout's hash and all, a second time for the kernel's gradient, which costs a
-    fifth to a third of a training step on a CPU.
+    JAX's own backward pass transposes that gradient, and recomputes dropout's hash, a second time for the kernel's
+    gradient. On a CPU this costs a fifth to a third of a training step.
     """
     return x @ kernel
 
@@ -140,9 +138,9 @@ def split_seed(seed: jax.Array | None, num: int) -> list[jax.Array | None]:
 def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; the identity without a seed.
 
-    An entry's random bits are a hash of its position and the seed. XLA fuses that into its neighbours and
-    recomputes it in the backward pass, so that no mask is ever stored; a cryptographic generator (threefry, or
-    Philox) takes as long as the matrix products themselves on a CPU.
+    An entry's random bits are a hash of its position and the seed. XLA fuses the hash with its neighbours and
+    recomputes it in the backward pass, so no mask is stored. On a CPU a cryptographic generator (threefry or Philox)
+    would take as long as the matrix products themselves.
     """
     if seed is None or rate == 0.0:
         return x
@@ -165,7 +163,8 @@ def _mix(h: jax.Array) -> jax.Array:
 def heads_first(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys `[B, H, D, K]` and values `[B, H, K, D]` of `[B, K, H, D]`, as products with queries need them.
 
-    What many queries meet, such as the steps of a search, is best kept like that: else each of them copies it.
+    Keys that many queries use, such as the steps of a search, are best stored like this; otherwise each query copies
+    them.
     """
     return key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
@@ -192,7 +191,7 @@ def attend_heads_first(
     seed: jax.Array | None = None,
 ) -> jax.Array:
     """`attend` over keys and values that are `heads_first`."""
-    # Heads first, then plain products: the einsum over the other layout is a slow product with D rows on a CPU.
+    # Heads first, then plain products: on a CPU the einsum over the other layout is slow.
     query = (query * query.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
     logits = jnp.matmul(query, keys[0], preferred_element_type=jnp.float32)
     if bias is not None:
@@ -211,8 +210,8 @@ def attend_shared_and_own(
 ) -> jax.Array:
     """Attention of each beam over its user's keys, stored once per user, and over the beam's own few keys.
 
-    The two parts are computed apart and merged through a common maximum and sum, which is exact (Hydragen,
-    arXiv 2402.05099, section 3.2).
+    The two parts are computed separately and merged through a common maximum and sum, which is exact (Hydragen, arXiv
+    2402.05099, section 3.2).
 
     Args:
         query: `[B, M, H, D]`.
@@ -228,7 +227,7 @@ def attend_shared_and_own(
     f32 = jnp.float32
     far = jnp.einsum("bmhd,bhdp->bhmp", query, shared[0], preferred_element_type=f32)
     far = far * scale + shared_bias
-    # A few keys each: sums of products, fused; a product for each beam and head copies the keys first.
+    # Few keys per beam: fused sums of products, since a matrix product per beam and head would copy the keys.
     near = _inner(query[:, :, None], own[0]).transpose(0, 3, 1, 2) * scale
     if own_bias is not None:
         near = near + own_bias
@@ -251,13 +250,13 @@ def attend_suffixes(
     rate: float = 0.0,
     seed: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention of n suffixes of S tokens to the keys they share, and to their own earlier tokens.
+    """Causal attention of n suffixes of S tokens to the keys they share and to their own earlier tokens.
 
-    As in `attend_shared_and_own` the two parts are merged exactly; here all S tokens are computed at once.
+    The two parts are merged exactly, as in `attend_shared_and_own`; here all S tokens are computed at once.
 
     Args:
         query: `[R, n, S, H, D]`.
-        shared: keys and values `[R, P, H, D]` of what all suffixes of a row continue.
+        shared: keys and values `[R, P, H, D]` of the prefix that all suffixes of a row share.
         shared_bias: broadcastable to `[R, H, n, S, P]`, `MASKED` where there is no key.
         own: keys and values `[R, n, S, H, D]`.
         own_bias: `[H, S, S]`, or None.
@@ -275,7 +274,7 @@ def attend_suffixes(
     far = jnp.matmul(flat, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     far = far.reshape(rows, heads, num, length, -1) + shared_bias
 
-    # A few tokens each: sums over products, place by place, are fused; thousands of tiny matrix products are slow.
+    # Few tokens per suffix: sums of products per position are fused; thousands of tiny matrix products would be slow.
     near = []
     for i in range(length):
         place = [_inner(query[:, :, i], own[0][:, :, j]) for j in range(i + 1)]

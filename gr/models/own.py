@@ -1,4 +1,4 @@
-"""Backbones of the user's own: made of plain functions, or by a function that a config names."""
+"""The user's own backbones: from plain functions, or from a function that a config names."""
 
 import dataclasses
 import inspect
@@ -41,7 +41,7 @@ class FunctionBackbone:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FunctionTreeBackbone(FunctionBackbone):
-    """One that can also be searched as a tree."""
+    """A `FunctionBackbone` that also supports tree searches."""
 
     of_latest: Callable[[Any], Any] = dataclasses.field(metadata=_static)
     of_assemble: Callable[[Any, Any, jax.Array, jax.Array], Any] = dataclasses.field(
@@ -68,25 +68,25 @@ def backbone_of(
 ) -> FunctionBackbone:
     """A backbone of three functions and parameters, for any decoder of `gr.decoding`.
 
-    A search compiles once for the same functions, whatever the parameters are. Functions are the same if they are
-    equal: define them once, at the top of a module, or take methods of one object. A `lambda` or a
-    `functools.partial` that is made anew for each request makes each request compile.
+    A search compiles once for equal functions, whatever the parameters are. So define the functions once, at the top of
+    a module, or use methods of one object. A `lambda` or `functools.partial` created for each request makes each
+    request compile.
 
-    With `params=None` the functions may close over their weights. This works, at a cost: weights are constants in
-    each program, which makes it larger and slower to compile, and new weights under the same functions go unnoticed.
+    With `params=None` the functions may close over their weights. This has a cost: weights become constants of each
+    program, which is larger and slower to compile, and new weights under the same functions go unnoticed.
 
     Args:
-        prefill: `(params, history) -> (logits [B, V], hidden [B, D], cache)`; beam search and sampling need no
-            hidden states, which may be None for them. See `Backbone` for all three.
+        prefill: `(params, history) -> (logits [B, V], hidden [B, D], cache)`; `hidden` may be None for beam search and
+            sampling. See `Backbone` for all three functions.
         step: `(params, tokens [B, M], cache) -> (logits [B, M, V], hidden [B, M, D], cache)`.
         reorder: `(cache, parents [B, M']) -> cache`.
-        params: a pytree of arrays, such as nested dictionaries; None for functions that have their weights.
+        params: a pytree of arrays, such as nested dictionaries; None for functions that close over their weights.
         latest: `(cache) -> [B, M, ...]`, for value-guided search. See `TreeBackbone` for both.
         assemble: `(cache, stored, paths [B, W, S], depths [B, W]) -> cache`, for value-guided search.
 
     Raises:
-        ModelError: if a function is none or has no hash, one of `latest` and `assemble` is missing, or `params` holds
-            something that is no array.
+        ModelError: if a function is not callable or not hashable, only one of `latest` and `assemble` is given, or
+            `params` holds something other than arrays.
     """
     if (latest is None) != (assemble is None):
         raise ModelError("value-guided search needs both latest and assemble: give both or neither")
@@ -130,14 +130,13 @@ def load_backbone(
         vocab_size: V.
         code_length: L.
         rngs: of its initial parameters.
-        **options: its own.
+        **options: further arguments of the function.
 
     Returns:
         A pytree with the methods of `Backbone`, and `target_logits` or `sequence_logits` of `Trainable`.
 
     Raises:
-        ModelError: if there is no such function, it does not take these arguments, or what it returns is no such
-            backbone.
+        ModelError: if there is no such function, it does not take these arguments, or its result lacks these methods.
     """
     make = load_own(name, "backbone", known, ModelError)
     arguments = {"vocab_size": vocab_size, "code_length": code_length, "rngs": rngs, **options}

@@ -1,4 +1,4 @@
-"""The value head: what a prefix of a semantic ID promises, read off a backbone's hidden states (V-STAR)."""
+"""The value head: predicts the value of a prefix of a semantic ID from a backbone's hidden states (V-STAR)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from gr.models.layers import (
 class ValueHeadConfig:
     """Sizes of the value head.
 
-    Raises `ModelError` for sizes that cannot work.
+    Raises `ModelError` for invalid sizes.
     """
 
     d_model: int  # D, the width of the backbone's hidden states.
@@ -45,8 +45,8 @@ class ValueHeadConfig:
 class ValueHead(nnx.Module):
     """`V(s_t)` of prefix states: one causal transformer block over the prefix, then an MLP (V-STAR, arXiv 2602.10699).
 
-    Depth t = 0..L counts the codes of a prefix: state 0 is the root's, which predicts the first code, state t the one
-    behind code t. The last layer is zero at first: an untrained head has no opinion, V = 0 everywhere.
+    Depth t = 0..L counts the codes of a prefix: state 0 is the root's, which predicts the first code; state t is the
+    one behind code t. The last layer is initialised to zero: an untrained head gives V = 0 everywhere.
     """
 
     def __init__(self, config: ValueHeadConfig, *, rngs: nnx.Rngs):
@@ -56,7 +56,7 @@ class ValueHead(nnx.Module):
         self.depth_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (config.code_length + 1, d))
         )
-        # The head cannot know at which scale the backbone's states come.
+        # Normalises the backbone's states, whose scale is unknown.
         self.state_norm = RMSNorm(d, dtype=dtype)
         self.attention_norm = RMSNorm(d, dtype=dtype)
         self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
@@ -67,14 +67,14 @@ class ValueHead(nnx.Module):
         self.value_norm = RMSNorm(d, dtype=dtype)
         self.hidden = Linear(d, d, rngs=rngs, dtype=dtype)
         self.value = Linear(d, 1, rngs=rngs, dtype=jnp.float32, scale=0.0)
-        # Rewards of a depth have a mean of their own, which need not be learnt by the layers above.
+        # One bias per depth for its mean reward, so that the layers need not learn it.
         self.depth_mean = nnx.Param(jnp.zeros(config.code_length + 1))
 
     def __call__(self, states: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Values of a path's prefixes.
 
-        Entry t depends on states 0..t alone: whatever finite numbers stand beyond a node's own depth, its value, at
-        that depth, is the same.
+        Entry t depends on states 0..t only. So a node's value, at its depth, does not depend on the (finite) states
+        beyond it.
 
         Args:
             states: hidden states `[..., S, D]` of depths 0..S-1, S <= L + 1.
@@ -96,11 +96,11 @@ class ValueHead(nnx.Module):
         return found.reshape(states.shape[:-1])
 
     def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
-        """Values of one prefix of each path, for less than those of all its prefixes.
+        """Values of one prefix of each path; cheaper than the values of all prefixes.
 
         Args:
             states: see `__call__`.
-            depths: which, int32 `[...]`, 0..S-1.
+            depths: the depth of each prefix, int32 `[...]`, 0..S-1.
 
         Returns:
             `[...]` float32.
@@ -109,7 +109,7 @@ class ValueHead(nnx.Module):
         depth = depths.reshape(-1, 1)
         x = jnp.take_along_axis(x, depth[..., None], axis=1)
         query = jnp.take_along_axis(query, depth[..., None, None], axis=1)
-        # One query and a few keys: sums of products beat a matrix product for each head.
+        # One query and few keys: sums of products are faster than a matrix product per head.
         logits = (query * keys).astype(jnp.float32).sum(-1) * query.shape[-1] ** -0.5
         before = jnp.arange(states.shape[-2]) <= depth
         weights = jax.nn.softmax(jnp.where(before[..., None], logits, MASKED), axis=1)
@@ -134,7 +134,7 @@ class ValueHead(nnx.Module):
     def _finish(
         self, x: jax.Array, mixed: jax.Array, seeds: Sequence[jax.Array | None]
     ) -> jax.Array:
-        """Values `[n, Q]`, less the depths' means, from inputs `[n, Q, D]` and mixed values `[n, Q, H, D / H]`."""
+        """Values `[n, Q]`, without the depth biases, from inputs `[n, Q, D]` and mixed values `[n, Q, H, D / H]`."""
         rate, (out_seed, inner_seed, ffn_seed, hidden_seed) = self.config.dropout, seeds
         x = x + dropout(self.out(mixed.reshape(x.shape)), rate, out_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
@@ -147,7 +147,7 @@ class ValueHead(nnx.Module):
 def path_states(
     backbone: Any, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
 ) -> jax.Array:
-    """Hidden states of all prefixes of candidates, as the value head takes them, by teacher forcing.
+    """Teacher-forced hidden states of all prefixes of candidates, the input of the value head.
 
     Args:
         backbone: offers `group_states`.

@@ -1,11 +1,11 @@
-"""Figures, text tables and HTML pages of what `gr.evaluation` measured.
+"""Figures, text tables and HTML pages of the results of `gr.evaluation`.
 
 * Pages: `write_report` makes the self-contained HTML report of a run, `render_comparison` a page of tables and figures.
 * Text: `format_metrics`, `format_searches` and `format_table` make tables for a terminal; `target_notes` and
   `seen_note` are the sentences that belong beside them.
 * Figures: `searches_plot` (searches at equal budgets), `search_tree_plot` (a value-guided search of one user),
-  `training_curves_of_policy` and `calibration_plot` (reinforcement learning); further ones in `gr.reports.plots` and
-  `gr.reports.comparison_plots`. matplotlib is loaded when something is drawn.
+  `training_curves_of_policy` and `calibration_plot` (reinforcement learning); more in `gr.reports.plots` and
+  `gr.reports.comparison_plots`. matplotlib is imported when something is drawn.
 """
 
 from gr.reports.html import render_comparison

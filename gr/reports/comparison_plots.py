@@ -25,7 +25,7 @@ from gr.reports.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LABEL_WIDTH = 18  # Characters, after which a variant's name goes on in a new line.
+_LABEL_WIDTH = 18  # Characters of a variant's name per line.
 _LINE_DASHES = ("--", ":", "-.", "-")
 
 
@@ -71,7 +71,7 @@ def seeds_plot(
     style(axes, xlabel=f"{metric_label(metric)} (dots: seeds, bar: mean)", grid="x")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.locator_params(axis="x", nbins=5)
-    # Beside wide labels a legend of two columns would not fit above what is left for the data.
+    # Beside wide labels, a legend of two columns would not fit above the plot.
     wide = max(map(len, compared)) >= _LABEL_WIDTH
     top_legend(axes, columns=1 if wide else 2)
     return figure

@@ -1,4 +1,4 @@
-"""What the HTML pages share: templates, and figures as part of the page."""
+"""Shared parts of the HTML pages: templates and inline figures."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def render_comparison(
 
 
 def environment() -> "jinja2.Environment":
-    """Templates of this folder; what is put into them is escaped, and nothing may be missing."""
+    """The templates of this folder; values are escaped, and a missing value is an error."""
     import jinja2
 
     return jinja2.Environment(
@@ -64,7 +64,7 @@ def environment() -> "jinja2.Environment":
 
 
 def inline_svg(svg: str, name: str) -> str:
-    """SVG that can stand beside others in one page: ids of its own, and colours that follow the page's theme."""
+    """SVG that can stand beside others in one page: with unique ids, and colours that follow the page's theme."""
     import markupsafe
 
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{re.sub(r'[^a-z0-9]', '-', name)}-", svg)

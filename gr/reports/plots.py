@@ -18,7 +18,7 @@ import numpy as np
 
 from gr.evaluation.rankings import EvaluationError
 
-if TYPE_CHECKING:  # matplotlib is slow to import: only who draws pays for it.
+if TYPE_CHECKING:  # matplotlib is slow to import, so it is imported only for drawing.
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -27,7 +27,7 @@ MUTED = "#5b6675"
 GRID = "#dde2e8"
 BLUE, SKY, ORANGE, GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"
 VERMILLION, PURPLE, GREY = "#d55e00", "#cc79a7", "#8a929c"
-# What a page may call each colour (as a CSS variable) to give it a shade for dark backgrounds.
+# CSS variables of the colours, so that a page can set shades for dark backgrounds.
 THEME = {"ink": INK, "muted": MUTED, "grid": GRID, "blue": BLUE, "sky": SKY, "orange": ORANGE}
 THEME |= {"green": GREEN, "vermillion": VERMILLION, "purple": PURPLE, "grey": GREY}
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
@@ -37,7 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH = 5.0  # Inches; 480 pixels in a browser.
 _FONT = 11
 _LEGEND_WIDTH = 44  # Letters beside each other.
-_MAX_POINTS = 400  # A longer curve is drawn as the means of this many stretches.
+_MAX_POINTS = 400  # A longer curve is drawn as the means of so many segments.
 
 
 def metric_label(name: str) -> str:
@@ -268,7 +268,7 @@ def prefix_weight_plot(curves: Mapping[str, Sequence[Mapping]]) -> Figure:
                 panel.plot(*thinned(steps, values), color=colour, ls=dash, lw=1.5, label=label)
             style(panel, xlabel="step", ylabel=f"{name}\nprefix {kind}")
         axes[2 * index].set_ylim(bottom=0)
-        # Weights start equal, and how far they move apart is what there is to see.
+        # Weights start equal; the axis shows how far they move apart.
         if found:
             steps = found[0][0]
             equal = 1 / len(found)
@@ -313,7 +313,7 @@ def series(
 def _by_depth(
     lines: Sequence[Mapping], split: str, name: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of `name`, in which `{}` is the depth, for depths 1, 2, ... as far as there are any."""
+    """Steps and values of `name`, in which `{}` is the depth, for all depths 1, 2, ... with values."""
     found = []
     while len((of_depth := series(lines, split, name.format(len(found) + 1)))[0]):
         found.append(of_depth)
@@ -330,7 +330,7 @@ def figure_to_svg(figure: Figure) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    # The context is the only way to set these two; it is left before anything else is drawn.
+    # These two can only be set by a context; it ends before anything else is drawn.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gr"}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
@@ -412,7 +412,7 @@ def _mark_best(axes: Axes, best: float | None, x: str) -> None:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `_MAX_POINTS` points, each the mean of its stretch."""
+    """At most `_MAX_POINTS` points, each the mean of its segment."""
     if len(steps) <= _MAX_POINTS:
         return steps, values
     starts = np.linspace(0, len(steps), _MAX_POINTS, endpoint=False).astype(int)
@@ -435,5 +435,5 @@ def _number(value: object) -> float | None:
 
 
 def plain_text(text: str) -> str:
-    """Text in which matplotlib finds no formula."""
+    """Escapes text so that matplotlib finds no formula in it."""
     return text.replace("$", r"\$")

@@ -25,7 +25,7 @@ from gr.reports.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The label of each panel, and its series: split and name -> label.
+# Label of each panel -> its series: (split, name) -> label.
 _PANELS = (
     ("reward (mean)", {("train", "reward/mean"): "reward"}),
     (f"{metric_label('ndcg@10')}, validation", {("validation", "ndcg@10"): "validation"}),
@@ -47,7 +47,7 @@ _PANELS = (
 def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
     """Rewards, validation, KL, entropy, advantages, candidates and value loss over steps, a panel each.
 
-    `records` are lines of a `metrics.jsonl`; series that they lack are left out, and panels without any.
+    `records` are lines of a `metrics.jsonl`; missing series and empty panels are left out.
     """
     panels = []
     for label, names in _PANELS:
@@ -67,7 +67,7 @@ def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
         axes.set_title(label, fontsize=10, color=INK, loc="left")
         axes.locator_params(axis="x", nbins=3)
         axes.locator_params(axis="y", nbins=5)
-        if len(curves) > 1:  # Inside: above the axes stands the title.
+        if len(curves) > 1:  # Inside, since the title is above the axes.
             axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -75,7 +75,7 @@ def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
 def calibration_plot(calibration: ValueCalibration) -> Figure:
     """One panel a depth: mean return over mean value of each bin, with standard errors, beside the line of equality.
 
-    A rising line means that V ranks prefixes correctly, whatever its slope; on the dashed line V is calibrated.
+    A rising line of any slope means that V ranks prefixes correctly; on the dashed line V is calibrated.
     """
     depths = len(calibration.counts)
     figure, panels = figure_of(depths, 2.7, columns=2)

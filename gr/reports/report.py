@@ -1,7 +1,7 @@
 """The HTML report of a run: verdict, metrics beside baselines, learning curves, codebooks, example users.
 
 `write_report(path, ReportData(...))` draws the figures of `gr.reports.plots` into `report.html.jinja`. The file
-is self-contained, has a light and a dark theme, and can be printed. Where a run lacks a part, a sentence says so.
+is self-contained, has a light and a dark theme, and can be printed. A missing part is replaced by a sentence.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class Candidate:
     title: str
     score: float
     is_target: bool = False
-    detail: str = ""  # Categories, or whatever else tells the item.
-    seen: bool = False  # Whether the item stands in the user's history.
+    detail: str = ""  # Such as its categories.
+    seen: bool = False  # Whether the item is in the user's history.
     valid: bool = True  # False for a beam without an item.
 
 
@@ -60,7 +60,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """All that a report can show; every part but the title may be left empty."""
+    """The content of a report; every part except the title may be left empty."""
 
     title: str
     dataset: Mapping[str, object] = dataclasses.field(default_factory=dict)  # Fact -> value.
@@ -72,7 +72,7 @@ class ReportData:
     rule: str = ""  # Of `metrics`, such as "seen items removed".
     # Further rule -> row -> metrics: shown beneath, and never compared with the rows of `metrics`.
     variants: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
-    notes: Sequence[str] = ()  # What must be known of the targets, see `target_notes`.
+    notes: Sequence[str] = ()  # Notes on the targets, see `target_notes`.
     # Baseline -> metric -> (mean of main row minus baseline, low, high), paired by user.
     differences: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     # Lines {"step": 10, "split": "train" | "validation", "values": {"loss": 1.0, ...}}.
@@ -96,7 +96,8 @@ class ReportData:
 def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
     """Writes the report as one HTML file, atomically, and returns its path.
 
-    Raises `EvaluationError` if `main_row` or a baseline of `differences` is no row of `metrics`.
+    Raises:
+        EvaluationError: if `main_row` or a baseline of `differences` is no row of `metrics`.
     """
     path = as_path(path)
     # Titles read from JSON may hold half of a surrogate pair, which UTF-8 cannot express.
@@ -139,7 +140,7 @@ def render_report(data: ReportData) -> str:
 
 
 def verdict(data: ReportData) -> str:
-    """One sentence: the main metric, its interval, and where it stands to the baselines."""
+    """One sentence: the main metric, its interval, and the comparison with the baselines."""
     value = _metric(data, data.main_row)
     if value is None:
         return "No NDCG@10 of the model was measured, so there is no verdict."
@@ -178,7 +179,7 @@ def best_step(data: ReportData) -> float | None:
 def codebook_facts(book: Mapping) -> dict[str, float]:
     """`size`, `used`, `perplexity` (exp of the entropy) and `largest_share` of one level, from its `counts [K]`.
 
-    Without counts, the level's own figures are taken as they are.
+    Without counts, the level's own figures are used.
     """
     if "counts" not in book:
         return {name: book.get(name) for name in ("size", "used", "perplexity", "largest_share")}
@@ -293,7 +294,7 @@ def _value_at(data: ReportData, step: float | None) -> float | None:
 
 
 def _largest_drop(label: str, shares: Sequence[float]) -> dict:
-    """At which code most targets' prefixes leave the beam, and what share of users that is."""
+    """The code at which most targets' prefixes leave the beam, and the share of users."""
     lost = -np.diff([1.0, *np.asarray(shares, dtype=float)])
     depth = int(np.argmax(lost)) if len(lost) else 0
     return {"label": label, "code": depth + 1, "lost": float(lost[depth]) if len(lost) else 0.0}
@@ -355,7 +356,7 @@ def _fact(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON does not know, as what it does."""
+    """Converts types that JSON does not support."""
     if isinstance(value, Mapping):
         return dict(value)
     return value.tolist() if hasattr(value, "tolist") else str(value)

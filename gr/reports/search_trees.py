@@ -25,7 +25,7 @@ _WIDTH, _TITLES = 6.6, 2.75
 _ROW = 0.205
 _AROUND = 1.3  # Legend, colour bar and note.
 
-_AREAS = (155.0, 560.0)  # Square points of a circle: without visits, with the most.
+_AREAS = (155.0, 560.0)  # Circle areas in square points: without visits, and with the most visits.
 _TITLE_LETTERS = 40
 _PALETTE = ("#d3e5f2", "#7fb2d6", BLUE, "#00395c")
 
@@ -55,7 +55,7 @@ class TreeOfUser:
 
 @dataclasses.dataclass(frozen=True)
 class TreeCandidate:
-    """A complete semantic ID, as it is written beside the longest of its prefixes that was evaluated."""
+    """A complete semantic ID, labelled beside its longest evaluated prefix."""
 
     tokens: Prefix  # All L of them.
     title: str
@@ -67,15 +67,15 @@ class PlacedCandidate:
 
     candidate: TreeCandidate
     rank: int  # From 1.
-    prefix: int  # Number of the longest of its prefixes that was evaluated.
+    prefix: int  # Number of its longest evaluated prefix.
     row: int
 
 
 @dataclasses.dataclass(frozen=True)
 class TreeLayout:
-    """Which prefixes and candidates of a tree are shown, and in which row, counted from above."""
+    """The prefixes and candidates of a tree that are shown, and their rows, counted from the top."""
 
-    rows: dict[int, float]  # By the prefix's number; a parent stands amid its children.
+    rows: dict[int, float]  # By the prefix's number; a parent is centred on its children.
     candidates: list[PlacedCandidate]
     num_rows: int
 
@@ -104,18 +104,18 @@ def search_tree_plot(
     white: their V is not used.
 
     Args:
-        tree: what the search evaluated.
-        candidates: what it found, best first.
-        beam: tokens of the prefixes that plain beam search keeps, with a thick outline.
-        target: tokens of the item to be predicted, whose path is coloured; empty if unknown.
-        level_offsets: the token of code 0 of each level; None: tokens are written as they are.
-        labels: what is written instead of the last code, by prefix.
-        max_prefixes: how many are shown: those with the most visits, among equals those of the best candidates; the
-            target's path in any case.
-        max_candidates: how many are shown: the best whose prefix is shown; the target in any case.
+        tree: the evaluated prefixes.
+        candidates: the candidates found, best first.
+        beam: tokens of the prefixes that plain beam search keeps; they get a thick outline.
+        target: tokens of the target, whose path is coloured; empty if unknown.
+        level_offsets: the token of code 0 of each level; None: tokens are shown as they are.
+        labels: prefix -> label instead of its last code.
+        max_prefixes: number of prefixes shown: those with the most visits, ties by best candidate; the target's path is
+            always shown.
+        max_candidates: number of candidates shown: the best whose prefix is shown; the target is always shown.
 
     Raises:
-        EvaluationError: for a tree of the empty prefix alone.
+        EvaluationError: for a tree with the empty prefix only.
     """
     if len(tree) < 2:
         raise EvaluationError("a tree of the empty prefix alone shows nothing: search with L > 1")
@@ -167,7 +167,7 @@ def search_tree_plot(
             **look,
         )
 
-    # What surrounds them.
+    # Legend, colour bar and note.
     for depth in range(longest + 1):
         name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
         axes.text(depth, -0.9, name, ha="center", va="bottom", fontsize=9, color=MUTED)
@@ -247,7 +247,7 @@ def _most_visited(
     count: int,
 ) -> list[int]:
     """Numbers of at most `count` prefixes and of all of the target's, together with their ancestors."""
-    ranks: dict[Prefix, int] = {}  # Of the best candidate below.
+    ranks: dict[Prefix, int] = {}  # Rank of the best candidate below.
     for rank, candidate in enumerate(candidates):
         for depth in range(len(candidate.tokens)):
             ranks.setdefault(candidate.tokens[:depth], rank)
@@ -267,7 +267,7 @@ def _most_visited(
 
 
 def _edge(axes: Axes, left: float, right: float, start: float, end: float, hit: bool) -> None:
-    """A line that leaves and arrives level, in the target's colour if it is on its path."""
+    """A curve with horizontal ends, in the target's colour if it is on the target's path."""
     t = np.linspace(0, 1, 24)
     colour, width = (VERMILLION, 2.0) if hit else (GREY, 0.8)
     heights = start + (end - start) * t * t * (3 - 2 * t)
@@ -283,13 +283,13 @@ def _circles(
     heavy: set[int],
     longest: int,
 ) -> tuple[Normalize, Colormap]:
-    """Draws the prefixes; returns how V becomes a colour."""
+    """Draws the prefixes; returns the colour scale of V."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     numbers = np.array(list(layout.rows))
     decided = tree.depths[numbers] < longest
     low, high = tree.values[numbers][decided].min(), tree.values[numbers][decided].max()
-    if low == high:  # Without a value head all are 0.
+    if low == high:  # Without a value head all values are 0.
         low, high = low - 1, high + 1
     norm, palette = Normalize(low, high), LinearSegmentedColormap.from_list("V", _PALETTE)
     share = tree.visits[numbers] / max(tree.visits.max(), 1)
@@ -309,7 +309,7 @@ def _circles(
 
 
 def _label(axes: Axes, text: str, depth: int, row: float, colour: str) -> None:
-    """A code inside its circle; what is longer, below it."""
+    """A code inside its circle; a longer label below it."""
     if len(text) <= 3:
         axes.text(
             depth,
@@ -385,7 +385,7 @@ def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, palette: Colormap) 
 def _note(
     tree: TreeOfUser, layout: TreeLayout, candidates: Sequence[TreeCandidate], target: Prefix
 ) -> str:
-    """Explains the circles and counts what is left out."""
+    """Explains the circles and counts the omitted prefixes and candidates."""
     parts = ["Circle area: number of visits."]
     hidden = len(tree) - len(layout.rows)
     if hidden:

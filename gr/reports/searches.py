@@ -31,7 +31,7 @@ NAMES = {
 
 
 def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
-    """A table of what `compare_searches` returned, budget by budget."""
+    """A table of the results of `compare_searches`, by budget."""
     names = [f"hit@{k}", f"ndcg@{k}", "recall", "known_recall", f"coverage@{k}", f"diversity@{k}"]
     header = ["decoder", "budget", "tokens", "candidates", "known", f"Hit@{k}", f"NDCG@{k}"]
     header += [
@@ -56,7 +56,7 @@ def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
 
 
 def searches_plot(rows: Sequence[Mapping], *, k: int = 10) -> Figure:
-    """One panel a metric over token evaluations, one line a decoder; bars are 95% intervals over users."""
+    """One panel per metric over token evaluations, one line per decoder; bars are 95% intervals over users."""
     metrics = {
         f"hit@{k}": metric_label(f"hit@{k}"),
         f"ndcg@{k}": metric_label(f"ndcg@{k}"),

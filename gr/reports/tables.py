@@ -8,11 +8,12 @@ from gr.evaluation.rankings import EvaluationError
 def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> str:
     """Aligned tables of the dictionary of `evaluate_with_baselines`, and `target_notes`.
 
-    The first has a row for the model and each baseline, with the interval of NDCG@k; then comes the
-    paired difference of the model to each baseline (absent if there are none). `metrics` may name
-    its `rule`, and hold the dictionaries of other rules as `variants`: each has a table of its own.
+    The first table has a row for the model and each baseline, with the interval of NDCG@k. The second has the paired
+    difference of the model to each baseline (absent without baselines). `metrics` may name its `rule`, and hold the
+    dictionaries of other rules as `variants`: each has a table of its own.
 
-    Raises `EvaluationError` if the metrics were not computed at k.
+    Raises:
+        EvaluationError: if the metrics were not computed at k.
     """
     if f"ndcg@{k}" not in metrics:
         raise EvaluationError(f"the metrics hold no ndcg@{k}: evaluate with ks that contain {k}.")
@@ -48,10 +49,10 @@ def target_notes(metrics: Mapping) -> list[str]:
     """Notes on the targets: how many are in the history, cannot be hit, or are not in the catalogue.
 
     Args:
-      metrics: of `evaluate_rankings`.
+        metrics: the result of `evaluate_rankings`.
 
     Returns:
-      Sentences; none where no target is special.
+        Sentences; none if no target is special.
     """
     users, notes = metrics["users"], []
     if seen := metrics.get("targets_seen"):
@@ -78,7 +79,7 @@ def seen_note(
 ) -> str:
     """One sentence: how many of the targets of `users` users of a split are in the user's history.
 
-    With `impossible` they cannot be hit, since seen items are removed; `remedy` is what allows them.
+    With `impossible` they cannot be hit, since seen items are removed; `remedy` names the setting that allows them.
     """
     share = f"{seen:,} of {users:,} {f'{split} targets'.strip()} ({seen / users:.1%}) are in the user's history"
     if not impossible:
@@ -91,7 +92,8 @@ def seen_note(
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Aligned plain text: header first; the first column left-aligned, the others right-aligned.
 
-    Raises `EvaluationError` for rows of different lengths.
+    Raises:
+        EvaluationError: for rows of different lengths.
     """
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:

@@ -1,8 +1,8 @@
 """Reinforcement learning on the tree of candidates: search, reward, policy and value head (V-STAR and relatives).
 
-A run is that of `gr.training` with `make_policy_step`: its model is an `ActorCritic`, its `loss_state` the reference
-policy. Rewards are functions `Outcome -> [B, G]`, summed by `weighted_sum`. `value_loss` is what a value head
-minimises, alone by `value_objective` or beside a policy.
+A run uses the loop of `gr.training` with `make_policy_step`: its model is an `ActorCritic`, its `loss_state` the
+reference policy. Rewards are functions `Outcome -> [B, G]`, summed by `weighted_sum`. `value_loss` trains a value head,
+alone through `value_objective` or beside a policy.
 """
 
 from gr.rl.actor_critic import ActorCritic, actor_critic_optimizer

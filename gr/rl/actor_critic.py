@@ -10,7 +10,7 @@ import optax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ActorCritic:
-    """What reinforcement learning trains: a backbone, which is the policy, and the value head on its states."""
+    """The model of reinforcement learning: a backbone, which is the policy, and the value head on its states."""
 
     backbone: Any  # A `Trainable` that searches too, such as `EncoderDecoder`.
     value_head: Any  # A `ValueHead`.
@@ -19,6 +19,6 @@ class ActorCritic:
 def actor_critic_optimizer(
     policy: optax.GradientTransformation | None, value: optax.GradientTransformation | None
 ) -> optax.GradientTransformation:
-    """One optimiser of an `ActorCritic` of two, of which each sees its own part; None leaves that part as it is."""
+    """An optimiser of an `ActorCritic` made of one for each part; None leaves that part unchanged."""
     parts = {"policy": policy or optax.set_to_zero(), "value": value or optax.set_to_zero()}
     return optax.multi_transform(parts, ActorCritic("policy", "value"))

@@ -1,7 +1,7 @@
 """One step of reinforcement learning, compiled: search with the present policy and value head, reward, learn (V-STAR).
 
-A step is a batch of users: candidates are searched with V frozen, rewarded, and then policy and value head learn from
-them in several epochs of minibatches. All of it is one program, so that the loop of supervised training runs it too.
+A step takes a batch of users. Candidates are searched with V frozen and rewarded; then policy and value head learn from
+them in several epochs of mini-batches. The whole step is one program, so the loop of supervised training runs it too.
 """
 
 import dataclasses
@@ -49,17 +49,17 @@ LossOfRollouts = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class LearningConfig:
-    """How often is learnt from each batch of rollouts.
+    """How each batch of rollouts is used for learning.
 
-    Raises `TrainingError` for numbers that cannot work.
+    Raises `TrainingError` for invalid numbers.
     """
 
     num_epochs: int = 2  # Passes over a batch of rollouts.
-    num_minibatches: int = 1  # Of users, in each pass.
+    num_minibatches: int = 1  # Mini-batches of users in each pass.
     sync_every: int = 0  # Steps after which the policy becomes the reference; 0: never.
-    learn_policy: bool = True  # False: the value head alone learns, on a frozen backbone.
+    learn_policy: bool = True  # False: only the value head learns, on a frozen backbone.
     learn_value: bool = True
-    # Of the targets' cross-entropy beside the policy's loss, for demonstrations where exploration found nothing
+    # Weight of the targets' cross-entropy beside the policy's loss, as demonstrations where exploration found nothing
     # (methods such as Prefix-RFT blend the two); 0: none, as published for V-STAR.
     supervised_weight: float = 0.0
 
@@ -91,18 +91,18 @@ def make_policy_step(
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state, compiles once per shape.
 
     The state's model is an `ActorCritic`, its `loss_state` the reference policy: a backbone. Batches are those of
-    `train_batches_by_target`, with as many rows as `num_minibatches` divides. As in supervised training nothing is
-    applied if a loss, gradient or reward of the step is not finite; of a reward, `TrainState.reward_fault` says which.
+    `train_batches_by_target`, with as many rows as `num_minibatches` divides. As in supervised training, no update is
+    applied if a loss, gradient or reward of the step is not finite; `TrainState.reward_fault` names a faulty reward.
 
     Args:
         rollout: how candidates are found and scored.
         policy: the policy's loss.
-        value: the value head's.
-        learning: how often is learnt from them.
+        value: the value head's loss.
+        learning: how rollouts are used for learning.
         catalogue: the items, with vectors.
-        reward: of candidates; one of several is a `weighted_sum`, which gives them names.
-        optimizer: of `actor_critic_optimizer`.
-        schedule: learning rate of the policy by updates, to be logged.
+        reward: the reward of candidates; several are combined by `weighted_sum`, which names them.
+        optimizer: made by `actor_critic_optimizer`.
+        schedule: learning rate of the policy by updates; only logged.
         mesh: see `make_train_step`.
 
     Returns:
@@ -141,7 +141,7 @@ def make_policy_step(
         finite = jnp.isfinite(found["loss"]).all() & jnp.isfinite(found["grad_norm"]).all()
         finite &= (
             fault.reward == NO_REWARD
-        )  # Also while the value head learns alone, which has no use for rewards.
+        )  # Also checked while the value head learns alone, which does not use rewards.
         metrics |= {name: values.mean() for name, values in found.items()}
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step * updates)
@@ -159,12 +159,12 @@ def _loss_of_rollouts(
     learning: LearningConfig,
     index: TrieIndex,
 ) -> LossOfRollouts:
-    """The sum of both losses; each part of the model has its own unless the value's gradient is let through."""
+    """The sum of both losses; each trains its own part of the model, unless the value's gradient is let through."""
 
     def loss_fn(model: ActorCritic, rollouts: Rollouts, key: jax.Array):
         loss, metrics = jnp.zeros(()), {}
         value_key, supervised_key = jax.random.split(key)
-        # The last code's state is of no use to the policy.
+        # The policy does not use the last code's state.
         tokens = rollouts.tokens if learning.learn_value else rollouts.tokens[..., :-1]
         states = path_states(model.backbone, rollouts.history, tokens)
         if learning.learn_policy:
@@ -204,7 +204,7 @@ def _loss_of_rollouts(
 def _supervised_loss(
     rollout: RolloutConfig, index: TrieIndex, backbone: Any, rollouts: Rollouts, key: jax.Array
 ) -> jax.Array:
-    """Cross-entropy of the targets, with dropout, as the policy's distribution is."""
+    """Cross-entropy of the targets under the policy's distribution, with dropout."""
     logits = backbone.target_logits(rollouts.history, rollouts.target, key=key)
     if rollout.normalise_over == "children":
         logp = masked_token_log_probs(logits, rollouts.target, index, rollout.temperature)
@@ -215,7 +215,7 @@ def _supervised_loss(
 
 
 def _minibatches(key: jax.Array, num_users: int, learning: LearningConfig) -> jax.Array:
-    """Users of each update `[epochs * minibatches, B / minibatches]`, every epoch in an order of its own."""
+    """Users of each update `[epochs * minibatches, B / minibatches]`, in a new order every epoch."""
     if num_users % learning.num_minibatches:
         raise TrainingError(
             f"rl.num_minibatches={learning.num_minibatches} does not divide rl.batch_size={num_users}"

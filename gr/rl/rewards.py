@@ -1,8 +1,7 @@
-"""Rewards of recommended candidates: functions of one type, that are summed with weights.
+"""Rewards of recommended candidates: functions of one type, summed with weights.
 
-A reward of one's own is any function `Outcome -> [B, G]` that runs under `jit`; it is weighted like those below. One
-with arrays of its own, such as prices, is `jax.tree_util.Partial(function, prices)`: then they are arguments of the
-compiled step, not constants in it.
+Your own reward is any function `Outcome -> [B, G]` that runs under `jit`. Wrap one that needs arrays, such as prices,
+as `jax.tree_util.Partial(function, prices)`: then they are arguments of the compiled step, not constants in it.
 """
 
 import dataclasses
@@ -18,14 +17,14 @@ from gr.training.state import LARGEST_REWARD, TrainingError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Each user's candidates, best first, and the item that was wanted.
+    """Each user's candidates, best first, and the target item.
 
     Tokens of candidates and of the target are those of the model's vocabulary.
     """
 
     tokens: jax.Array  # [B, G, L] integers; the place in G is the rank.
     valid: jax.Array  # [B, G] bool.
-    target: jax.Array  # [B, L] integers: the wanted item's tokens.
+    target: jax.Array  # [B, L] integers: the target's tokens.
     items: jax.Array | None = None  # [B, G]: the candidates' item rows; negative: none.
     target_items: jax.Array | None = None  # [B]: the targets' item rows; negative: none.
 
@@ -39,12 +38,12 @@ def exact_match(outcome: Outcome) -> jax.Array:
 
 
 def rank_aware(outcome: Outcome) -> jax.Array:
-    """Wrong candidates cost the more, the higher they rank: `[B, G]` float32.
+    """Penalises wrong candidates, more at higher ranks: `[B, G]` float32.
 
     If the target is among a user's candidates, a wrong one at rank k = 1..G gets
     `-(1 / log2(k + 1)) / sum_j 1 / log2(j + 1)` and the right one 0; else all get 0. As in the published code
-    (MiniOneRec, arXiv 2510.24431, taken over by V-STAR) the sum is over all G ranks, the right one's among them, so
-    that the penalty of a rank is a constant. Invalid candidates get 0 but keep their rank.
+    (MiniOneRec, arXiv 2510.24431; also used by V-STAR) the sum is over all G ranks, including the right one's, so each
+    rank has a constant penalty. Invalid candidates get 0 but keep their rank.
     """
     hits = _hits(outcome)
     discounts = 1.0 / jnp.log2(jnp.arange(2, hits.shape[1] + 2, dtype=jnp.float32))
@@ -88,11 +87,11 @@ def semantic(item_vectors: jax.Array) -> Reward:
         A reward; it is 0 for candidates that are invalid, and where an item is missing or its vector is 0.
 
     Raises:
-        TrainingError: by the reward, for an outcome without item rows.
+        TrainingError: raised by the reward itself for an outcome without item rows.
     """
     vectors = jnp.asarray(item_vectors, jnp.float32)
     largest = jnp.abs(vectors).max(axis=-1, keepdims=True)
-    vectors = vectors / jnp.where(largest > 0, largest, 1.0)  # Whose squares cannot overflow.
+    vectors = vectors / jnp.where(largest > 0, largest, 1.0)  # Squares cannot overflow.
     norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return Semantic(vectors / jnp.maximum(norms, 1e-12))
 
@@ -100,9 +99,9 @@ def semantic(item_vectors: jax.Array) -> Reward:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightedSum:
-    """The reward that `weighted_sum` returns; each part is known by its name."""
+    """The reward that `weighted_sum` returns; each part has a name."""
 
-    rewards: tuple[Reward, ...]  # Pytrees, so that their arrays are arguments of what is compiled.
+    rewards: tuple[Reward, ...]  # Pytrees, so that their arrays are arguments of the compiled step.
     weights: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
@@ -111,7 +110,7 @@ class WeightedSum:
         return self.apart(outcome).sum(axis=-1)
 
     def apart(self, outcome: Outcome) -> jax.Array:
-        """The weighted rewards, one by one, `[B, G, R]` float32.
+        """The R weighted rewards separately, `[B, G, R]` float32.
 
         Raises:
             TrainingError: if a reward does not return `[B, G]` numbers, naming it.
@@ -131,11 +130,11 @@ def weighted_sum(
 
     Args:
         rewards: function -> weight, or pairs of them.
-        names: by which errors call them; None: the functions' own.
+        names: used in errors; None: the functions' names.
 
     Raises:
-        TrainingError: if there are none, or one is no function, or its weight no finite number; by the reward, if
-            one of them does not return `[B, G]` numbers.
+        TrainingError: if there are no rewards, one is not a function, or a weight is not a finite number. The reward
+            itself raises it if one of them does not return `[B, G]` numbers.
     """
     if not rewards:
         raise TrainingError(
@@ -166,7 +165,7 @@ _TYPE = "Outcome -> [B, G]"  # Of every reward.
 
 
 def _scores(reward: Reward, name: str, outcome: Outcome) -> jax.Array:
-    """What a reward gives, `[B, G]` float32, if it is that."""
+    """A reward's result as `[B, G]` float32, checked."""
     try:
         values = reward(outcome)
     except TrainingError:

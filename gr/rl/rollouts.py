@@ -1,4 +1,4 @@
-"""Rollouts: candidates that the present policy finds for a batch of users, with rewards and log-probabilities."""
+"""Rollouts: candidates that the current policy finds for a batch of users, with rewards and log-probabilities."""
 
 import dataclasses
 from typing import Any
@@ -28,18 +28,19 @@ PREFIX_VECTORS = ("node", "group")
 class RolloutConfig:
     """How rollouts are made.
 
-    Raises `TrainingError` for a name that is unknown.
+    Raises `TrainingError` for an unknown name.
     """
 
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     exclude_seen: bool = True  # Items of the history are not proposed.
-    temperature: float | None = None  # Of the policy; this and the next as in `beam_search`.
+    temperature: float | None = None  # Of the policy; see `beam_search`, as for the next field.
     normalise_over: str = "vocabulary"
-    # Whether candidates are weighted in the policy's loss, for they are not independent draws: those drawn without
-    # replacement by probability / inclusion probability, those searched for by their probability among each other.
+    # Whether candidates are importance-weighted in the policy's loss, since they are not independent draws. Those drawn
+    # without replacement get probability / inclusion probability; those found by a search get their probability,
+    # normalised over the candidates.
     importance: bool = False
-    # Of what a prefix's vector is the mean, in rewards of the value head: of all items below its "node" of the trie,
-    # or of the "group" of candidates that share it.
+    # What a prefix's vector is the mean of, for rewards of the value head: all items below its "node" of the trie, or
+    # the "group" of candidates that share it.
     prefix_vectors: str = "node"
 
     def __post_init__(self):
@@ -60,9 +61,9 @@ class Rollouts:
     tokens: jax.Array  # [B, G, L] int32; 0 where not valid.
     valid: jax.Array  # [B, G] bool; False for filler rows too.
     items: jax.Array  # [B, G] int32 item rows; -1 where not valid.
-    rewards: jax.Array  # [B, G] float32, what the policy is to raise.
-    rewards_apart: jax.Array  # [B, G, R] float32: the weighted parts of which it is the sum.
-    value_rewards: jax.Array  # [B, G, L] float32, of the value head alone.
+    rewards: jax.Array  # [B, G] float32, the policy's rewards.
+    rewards_apart: jax.Array  # [B, G, R] float32: the weighted parts of that sum.
+    value_rewards: jax.Array  # [B, G, L] float32, for the value head only.
     logp: (
         jax.Array
     )  # [B, G, L] float32: log-probability of each code under the policy that found them.
@@ -83,13 +84,13 @@ def roll_out(
     """Searches candidates for each user of a batch, rewards them, and scores them under policy and reference.
 
     Args:
-        config: how.
+        config: how rollouts are made.
         catalogue: the items, with vectors.
-        reward: of the candidates; of a `weighted_sum` the parts are kept too.
+        reward: the reward of candidates; the parts of a `weighted_sum` are kept too.
         model: the policy and the value head that guides its search.
-        reference: a backbone, what the policy is kept near.
+        reference: the reference policy, a backbone.
         batch: `history [B, T]`, `target [B]` and `weight [B]`, as `train_batches_by_target` makes them.
-        key: of the search.
+        key: random key of the search.
 
     Returns:
         The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
@@ -158,7 +159,7 @@ def scored_candidates(
 def log_probs_of_states(
     config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, tokens: jax.Array
 ) -> jax.Array:
-    """Log-probability of each token `[B, G, L]` from the states before it `[B, G, L, D]`, as the policy is decoded."""
+    """Log-probability of each token `[B, G, L]` from the states before it `[B, G, L, D]`, under the policy."""
     if config.normalise_over == "children":
         return masked_token_log_probs(backbone.logits(states), tokens, index, config.temperature)
     # The state before the first code is the same for the whole group.
@@ -200,13 +201,16 @@ def _value_rewards(config: RolloutConfig, catalogue: Catalogue, outcome: Outcome
 
 
 def _importance(found: Candidates, logp: jax.Array, valid: jax.Array) -> jax.Array:
-    """Weights of candidates `[B, G]`, 0 where not valid.
+    """Importance weights of candidates `[B, G]`, 0 where not valid.
 
-    Of those drawn without replacement, probability over inclusion probability (arXiv 1903.06059, section 4). The loss
-    divides by the weights' sum: an estimate of the mean over independent draws whose bias vanishes as G grows, of far
-    less variance than the sum without that division, which has none. Of those that a search found, the probability
-    among them: the mean over the policy's draws, if it drew among them only. Without weights an unlikely candidate
-    counts as much as a likely one, and what a search found improbable is pushed down for ever.
+    * Drawn without replacement: probability / inclusion probability (arXiv 1903.06059, section 4). The loss divides by
+      the sum of weights. This estimates the mean over independent draws; its bias vanishes as G grows, and its variance
+      is far below that of the unbiased sum.
+    * Found by a search: probability, normalised over the candidates. This gives the mean over the policy's draws
+      among these candidates.
+
+    Without weights an unlikely candidate counts as much as a likely one, and improbable candidates are pushed down at
+    every step.
     """
     log_weight = jnp.where(valid, logp.sum(-1), -jnp.inf)
     if found.draws is not None:

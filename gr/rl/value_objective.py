@@ -1,8 +1,7 @@
-"""What the value head minimises: from states and rewards of candidates to a loss (V-STAR, arXiv 2602.10699).
+"""The value head's loss, from states and rewards of candidates (V-STAR, arXiv 2602.10699).
 
-To train a head on a frozen backbone, make its states by `path_states` and hand `value_objective()` to
-`make_train_step`, with the head as the model and an optimiser of its own. A loop that trains both calls `value_loss`
-among its other losses.
+To train a head on a frozen backbone, make its states by `path_states` and pass `value_objective()` to
+`make_train_step`, with the head as the model. A loop that trains both adds `value_loss` to its other losses.
 """
 
 import dataclasses
@@ -19,13 +18,13 @@ from gr.training import LossFn, TrainingError
 
 @dataclasses.dataclass(frozen=True)
 class ValueConfig:
-    """How values are learnt. Raises `TrainingError` for a value that cannot work.
+    """How values are learnt. Raises `TrainingError` for a value out of range.
 
     Attributes:
         gamma: discount of a code, in [0, 1].
         lam: lambda of TD(lambda), in [0, 1]: 0 looks one code ahead, as published; 1 to the end.
         with_root: whether the state before the first code, which has no reward, learns too.
-        stop_gradient: whether the backbone's states are left as they are.
+        stop_gradient: whether the value loss leaves the backbone unchanged.
     """
 
     gamma: Share = GAMMA
@@ -54,11 +53,11 @@ def value_loss(
         head: a `ValueHead`.
         states: hidden states of all prefixes of the candidates `[B, G, L + 1, D]`, as `path_states` gives them.
         rewards: of the prefixes of 1..L codes `[B, G, L]`, as `semantic_rewards` gives them.
-        weight: `[B, G]`, 1 for candidates, 0 for what is invalid or padding, where even NaN has no influence.
-        config: how; None for the published way.
+        weight: `[B, G]`, 1 for candidates, 0 for invalid ones and padding, which are ignored even if NaN.
+        config: how values are learnt; None: as published.
         tokens: the candidates' tokens `[B, G, L]`: each distinct prefix of a group then counts once, and its target is
             the mean over the candidates below it. None: each candidate counts for itself.
-        normaliser: what the sum over prefixes is divided by; None: by their number.
+        normaliser: divisor of the sum over prefixes; None: their number.
         key: for dropout; None for none.
 
     Returns:
@@ -67,7 +66,7 @@ def value_loss(
     config = config or ValueConfig()
     if config.stop_gradient:
         states = jax.lax.stop_gradient(states)
-    # Before the head sees them: the gradient of its weights would be 0 times NaN.
+    # Masked before the head sees them: otherwise the gradient of its weights would be 0 times NaN.
     states = jnp.where(weight[..., None, None] > 0, states, 0)
     values = head(states, key=key)
     if config.with_root:

@@ -1,12 +1,12 @@
-"""The whole experiment as functions: what the mains, a notebook and somebody else's program call.
+"""Whole experiments as functions, for the command line, notebooks and other programs.
 
     experiment = gr.runs.table_experiment(user="user_id", item="item_id", time="timestamp")
     run = gr.runs.train(experiment, "runs/clicks", frame=clicks)
     metrics = gr.runs.evaluate(run, "test")
     items = gr.runs.recommend(run, user="42", top_k=10)
 
-`Experiment` says everything that decides what a run does; `reinforce` goes on from a trained run by a `Reinforcement`;
-`load_run` reads a workdir; `compare` runs a `Study` of several experiments.
+An `Experiment` holds every setting of a run. `reinforce` continues a trained run as a `Reinforcement` says, `load_run`
+reads a workdir, and `compare` runs a `Study` of several experiments.
 """
 
 from gr.runs.compare import compare

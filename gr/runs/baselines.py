@@ -1,4 +1,4 @@
-"""What any model is measured against: popularity, a Markov chain, item-kNN; ranked once and kept."""
+"""Baselines for any model (popularity, a Markov chain, item-kNN), ranked once and kept in a file."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from gr.semantic_ids import SemanticIds
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """How the baselines rank the targets of one split under one rule."""
+    """The baselines' rankings of the targets of one split under one rule."""
 
     rankings: dict[str, Rankings]  # By name.
     settings: dict[str, float | None]  # Of the tuned item-kNN.
@@ -49,19 +49,19 @@ def rank_baselines(
 
     Args:
         splits: the data.
-        semantic_ids: a hit is an item with the target's.
-        targets: what is predicted.
-        exclude: whether items of the user's history may not be recommended; the tuning obeys it too.
+        semantic_ids: a hit is an item with the target's semantic ID.
+        targets: the targets to predict.
+        exclude: whether items of the user's history are not recommended; also applies to the tuning.
         depth: the largest k at which the rankings can be evaluated.
         watched: the validation targets that a training run watches; None: all.
-        own: `module:name` of functions `Splits -> Ranker`, by which they are listed too.
+        own: `module:name` of your own functions `Splits -> Ranker`; these are also their names in the results.
 
     Raises:
-        EvaluationError: for one of your own that cannot be imported or returns something else.
+        EvaluationError: if one of your own functions cannot be imported or returns something else.
     """
     own_rankers = {
         name: fit_own_baseline(name, splits) for name in own
-    }  # First, since one may fail.
+    }  # Your own first, since one may fail.
     validation = splits.validation
     watched = validation if watched is None else watched
     tuned, settings = tune_item_knn(
@@ -104,9 +104,9 @@ def kept_baselines(
     watched: Targets,
     own: Sequence[str] = (),
 ) -> Baselines:
-    """`rank_baselines`, read from the `.npz` file at `path` if that was made of the same, else written there.
+    """`rank_baselines`, read from the `.npz` file at `path` if its inputs were the same, else written there.
 
-    Those of your own are ranked anew each time, since their code may have changed.
+    Your own baselines are ranked anew each time, since their code may have changed.
     """
     if own:
         return rank_baselines(
@@ -135,14 +135,14 @@ def kept_baselines(
 
 
 def load_baselines(path: str) -> tuple[Baselines, dict[str, np.ndarray]] | None:
-    """What `kept_baselines` wrote, and what it was made of; None if there is no such file, or it is broken or old."""
+    """The file of `kept_baselines`, and a record of its inputs; None if it is missing, broken or old."""
     try:
         arrays = read_arrays(path)
         names = dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("rankings/"))
         rankings = {name: _rankings(arrays, f"rankings/{name}/") for name in names}
         settings, validation = (json.loads(str(arrays[key])) for key in ("settings", "validation"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return None  # It is made again.
+        return None  # The file is made again.
     made_of = {name[3:]: value for name, value in arrays.items() if name.startswith("of/")}
     return Baselines(rankings, settings, validation), made_of
 

@@ -1,4 +1,4 @@
-"""From an experiment to its objects: index, model, batches, optimiser and step, searches."""
+"""Builds the objects of an experiment: index, model, batches, optimiser and step, searches."""
 
 import dataclasses
 
@@ -111,7 +111,7 @@ def make_optimisation(
     batches: TrainBatches,
     mesh: Mesh,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
-    """The optimiser and the compiled step that minimises the experiment's loss with it."""
+    """The optimiser, and the compiled step on the experiment's loss."""
     training = experiment.training
     total_steps = batches.batches_per_epoch * training.num_epochs
     updates = max(1, total_steps // training.accumulation_steps)
@@ -156,17 +156,17 @@ def decode(
     exclude_seen: bool | None = None,
     progress: bool = False,
 ) -> Decoded:
-    """What a search finds for each target, as the experiment says; the same random numbers at every call.
+    """Decodes each target as the experiment says; every call uses the same random numbers.
 
     Args:
-        experiment: what is done.
+        experiment: the settings.
         catalogue: the items.
         model: the backbone.
         splits: the data.
-        targets: what is to be found.
-        search: which search; None: the experiment's beam search, with the targets' own log-probabilities.
+        targets: the targets to decode.
+        search: the search; None: the experiment's beam search, with the targets' own log-probabilities.
         value_head: guides a tree search.
-        exclude_seen: whether items of the history are left out, if not as the experiment says.
+        exclude_seen: whether items of the history are left out; None: as the experiment says.
         progress: whether a progress bar is shown.
     """
     decoding, by_beams = experiment.decoding, search is None

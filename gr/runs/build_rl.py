@@ -1,4 +1,4 @@
-"""From a config to the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
+"""Builds the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
 import functools
 
@@ -32,7 +32,7 @@ REWARDS = ("exact_match", "rank_aware", "prefix_depth", "semantic")
 
 
 def with_vectors(catalogue: Catalogue, splits: Splits) -> Catalogue:
-    """The items with vectors that say what they are about."""
+    """The items with vectors for semantic rewards."""
     return catalogue.with_vectors(catalogue_vectors(splits))
 
 
@@ -40,8 +40,8 @@ def make_reward(config: ReinforcedExperiment, catalogue: Catalogue) -> WeightedS
     """The weighted sum of the config's rewards.
 
     Raises:
-        TrainingError: for a name that is unknown, or not that of a function, or as many weights as there are not names.
-        TrainingError: for a weight that is no finite number.
+        TrainingError: for an unknown name or one that is not a function, a number of weights that differs from the
+            number of names, or a weight that is not a finite number.
     """
     names, weights = config.reward.names, config.reward.weights
     if len(names) != len(weights) or not names:
@@ -53,10 +53,10 @@ def make_reward(config: ReinforcedExperiment, catalogue: Catalogue) -> WeightedS
 
 
 def try_reward(reward: Reward, config: ReinforcedExperiment, length: int) -> None:
-    """Traces a reward on the shapes of a batch, so that a wrong one is told before anything is trained.
+    """Traces a reward on the shapes of a batch, so that a wrong one is refused before training.
 
     Raises:
-        TrainingError: if it does not make `[B, G]` numbers.
+        TrainingError: if it does not return `[B, G]` numbers.
     """
     users, candidates = config.rl.batch_size, config.search.num_candidates
     integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
@@ -79,7 +79,7 @@ def _reward(name: str, catalogue: Catalogue) -> Reward:
 
 
 def rollout_config(config: ReinforcedExperiment) -> RolloutConfig:
-    """How candidates are found; the policy's distribution is the one that is decoded."""
+    """How candidates are found; the policy has the same distribution as in decoding."""
     return RolloutConfig(
         search=config.search,
         exclude_seen=config.decoding.exclude_seen,
@@ -116,7 +116,7 @@ def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead
 
 
 def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
-    """The endless pipeline of users whose candidates are searched."""
+    """The endless pipeline of batches of users for rollouts."""
     return train_batches_by_target(
         splits.sequences,
         rewarded_targets(config, splits),
@@ -131,7 +131,7 @@ def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
 
 
 def rewarded_targets(config: ReinforcedExperiment, splits: Splits) -> Targets:
-    """The targets that candidates are rewarded for.
+    """The targets for which candidates are rewarded.
 
     Raises:
         TrainingError: for an unknown kind, or if evaluations leave no validation targets to learn from.
@@ -175,9 +175,9 @@ def make_optimisation(
     Args:
         config: the experiment.
         catalogue: the items.
-        num_steps: for the schedules.
+        num_steps: train steps, for the schedules.
         mesh: the devices.
-        learn_policy: False to train the value head alone.
+        learn_policy: False trains the value head only.
     """
     rl = config.rl
     learning = LearningConfig(

@@ -1,4 +1,4 @@
-"""Several experiments, trained with several seeds and compared on the same users."""
+"""Trains several experiments with several seeds and compares them on the same users."""
 
 import dataclasses
 import datetime
@@ -49,19 +49,19 @@ def compare(
     data_dir: str = "",
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains what is missing of a study, each run in a process of its own, and compares what is there.
+    """Trains the missing runs of a study, each in its own process, and compares all finished runs.
 
     Args:
-        study: the experiments and seeds; a mapping with its fields, such as a `ConfigDict`, will do.
-        workdir: local folder of all runs; goes on with what it holds.
+        study: the experiments and seeds; or a mapping with its fields, such as a `ConfigDict`.
+        workdir: local folder of all runs; runs already in it are resumed.
         split: which targets are ranked, "validation" or "test".
         only: variants to run; (): all.
-        at_once: runs at a time.
-        data_dir: the data's folder, instead of the experiments'.
-        command: what is told in the page to repeat the comparison.
+        at_once: number of runs at a time.
+        data_dir: folder of the data, instead of the experiments'.
+        command: the command shown in the page to repeat the comparison.
 
     Returns:
-        What it writes into `comparison.json`, beside `comparison.md`, `comparison.html` and `figures/`.
+        The content of `comparison.json`. It also writes `comparison.md`, `comparison.html` and `figures/`.
 
     Raises:
         ConfigError: for a study that cannot be run.
@@ -93,16 +93,16 @@ def compare(
 def write_comparison(
     config: Study, workdir: str, all_jobs: Sequence[Job], *, command: str = ""
 ) -> dict[str, Any]:
-    """Compares the runs that are done, prints the table, writes the pages.
+    """Compares the finished runs, prints the table and writes the pages.
 
     Raises:
-        EvaluationError: if runs that are done have other items, semantic IDs or targets than the first.
-        TrainingError: if none is done.
+        EvaluationError: if finished runs differ in items, semantic IDs or targets.
+        TrainingError: if no run is finished.
     """
     done = [job for job in all_jobs if job.is_done]
     if not done:
         raise TrainingError(f"no run in {workdir} is done: there is nothing to compare")
-    # As they were run, which the study's present configs may say otherwise of, such as the learning rate.
+    # Settings of the actual runs; the study's current configs may differ, for example in the learning rate.
     done = [
         dataclasses.replace(
             job,
@@ -131,7 +131,7 @@ def write_comparison(
         for rule in VARIANTS.values()
     }
 
-    # What is shown with them.
+    # Further parts of the page.
     baselines = study_baselines(first)
     curves = {
         label: {
@@ -210,7 +210,7 @@ def settings(runs: Sequence[Job], labels: Mapping[str, str]) -> dict[str, dict[s
 
 
 def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[str, list[float]]:
-    """Of a variant's runs and their metrics' lines: best step, last step, minutes of training."""
+    """Best step, last step and minutes of training of a variant's runs, from the lines of their metrics."""
     facts = {"best step": [], "last step": [], "minutes": []}
     for job, lines in zip(runs, curves, strict=True):
         facts["best step"].append(int(read_arrays(job.ranks_path)["step"]))
@@ -220,7 +220,7 @@ def training(runs: Sequence[Job], curves: Sequence[Sequence[Mapping]]) -> dict[s
 
 
 def study_baselines(job: Job) -> dict[bool, Baselines]:
-    """With seen items removed (True) or all allowed: the same for every run of a study, and so ranked once for all."""
+    """Baselines with seen items removed (True) and with all items allowed (False), ranked once for the study."""
     splits = data.load_data(job.config, job.workdir)
     check_data(job.workdir, splits, remedy="another workdir")
     semantic_ids = load_semantic_ids(job.workdir, splits)

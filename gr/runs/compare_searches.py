@@ -25,17 +25,17 @@ def compare(
     num_users: int = 1024,
     searches: Mapping[str, SearchConfig] = PRESETS,
 ) -> dict:
-    """Searches, prints and writes; returns what it writes into `searches_SPLIT.json`.
+    """Compares searches at equal budgets and prints a table; returns the content of `searches_SPLIT.json`.
 
     Args:
         run: the trained run.
         split: "validation" or "test".
-        budgets: in tokens a user.
+        budgets: tokens per user.
         num_users: evenly spaced users of the split; 0: all.
-        searches: what to compare, by name.
+        searches: the searches to compare, by name.
 
     Raises:
-        EvaluationError: for a budget that does not pay for two beams.
+        EvaluationError: for a budget too small for two beams.
     """
     sequences = run.splits.sequences
     targets = build.spread_targets(getattr(run.splits, split), num_users)

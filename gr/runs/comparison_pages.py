@@ -28,15 +28,15 @@ INTERVALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that is shown; labels are those of the variants."""
+    """The content of the pages; labels are those of the variants."""
 
     title: str
     reference: str
     split: str
-    compared: Mapping[str, Mapping[str, Compared]]  # Rule -> label -> what was found.
-    missing: Sequence[str]  # Runs that are not done.
+    compared: Mapping[str, Mapping[str, Compared]]  # Rule -> label -> metrics and differences.
+    missing: Sequence[str]  # Runs that are not finished.
     settings: Mapping[str, Mapping[str, object]]  # Field -> label -> value, where they differ.
-    training: Mapping[str, Mapping[str, Sequence[float]]]  # Label -> fact -> one value a run.
+    training: Mapping[str, Mapping[str, Sequence[float]]]  # Label -> fact -> one value per run.
     baselines: Mapping[str, Mapping[str, Mapping[str, float]]]  # Rule -> baseline -> metrics.
     curves: Mapping[
         str, Mapping[int, Sequence[Mapping]]
@@ -44,9 +44,9 @@ class Comparison:
     users: int
     targets_seen: int  # Users whose target is in their history.
     num_beams: int
-    versions: Sequence[Mapping[str, Any]]  # Those of the runs, each once.
+    versions: Sequence[Mapping[str, Any]]  # Distinct versions of the runs.
     configs: Mapping[str, Mapping]  # Label -> resolved configuration of its first run.
-    command: str  # That made this comparison.
+    command: str  # The command that made this comparison.
     date: str
 
 
@@ -111,7 +111,7 @@ def _mean(variant: Compared, metric: str) -> str:
 
 
 def notes(page: Comparison) -> list[str]:
-    """What the reader has to know beside the tables."""
+    """Notes beside the tables."""
     lines = [
         INTERVALS,
         f"{page.users:,} users, {page.num_beams} beams; a hit is the target's semantic ID. Minutes are those between "
@@ -142,7 +142,7 @@ def notes(page: Comparison) -> list[str]:
 
 
 def trained_under(page: Comparison) -> dict[str, str]:
-    """Label -> the rule of its validation while it trained."""
+    """Label -> the rule of its validation during training."""
     return {
         label: VARIANTS[config["decoding"]["exclude_seen"]]
         for label, config in page.configs.items()
@@ -150,7 +150,7 @@ def trained_under(page: Comparison) -> dict[str, str]:
 
 
 def commands(page: Comparison) -> list[str]:
-    """How this is made again, and how one run is looked at."""
+    """Commands to repeat the comparison and to evaluate one run."""
     workdir = "DIR/VARIANT/seed_S"
     return [
         page.command,
@@ -159,13 +159,13 @@ def commands(page: Comparison) -> list[str]:
 
 
 def as_text(page: Comparison) -> str:
-    """For a terminal."""
+    """The comparison as text for a terminal."""
     blocks = [f"{title}\n{format_table(rows)}" for title, rows in tables(page)]
     return "\n\n".join([page.title, *blocks, "\n".join(notes(page))])
 
 
 def as_markdown(page: Comparison) -> str:
-    """For a document."""
+    """The comparison as Markdown."""
     blocks = [f"# {page.title}"]
     for title, rows in tables(page):
         lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -176,7 +176,7 @@ def as_markdown(page: Comparison) -> str:
 
 
 def as_json(page: Comparison) -> dict:
-    """All numbers."""
+    """All numbers as JSON values."""
     values = dataclasses.asdict(page)
     del values["curves"]
     return values

@@ -1,4 +1,4 @@
-"""From an experiment to its data, split, and to its semantic IDs."""
+"""Loads the data of an experiment, its splits and its semantic IDs."""
 
 import dataclasses
 import difflib
@@ -25,10 +25,10 @@ _LIKE_A_TIME = re.compile(
 
 
 def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits:
-    """Reads the experiment's data and splits it; what must be fetched goes into `workdir/data`."""
+    """Reads the experiment's data and splits it; downloads go into `workdir/data`."""
     data = experiment.data
     options = _options(experiment)
-    own = ":" in data.format  # "module:function", which may do without a path.
+    own = ":" in data.format  # "module:function", which may need no path.
     if data.format == "synthetic" or (own and not data.path):
         path = None
     elif data.format == "movielens_100k":
@@ -52,7 +52,7 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
 
 
 def _options(experiment: Experiment) -> dict[str, Any]:
-    """The reader's options that are set; its other files may lie where the data does."""
+    """The reader's options that are set; its other files may be in the data folder."""
     options = {name: value for name, value in experiment.data.options.items() if value is not None}
     for name, value in options.items():
         if name.endswith("_path") and not as_path(value).exists():
@@ -61,7 +61,7 @@ def _options(experiment: Experiment) -> dict[str, Any]:
 
 
 def _look_at_columns(path: Path, options: Mapping[str, Any]) -> None:
-    """Helps whoever has not named the columns of a table yet, or not all that they should.
+    """Lists a table's columns if the required ones are not named yet.
 
     Raises:
         DataError: if the columns of users or items are not named.
@@ -83,7 +83,7 @@ def _look_at_columns(path: Path, options: Mapping[str, Any]) -> None:
 
 
 def _columns(path: Path, separator: str | None) -> list[str]:
-    """The columns of a table; none where it cannot be read, of which the reader will tell."""
+    """The columns of a table; none if it cannot be read, which the reader will report."""
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PAR1":
@@ -95,11 +95,13 @@ def _columns(path: Path, separator: str | None) -> list[str]:
 
 
 def data_path(experiment: Experiment, path: str) -> Path:
-    """Where a file of the data lies: an absolute path as it stands, else below the data folder, which may also hold the
-    file itself. Without a data folder, paths start from the current folder.
+    """The path of a data file.
+
+    An absolute path is used as it is. A relative one starts from the data folder, which may also hold the file itself,
+    or without a data folder from the current folder.
 
     Raises:
-        DataError: if it is not there.
+        DataError: if the file does not exist.
     """
     if not path:
         raise DataError("data.path is empty: name the file, data.path=FILE")
@@ -124,7 +126,7 @@ def data_path(experiment: Experiment, path: str) -> Path:
 
 
 def _beside(path: Path) -> str:
-    """A file of a similar name in the same folder, as a question."""
+    """A file of a similar name in the same folder, as a hint for the message."""
     there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, there, n=1)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
@@ -135,7 +137,7 @@ def load_semantic_ids(experiment: Experiment, splits: Splits) -> tuple[SemanticI
     options = dataclasses.asdict(experiment.semantic_ids)
     for name in ("path", "item_ids", "vectors"):
         value = options.get(name, "")
-        # `vectors` may also be a kind of them. What was written here counts before the data folder.
+        # `vectors` may also name a kind of vectors. What was written here counts before the data folder.
         if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
             found = name != "path" and as_path(value).exists()
             options[name] = value if found else str(data_path(experiment, value))
@@ -148,10 +150,10 @@ def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[st
     Args:
         experiment: with `data.format="table"`, and the columns' names among `data.options`.
         frame: a pandas data frame, an Arrow table or a mapping of columns.
-        workdir: of the run.
+        workdir: folder of the run.
 
     Raises:
-        DataError: if the data have another format, or the frame is no table.
+        DataError: if `data.format` is another, or the frame is not a table.
     """
     if experiment.data.format != "table":
         raise DataError(f"a frame needs data.format='table', not {experiment.data.format!r}")

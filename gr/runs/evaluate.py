@@ -1,4 +1,4 @@
-"""A trained run beside its baselines: metrics, tables and the report."""
+"""Evaluates a trained run beside its baselines: metrics, tables and the report."""
 
 import json
 import os
@@ -37,23 +37,24 @@ def evaluate(
     beside: str | None = None,
     exclude_seen: bool | None = None,
 ) -> dict:
-    """Decode, rank the baselines, compare, report; returns what it writes into `metrics_SPLIT.json`.
+    """Decodes, ranks the baselines, compares and reports; returns the content of `metrics_SPLIT.json`.
 
     Args:
         run: the trained run.
         split: "validation" or "test".
-        decoded: what the model decoded, with seen items removed (True) and with all items allowed, if that is known.
-        baselines: under the same two rules and to `ranking_depth`, if those are known.
+        decoded: the model's candidates with seen items removed (True) and with all items allowed (False), if already
+            computed.
+        baselines: the baselines under the same two rules and to `ranking_depth`, if already computed.
         beside: workdir of another evaluated run, whose prefix recall the report shows beside this one's.
-        exclude_seen: whether the rule that the report is about removes seen items; None: as the run's config says.
+        exclude_seen: whether the report's main rule removes seen items; None: as in the run's config.
 
     Raises:
-        EvaluationError: if the other run was not evaluated on this split, or on other users or codes.
+        EvaluationError: if the other run was not evaluated on this split, or with other users or codes.
     """
     splits, targets = run.splits, getattr(run.splits, split)
     exclude = _main_rule(run, exclude_seen)
     other_run = None
-    if beside is not None:  # Read first, so that what is wrong with it is said before the decoding.
+    if beside is not None:  # Read first, so that an error is raised before decoding.
         other_run = report.read_other_run(beside, split)
         check_same_data(run.workdir, beside)
         report.check_beside(other_run, len(targets), run.semantic_ids.num_levels)
@@ -99,7 +100,7 @@ def evaluate(
 def evaluate_search(
     run: Run, split: str, decoder: str, budget: int, *, exclude_seen: bool | None = None
 ) -> dict:
-    """As `evaluate`, with the candidates that another decoder finds; returns what it writes."""
+    """As `evaluate`, with the candidates of another decoder; returns the content of the file that it writes."""
     splits, targets = run.splits, getattr(run.splits, split)
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
@@ -153,7 +154,7 @@ def _beside_baselines(
     depth: int,
     baselines: Mapping[bool, Baselines] | None = None,
 ) -> dict:
-    """The metrics of ranked items `[n, M, C]` and of the baselines: the main rule's, and as `variants` the other's."""
+    """Metrics of ranked items `[n, M, C]` and baselines under the main rule, with the other rule's as `variants`."""
     splits, config = run.splits, run.config
     wanted = splits.sequences.items[targets.positions]
     seen = whole_histories(splits, targets).hold(wanted)
@@ -194,13 +195,13 @@ def _beside_baselines(
 
 
 def watched_targets(config: Experiment, splits: Splits) -> Targets:
-    """The validation targets that a run is measured at while it trains."""
+    """The validation targets of the evaluations during training."""
     of_main = config.rl if isinstance(config, ReinforcedExperiment) else config.training
     return build.spread_targets(splits.validation, of_main.eval_users)
 
 
 def _print(run: Run, metrics: Mapping) -> None:
-    """The tables, at the largest k up to 10 there is."""
+    """Prints the tables at the largest available k up to 10."""
     k = max(k for k in KS if k <= 10 and f"ndcg@{k}" in metrics)
     print(format_metrics(metrics, model_name=run.config.backbone, k=k))
 

@@ -1,11 +1,11 @@
-"""`Experiment`: everything that decides what a run does, as nested frozen dataclasses.
+"""`Experiment`: every setting of a run, as nested frozen dataclasses.
 
     experiment = Experiment(name="clicks", backbone="decoder_only", data=DataConfig(format="table", path="clicks.csv"))
     experiment = experiment.override({"training.num_epochs": 5, "decoding.num_beams": 50})
 
-A field that does not exist, a value of another type or out of its range is refused with the field's dotted name and
-what comes near it. The same fields are the flags of the mains, `--config.training.num_epochs=5`, and what a run keeps
-in its `config.json`.
+An unknown field, or a value of a wrong type or out of range, is refused with the field's dotted name and the nearest
+known name. The same fields are the flags of the mains, `--config.training.num_epochs=5`, and are saved in a run's
+`config.json`.
 """
 
 import dataclasses
@@ -40,26 +40,26 @@ Schedule = Annotated[str, OneOf(tuple(DECAYS))]
 
 
 class ConfigError(GrError):
-    """Raised for a configuration that cannot be used; names the file or field and the remedy."""
+    """Raised for an invalid configuration; names the file or field and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which interactions there are, and which of them are targets.
+    """The interactions, and how they are split.
 
     Attributes:
-        format: which reader: a key of `gr.data.FORMATS`, "movielens_100k" (fetched), "synthetic", or "module:function"
-            of one's own.
+        format: which reader: a key of `gr.data.FORMATS`, "movielens_100k" (fetched), "synthetic", or your own
+            "module:function".
         path: the file or folder, absolute or below the data folder.
         options: arguments of the reader, by name, such as `k_core`.
-        skip_bad_rows: whether rows that cannot be read are counted and left out, rather than an error.
+        skip_bad_rows: whether invalid rows are skipped and counted instead of raising an error.
         split: "leave_one_out" (each user's last interaction is the test, the one before it validation) or "by_time".
         validation_share: share of all interactions that are validation targets, for "by_time"; in [0, 1).
         test_share: share that are test targets, for "by_time"; in [0, 1).
-        max_history: most items of a history that a model sees, the latest ones; 1 or more.
-        time_jitter: seconds, 0 or more: in each epoch training interactions are put in order by time plus a random
-            delay of up to so much. 0 shuffles those of one time; None keeps the order as it is.
-        num_buckets: padded lengths of histories, 1 or more; each is compiled once.
+        max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
+        time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
+            this. 0 only shuffles interactions of equal time; None keeps the order.
+        num_buckets: number of padded history lengths, 1 or more; each is compiled once.
     """
 
     format: Annotated[str, OneOf((*FORMATS, "movielens_100k", "synthetic"), or_own=True)] = ""
@@ -80,16 +80,16 @@ class SemanticIdsConfig:
 
     Attributes:
         path: file of finished semantic IDs; "" builds them.
-        item_ids: for a `.npy` file: file with the item ids of its rows, ...
-        order: ... or "items" where its rows are in the order of the data's items.
-        vectors: what items are clustered by: "text", "interactions", "both", a `.npy` or `.npz` file, or
-            "module:function" of one's own, `Splits -> [N, E]`.
+        item_ids: for a `.npy` file: a file with the item ids of its rows.
+        order: for a `.npy` file without `item_ids`: "items" if its rows are in the order of the data's items.
+        vectors: what items are clustered by: "text", "interactions", "both", a `.npy` or `.npz` file, or your own
+            "module:function", `Splits -> [N, E]`.
         text_model: "tfidf", or the name of a sentence-transformers model.
         dim: width of each kind of vector; 1 or more.
         num_levels: levels of residual k-means; 1 or more.
         codebook_size: codes of a level; 1 or more.
         balanced: whether all codes of a level get equally many items.
-        collision: "extra_code" (one more level tells apart items that share all codes) or "share".
+        collision: "extra_code" (one more level distinguishes items that share all codes) or "share".
         min_perplexity: least share of a level's codes that must be in use, in [0, 1].
         seed: of the clustering.
     """
@@ -169,15 +169,15 @@ class TrainingConfig:
     """The supervised loop.
 
     Attributes:
-        level: "user" (all positions of a sequence in one pass) or "target" (one target an example).
+        level: "user" (all positions of a sequence in one pass) or "target" (one target per example).
         init_from: workdir of a run whose best model and semantic IDs this one starts from; "": a fresh model.
         init_from_other_data: whether that run may have been trained on other data with the same items.
         batch_size: examples of a batch, for level "target"; 1 or more.
         items_per_batch: item positions of a batch, for level "user"; 1 or more.
         num_epochs: passes over the training targets; 1 or more.
-        learning_rate: the highest, above 0.
-        schedule: how it falls after the warm-up: a key of `gr.training.optimizers.DECAYS`.
-        warmup_share: share of all optimiser updates in which it rises, in [0, 1].
+        learning_rate: peak learning rate, above 0.
+        schedule: decay of the learning rate after the warm-up: a key of `gr.training.optimizers.DECAYS`.
+        warmup_share: share of all optimiser updates spent on the warm-up, in [0, 1].
         weight_decay: AdamW's, 0 or more.
         clip_norm: global norm at which gradients are clipped, above 0.
         accumulation_steps: batches of one optimiser update; 1 or more.
@@ -186,7 +186,7 @@ class TrainingConfig:
         eval_every_epochs: epochs between evaluations on validation, above 0.
         eval_users: validation users decoded at each evaluation; 0: all.
         checkpoint_every_epochs: epochs between checkpoints, above 0.
-        monitor: validation metric that tells the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
+        monitor: validation metric that decides the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
             "prefix_recall/1", "/2", ...
         patience: evaluations without improvement after which training ends; 0: never.
     """
@@ -219,10 +219,10 @@ class DecodingConfig:
     Attributes:
         num_beams: M, beams; 1 or more.
         batch_size: users decoded at once; 1 or more.
-        normalise_over: what the model's distribution is normalised over: "vocabulary", "children" (of a prefix in the
-            trie), or "trained": as the loss was (MSL: children, with temperature loss.tau).
-        exclude_seen: whether items of the history are not recommended again. False where people take the same again,
-            as in music and sessions: such targets could never be hit.
+        normalise_over: normalisation of the model's distribution: "vocabulary", "children" (of a prefix in the trie),
+            or "trained": as the loss was (MSL: children, with temperature loss.tau).
+        exclude_seen: whether items of the history are not recommended again. Set False where users repeat items, as in
+            music and sessions: otherwise such targets could never be hit.
     """
 
     num_beams: Count = 20
@@ -233,7 +233,7 @@ class DecodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices: sizes of the mesh's axes, whose product is the number of devices.
+    """The device mesh: sizes of its axes, whose product is the number of devices.
 
     Attributes:
         data: devices that share a batch; 1 or more.
@@ -246,7 +246,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """What every experiment can do with its fields."""
+    """Conversions that all experiments share."""
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
@@ -264,7 +264,7 @@ class _Config:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """An experiment from what `to_json` wrote."""
+        """An experiment from the text of `to_json`."""
         return cls.from_saved(json.loads(text))
 
     def to_dict(self) -> dict[str, Any]:
@@ -299,11 +299,11 @@ class Experiment(_Config):
 
     Attributes:
         name: a title for reports.
-        seed: of everything that is drawn; 0 .. 2**32 - 1.
-        backbone: "encoder_decoder" (TIGER), "decoder_only" (Llama style), or "module:name" of one's own, see
+        seed: random seed of the whole run; 0 .. 2**32 - 1.
+        backbone: "encoder_decoder" (TIGER), "decoder_only" (Llama style), or your own "module:name", see
             docs/extending.md.
-        backbone_options: arguments of one's own backbone, by name.
-        baselines: rankers of one's own, "module:name" each, beside those that every evaluation has.
+        backbone_options: arguments of your own backbone, by name.
+        baselines: your own rankers, "module:name" each, in addition to the standard ones.
         data_dir: folder of the data; "": that of the environment variable GR_DATA.
         data: see `DataConfig`.
         semantic_ids: see `SemanticIdsConfig`.
@@ -336,15 +336,15 @@ def table_experiment(
 ) -> Experiment:
     """An experiment on a table of interactions without text: a small decoder-only model for a laptop.
 
-    Made for 100 to 20,000 items and up to a few million interactions; with more items take
+    Made for 100 to 20,000 items and up to a few million interactions; with more items set
     `semantic_ids.codebook_size=256`.
 
     Args:
         path: a CSV, TSV or Parquet file; "" if `train` is given the table itself.
-        user: its column of users.
-        item: its column of items.
-        time: its column of times; None: its rows are in order.
-        **options: others of `gr.data.read_table`, such as `items_path`, `title`, `k_core`.
+        user: the column of users.
+        item: the column of items.
+        time: the column of times; None: the rows are in order.
+        **options: other options of `gr.data.read_table`, such as `items_path`, `title`, `k_core`.
     """
     options = {"user": user, "item": item, "time": time, **options}
     return Experiment(
@@ -356,7 +356,7 @@ def table_experiment(
             max_history=30,
             num_buckets=2,
         ),
-        # A level's codes may be used unevenly: there are few items.
+        # With few items, a level's codes may be used unevenly.
         semantic_ids=SemanticIdsConfig(vectors="interactions", num_levels=2, min_perplexity=0.0),
         decoder_only=DecoderOnlySizes(d_model=96, num_heads=2, d_ff=256, num_layers=2),
         training=TrainingConfig(
@@ -371,11 +371,11 @@ def table_experiment(
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """What candidates are rewarded for.
+    """The rewards of candidates.
 
     Attributes:
-        names: rewards of `gr.rl`, or "module:function" of one's own, `Outcome -> [B, G]`.
-        weights: of the rewards in the sum; as many.
+        names: rewards of `gr.rl`, or your own "module:function", `Outcome -> [B, G]`.
+        weights: their weights in the sum, one each.
     """
 
     names: tuple[str, ...] = ("exact_match", "rank_aware")
@@ -387,7 +387,7 @@ class PolicyFields(PolicyConfig):
     """The policy's loss; see `gr.losses.PolicyConfig`.
 
     Attributes:
-        importance: whether candidates, which are no independent draws, are importance-weighted.
+        importance: whether candidates are importance-weighted, since they are not independent draws.
     """
 
     name: Annotated[str, OneOf(("grpo", "sibling_grpo", "tempo"))] = "sibling_grpo"
@@ -399,13 +399,13 @@ class ValueFields(ValueConfig):
     """The value head and how it learns; see `gr.rl.ValueConfig` and `gr.models.ValueHeadConfig`.
 
     Attributes:
-        learn: whether there is one; without it VED is guided by entropy alone.
+        learn: whether there is a value head; without it VED is guided by entropy only.
         num_heads: attention heads; 1 or more.
         d_ff: width of its feed-forward layer; 1 or more.
         dropout: in [0, 1).
         prefix_vectors: what a prefix's vector is the mean of: items below its "node", or of the "group" of candidates.
         learning_rate: above 0.
-        pretrain_steps: steps in which it learns alone on the frozen backbone; 0 or more.
+        pretrain_steps: steps of training the value head alone on the frozen backbone; 0 or more.
     """
 
     learn: bool = True
@@ -419,19 +419,19 @@ class ValueFields(ValueConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig:
-    """The loop of reinforcement learning: a step is a batch of users, searched, rewarded and learnt from.
+    """The loop of reinforcement learning: each step searches, rewards and learns from a batch of users.
 
     Attributes:
         batch_size: users of a step; 1 or more.
-        num_buckets: padded lengths of histories; the step is compiled once for each; 1 or more.
-        num_steps: 1 or more.
-        targets: what the policy is rewarded for: "train" targets, which it has been trained on, or "validation"
-            targets of the users that are not among the `eval_users`.
-        recent_targets: of train targets, only so many of each user's latest; 0: all.
+        num_buckets: number of padded history lengths, each compiled once; 1 or more.
+        num_steps: train steps; 1 or more.
+        targets: the rewarded targets: "train" targets, on which the policy was trained, or "validation" targets of
+            users outside the `eval_users`.
+        recent_targets: number of each user's latest train targets to use; 0: all.
         num_epochs: passes over the candidates of a step; 1 or more.
-        num_minibatches: of users in each pass; 1 or more.
-        supervised_weight: of the targets' cross-entropy beside the policy's loss; 0 or more.
-        sync_every: steps after which the policy becomes the reference of KL; 0: never.
+        num_minibatches: mini-batches of users in each pass; 1 or more.
+        supervised_weight: weight of the targets' cross-entropy beside the policy's loss; 0 or more.
+        sync_every: steps after which the policy becomes the KL reference; 0: never.
         learning_rate: above 0.
         schedule: see `TrainingConfig`.
         warmup_share: see `TrainingConfig`.
@@ -471,15 +471,15 @@ class RlConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Reinforcement(_Config):
-    """Reinforcement learning of a supervised run, which says all the rest: V-STAR by default.
+    """Reinforcement learning from a supervised run, which gives all other settings; V-STAR by default.
 
     Attributes:
         name: a title for reports.
         seed: see `Experiment`.
         data_dir: folder of the data; "": that of the supervised run.
         init_from: workdir of the supervised run.
-        init_from_other_data: whether it may have been trained on other data than there are now.
-        search: which candidates are found; see `gr.decoding.SearchConfig`.
+        init_from_other_data: whether it may have been trained on data other than the current ones.
+        search: how candidates are found; see `gr.decoding.SearchConfig`.
         reward: see `RewardConfig`.
         policy: see `PolicyFields`.
         value: see `ValueFields`.
@@ -507,7 +507,7 @@ class Reinforcement(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class ReinforcedExperiment(Experiment):
-    """A supervised experiment and its `Reinforcement`, which has the same fields: what such a run keeps."""
+    """A supervised experiment with the fields of its `Reinforcement`, as saved in such a run."""
 
     init_from: str = ""
     init_from_other_data: bool = False
@@ -524,9 +524,9 @@ class Study(_Config):
 
     Attributes:
         name: a title.
-        seeds: one run each, of every variant.
+        seeds: every variant is run once with each.
         reference: the variant that the others are compared with.
-        labels: variant -> what it is called in tables.
+        labels: variant -> its name in tables.
         variants: variant -> `Experiment` or `Reinforcement`, whose `init_from` may hold `{study}` and `{seed}`.
     """
 
@@ -541,11 +541,11 @@ class Study(_Config):
 
 
 def config_of(config: Any, field: str = "") -> Experiment | Reinforcement | Study:
-    """The typed form of a config, whichever kind it is of.
+    """The typed form of a config of any kind.
 
     Args:
         config: a `ConfigDict` or other nested mapping, or an experiment.
-        field: where it stands in another config, with a dot at the end.
+        field: its dotted name within another config, with a final dot.
 
     Raises:
         ConfigError: see `Experiment.from_config`.
@@ -565,10 +565,10 @@ def config_of(config: Any, field: str = "") -> Experiment | Reinforcement | Stud
 
 
 def check_experiment(experiment: Experiment | Reinforcement, field: str = "") -> None:
-    """What no single field can tell.
+    """Checks that involve several fields.
 
     Raises:
-        ConfigError: if shares leave nothing to train on, or evaluations will not give the metric that is monitored.
+        ConfigError: if shares leave nothing to train on, or evaluations do not compute the monitored metric.
     """
     _check_monitor(experiment, field)
     if isinstance(experiment, Experiment):
@@ -581,7 +581,7 @@ def check_experiment(experiment: Experiment | Reinforcement, field: str = "") ->
 
 
 def _check_monitor(experiment: Experiment | Reinforcement, field: str) -> None:
-    """A `Reinforcement` has its beams from the run that it starts from: it is checked again with that."""
+    """A `Reinforcement` takes its beams from its supervised run: it is checked again together with it."""
     of_rl = isinstance(experiment, (Reinforcement, ReinforcedExperiment))
     name = f"{field}{'rl' if of_rl else 'training'}.monitor"
     monitor = (experiment.rl if of_rl else experiment.training).monitor
@@ -606,7 +606,7 @@ def _check_known(name: str, value: str, cls: type) -> None:
 
 
 def unknown_field(field: str, known: Mapping | Sequence[str]) -> str:
-    """What is said of a field, by dotted name, that a block with these fields does not have."""
+    """The message for an unknown field, by dotted name, of a block with these fields."""
     block, _, name = field.rpartition(".")
     names = sorted(known)
     close = did_you_mean(name, names)
@@ -626,9 +626,9 @@ def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _made(cls: Any, config: Any, prefix: str, fill: bool) -> Any:
-    """A config dataclass of a mapping's values; with `fill`, what is missing has its default."""
+    """A config dataclass from a mapping's values; with `fill`, missing fields get their defaults."""
     if fill and hasattr(cls, "from_saved") and not issubclass(cls, _Config):
-        return cls.from_saved(_mapping(config))  # It knows its own past.
+        return cls.from_saved(_mapping(config))  # It handles its own older forms.
     config = _mapping(config)
     if not isinstance(config, Mapping):
         raise ConfigError(f"{prefix[:-1]}={config!r} is no block of fields")
@@ -659,7 +659,7 @@ def _made(cls: Any, config: Any, prefix: str, fill: bool) -> Any:
 
 
 def _mapping(config: Any) -> Any:
-    """A mapping's own form: a `ConfigDict` is none, but offers `items`."""
+    """A value as a mapping: a `ConfigDict` is not one, but offers `items`."""
     if isinstance(config, Mapping) or not hasattr(config, "items"):
         return config
     return dict(config.items())

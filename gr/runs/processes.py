@@ -1,4 +1,4 @@
-"""The runs of a study in processes of their own, several at once, with what each says in its log."""
+"""Runs the jobs of a study in separate processes, several at once, each with a log file."""
 
 import contextlib
 import multiprocessing
@@ -22,7 +22,7 @@ LOG_TAIL = 4096  # Bytes in which a log's last line is looked for.
 
 
 def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
-    """Does the jobs of the named variants that are not done, `width` at once; returns those that failed.
+    """Runs the unfinished jobs of the named variants, `width` at once; returns those that failed.
 
     Raises:
         TrainingError: before anything is run, if a job's folder holds a run of another configuration.
@@ -59,7 +59,7 @@ def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
         raise TrainingInterrupted(
             f"stopped; {stopped} saved what was trained, and the same command resumes"
         ) from None
-    finally:  # A run saves its state when it is told to stop.
+    finally:  # A run saves its state when it is stopped.
         for one in running:
             one.process.terminate()
         for one in running:
@@ -68,18 +68,18 @@ def run_all(jobs: Sequence[Job], names: Sequence[str], width: int) -> list[Job]:
 
 
 def ready(waiting: Sequence[Job], running: Sequence["_Running"]) -> Job | None:
-    """The first of those that wait that does not start from one that waits or runs; None if there is none."""
+    """The first waiting job that does not start from an unfinished one; None if there is none."""
     unfinished = {job.workdir for job in waiting} | {one.job.workdir for one in running}
     return next((job for job in waiting if job.starts_from not in unfinished), None)
 
 
 class _Running:
-    """A job in a process of its own, which keeps JAX's memory and compiled programs apart."""
+    """A job in its own process, with its own JAX memory and compiled programs."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.start = time.monotonic()
-        # Not forked, which JAX's threads do not survive.
+        # Spawned, since JAX's threads do not survive a fork.
         self.process = multiprocessing.get_context("spawn").Process(target=do, args=(job,))
         self.process.start()
 
@@ -99,7 +99,7 @@ class _Running:
 
 
 def do(job: Job) -> None:
-    """One run, in a process of its own, which does not outlive the one that started it."""
+    """Runs one job in this process, which ends when its parent ends."""
     os.makedirs(job.workdir, exist_ok=True)
     with open(job.log, "a", encoding="utf-8") as log:
         for stream in (sys.stdout, sys.stderr):
@@ -117,7 +117,7 @@ def do(job: Job) -> None:
 
 
 def last_line(path: str) -> str:
-    """The last line of a log, a progress bar's as it stands; "" if there is none yet."""
+    """The last line of a log, which may be a progress bar; "" if there is none yet."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - LOG_TAIL))
@@ -128,14 +128,14 @@ def last_line(path: str) -> str:
 
 
 def _stop_with_parent() -> None:
-    """Asks this process to stop when its parent is gone, however that ended: the same command may start anew."""
+    """Stops this process when its parent has ended in any way, so that the same command can be restarted."""
     multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """While entered, SIGTERM does what Ctrl-C does, so that the runs are told to stop."""
+    """Makes SIGTERM act like Ctrl-C, so that the runs are stopped."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -151,11 +151,11 @@ def check_devices() -> None:
     """Starts JAX's devices.
 
     Raises:
-        TrainingError: if there are none, as for a JAX_PLATFORMS that is not here.
+        TrainingError: if there are none, for example because JAX_PLATFORMS names a missing platform.
     """
     try:
         jax.devices()
-    except Exception as error:  # JAX raises even AssertionError for a plugin that is not there.
+    except Exception as error:  # JAX raises even AssertionError for a missing plugin.
         platforms = os.environ.get("JAX_PLATFORMS")
         remedy = "install what its devices need, pip install -e '.[cuda]' or '.[tpu]'"
         if platforms:

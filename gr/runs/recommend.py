@@ -1,4 +1,4 @@
-"""Items for one user of a trained run, or for anyone with a history."""
+"""Recommends items for one user of a trained run, or for any history."""
 
 import dataclasses
 import difflib
@@ -20,7 +20,7 @@ class Recommendation:
     """One recommended item."""
 
     item_id: str
-    title: str  # Its id where the data has no titles.
+    title: str  # The item id if the data has no titles.
     score: float  # Log-probability of its semantic ID.
     detail: str  # Such as its category; "" where the data has none.
 
@@ -32,13 +32,13 @@ def recommend(
     history: str | Sequence[str] | None = None,
     top_k: int = 10,
 ) -> list[Recommendation]:
-    """The best items for a user of the data, or for anyone with a history, under the run's decoding rule.
+    """The best items for a user of the data, or for any history, under the run's decoding rule.
 
     Args:
         run: the trained run.
-        user: a user's id; their history is all that the data has of them.
+        user: a user's id; their history is all of their interactions.
         history: item ids or titles instead, oldest first: a list, or one text with commas, see `gr.data.find_items`.
-        top_k: how many items at most.
+        top_k: maximum number of items.
 
     Raises:
         DataError: unless one of user and history is given, and known to the data.
@@ -92,10 +92,10 @@ def user_history(sequences: Sequences, user: str) -> np.ndarray:
 def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Items `[M, C]` and scores `[M]` of the beams for one history of item rows, under the run's decoding rule.
 
-    Histories are padded to few lengths, so that many users share a few compiled programs.
+    Histories are padded to a few lengths, so that users share compiled programs.
 
     Raises:
-        DataError: for a history without items, or with a row that the data lacks.
+        DataError: for a history without items, or with an unknown item row.
     """
     history, num_items = np.asarray(history), run.splits.sequences.num_items
     known = history.ndim == 1 and history.dtype.kind in "iu" and history.size > 0
@@ -117,6 +117,6 @@ def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray
 
 
 def _padded(items: np.ndarray, value: int, *, least: int) -> np.ndarray:
-    """`items` as a row `[1, S]` int32, S the next power of two, and at least `least`."""
+    """`items` as a row `[1, S]` int32, with S the next power of two, at least `least`."""
     width = max(least, 1 << (len(items) - 1).bit_length())
     return np.pad(items.astype(np.int32), (0, width - len(items)), constant_values=value)[None]

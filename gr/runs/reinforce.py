@@ -35,11 +35,12 @@ from gr.training import (
 )
 from gr.trie import Catalogue
 
-# What may change when a run is resumed: see `experiments.train`. Not `rl.eval_users`, who may not be learnt from.
+# Fields that may change when a run is resumed, see `gr.runs.train`. Not `rl.eval_users`: those users must not be
+# trained on.
 MAY_DIFFER = (
     "data_dir",
     "data.path",
-    "init_from",  # Its model is in this run's own checkpoints.
+    "init_from",  # Needed at the start only: later the model is in this run's checkpoints.
     "init_from_other_data",
     "rl.checkpoint_every",
     "rl.clip_norm",
@@ -54,7 +55,7 @@ def resolved(reinforcement: Reinforcement) -> ReinforcedExperiment:
     """The whole experiment: the supervised run's, with these fields.
 
     Raises:
-        ConfigError: if it cannot be used.
+        ConfigError: if it is invalid.
         TrainingError: if there is no supervised run.
     """
     check_experiment(reinforcement)
@@ -72,19 +73,19 @@ def resolved(reinforcement: Reinforcement) -> ReinforcedExperiment:
 
 
 def reinforce(experiment: Reinforcement | ReinforcedExperiment, workdir: str) -> Run:
-    """Value head, then policy and value head: trains into the workdir, or goes on with the run that it holds.
+    """Trains the value head, then policy and value head, into a workdir; resumes the run that it holds.
 
     Args:
-        experiment: what is done; a mapping with the fields of a `Reinforcement`, such as a `ConfigDict`, will do.
-        workdir: folder of the run, made if there is none.
+        experiment: the settings, or a mapping with the fields of a `Reinforcement`, such as a `ConfigDict`.
+        workdir: folder of the run; created if missing.
 
     Returns:
         The run with its best policy and value head; `run.result` says how training ended.
 
     Raises:
-        ConfigError: for an experiment that cannot be used.
+        ConfigError: for an invalid experiment.
         TrainingError: if the workdir holds a run of another experiment, or training fails.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     if not isinstance(experiment, ReinforcedExperiment):
         experiment = resolved(Reinforcement.from_config(experiment))
@@ -147,9 +148,9 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
 
 
 def report(run: Run) -> str:
-    """Writes the report of a run of reinforcement learning that has ended and returns its path."""
+    """Writes the report of a finished run of reinforcement learning and returns its path."""
     config = run.reinforced
-    # The start has the same data and semantic IDs.
+    # The supervised run has the same data and semantic IDs.
     start = restore_model(config.init_from, build.make_model(config, run.semantic_ids))
     evaluate = validation(config, run.catalogue, run.splits, config.rl.eval_users)
     catalogue = build_rl.with_vectors(run.catalogue, run.splits)
@@ -164,7 +165,7 @@ def _pretrain_value(
     batches: TrainBatches,
     model: ActorCritic,
 ) -> ActorCritic:
-    """The model with a value head that has learnt on the frozen backbone."""
+    """Trains the value head on the frozen backbone and returns the model."""
     folder = os.path.join(workdir, VALUE_FOLDER)
     steps = config.value.pretrain_steps
     evaluation = ValueEvaluation.of(config, catalogue, splits, config.rl.eval_users)
@@ -196,13 +197,13 @@ def _fit(
     learn_policy: bool,
     **options,
 ) -> FitResult:
-    """The loop of either phase."""
+    """The training loop of both phases."""
     rl = config.rl
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     optimizer, step = build_rl.make_optimisation(
         config, catalogue, num_steps, mesh, learn_policy=learn_policy
     )
-    # The second phase begins with the same batches, but searches them with other random numbers.
+    # The second phase starts with the same batches, but other random numbers for the search.
     key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)
     state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
@@ -223,5 +224,5 @@ def _fit(
 
 
 def _of_policy(evaluate: Callable) -> Callable[[ActorCritic], dict[str, float]]:
-    """An evaluation of a backbone as one of the model that it is part of."""
+    """Turns an evaluation of a backbone into one of the `ActorCritic` around it."""
     return lambda model: evaluate(model.backbone)

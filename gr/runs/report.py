@@ -1,4 +1,4 @@
-"""Fills the HTML report of a run from what evaluation found."""
+"""Fills the HTML report of a run with the results of its evaluation."""
 
 import dataclasses
 import datetime
@@ -25,7 +25,7 @@ CATEGORY_FIELDS = ("categories", "genres", "category")
 
 @dataclasses.dataclass(frozen=True)
 class OtherRun:
-    """What is shown of an evaluated run beside another one."""
+    """The results of another run that a report shows."""
 
     workdir: str
     loss: str  # Its name.
@@ -37,7 +37,8 @@ def read_other_run(workdir: str, split: str) -> OtherRun:
     """Reads an evaluated run.
 
     Raises:
-        EvaluationError: if it has not been evaluated on this split; `TrainingError` if there is no such run.
+        EvaluationError: if it has not been evaluated on this split.
+        TrainingError: if there is no such run.
     """
     loss = load_config(workdir)["loss"]["name"]
     path = os.path.join(workdir, f"metrics_{split}.json")
@@ -51,7 +52,7 @@ def read_other_run(workdir: str, split: str) -> OtherRun:
 
 
 def check_beside(other: OtherRun, users: int, num_codes: int) -> None:
-    """Raises `EvaluationError` if a run of so many users and codes cannot stand beside the other one."""
+    """Raises `EvaluationError` if the other run has another number of users or codes."""
     codes = len(next(iter(other.prefix_recall.values())))
     if (other.users, codes) != (users, num_codes):
         raise EvaluationError(
@@ -63,7 +64,7 @@ def check_beside(other: OtherRun, users: int, num_codes: int) -> None:
 def prefix_recall_beside(
     of_run: Mapping[str, Sequence[float]], loss: str, other: OtherRun
 ) -> dict[str, Sequence[float]]:
-    """Label -> prefix recall of both runs, by loss and rule; where both have one loss, the other by its folder too."""
+    """Label -> prefix recall of both runs, labelled by loss and rule; with equal losses also by the other's folder."""
     name = other.loss
     if name == loss:
         name = f"{name} in {os.path.basename(os.path.normpath(other.workdir))}"
@@ -84,11 +85,11 @@ def write_run_report(
     """Writes the report of one evaluated split.
 
     Args:
-        path: of the HTML file.
+        path: path of the HTML file.
         run: the trained run.
-        targets: what was predicted.
-        decoded: what the model decoded for them, under the main rule.
-        metrics: of `experiments.evaluate`.
+        targets: the evaluated targets.
+        decoded: the model's candidates for them, under the main rule.
+        metrics: the result of `gr.runs.evaluate`.
         other_run: whose prefix recall is shown beside this run's.
     """
     sequences, semantic_ids = run.splits.sequences, run.semantic_ids
@@ -177,13 +178,13 @@ def candidates_by_title(
 
 
 def item_details(fields: Mapping[str, np.ndarray], num_items: int) -> np.ndarray:
-    """What else tells an item, such as its category; empty strings where the data has none."""
+    """A further text for each item, such as its category; empty strings if the data has none."""
     found = [fields[name] for name in CATEGORY_FIELDS if name in fields]
     return found[0] if found else np.full(num_items, "")
 
 
 def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
-    """Evenly spaced users: not the best ones, nor the same one twice."""
+    """Evenly spaced distinct users, rather than the best ones."""
     sequences = run.splits.sequences
     titles = sequences.titles()
     details = item_details(sequences.item_fields, sequences.num_items)

@@ -1,4 +1,4 @@
-"""The report of a run of reinforcement learning: what it gained, its curves, what V is worth, trees of its search."""
+"""The report of a run of reinforcement learning: gains, training curves, calibration of V, search trees."""
 
 import datetime
 import os
@@ -41,8 +41,8 @@ def write_rl_report(
     Args:
         run: the trained run, with its best policy and value head.
         catalogue: its items.
-        before: validation metrics of the policy that it started from.
-        after: those of its own policy on the same users.
+        before: validation metrics of the initial policy.
+        after: validation metrics of the trained policy, on the same users.
     """
     config = run.reinforced
     tables = [("Validation, beam search", _gain(before, after))]
@@ -101,7 +101,7 @@ def _ranks(calibration: ValueCalibration) -> list[list[str]]:
 
 
 def _trees(run: Run) -> dict[str, str]:
-    """Caption -> figure of the search trees of a few of the evaluated users, who were not learnt from."""
+    """Caption -> figure of the search trees of a few evaluated users, who were not trained on."""
     evaluated = build.spread_targets(run.splits.validation, run.reinforced.rl.eval_users)
     targets = build.spread_targets(evaluated, NUM_TREES)
     found, beams = search_trees(run, targets)
@@ -131,7 +131,7 @@ def _trees(run: Run) -> dict[str, str]:
 
 
 def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarray, ...]]:
-    """The searches of these targets' users with their trees, and the nodes that a beam search of the budget keeps.
+    """Searches with their trees for these targets, and the nodes that a beam search of the same budget keeps.
 
     Returns:
         Candidates, and the names of the nodes in the beam after each step, `[B, M]`.
@@ -168,7 +168,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
 def _kept(
     run: Run, prefixes: Sequence[tuple[int, ...]], beams: Sequence[np.ndarray]
 ) -> set[tuple[int, ...]]:
-    """Those of a tree's prefixes that are in the beam."""
+    """The prefixes of a tree that are in the beam."""
     kept = set()
     for prefix in prefixes[1:]:
         name = int(walk(run.catalogue.index, np.asarray(prefix))[-1])

@@ -24,9 +24,9 @@ class Run:
     semantic_ids: SemanticIds
     catalogue: Catalogue
     model: nnx.Module
-    step: int  # Of the checkpoint that the model is from.
-    value_head: ValueHead | None = None  # Of a run that trained one.
-    result: FitResult | None = None  # How training ended, if it was trained just now.
+    step: int  # Step of the model's checkpoint.
+    value_head: ValueHead | None = None  # Set if the run trained one.
+    result: FitResult | None = None  # How training ended, if this process trained it.
 
     @property
     def reinforced(self) -> ReinforcedExperiment:
@@ -51,15 +51,15 @@ def load_run(
     """Reads a workdir that `train` or `reinforce` wrote.
 
     Args:
-        workdir: of the run.
-        data_dir: where its data lies now, if elsewhere than during training.
+        workdir: folder of the run.
+        data_dir: folder of the data, if it was moved since training.
         which: "best" or "last" checkpoint.
-        other_data: whether data that it was not trained on will do; the items must be among the run's.
-        remedy: what asks for other data, for messages.
+        other_data: whether data other than the training data are accepted; the items must be among the run's.
+        remedy: how to allow other data, for messages.
 
     Raises:
-        TrainingError: if there is no such run or checkpoint, or the data are not the run's; `DataError` if its data
-            is not found.
+        TrainingError: if there is no such run or checkpoint, or the data are not the run's.
+        DataError: if the data are not found.
     """
     config = saved_experiment(workdir)
     if data_dir:
@@ -70,9 +70,7 @@ def load_run(
     model, value_head = build.make_model(config, semantic_ids), None
     if isinstance(config, ReinforcedExperiment):
         model = build_rl.make_model(config, semantic_ids)
-    step = checkpoint_step(
-        workdir, which
-    )  # Once: it may be another one soon, beside a run that trains.
+    step = checkpoint_step(workdir, which)  # Read once: a run that is still training may change it.
     model = restore_model(workdir, model, step)
     if isinstance(config, ReinforcedExperiment):
         value_head = model.value_head if config.value.learn else None

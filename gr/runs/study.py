@@ -1,4 +1,4 @@
-"""The runs of a study, and what is kept of each."""
+"""The runs of a study, and the results kept of each."""
 
 import dataclasses
 import os
@@ -34,7 +34,7 @@ from gr.runs.workdir import (
 from gr.semantic_ids import SemanticIds
 from gr.training import TrainingError
 
-MIN_BEAMS = 10  # Variants are compared at 10.
+MIN_BEAMS = 10  # Metrics are compared at k = 10.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Job:
     variant: str
     label: str
     seed: int
-    config: Experiment | Reinforcement  # As it is run, or was.
+    config: Experiment | Reinforcement  # The settings; for a begun run, its own.
     workdir: str
     split: str
-    with_report: bool  # Whether the run's own report is made too.
+    with_report: bool  # Whether the run also gets its own report.
 
     @property
     def folder(self) -> str:
@@ -56,22 +56,22 @@ class Job:
 
     @property
     def starts_from(self) -> str:
-        """Folder of the run whose model it starts from; "" for none."""
+        """Folder of the run that it starts from; "" for none."""
         return _start_of(self.config)[1]
 
     @property
     def log(self) -> str:
-        """Where its output goes."""
+        """Path of its log."""
         return os.path.join(self.workdir, "log.txt")
 
     @property
     def ranks_path(self) -> str:
-        """What is kept of its evaluation; written last."""
+        """Path of its evaluation's ranks; written last."""
         return os.path.join(self.workdir, f"ranks_{self.split}.npz")
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is finished."""
         return as_path(self.ranks_path).exists()
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class Job:
             check_same_experiment(self.workdir, config, may_differ)
 
     def run(self) -> None:
-        """Trains, or goes on, and evaluates."""
+        """Trains or resumes the run, and evaluates it."""
         of_rl = isinstance(self.config, Reinforcement)
         run = (reinforce if of_rl else train)(self.config, self.workdir)
         print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
@@ -113,7 +113,7 @@ class Job:
         write_arrays(self.ranks_path, arrays)
 
     def ranks(self) -> dict[str, RunRanks]:
-        """What `run` kept, by rule.
+        """The ranks that `run` saved, by rule.
 
         Raises:
             TrainingError: if the file cannot be read.
@@ -136,7 +136,7 @@ class Job:
 
 
 def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> list[Job]:
-    """All runs of a study, seed by seed, so that a study that is cut off has whole comparisons."""
+    """All runs of a study, seed by seed, so that an interrupted study has complete comparisons."""
     if config.reference not in config.variants:
         raise TrainingError(
             f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
@@ -177,7 +177,7 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
 
 
 def _start_of(config: Experiment | Reinforcement) -> tuple[str, str]:
-    """The field of an experiment that says which run it starts from, and its value; "" for none."""
+    """The field of an experiment that names the run it starts from, and its value; "" for none."""
     if isinstance(config, (Reinforcement, ReinforcedExperiment)):
         return "init_from", config.init_from
     return "training.init_from", config.training.init_from

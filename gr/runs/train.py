@@ -1,4 +1,4 @@
-"""Supervised training of an experiment into a workdir; the same call goes on with a run that was stopped."""
+"""Supervised training of an experiment into a workdir; the same call resumes a stopped run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from gr.semantic_ids import report_table
 from gr.training import Checkpointer, MetricWriter, checkpoint_step, fit, make_mesh, restore_model
 from gr.trie import Catalogue
 
-# What may change when a run is resumed: where the data lie (they are compared), how often the run is looked at, and
-# what mends a run whose loss was not finite.
+# Fields that may change when a run is resumed: the data's location (the data are compared), how often the run is
+# evaluated and logged, and settings that help after a loss that was not finite.
 MAY_DIFFER = (
     "data.path",
     "data_dir",
@@ -35,7 +35,7 @@ MAY_DIFFER = (
     "training.clip_norm",
     "training.eval_every_epochs",
     "training.eval_users",
-    "training.init_from_other_data",  # Asked before the first step alone.
+    "training.init_from_other_data",  # Used before the first step only.
     "training.learning_rate",
     "training.log_every",
     "training.patience",
@@ -43,22 +43,23 @@ MAY_DIFFER = (
 
 
 def train(experiment: Experiment, workdir: str, *, frame: Any = None) -> Run:
-    """Data, semantic IDs, model, loop: trains into the workdir, or goes on with the run that it holds.
+    """Trains a supervised run into a workdir; resumes the run that it holds.
 
     Args:
-        experiment: what is done; a mapping with its fields, such as a `ConfigDict`, will do.
-        workdir: folder of the run, made if there is none.
-        frame: the interactions themselves, a pandas data frame or an Arrow table, for `data.format="table"`; they are
-            kept in the workdir, so that the run can be loaded again.
+        experiment: the settings, or a mapping with its fields, such as a `ConfigDict`.
+        workdir: folder of the run; created if missing.
+        frame: the interactions as a pandas data frame or Arrow table, for `data.format="table"`. They are saved in the
+            workdir, so that the run can be loaded again.
 
     Returns:
         The run with its best model; `run.result` says how training ended.
 
     Raises:
-        ConfigError: for an experiment that cannot be used.
+        ConfigError: for an invalid experiment.
         TrainingError: if the workdir is used by another process or holds a run of another experiment or other data, or
-            training fails; and the errors of the rooms that read the data and build the semantic IDs and the model.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+            training fails.
+        GrError: other errors of reading the data and of building semantic IDs and model.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, once the state is saved.
     """
     experiment = Experiment.from_config(experiment)
     with occupied(workdir):
@@ -141,8 +142,7 @@ def validation(
     """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all.
 
     Raises:
-        EvaluationError: if none of their targets can be hit, because all are in the histories and seen items are
-            removed: the metrics would be 0 whatever is learnt.
+        EvaluationError: if no target can be hit, because all are in the histories and seen items are removed.
     """
     targets = build.spread_targets(splits.validation, num_users)
     wanted = splits.sequences.items[targets.positions]

@@ -1,4 +1,4 @@
-"""How well a value head ranks prefixes on held-out users: its calibration against what is found below them."""
+"""How well a value head ranks prefixes on held-out users: calibration against the returns below them."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class ValueEvaluation:
     def of(
         config: ReinforcedExperiment, catalogue: Catalogue, splits: Splits, num_users: int
     ) -> "ValueEvaluation":
-        """Of `num_users` users; 0: all."""
+        """The evaluation on `num_users` users; 0: all."""
         batches = evaluation_batches(
             splits.sequences,
             build.spread_targets(splits.validation, num_users),
@@ -62,13 +62,13 @@ class ValueEvaluation:
         return value_calibration(values, returns, counted, first_depth=0), error
 
     def metrics(self, model: ActorCritic) -> dict[str, float]:
-        """For the training loop: `value/loss`, and rank correlations by depth."""
+        """Metrics for the training loop: `value/loss`, and rank correlations by depth."""
         calibration, error = self.calibration(model)
         found = {f"value/{name}": value for name, value in calibration.to_dict().items()}
         return {"value/loss": error} | {k: v for k, v in found.items() if v is not None}
 
 
-# Here rather than in the method, that a later evaluation may not compile again.
+# At module level, so that a later evaluation does not compile again.
 @functools.partial(jax.jit, static_argnames=("rollout", "gamma"))
 def _values_and_returns(
     model: ActorCritic,
@@ -79,8 +79,8 @@ def _values_and_returns(
     rollout: RolloutConfig,
     gamma: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the prefixes of a batch's candidates: values, returns and which count, `[B, G, L + 1]` each."""
-    # The policy's reward has no part in V's returns.
+    """Values and returns of the prefixes of a batch's candidates, and which count, `[B, G, L + 1]` each."""
+    # V's returns do not include the policy's reward.
     rollouts, _ = roll_out(rollout, catalogue, exact_match, model, model.backbone, batch, key)
     values = model.value_head(path_states(model.backbone, rollouts.history, rollouts.tokens))
     rewards = jnp.pad(rollouts.value_rewards, ((0, 0), (0, 0), (1, 0)))

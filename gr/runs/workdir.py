@@ -1,4 +1,4 @@
-"""What a run keeps in its workdir: one process at a time, its experiment, what its data were, its semantic IDs."""
+"""The workdir of a run: the lock, its experiment, the fingerprint of its data, and its semantic IDs."""
 
 import contextlib
 import dataclasses
@@ -22,11 +22,11 @@ from gr.training import (
 )
 
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
-REPORT_FILE = "semantic_ids_report.json"  # Of the semantic IDs, and what they were made from.
+REPORT_FILE = "semantic_ids_report.json"  # Report of the semantic IDs, with their sources.
 DATA_FILE = "data.json"  # The fingerprint of the data.
-VALUE_FOLDER = "value_head"  # Of reinforcement learning's first phase.
+VALUE_FOLDER = "value_head"  # Folder of reinforcement learning's first phase.
 
-# What a run may find in its workdir when it begins there: what one that failed or was killed has left.
+# Files that a starting run may find in its workdir, left by a run that failed or was killed.
 _LEFT = {
     *(
         "checkpoints",
@@ -40,34 +40,34 @@ _LEFT = {
     *(DATA_FILE, REPORT_FILE, SEMANTIC_IDS_FILE, VALUE_FOLDER),
 }
 
-# A trained model scores items by their semantic IDs, so that neither times nor texts change what it recommends.
+# A trained model scores items by their semantic IDs, so times and texts do not affect its recommendations.
 _OF_NO_MATTER_TO_A_MODEL = ("times", "texts")
 
 
 def saved_experiment(workdir: str) -> Experiment:
-    """A run's experiment; a field that is newer than the run has its default.
+    """The saved experiment of a run; fields newer than the run get their defaults.
 
     Raises:
         TrainingError: if there is none.
-        ConfigError: if it has fields that no experiment has.
+        ConfigError: if it has unknown fields.
     """
     saved = load_config(workdir)
     return (ReinforcedExperiment if "init_from" in saved else Experiment).from_saved(saved)
 
 
-# The workdir of a run that begins or goes on.
+# Starting and resuming.
 
 
 @contextlib.contextmanager
 def occupied(workdir: str, *, of_study: bool = False) -> Iterator[None]:
-    """Makes the workdir if there is none, and keeps every other process out while entered.
+    """Creates the workdir if needed, and locks it against other processes while entered.
 
     Args:
-        workdir: of a run.
-        of_study: whether it is the folder of several runs instead.
+        workdir: folder of a run.
+        of_study: whether it is the folder of a study instead.
 
     Raises:
-        TrainingError: if it cannot be written to, holds things that are not a run's, or another process works in it.
+        TrainingError: if it is not writable, holds foreign files, or another process works in it.
     """
     try:
         folder = as_path(workdir)
@@ -98,7 +98,7 @@ def has_config(workdir: str) -> bool:
 
 
 def has_begun(workdir: str) -> bool:
-    """Whether a run has got so far that there is something to resume, and to lose."""
+    """Whether a run has a checkpoint to resume from."""
     return has_checkpoint(workdir) or has_checkpoint(os.path.join(workdir, VALUE_FOLDER))
 
 
@@ -111,9 +111,9 @@ def _foreign(names: Sequence[str]) -> list[str]:
 
 
 def check_config_of(workdir: str, config: Experiment, may_differ: Sequence[str]) -> None:
-    """Refuses another experiment than that of the run which has begun in the workdir, if one has.
+    """Refuses an experiment that differs from that of the run in the workdir.
 
-    One that failed or was killed before its first checkpoint binds nobody: there the corrected call begins anew.
+    A run that failed or was killed before its first checkpoint does not count: there a corrected call starts anew.
 
     Raises:
         TrainingError: if the experiment differs.
@@ -123,7 +123,7 @@ def check_config_of(workdir: str, config: Experiment, may_differ: Sequence[str])
             "The learning rate's schedule spans all epochs, so that their number cannot change in a run; to go on from "
             f"its best model, train with workdir={workdir.rstrip('/')}_longer and training.init_from={workdir}"
         )
-        if not as_path(os.path.join(workdir, DATA_FILE)).exists():  # Nothing else tells other data.
+        if not as_path(os.path.join(workdir, DATA_FILE)).exists():  # The data are unknown.
             may_differ = [field for field in may_differ if field != "data.path"]
         check_same_experiment(workdir, config, may_differ, ways_out={"training.num_epochs": longer})
 
@@ -135,9 +135,9 @@ def check_same_experiment(
     *,
     ways_out: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Raises `TrainingError` if a workdir's run has another experiment, but for fields that `may_differ`.
+    """Raises `TrainingError` if a workdir's run has another experiment, except for fields that `may_differ`.
 
-    A field that is newer than the run may only have its default.
+    A field newer than the run must have its default.
     """
     before = saved_experiment(workdir).to_dict()
     check_run_info(
@@ -146,7 +146,7 @@ def check_same_experiment(
 
 
 def keep(workdir: str, config: Experiment, splits: Splits) -> None:
-    """Writes what a run is made from; to be called when nothing but training is left to do."""
+    """Writes the experiment and the data's fingerprint; to be called right before training."""
     save_run_info(workdir, config.to_dict())
     write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
 
@@ -162,23 +162,23 @@ def check_data(
     resume: bool = False,
     remedy: str = "other_data=True",
 ) -> None:
-    """Compares data with those that a run was trained on.
+    """Compares data with the training data of a run.
 
     Args:
-        workdir: of the run.
-        splits: the data at hand.
-        allow: whether other data are only noted.
-        resume: whether the run is to go on, which needs the same times too, and for rewards the same texts.
-        remedy: what allows other data.
+        workdir: folder of the run.
+        splits: the current data.
+        allow: whether differences are only noted.
+        resume: whether the run is resumed, which also requires the same times, and for rewards the same texts.
+        remedy: how to allow other data, for the message.
 
     Raises:
-        TrainingError: if they differ and that is not allowed.
+        TrainingError: if they differ and this is not allowed.
     """
     before = _data_of(workdir)
     if before is None:
         return
     ignore = _OF_NO_MATTER_TO_A_MODEL
-    if resume:  # Supervised training has its IDs already; rewards may look at the texts again.
+    if resume:  # Supervised training already has its IDs; rewards may use the texts again.
         ignore = () if "init_from" in load_config(workdir) else ("texts",)
     differences = fingerprint_differences(before, fingerprint(splits), ignore=ignore)
     if not differences:
@@ -195,7 +195,7 @@ def check_data(
 
 
 def check_same_data(workdir: str, other: str) -> None:
-    """Raises `TrainingError` if two runs, of which this is known, were trained on different data."""
+    """Raises `TrainingError` if two runs were trained on different data, as far as known."""
     paths = [os.path.join(folder, DATA_FILE) for folder in (workdir, other)]
     if all(as_path(path).exists() for path in paths):
         differences = fingerprint_differences(
@@ -209,7 +209,7 @@ def check_same_data(workdir: str, other: str) -> None:
 
 
 def _data_of(workdir: str) -> dict[str, Any] | None:
-    """The fingerprint that the workdir keeps; None, and a note, if the run is older than such files."""
+    """The saved fingerprint; None, with a note, if the run is older than such files."""
     path = os.path.join(workdir, DATA_FILE)
     try:
         kept = read_json(path)
@@ -229,7 +229,7 @@ def _data_of(workdir: str) -> dict[str, Any] | None:
 
 
 def load_semantic_ids(workdir: str, splits: Splits) -> SemanticIds:
-    """The workdir's semantic IDs, row by row those of the data's items."""
+    """The workdir's semantic IDs, in the order of the data's items."""
     path = os.path.join(workdir, SEMANTIC_IDS_FILE)
     return SemanticIds.load(path).select(splits.sequences.item_ids)
 
@@ -237,10 +237,10 @@ def load_semantic_ids(workdir: str, splits: Splits) -> SemanticIds:
 def make_semantic_ids(
     config: Experiment, splits: Splits, workdir: str
 ) -> tuple[SemanticIds, dict[str, Any]]:
-    """Semantic IDs and their report, from the workdir if they were made there as the config says, else made now.
+    """Semantic IDs and their report: those in the workdir if made with the same settings, else made now.
 
     Raises:
-        TrainingError: if the workdir's were made nobody knows how.
+        TrainingError: if the workdir's semantic IDs have no report of their settings.
     """
     path, report_path = (os.path.join(workdir, name) for name in (SEMANTIC_IDS_FILE, REPORT_FILE))
     settings = dataclasses.asdict(config.semantic_ids)
@@ -251,12 +251,12 @@ def make_semantic_ids(
     }
     if as_path(path).exists():
         report = _read_report(report_path)
-        from_file = settings["path"] or settings["vectors"].endswith(".npy")  # It may have changed.
+        from_file = settings["path"] or settings["vectors"].endswith(".npy")  # May have changed.
         if report["made_from"] == made_from and not from_file:
             print(f"semantic IDs: those of {path}")
             return load_semantic_ids(workdir, splits), report
         print(f"semantic IDs: made anew, those of {path} have other settings or data")
-        as_path(path).unlink()  # First, so that no report stands beside the IDs of another.
+        as_path(path).unlink()  # Deleted first, so that a report never stands beside other IDs.
     semantic_ids, report = data.load_semantic_ids(config, splits)
     report |= {"made_from": made_from}
     write_json(report_path, report)
@@ -265,7 +265,7 @@ def make_semantic_ids(
 
 
 def take_semantic_ids(start: str, splits: Splits, workdir: str) -> SemanticIds:
-    """Puts the semantic IDs of the run that this one starts from into its workdir."""
+    """Copies the semantic IDs of the run that this one starts from into its workdir."""
     semantic_ids = load_semantic_ids(start, splits)
     write_json(os.path.join(workdir, REPORT_FILE), {"made_from": {"init_from": start}})
     semantic_ids.save(os.path.join(workdir, SEMANTIC_IDS_FILE))

@@ -1,11 +1,13 @@
 """Item vectors -> codebooks -> `SemanticIds`, the table between items, codes and model tokens.
 
-`make_semantic_ids` does the whole room's work from the data of a `Splits`; its parts:
-vectors (`item_texts`, `text_vectors`, `sentence_vectors`,
-`interaction_vectors`, `load_vectors`, `concatenate_vectors`, `catalogue_vectors` for rewards), residual k-means
-(`fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`), collisions
-(`append_extra_code`, `resolve_collisions`) files that others
-made (`read_index_json`, ...) and text for a terminal (`report_table`, `example_table`).
+`make_semantic_ids` does all steps from the data of a `Splits`. Its parts:
+
+* vectors: `item_texts`, `text_vectors`, `sentence_vectors`, `interaction_vectors`, `load_vectors`,
+  `concatenate_vectors`, and `catalogue_vectors` for rewards;
+* residual k-means: `fit_residual_kmeans`, `ResidualCodebooks`, `codebook_report`, `check_codebooks`;
+* collisions: `append_extra_code`, `resolve_collisions`;
+* existing files of semantic IDs: `read_index_json`, ...;
+* text for a terminal: `report_table`, `example_table`.
 """
 
 from gr.semantic_ids.build import build_semantic_ids, make_semantic_ids

@@ -1,4 +1,4 @@
-"""Arrays in files, and which item each of their rows belongs to."""
+"""Reads arrays from files, and finds the item of each row."""
 
 import contextlib
 import csv
@@ -15,15 +15,15 @@ from gr.data.files import open_text
 from gr.data.sequences import DataError
 from gr.semantic_ids.semantic_ids import SemanticIdError
 
-ITEM_ORDER = "items"  # The order of the data's item rows, which must be stated.
-# What the first line of a list of item ids holds where it is a header.
+ITEM_ORDER = "items"  # Rows are in the order of the data's item rows; must be stated.
+# Words that mark the first line of a list of item ids as a header.
 _HEADERS = frozenset(
     "asin id iid item item_id itemid movie_id movieid parent_asin product_id productid sku".split()
 )
 
 
 def load_npy(path: str) -> np.ndarray:
-    """The array of a `.npy` file; `SemanticIdError` where there is none."""
+    """The array of a `.npy` file; `SemanticIdError` if there is none."""
     loaded = _load(path)
     if not isinstance(loaded, np.ndarray):
         raise SemanticIdError(f"{path}: several arrays (.npz) where one is expected (.npy).")
@@ -31,7 +31,7 @@ def load_npy(path: str) -> np.ndarray:
 
 
 def load_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file; `SemanticIdError` where there are none."""
+    """The arrays of a `.npz` file; `SemanticIdError` if there are none."""
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):
         raise SemanticIdError(f"{path}: one array (.npy) where several are expected (.npz).")
@@ -49,16 +49,15 @@ def load_item_rows(
     """The rows of an array that belong to items, in the order of the items.
 
     Args:
-      path: A `.npz` file with the arrays `name` and `item_ids`, or a `.npy` file, whose rows' items
-        must be said by one of the two following.
-      name: What the rows are.
-      item_ids: Items wanted, `[N]`; rows of others are left out.
-      ids_path: A list of the rows' item ids: `.npy`, `.json` (a list, or an object from id to row),
-        `.txt` or `.csv` (a line each; in its first column).
-      order: "items" if row `i` belongs to `item_ids[i]`.
+        path: a `.npz` file with the arrays `name` and `item_ids`, or a `.npy` file, which needs `ids_path` or `order`.
+        name: the array's name, such as "vectors".
+        item_ids: the wanted items, `[N]`; rows of others are left out.
+        ids_path: a list of the rows' item ids: `.npy`, `.json` (a list, or an object from id to row), `.txt` or `.csv`
+            (one per line, in the first column).
+        order: "items" if row `i` belongs to `item_ids[i]`.
 
-    Raises `SemanticIdError` for an unreadable file, rows in an order that nobody stated, and items
-    with no row or several.
+    Raises:
+        SemanticIdError: for an unreadable file, rows in an unstated order, and items with no row or several.
     """
     path, ids_path = os.fspath(path), os.fspath(ids_path)
     loaded = _load(path)
@@ -133,12 +132,12 @@ def read_item_ids(path: str | os.PathLike) -> np.ndarray:
 
 
 def is_header_word(cell: str) -> bool:
-    """Whether a cell is what a column of item ids is called, rather than an item's id."""
+    """Whether a cell is a usual header of a column of item ids, rather than an item id."""
     return cell.partition(":")[0].strip().lower() in _HEADERS
 
 
 def load_json(path: str) -> Any:
-    """What a JSON file holds, in which no object names a key twice."""
+    """The content of a JSON file; an object with a repeated key is refused."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         entries = dict(pairs)
@@ -159,7 +158,7 @@ def load_json(path: str) -> Any:
 
 @contextlib.contextmanager
 def semantic_id_errors() -> Iterator[None]:
-    """The faults of files, which are `DataError`s below, as this room's exception."""
+    """Turns `DataError`s of files into `SemanticIdError`s."""
     try:
         yield
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The whole way from data to `SemanticIds`, with a report on how good they are."""
+"""From data to `SemanticIds`, with a quality report."""
 
 import os
 from collections.abc import Sequence
@@ -35,8 +35,9 @@ def build_semantic_ids(
     The report (plain numbers, fit for JSON) holds `source`, `collision`, `levels` (see
     `codebook_report`), `before_policy` and `after_policy` (see `SemanticIds.collisions`).
 
-    Raises `SemanticIdError` for bad vectors, an unknown policy, or a level whose relative
-    perplexity is below `min_perplexity`.
+    Raises:
+        SemanticIdError: for bad vectors, an unknown policy, or a level whose relative perplexity is below
+            `min_perplexity`.
     """
     sizes = (codebook_size,) * num_levels
     _, codes = fit_residual_kmeans(
@@ -72,24 +73,25 @@ def make_semantic_ids(
     """SIDs of all items of the data, in the order of its item rows, and a report.
 
     Args:
-      splits: The data; of the interactions only the training part is looked at.
-      path: A file of finished SIDs, read as they are (shared ones stay shared); the other
-        arguments but the next two then have no effect. "" to build them.
-      item_ids: A file of the item ids of a `.npy` file's rows, be it of SIDs or of vectors.
-      order: "items" where such rows are in the order of the data's item rows. One of the two must
-        be given, or the file be a `.npz` one that holds `item_ids`.
-      vectors: "text", "interactions", "both", the path of a `.npy` or `.npz` file of vectors, or
-        `module:name`, a function of your own `Splits -> [N, E]` with a row for each item row.
-      dim: Width of each kind of vector.
-      num_levels: Levels of residual k-means; "extra_code" adds one.
-      codebook_size: Codes of a level.
-      balanced: Whether codes of a level hold equally many items.
-      collision: "extra_code" or "share".
-      min_perplexity: Least allowed relative perplexity of a level.
-      text_model: "tfidf", or the name of a sentence-transformers model (whose width is its own).
-      seed: Same seed, same SIDs.
+        splits: the data; only training interactions are used.
+        path: a file of finished SIDs, read as they are (shared ones stay shared); then all arguments except `item_ids`
+            and `order` are ignored. "" builds SIDs.
+        item_ids: a file with the item ids of the rows of a `.npy` file, of SIDs or of vectors.
+        order: "items" if such rows are in the order of the data's item rows. A `.npy` file needs `item_ids` or `order`;
+            a `.npz` file holds `item_ids`.
+        vectors: "text", "interactions", "both", the path of a `.npy` or `.npz` file of vectors, or `module:name`, your
+            own function `Splits -> [N, E]` with a row for each item row.
+        dim: width of each kind of vector.
+        num_levels: levels of residual k-means; "extra_code" adds one.
+        codebook_size: codes of a level.
+        balanced: whether codes of a level hold equally many items.
+        collision: "extra_code" or "share".
+        min_perplexity: least allowed relative perplexity of a level.
+        text_model: "tfidf", or the name of a sentence-transformers model (whose width is its own).
+        seed: same seed, same SIDs.
 
-    Raises `SemanticIdError`; see `build_semantic_ids` for the report.
+    Raises:
+        SemanticIdError: see `build_semantic_ids`, which also describes the report.
     """
     sequences = splits.sequences
     if path:
@@ -119,7 +121,7 @@ def make_semantic_ids(
 def _vectors_of(
     splits: Splits, kind: str, dim: int, text_model: str, seed: int
 ) -> list[np.ndarray]:
-    """Blocks `[N, D]` of vectors of the kind that `make_semantic_ids` names."""
+    """Blocks `[N, D]` of vectors of one kind; see `make_semantic_ids`."""
     sequences = splits.sequences
     blocks = []
     if kind != INTERACTIONS:
@@ -135,7 +137,7 @@ def _vectors_of(
 
 
 def _own_vectors(splits: Splits, name: str) -> np.ndarray:
-    """The vectors `[N, E]` that the user's own function makes."""
+    """The vectors `[N, E]` of the user's own function."""
     known = (TEXT, INTERACTIONS, BOTH, "FILE.npy", "FILE.npz")
     vectors = np.asarray(load_own(name, "kind of item vectors", known, SemanticIdError)(splits))
     num_items = splits.sequences.num_items

@@ -1,4 +1,4 @@
-"""What becomes of items whose codes are equal: policies that lose none of them."""
+"""Policies for items with equal codes; no item is lost."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def append_extra_code(
     """
     _, group, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")  # Stable: within a group, rows ascend.
+    order = np.argsort(group, kind="stable")  # Stable: rows ascend within a group.
     starts = np.cumsum(counts) - counts
     numbers = np.empty(len(codes), dtype=codes.dtype)
     numbers[order] = np.arange(len(codes)) - np.repeat(starts, counts)
@@ -30,8 +30,8 @@ def resolve_collisions(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Codes and codebook sizes under a policy.
 
-    `extra_code` makes SIDs unique by one more level; `share` leaves codes as they are, and
-    `SemanticIds.items_of` tells the items of a shared SID apart from others.
+    `extra_code` makes SIDs unique by one more level. `share` leaves codes unchanged; `SemanticIds.items_of` lists the
+    items of a shared SID.
     """
     if policy == EXTRA_CODE:
         return append_extra_code(codes, codebook_sizes)

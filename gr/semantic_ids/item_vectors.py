@@ -17,20 +17,19 @@ from gr.semantic_ids.semantic_ids import SemanticIdError
 from gr.semantic_ids.terms import terms
 
 _MAX_TERMS = 50_000  # TF-IDF keeps the most frequent terms.
-_ROUNDING = (
-    8.0  # Numbers that differ by no more steps of their precision are equal but for rounding.
-)
-LARGEST = 1e100  # Squares of numbers between its inverse and itself are floats.
+_ROUNDING = 8.0  # Numbers that differ by at most so many units of precision count as equal.
+LARGEST = 1e100  # Numbers between its inverse and itself can be squared without overflow.
 
 
 def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> list[str]:
     """The text of each item, [N]: its fields one after another, HTML entities resolved.
 
     Args:
-      sequences: The data.
-      fields: Names of item fields to use, in this order; by default all.
+        sequences: the data.
+        fields: names of item fields to use, in this order; by default all.
 
-    Raises `SemanticIdError` where there is no text at all or a field is unknown.
+    Raises:
+        SemanticIdError: where there is no text at all or a field is unknown.
     """
     names = list(sequences.item_fields) if fields is None else list(fields)
     unknown = [name for name in names if name not in sequences.item_fields]
@@ -50,7 +49,7 @@ def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     """TF-IDF of words and word pairs (see `terms`), reduced by truncated SVD: float32 `[N, dim]`.
 
     Rows have length 1, or 0 where an item has no known word; equal texts have equal rows. Columns
-    beyond the rank are 0. Terms of a single item are left out once there are 100 items.
+    beyond the rank are 0. With 100 items or more, terms that occur in a single item are left out.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -73,7 +72,8 @@ def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
 def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
     """Vectors of a sentence-transformers model (its name or folder): float32 `[N, D]`, length 1.
 
-    Raises `SemanticIdError` where the package is not installed.
+    Raises:
+        SemanticIdError: where the package is not installed.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -89,7 +89,7 @@ def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
 def interaction_vectors(
     sequences: Sequences, training: np.ndarray, dim: int, seed: int, window: int = 10
 ) -> np.ndarray:
-    """Vectors of items that users took at about the same time: float32 `[N, dim]`.
+    """Item vectors from co-occurrence in users' sequences: float32 `[N, dim]`.
 
     Two training interactions of a user at distance `d <= window` count `1 / d` for their pair of
     items. The counts become positive pointwise mutual information with smoothed contexts
@@ -98,14 +98,17 @@ def interaction_vectors(
     `c / (c + 1)` of Pantel and Lin 2002.
 
     Args:
-      sequences: The data.
-      training: Which interactions count, bool [E], see `training_interactions`.
-      dim: Width D; columns beyond the rank are 0.
-      seed: For the randomised SVD.
-      window: Largest distance of a pair.
+        sequences: the data.
+        training: which interactions count, bool [E], see `training_interactions`.
+        dim: width D; columns beyond the rank are 0.
+        seed: for the randomised SVD.
+        window: largest distance of a pair.
 
-    Returns rows of length 1, or 0 for items without any neighbour in training.
-    Raises `SemanticIdError` where no pair exists.
+    Returns:
+        Rows of length 1, or 0 for items without any neighbour in training.
+
+    Raises:
+        SemanticIdError: where no pair exists.
     """
     from scipy import sparse
 
@@ -147,20 +150,22 @@ def interaction_vectors(
 def catalogue_vectors(
     splits: Splits, *, dim: int = 64, text_model: str = "tfidf", seed: int = 0
 ) -> np.ndarray:
-    """Vectors that say which items are alike, for semantic rewards: float32 `[N, E]`.
+    """Item vectors for semantic rewards, whose cosine measures similarity: float32 `[N, E]`.
 
-    From text where at least half of the items have any, else from training interactions. The two kinds are never
+    They are from text if at least half of the items have any, else from training interactions. The two kinds are never
     mixed in one catalogue: a cosine across them would mean nothing.
 
     Args:
-      splits: The data; of the interactions only the training part is looked at.
-      dim: Width E; a sentence-transformers model has its own.
-      text_model: "tfidf", or the name of a sentence-transformers model.
-      seed: Same seed, same vectors.
+        splits: the data; only training interactions are used.
+        dim: width E; a sentence-transformers model has its own.
+        text_model: "tfidf", or the name of a sentence-transformers model.
+        seed: same seed, same vectors.
 
-    Returns rows of length 1, or 0 for items about which nothing is known, whose cosine with any other is to be
-    taken as 0.
-    Raises `SemanticIdError` where there is neither text nor a pair of interactions near each other.
+    Returns:
+        Rows of length 1, or 0 for items without text or interactions, whose cosine with any other counts as 0.
+
+    Raises:
+        SemanticIdError: where there is neither text nor a pair of interactions near each other.
     """
     sequences = splits.sequences
     texts = _joined_texts(sequences, list(sequences.item_fields))
@@ -202,7 +207,7 @@ def check_vectors(vectors: np.ndarray) -> None:
             f"the vector of item row {np.argmin(finite)} is not finite "
             f"({(~finite).sum()} such rows)."
         )
-    # max and min instead of abs, which the smallest integer has none of.
+    # max and min instead of abs, which overflows for the smallest integer.
     large = np.maximum(vectors.max(axis=1), -vectors.min(axis=1).astype(np.float64)) > LARGEST
     if large.any():
         raise SemanticIdError(
@@ -217,12 +222,12 @@ def concatenate_vectors(
     """Puts blocks `[N, D_b]` side by side, float32 `[N, sum D_b]`, each with its weight (1).
 
     k-means sees squared distances, so each block is first divided by the square root of its total
-    variance: with equal weights all blocks contribute equally. Blocks are centred before, since a
-    large common part would cost float32 its digits, and columns that are constant but for rounding
-    become 0.
+    variance: with equal weights all blocks contribute equally. Blocks are centred first, since a large common part
+    would cost float32 precision; columns that are constant up to rounding become 0.
 
-    Raises `SemanticIdError` for a block that is no finite array, whose number of rows differs from
-    the first one's, or that is constant but for rounding.
+    Raises:
+        SemanticIdError: for a block that is no finite array, whose number of rows differs from the first one's, or that
+            is constant up to rounding.
     """
     weights = [1.0] * len(blocks) if weights is None else weights
     if len(weights) != len(blocks) or not blocks:

@@ -32,13 +32,14 @@ def read_index_json(
     letter `a` for level 0 and so on. SIDs that several items share stay shared.
 
     Args:
-      path: The file.
-      item_ids: Items wanted, in this order; others of the file are left out. By default all, in
-        numeric order of their keys (in the file's order where some key is no number).
-      codebook_sizes: Codes of each level, [L]. By default the highest code + 1 of that level,
-        rounded up to a power of two.
+        path: the file.
+        item_ids: items wanted, in this order; others of the file are left out. By default all, in numeric order of
+            their keys (in the file's order where some key is no number).
+        codebook_sizes: codes of each level, [L]. By default the highest code + 1 of that level, rounded up to a power
+            of two.
 
-    Raises `SemanticIdError` naming the file and the item for anything else.
+    Raises:
+        SemanticIdError: naming the file and the item for anything else.
     """
     path = os.fspath(path)
     entries = _load_object(path)
@@ -57,15 +58,16 @@ def read_codes_csv(
     *,
     header: bool | None = None,
 ) -> SemanticIds:
-    """Reads a CSV (or, by its ending, TSV) file: the item id, then one column of codes a level.
+    """Reads a CSV (or, by its ending, TSV) file: the item id, then one column of codes per level.
 
     Args:
-      path: The file, its first line a header or not.
-      item_ids: As in `read_index_json`; the default order is the file's.
-      codebook_sizes: As in `read_index_json`.
-      header: Whether the first line is a header; by default it is unless it holds codes.
+        path: the file, its first line a header or not.
+        item_ids: as in `read_index_json`; the default order is the file's.
+        codebook_sizes: as in `read_index_json`.
+        header: whether the first line is a header; by default it is unless it holds codes.
 
-    Raises `SemanticIdError` naming the file and the line, also where the first line may be either.
+    Raises:
+        SemanticIdError: naming the file and the line, also where the first line may be either.
     """
     path = os.fspath(path)
     lines, rows = [], []
@@ -163,7 +165,7 @@ def read_semantic_ids(
     ids_path: str | os.PathLike = "",
     order: str = "",
 ) -> SemanticIds:
-    """Reads the SIDs of these items from any of the known forms, told apart by the file's ending.
+    """Reads the SIDs of these items from any known form, chosen by the file's ending.
 
     `.npz` (from `SemanticIds.save`, or with the arrays `item_ids` and `codes`), `.json`, `.csv`,
     `.tsv` and `.npy`, which needs one of `ids_path` and `order`, see `read_codes_npy`. By default

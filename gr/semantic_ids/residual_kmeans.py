@@ -1,9 +1,8 @@
 """Residual k-means (RQ-k-means): item vectors -> L codes, coarse to fine, with frozen codebooks.
 
-Level 0 clusters the vectors, level `l` what the levels above left over. The same seed gives the
-same codes on any number of threads, wherever the origin lies and whatever the unit is: fitting runs
-on one thread, on centred and scaled numbers, and distances are sums over the differences of one
-vector and one centroid, so that nothing else of a batch, and no large common part, enters them.
+Level 0 clusters the vectors, level `l` the residuals of the levels above. The same seed gives the same codes for any
+number of threads, origin and unit. To this end fitting runs on one thread and on centred and scaled numbers, and each
+distance is computed from one vector and one centroid only.
 """
 
 import dataclasses
@@ -16,9 +15,9 @@ from gr.semantic_ids.item_vectors import LARGEST, check_vectors, middle_values
 from gr.semantic_ids.semantic_ids import SemanticIdError
 
 _BALANCED_ROUNDS = 10  # Lloyd rounds under the capacity constraint, from k-means' centroids.
-_TIE = 1e-9  # Distances that differ by less, relative to the smaller, are equal.
-_NOISE = 1e-10  # Relative to vectors: what is smaller, once centroids are taken away, is rounding.
-_CHUNK = 1 << 22  # Distances held at once.
+_TIE = 1e-9  # Distances with a smaller relative difference count as equal.
+_NOISE = 1e-10  # Relative to the vectors: smaller residuals are rounding.
+_CHUNK = 1 << 22  # Maximum number of distances in memory.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +32,8 @@ class ResidualCodebooks:
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """Codes `[n, L]` int32 of vectors `[n, D]`, known or new: the nearest centroid each level.
 
-        Gives the training items the codes that fitting gave them, unless fitting was balanced:
-        capacities belong to the training items alone.
+        Training items get the same codes as in fitting, unless fitting was balanced: capacities apply to the training
+        items only.
         """
         check_vectors(np.asarray(vectors))
         residuals = np.array(vectors, dtype=np.float64)
@@ -57,13 +56,14 @@ def fit_residual_kmeans(
     """Fits codebooks to vectors `[N, D]`; returns them and the codes `[N, L]` int32.
 
     Args:
-      vectors: One row an item.
-      num_levels: L.
-      codebook_size: K, the most codes of a level.
-      seed: Same seed, same codes.
-      balanced: No code of a level gets more than `ceil(N / K)` items, see `assign_balanced`.
+        vectors: one row per item.
+        num_levels: L.
+        codebook_size: K, the maximum number of codes of a level.
+        seed: same seed, same codes.
+        balanced: no code of a level gets more than `ceil(N / K)` items, see `assign_balanced`.
 
-    Raises `SemanticIdError` for bad vectors or sizes.
+    Raises:
+        SemanticIdError: for bad vectors or sizes.
     """
     check_vectors(np.asarray(vectors))
     residuals = np.array(vectors, dtype=np.float64)
@@ -75,7 +75,7 @@ def fit_residual_kmeans(
         raise SemanticIdError(f"no number of the vectors is beyond {1 / LARGEST:g}; scale them.")
     grain = noise = _grain(residuals)
     origin = middle_values(residuals)
-    points = residuals - origin  # What is fitted; `residuals` are what `encode` will see.
+    points = residuals - origin  # Fitted points; `encode` will see `residuals`.
     all_centroids, codes = [], np.empty((len(residuals), num_levels), dtype=np.int32)
     for level in range(num_levels):
         centroids = _kmeans(points, codebook_size, noise, seed + level)
@@ -95,17 +95,17 @@ def fit_residual_kmeans(
 def assign_balanced(distances: np.ndarray, capacity: int) -> np.ndarray:
     """Codes [N] of items, at most `capacity` each, from distances `[N, K]`.
 
-    The rule: of all pairs of an item without a code and a code with room, the closest is joined,
-    and so on until every item has a code. It is computed in rounds: each item asks the nearest code
-    that has not yet turned it away, and each code keeps the nearest `capacity` of those who ask
-    (Gale and Shapley's deferred acceptance; when both sides rank by the same distances, its one
-    stable outcome is that of the rule). Ties go to the lower item row, then the lower code.
+    The rule is greedy: of all pairs of an item without a code and a code with room, the closest is joined, until every
+    item has a code. It is computed in rounds, as Gale and Shapley's deferred acceptance: each item proposes to the
+    nearest code that has not rejected it yet, and each code keeps the nearest `capacity` of its proposers. Since both
+    sides rank by the same distances, the unique stable outcome is that of the rule. Ties go to the lower item row, then
+    the lower code.
     """
     num_items, num_codes = distances.shape
     if capacity * num_codes < num_items:
         raise SemanticIdError(f"{num_codes} codes of {capacity} cannot hold {num_items} items.")
     preferences = np.argsort(distances, axis=1, kind="stable")
-    asked = np.zeros(num_items, dtype=np.int64)  # How many codes have turned each item away.
+    asked = np.zeros(num_items, dtype=np.int64)  # Number of codes that rejected each item.
     rows = np.arange(num_items)
     while True:
         codes = preferences[rows, asked]
@@ -119,7 +119,7 @@ def assign_balanced(distances: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def codebook_report(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    """How well each level of codes `[N, L]` uses its codebook, one dictionary a level.
+    """How well each level of codes `[N, L]` uses its codebook, one dictionary per level.
 
     `level`, `size` K, `used` codes, `used_share` of K, `perplexity` (exp of the entropy: K if all
     codes are equally frequent, 1 if only one is used), `relative_perplexity` (perplexity over the
@@ -170,13 +170,13 @@ def _kmeans(points: np.ndarray, codebook_size: int, noise: np.ndarray, seed: int
     points = points - origin
     scale = float(np.abs(points).max()) or 1.0
     points /= scale
-    # With the digits of float32 points are the same whatever rounding a shift or a unit brought in.
+    # Rounded to float32 precision, points do not depend on the origin or the unit.
     rounded = points.astype(np.float32).astype(np.float64)
     size = min(codebook_size, _num_distinct_rows(rounded, 8 * float(np.median(noise)) / scale))
-    # k-means++ starts are good already; two runs guard against an unlucky one at double the time.
+    # k-means++ starts well already; two runs guard against an unlucky start at twice the time.
     kmeans = KMeans(size, n_init=2, max_iter=100, random_state=seed, copy_x=True)
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Points that are too near each other for two centroids share one; the report counts that.
+        # Points too close to each other for two centroids share one; the report counts it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         codes = kmeans.fit_predict(rounded)
     return (kmeans.cluster_centers_ + _means(points - rounded, codes, size)) * scale + origin
@@ -190,9 +190,9 @@ def _means(points: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _num_distinct_rows(points: np.ndarray, noise: float) -> int:
-    """Different rows, where differences below `noise` are none."""
+    """The number of distinct rows; differences below `noise` are ignored."""
     if noise > 0:
-        # In steps of a power of two, which leave numbers of few digits as they are.
+        # Steps of a power of two leave numbers of few digits unchanged.
         points = np.round(points / 2.0 ** math.ceil(math.log2(noise))) + 0.0  # Turns -0 into 0.
     return len(np.unique(points, axis=0))
 
@@ -203,16 +203,16 @@ def _balanced_lloyd(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarr
     capacity = math.ceil(len(points) / size)
     for _ in range(_BALANCED_ROUNDS):
         distances = _distances(points, centroids)
-        # With the digits of float32, distances that differ by rounding alone are equal.
+        # At float32 precision, distances that differ only by rounding are equal.
         distances = (distances / (distances.max() or 1.0)).astype(np.float32)
         codes = assign_balanced(distances, capacity)
-        # Around the old centroids, which a code without items keeps.
+        # Relative to the old centroids, which a code without items keeps.
         centroids = centroids + _means(points - centroids[codes], codes, size)
     return codes, centroids
 
 
 def _nearest(points: np.ndarray, centroids: np.ndarray, grain: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each point, [n]; the lowest of those that are equally near.
+    """The nearest centroid of each point, [n]; ties go to the lowest.
 
     `grain` [n] is how far rounding may have moved each point.
     """
@@ -228,7 +228,7 @@ def _nearest(points: np.ndarray, centroids: np.ndarray, grain: np.ndarray) -> np
 
 
 def _distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Distances `[n, K]`; each from one point and one centroid alone, without any cancellation."""
+    """Distances `[n, K]`; each from one point and one centroid only, without cancellation."""
     from scipy.spatial.distance import cdist
 
     return cdist(points, centroids)

@@ -15,15 +15,15 @@ from gr.data.sequences import NO_ITEM
 from gr.errors import GrError
 
 PAD_TOKEN = 0  # In token arrays: "no item here".
-BOS_TOKEN = 1  # What a decoder reads before the first code.
+BOS_TOKEN = 1  # The input of a decoder before the first code.
 FIRST_CODE_TOKEN = 2  # The token of code 0 of level 0.
-NO_CODE = -1  # The code that `PAD_TOKEN` stands for.
+NO_CODE = -1  # The code of `PAD_TOKEN`.
 
 FORMAT_VERSION = 1  # Of the files that `SemanticIds.save` writes.
 
 
 class SemanticIdError(GrError):
-    """Raised for unusable Semantic IDs or vectors; names the file, item or level and the remedy."""
+    """Raised for invalid Semantic IDs or vectors; names the file, item or level and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,10 +31,11 @@ class SemanticIds:
     """The SID of every item: L codes, one from each level's codebook.
 
     Row `i` belongs to item row `i` of the data. Several items may share a SID; none is lost.
-    Levels have token ranges of their own, one after another from `FIRST_CODE_TOKEN`: code `c` of
-    level `l` is token `FIRST_CODE_TOKEN + sum(codebook_sizes[:l]) + c`.
+    Each level has its own token range, one after another from `FIRST_CODE_TOKEN`: code `c` of level `l` is token
+    `FIRST_CODE_TOKEN + sum(codebook_sizes[:l]) + c`.
 
-    Raises `SemanticIdError` for wrong shapes, repeated item ids and codes outside their codebook.
+    Raises:
+        SemanticIdError: for wrong shapes, repeated item ids and codes outside their codebook.
     """
 
     codes: np.ndarray  # [N, L] int32, 0 <= codes[:, l] < codebook_sizes[l].
@@ -114,13 +115,14 @@ class SemanticIds:
 
     @functools.cached_property
     def _tokens_and_padding(self) -> np.ndarray:
-        # One more row, of PAD_TOKEN, at the end: where indexing with NO_ITEM = -1 looks.
+        # One more row of PAD_TOKEN at the end, which NO_ITEM = -1 selects.
         return np.pad(self.tokens, ((0, 1), (0, 0)), constant_values=PAD_TOKEN)
 
     def encode(self, items: np.ndarray) -> np.ndarray:
         """Tokens of item rows `[...]`, int32 `[..., L]`; `NO_ITEM` becomes `PAD_TOKEN`s.
 
-        Raises `SemanticIdError` for a row that does not exist.
+        Raises:
+            SemanticIdError: for a row that does not exist.
         """
         items = np.asarray(items)
         if items.size and (items.min() < NO_ITEM or items.max() >= self.num_items):
@@ -131,7 +133,8 @@ class SemanticIds:
     def codes_of_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Codes `[..., L]` of tokens `[..., L]`; `PAD_TOKEN` becomes `NO_CODE`.
 
-        Raises `SemanticIdError` for a token that belongs to another level.
+        Raises:
+            SemanticIdError: for a token that belongs to another level.
         """
         tokens = np.asarray(tokens)
         if tokens.shape[-1:] != (self.num_levels,):
@@ -226,7 +229,8 @@ class SemanticIds:
     def select(self, item_ids: Sequence[str] | np.ndarray) -> "SemanticIds":
         """The SIDs of these items, in this order; items not named are left out.
 
-        Raises `SemanticIdError` naming the first item without a SID.
+        Raises:
+            SemanticIdError: naming the first item without a SID.
         """
         wanted = np.asarray(item_ids).astype(np.str_)
         order = np.argsort(self.item_ids)

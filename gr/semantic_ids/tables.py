@@ -1,4 +1,4 @@
-"""How good Semantic IDs are, as text for a terminal."""
+"""Quality reports of Semantic IDs as text for a terminal."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from gr.semantic_ids.semantic_ids import SemanticIds
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The report of `make_semantic_ids` as a table, one line a level, and the collisions."""
+    """The report of `make_semantic_ids` as a table, one line per level, and the collisions."""
     lines = [
         f"Semantic IDs: {report['source']}",
         f"{'level':>5} {'codes':>6} {'used':>6} {'used %':>7} {'perplexity':>10} "
@@ -35,7 +35,7 @@ def report_table(report: dict[str, Any]) -> str:
 def example_table(
     sequences: Sequences, semantic_ids: SemanticIds, num_codes: int = 5, num_items: int = 6
 ) -> str:
-    """The items most often taken, by title, of a few first codes: do they belong together?"""
+    """The most popular items of a few first codes, by title, to judge whether they belong together."""
     popularity = np.bincount(sequences.items, minlength=sequences.num_items)
     first = semantic_ids.codes[:, 0]
     codes = np.unique(first)

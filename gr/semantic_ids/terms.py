@@ -1,4 +1,4 @@
-"""The terms of an item's text, for TF-IDF: words and word pairs, and what scripts need beside them."""
+"""The terms of an item's text for TF-IDF: words, word pairs, and characters in some scripts."""
 
 import functools
 import itertools
@@ -17,21 +17,23 @@ _LATIN = (
     "\u2c60-\u2c7f\ua720-\ua7ff\uab30-\uab6f"
 )
 _SEMITIC = "\u0590-\u074f\u0750-\u077f\u0860-\u08ff"  # Hebrew, Arabic, Syriac.
-# Soft hyphens, joiners and variation selectors stand within words and say nothing of them.
+# Soft hyphens, joiners and variation selectors within words are ignored.
 _INVISIBLE = re.compile("[\u00ad\u200c\u200d\u2060\ufe00-\ufe0f\ufeff]")
 _EMOJI = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
-_NOT_A_WORD = "\0"  # Begins a term that is a part of a word, so that it is not taken for a word.
+_NOT_A_WORD = "\0"  # Prefix of terms that are parts of words, to distinguish them from words.
 
 
 def terms(text: str) -> list[str]:
     """The terms of a text, for English those of scikit-learn's `TfidfVectorizer`.
 
-    Words of two characters or more, without English stop words, and pairs of neighbours. In Latin,
-    Hebrew and Arabic, where marks are often left out, words are taken without them, and those that
-    have any count as they stand too; elsewhere marks are letters like others (dakuten, vowel signs,
-    the breve of `й`). Words in other scripts than Latin count by their characters besides: one and
-    two at a time where there are no spaces between words, else three at a time. So do emoji. A text
-    without any word, such as `!!!`, counts as it stands.
+    Words of two characters or more, without English stop words, and pairs of neighbours. Details by script:
+
+    * Latin, Hebrew and Arabic, where marks are often left out: a word counts without its marks, and a word with marks
+      also as it stands. Elsewhere marks are part of the letter (dakuten, vowel signs, the breve of `й`).
+    * Scripts other than Latin, and emoji: characters count too, one and two at a time where words are not separated by
+      spaces, else three at a time.
+
+    A text without any word, such as `!!!`, is one term.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
@@ -47,12 +49,12 @@ def terms(text: str) -> list[str]:
 
 
 def _words_and_parts(text: str) -> tuple[list[str], list[str]]:
-    """The words of any script, and what counts beside them."""
+    """The words of any script, and further terms."""
     word_pattern, marked_pattern, character_pattern = _patterns()
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text.lower())).lower()
     words, parts = [], _EMOJI.findall(text)
     for word in word_pattern.findall(text):
-        # Marks come apart from their letters, go or stay, and are put together again.
+        # Decomposes marks and letters, keeps or drops the marks, and composes them again.
         bare = marked_pattern.sub(r"\1", unicodedata.normalize("NFD", word))
         bare = unicodedata.normalize("NFC", bare)
         if len(bare) > 1:

@@ -1,8 +1,8 @@
-"""What is needed to test a backbone, a search or a loss of your own on small, random tries.
+"""Tools to test your own backbone, search or loss on small random tries.
 
-`check_backbone(backbone, history, index)` says in words what a backbone does otherwise than the protocols of
-`gr.models` want. `TableModel` is a backbone whose logits can be looked up by hand; `random_tokens` makes semantic IDs
-with shared prefixes, and `random_paths` draws some of an index. Nothing here needs a test framework.
+`check_backbone(backbone, history, index)` explains where a backbone violates the protocols of `gr.models`. `TableModel`
+is a backbone that looks its logits up in a table; `random_tokens` makes semantic IDs with shared prefixes, and
+`random_paths` draws semantic IDs from an index. Nothing here needs a test framework.
 """
 
 from gr.testing.conformance import ConformanceError, check_backbone

@@ -1,8 +1,10 @@
-"""Whether a backbone does what decoders and losses count on; what it does otherwise is said in words.
+"""Checks that a backbone keeps to the protocols of decoders and losses; errors explain the violation.
 
-Everything is compared with plain decoding: paths of the index, side by side, step by step. What must not change it
-(other users, other beams, later tokens) is varied. What must give the same (reordered beams, assembled prefixes, one
-pass over whole targets, sequences and groups) is computed the other way.
+Everything is compared with plain decoding: paths of the index, side by side, step by step.
+
+* What must not affect the logits is varied: other users, other beams, later tokens.
+* What must give the same logits is computed the other way: reordered beams, assembled prefixes, one pass over whole
+  targets, sequences and groups.
 """
 
 from collections.abc import Callable
@@ -18,8 +20,8 @@ from gr.errors import GrError
 from gr.testing.semantic_ids import random_paths
 from gr.trie import TrieIndex
 
-_LARGEST_CONSTANT = 64  # Numbers; a larger array of floats that is no leaf is taken for weights.
-_PLACES = 4  # Items of a sequence that are looked at.
+_LARGEST_CONSTANT = 64  # Elements; a larger array of floats that is no leaf counts as weights.
+_PLACES = 4  # Items of a sequence that are checked.
 
 
 class ConformanceError(GrError):
@@ -42,27 +44,27 @@ def check_backbone(
 ) -> tuple[str, ...]:
     """Checks a backbone against the protocols of `gr.models`: `Backbone`, `TreeBackbone` and `Trainable`.
 
-    A backbone with `latest` or `assemble` is a `TreeBackbone`. Of `Trainable` each method that it has is checked; one
-    that raises a `GrError`, as it does if it is not meant for these settings, is passed over.
+    A backbone with `latest` or `assemble` is a `TreeBackbone`. Of `Trainable`, the methods that exist are checked; a
+    method that raises a `GrError`, because it does not support these settings, is skipped.
 
-    Mistakes show in the logits, so these must depend on what is given: take trained parameters, or random ones larger
-    than at initialisation, and histories of several items.
+    Mistakes show in the logits, so these must depend on the inputs: use trained parameters, or random ones larger than
+    at initialisation, and histories of several items.
 
     Args:
-        backbone: what is to be checked, without dropout.
-        history: what `prefill` takes, with the leading axis B, of two users or more with different histories. To check
+        backbone: the backbone to check, without dropout.
+        history: the input of `prefill`, with leading axis B, of two or more users with different histories. To check
             methods of `Trainable`: tokens `[B, T, L]`, right-padded with 0.
         index: a trie of several semantic IDs in the backbone's vocabulary.
         num_beams: M, beams of a user, 2 or more.
         rtol: the largest difference, as a share of the spread of the logits; 0.05 for bfloat16.
         closed_over: whether the methods may close over weights, as functions for `backbone_of(..., params=None)` do.
-        seed: of the paths that are decoded.
+        seed: random seed of the decoded paths.
 
     Returns:
-        The methods that were checked.
+        Names of the checked methods.
 
     Raises:
-        ConformanceError: for the first thing that is wrong.
+        ConformanceError: for the first violation.
     """
     is_tree = any(hasattr(backbone, method) for method in ("latest", "assemble"))
     methods = TREE_METHODS if is_tree else METHODS
@@ -88,7 +90,7 @@ def check_backbone(
 
 
 class _Check:
-    """A backbone, what it is given, and the logits of plain decoding."""
+    """A backbone, its inputs, and the logits of plain decoding."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class _Check:
             )
 
     def cache(self, others: jax.Array) -> None:
-        """Whether a step leaves the cache that it is given as it was."""
+        """Whether a step leaves its input cache unchanged."""
 
         def twice(model: _Model, history: Any, first: jax.Array, second: jax.Array) -> jax.Array:
             _, cache = model.start(history, first.shape[1])
@@ -175,7 +177,7 @@ class _Check:
         )
 
     def reorder(self) -> None:
-        """Whether beams keep what is theirs when they are permuted, repeated and left out."""
+        """Whether beams keep their state when permuted, repeated and dropped."""
         users, beams, _ = self.paths.shape
         # Of each step: the parents [B, M'], and the path that each beam now follows [B, M'].
         moves, following = [], np.tile(np.arange(beams), (users, 1))
@@ -211,7 +213,7 @@ class _Check:
             )
 
     def tree(self) -> None:
-        """Whether prefixes of different depths go on as they would have without a tree."""
+        """Whether prefixes of different depths continue as without a tree."""
         users, beams, _ = self.paths.shape
         size = self.length - 1  # Prefixes of 0..L-2 codes are continued, twice.
         if not size:
@@ -276,7 +278,7 @@ class _Check:
     # What losses need.
 
     def training(self, others: jax.Array) -> list[str]:
-        """Whether losses see the logits that are decoded; the methods that there are."""
+        """Whether losses see the logits of decoding; returns the methods that exist."""
         checks: dict[str, Callable[[jax.Array], None]] = {
             "target_logits": self.target_logits,
             "sequence_logits": self.sequence_logits,
@@ -481,14 +483,14 @@ class _Check:
 
 
 class _Model:
-    """The backbone while it is traced: which of its methods has failed, and with what, is said."""
+    """The backbone while it is traced; errors name the method that failed."""
 
     def __init__(self, check: _Check, backbone: Any):
         self.check, self.backbone = check, backbone
         self.checked = Checked(backbone, check.vocab, with_hidden=check.is_tree)
 
     def call(self, method: str, *inputs: Any) -> Any:
-        """What a method returns."""
+        """The result of a method."""
         try:
             of = self.checked if hasattr(self.checked, method) else self.backbone
             return getattr(of, method)(*inputs)
@@ -516,7 +518,7 @@ class _Model:
         return logits[..., : self.check.vocab], hidden, cache
 
     def start(self, history: Any, beams: int) -> tuple[jax.Array, Any]:
-        """The first code's logits `[B, M, V]`, and the cache of so many beams, as a search begins with them."""
+        """The first code's logits `[B, M, V]` and the cache of the beams, as at the start of a search."""
         logits, _, cache = self.prefill(history)
         cache = self.reorder(cache, jnp.zeros((len(logits), beams), jnp.int32))
         return jnp.broadcast_to(logits[:, None], (len(logits), beams, self.check.vocab)), cache
@@ -597,7 +599,7 @@ def _check_pytree(backbone: Any) -> None:
 
 
 def _check_histories(history: Any) -> int:
-    """How many users histories are of, if they can be told apart."""
+    """The number of users, if their histories differ."""
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(history)}
     if len(sizes) != 1 or sizes == {()}:
         raise ConformanceError(

@@ -1,4 +1,4 @@
-"""Random semantic IDs, and random ones of an index."""
+"""Random semantic IDs, and random draws from an index."""
 
 import functools
 
@@ -18,7 +18,7 @@ def random_tokens(
     """Semantic IDs `[num_items, L]` with many shared prefixes, and duplicates.
 
     Args:
-        rng: of the choices.
+        rng: random generator.
         num_items: N.
         level_tokens: the tokens that each level chooses from, `[L, K]`.
     """
@@ -32,8 +32,8 @@ def random_paths(index: TrieIndex, key: jax.Array, shape: tuple[int, ...]) -> ja
 
     Args:
         index: the trie.
-        key: of the draws.
-        shape: how many.
+        key: random key.
+        shape: leading shape of the result.
 
     Returns:
         Tokens `[*shape, L]` int32.

@@ -1,4 +1,4 @@
-"""A backbone that is a table of logits, so that whatever is decoded with it can be computed by hand."""
+"""A backbone that is a table of logits, so that decoding can be computed by hand."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ class TableModel:
     """A `TreeBackbone` whose logits depend on user, depth and last token only.
 
     The logits of a user's first code are `table[user, 0, 0]`, those behind token v at depth t are `table[user, t, v]`.
-    The history has no part in it; there are as many users as the table has.
+    The history is ignored; the table sets the number of users.
     """
 
     table: jax.Array  # [B, L, V, V] float32.
@@ -31,7 +31,7 @@ class TableModel:
         return self.table[user, depth, tokens], jnp.zeros((*tokens.shape, 1)), (depth, cache[1])
 
     def reorder(self, cache: Any, parents: jax.Array) -> Any:
-        """See `Backbone.reorder`; the cache knows nothing of single beams."""
+        """See `Backbone.reorder`; the cache holds nothing per beam."""
         return cache
 
     def latest(self, cache: Any) -> tuple[()]:
@@ -39,13 +39,13 @@ class TableModel:
         return ()
 
     def assemble(self, cache: Any, stored: Any, paths: jax.Array, depths: jax.Array) -> Any:
-        """See `TreeBackbone.assemble`; all that has to be known is the depth."""
+        """See `TreeBackbone.assemble`; only the depth is needed."""
         return depths, cache[1]
 
     def log_prob(
         self, user: int, temperature: float = 1.0
     ) -> Callable[[Sequence[int]], np.ndarray]:
-        """A function of a prefix, tokens of any number, to log-probabilities of the next token `[V]` float64."""
+        """A function from a prefix (any number of tokens) to log-probabilities of the next token, `[V]` float64."""
         table = np.asarray(self.table[user], np.float64) / temperature
 
         def of(prefix: Sequence[int]) -> np.ndarray:
@@ -62,7 +62,7 @@ def random_table_model(
     """A table of normal logits, of standard deviation 2.
 
     Args:
-        rng: of the numbers.
+        rng: random generator.
         length: L.
         vocab_size: V; the table has `B * L * V * V` numbers.
         num_users: B.

@@ -1,11 +1,11 @@
 """Train state, optimisers, the compiled step, the loop, checkpoints and records of a run.
 
-A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a
-`MetricWriter` on its workdir, which `locked` keeps for it and `save_run_info` marks; afterwards
-`restore_model(workdir, model, "best")`.
+A run: `make_optimizer` -> `TrainState.create` -> `make_train_step` -> `fit`, with a `Checkpointer` and a `MetricWriter`
+on its workdir. `locked` keeps other processes out of the workdir, and `save_run_info` records the config. Afterwards
+`restore_model(workdir, model, "best")` loads the model.
 
-A workdir may be in an object store, such as `gs://bucket/run` (extra `gcs`). The tests cover all files there
-but the arrays of checkpoints, which Orbax writes by other means; these were tried with an emulator of Google's store.
+A workdir may be in an object store, such as `gs://bucket/run` (extra `gcs`). The tests cover all files there except the
+arrays of checkpoints, which Orbax writes in another way; these were tried with an emulator of Google's store.
 """
 
 from gr.training.checkpoints import (

@@ -1,13 +1,14 @@
-"""Checkpoints of a run: the latest ones and the best one, written behind the run's back by Orbax.
+"""Checkpoints of a run, the latest ones and the best one, written in the background by Orbax.
 
 Layout: `WORKDIR/checkpoints/STEP/{model,training,loop}`. A checkpoint counts only when it is complete, so a killed run
-leaves no half one; folders are removed only after a later one is complete. `model` and `training` hold arrays by name,
-`loop` the record: JSON text with what the loop and the data iterators need, and the arrays' checksums.
+leaves no partial one. Folders are removed only after a later checkpoint is complete. `model` and `training` hold arrays
+by name. `loop` holds the record: JSON text with the state of the loop and the data iterators, and the arrays'
+checksums.
 
-Where Orbax's and Grain's parts would lose something they are not used:
-* zarr lets most changes of an array's bytes pass, and JSON a changed digit, so that both have checksums of ours.
-* Grain's checkpoint handler writes an iterator's state without a checksum, takes few iterators but Grain's own, and
-  finds a file missing when the number of processes has changed. Here any `get_state` and `set_state` will do.
+Some parts of Orbax and Grain are not used, because they would lose something:
+* zarr does not detect most changes of an array's bytes, nor JSON a changed digit, so both have our own checksums.
+* Grain's checkpoint handler writes an iterator's state without a checksum, supports few iterators except Grain's own,
+  and fails when the number of processes has changed. Here any iterator with `get_state` and `set_state` works.
 """
 
 import base64
@@ -30,7 +31,7 @@ from gr.data.files import as_path, is_remote
 from gr.training.state import NO_BAD_STEP, TrainingError, TrainState
 
 FORMAT = 1
-MAX_DIFFERENCES = 5  # Named in an error message; the rest is counted.
+MAX_DIFFERENCES = 5  # Differences named in an error message; the rest is counted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves a run's state while it goes on, and restores it; a context manager, which waits for the last write."""
+    """Saves a run's state in the background and restores it; as a context manager it waits for the last write."""
 
     def __init__(self, workdir: str | os.PathLike, *, keep_latest: int = 2):
-        """Keeps the `keep_latest` last checkpoints and the best; two latest, so that one damaged is not the end."""
+        """Keeps the `keep_latest` last checkpoints and the best; two by default, in case one is damaged."""
         self.directory = checkpoints_directory(workdir)
         self._kept = AnyPreservationPolicy([LatestN(keep_latest), CustomSteps([])])
         self._manager = ocp.CheckpointManager(
@@ -65,7 +66,7 @@ class Checkpointer:
         except TrainingError as second:
             if error is None:
                 raise
-            error.add_note(str(second))  # The error on its way out is the news.
+            error.add_note(str(second))  # The first error is the one to report.
 
     @property
     def steps(self) -> list[int]:
@@ -80,16 +81,16 @@ class Checkpointer:
         loop: Mapping[str, Any] | None = None,
         best_step: int | None = None,
     ) -> None:
-        """Starts writing a checkpoint of `state` and returns; it waits for the write before, if that still goes on.
+        """Starts writing a checkpoint of `state` and returns; waits for an unfinished earlier write first.
 
         Args:
-            state: a good state; it may be donated as soon as this returns.
+            state: a finite state; it may be donated as soon as this returns.
             iterator_state: of the data iterator, after the batch of step `state.step - 1`.
-            loop: JSON values that the loop needs to go on.
-            best_step: the step whose checkpoint is to be kept as the best; may be this one.
+            loop: JSON values that the loop needs to resume.
+            best_step: the step whose checkpoint is kept as the best; may be this one.
 
         Raises:
-            TrainingError: if this or the write before failed; complete checkpoints are untouched by that.
+            TrainingError: if this or the previous write failed; complete checkpoints stay intact.
         """
         step = int(jax.device_get(state.step))
         model, training = _arrays_of(state)
@@ -130,7 +131,7 @@ class Checkpointer:
             raise self._write_error(error) from error
 
     def close(self) -> None:
-        """Waits and lets go of threads.
+        """Waits for the last write and stops the threads.
 
         Raises:
             TrainingError: if a write failed.
@@ -182,8 +183,8 @@ class Checkpointer:
         return Restored(state=state, iterator_state=iterator_state, loop=record["loop"])
 
     def _keep(self, best_step: int | None) -> None:
-        # Which step is best is told by the loop, and not by a metric in each checkpoint (Orbax's `BestN`): it knows
-        # ties and patience, and earlier checkpoints hold no metrics.
+        # The loop decides which step is best, rather than a metric in each checkpoint (Orbax's `BestN`): it handles
+        # ties and patience, and older checkpoints hold no metrics.
         self._kept.policies[1] = CustomSteps([] if best_step is None else [best_step])
 
     def _write_error(self, error: Exception) -> TrainingError:
@@ -198,9 +199,9 @@ def restore_model(workdir: str | os.PathLike, model: Any, which: str | int = "be
     """Returns the model of a run's "best" or "last" checkpoint, also while the run goes on.
 
     Args:
-        workdir: of the run.
-        model: gives the structure and, if its leaves are arrays, the devices; `jax.eval_shape` of the model's
-            construction is enough, and then the first device is used.
+        workdir: folder of the run.
+        model: gives the structure and, if its leaves are arrays, the devices. The result of `jax.eval_shape` is enough;
+            then the first device is used.
         which: "best" by the monitored validation metric, "last", or a step.
 
     Raises:
@@ -248,7 +249,7 @@ def checkpoint_step(workdir: str | os.PathLike, which: str = "best") -> int:
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-    """Whether a run has got so far that there is something to resume."""
+    """Whether a run has a checkpoint to resume from."""
     return bool(_list_steps(checkpoints_directory(workdir)))
 
 
@@ -259,7 +260,7 @@ def checkpoints_directory(workdir: str | os.PathLike) -> Path:
     return directory if is_remote(directory) else directory.resolve()
 
 
-# What a state is as arrays by name, and their checksums.
+# A state as arrays by name, and their checksums.
 
 
 def _without_model(state: TrainState) -> dict[str, Any]:
@@ -280,7 +281,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _with_leaves(like: Any, arrays: Mapping[str, jax.Array]) -> Any:
-    """A tree like `like` with the arrays named by `_named_leaves` in its leaves' places."""
+    """A tree like `like` whose leaves are the arrays of these names; see `_named_leaves`."""
 
     def pick(path: Any, leaf: Any) -> jax.Array:
         if not leaf.size:
@@ -291,18 +292,18 @@ def _with_leaves(like: Any, arrays: Mapping[str, jax.Array]) -> Any:
 
 
 def _name(path: Any) -> str:
-    # An nnx.Param's array is its "value", which says nothing to a reader.
+    # Leaves out the "value" of an nnx.Param, which tells a reader nothing.
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def _sharding_of(leaf: Any) -> jax.sharding.Sharding:
-    """Where a leaf lies, or the first device for an abstract one."""
+    """A leaf's sharding; the first device for an abstract leaf."""
     sharding = getattr(leaf, "sharding", None)
     return sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    """Sum of the array's words with odd weights, modulo 2^32: a change of one word shows (zarr lets it pass)."""
+    """Sum of the array's words with odd weights, modulo 2^32: it detects a change of one word, which zarr does not."""
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
@@ -312,7 +313,7 @@ def _checksum(array: jax.Array) -> jax.Array:
 
 @jax.jit
 def _checksums(arrays: Any) -> dict[str, jax.Array]:
-    """Checksums of a tree of arrays by name; one item's as well as all of them."""
+    """Checksums of a tree of arrays, by name."""
     return {
         _name(path): _checksum(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }
@@ -329,7 +330,7 @@ def _read_arrays(
     Args:
         checkpoint: its folder.
         item: which part of it.
-        wanted: name -> array or `ShapeDtypeStruct`, what there has to be.
+        wanted: name -> array or `ShapeDtypeStruct`, as expected.
         record: the checkpoint's record, with the checksums.
 
     Raises:
@@ -341,7 +342,7 @@ def _read_arrays(
         for name, leaf in wanted.items()
     }
     handler = ocp.StandardCheckpointHandler()
-    # Does it fit? Asked first, since Orbax would cut or pad an array of another shape.
+    # Shapes are compared first, since Orbax would cut or pad an array of another shape.
     try:
         saved = dict(handler.metadata(folder).items())
     except Exception as error:
@@ -355,7 +356,7 @@ def _read_arrays(
             + (f"; and {more} more" if more > 0 else "")
             + ". Use the configuration that is saved in the workdir, or another workdir"
         )
-    # The arrays, and whether they are as they were written.
+    # The arrays, verified by their checksums.
     try:
         arrays = handler.restore(folder, args=ocp.args.StandardRestore(abstract))
         for name, value in jax.device_get(_checksums({item: arrays})).items():
@@ -384,7 +385,7 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeSt
 
 
 def _list_steps(directory: Path) -> list[int]:
-    """Steps with a complete checkpoint, in order; how an incomplete one is told depends on the file system."""
+    """Steps with a complete checkpoint, in order; how Orbax marks incomplete ones depends on the file system."""
     folders = ocp.utils.checkpoint_steps_paths(directory)
     return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
@@ -417,7 +418,7 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
 
 
 def _damage_error(checkpoint: Path, item: str, error: Exception) -> TrainingError:
-    """The error for a checkpoint that cannot be read; falling back to another is the user's act."""
+    """The error for a checkpoint that cannot be read; the user decides whether to fall back to another."""
     others = [step for step in _list_steps(checkpoint.parent) if str(step) != checkpoint.name]
     if others:
         remedy = f"remove {checkpoint} to go on from the checkpoint of step {others[-1]}"
@@ -448,13 +449,13 @@ def _encode_iterator_state(state: Any) -> str:
 
 
 def _decode_iterator_state(text: str) -> Any:
-    """The inverse."""
+    """The inverse of `_encode_iterator_state`."""
     saved = json.loads(text)
     return base64.b64decode(saved["bytes"]) if "bytes" in saved else saved["json"]
 
 
 def _of_all_processes(text: str) -> list[str]:
-    """Every process's text, in process order, on each of them: Orbax writes JSON from the first process only."""
+    """Gathers every process's text, in process order: Orbax writes JSON from the first process only."""
     if jax.process_count() == 1:
         return [text]
     own = np.frombuffer(text.encode(), np.uint8)

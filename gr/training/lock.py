@@ -20,14 +20,14 @@ LOCK_FILE = "run.lock"
 
 @contextlib.contextmanager
 def locked(workdir: str | os.PathLike) -> Iterator[None]:
-    """While entered, no other process can enter with this workdir; who only reads need not ask.
+    """Locks a workdir against other processes; readers do not need the lock.
 
-    The operating system holds the lock as long as the process lives, so that one that was killed leaves none behind.
-    Of a run of several processes the first one holds it for all. An object store has no such locks: there nothing
-    keeps a second process out, and a note says so.
+    The operating system releases the lock when the process ends, even if it is killed. In a run of several processes
+    the first one holds the lock for all. An object store has no such locks: there nothing keeps a second process out,
+    and a note says so.
 
     Raises:
-        TrainingError: if another process holds it; it is named.
+        TrainingError: if another process holds the lock; names that process.
     """
     if jax.distributed.is_initialized() and jax.process_index() != 0:
         yield
@@ -65,7 +65,7 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def _holder(file: IO[str]) -> str:
-    """The process that wrote the file, in words; "" if it says nothing."""
+    """A description of the process that wrote the file; "" if unknown."""
     file.seek(0)
     try:
         told = json.loads(file.read())

@@ -33,12 +33,12 @@ class FitResult:
     state: TrainState  # After the last step; the best model is in the best checkpoint.
     best_step: int | None  # None without an evaluation.
     best_value: float | None  # Of the monitored metric.
-    reason: str  # Why it ended: ALL_STEPS, NO_MORE_BATCHES or OUT_OF_PATIENCE.
+    reason: str  # Why training ended: ALL_STEPS, NO_MORE_BATCHES or OUT_OF_PATIENCE.
 
 
 @dataclasses.dataclass
 class _Progress:
-    """What the loop itself has to know again after a resume; JSON values."""
+    """The loop's own state, needed to resume; JSON values."""
 
     best_step: int | None = None
     best_value: float | None = None
@@ -75,32 +75,32 @@ def fit(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Trains until `total_steps` are done; goes on from the newest checkpoint if there is one.
+    """Trains until `total_steps` are done; resumes from the newest checkpoint if there is one.
 
-    The device never waits for the host to read: metrics are summed on the device, and an interval's means are read
-    while the step after it runs. A killed run, resumed, logs what one never killed logs.
+    The device never waits for the host: metrics are summed on the device, and an interval's means are read while the
+    next step runs. A resumed run logs the same as an uninterrupted one.
 
     Args:
-        state: before the first step; it tells a checkpoint's shapes. It is donated.
-        train_step: of `make_train_step`.
+        state: the state before the first step; gives the shapes of checkpoints. It is donated.
+        train_step: made by `make_train_step`.
         batches: dicts of arrays `[B, ...]`; with a checkpointer the iterator has `get_state()` and `set_state(..)`.
-        total_steps: train steps in all, those before a resume included.
-        log_every: train steps to an interval.
+        total_steps: train steps in total, including those before a resume.
+        log_every: train steps per interval of logging.
         eval_every: train steps between evaluations; there is always one at the end.
         checkpoint_every: train steps between checkpoints; there is always one at the end and at a new best.
         evaluate: the model -> validation metrics.
-        monitor: the one that tells which model is best.
-        mode: "max" or "min", what is best.
+        monitor: the validation metric that decides which model is best.
+        mode: "max" or "min": which values are better.
         patience: evaluations in a row without a new best after which the run ends; None for never.
-        examples_in_batch: what examples/s counts, such as targets.
+        examples_in_batch: number of examples in a batch, for examples/s; such as its targets.
         checkpointer: None for no checkpoints.
         writer: None for no record.
         mesh: where to train; None for one device.
         progress: whether to show a bar.
 
     Raises:
-        TrainingError: for settings that do not fit, a loss, gradient or reward that is not finite, a checkpoint that
-            cannot be read or written, a missing metric.
+        TrainingError: for invalid settings, a loss, gradient or reward that is not finite, a checkpoint that cannot be
+            read or written, a missing metric.
         TrainingInterrupted: after SIGTERM or SIGINT (Ctrl-C), when the state has been saved.
     """
     # Settings.
@@ -130,7 +130,7 @@ def fit(
     if writer is not None:
         writer.start(step)
     meter = Meter(mesh, done.interval)
-    pending: Interval | None = None  # Its means are still on the device.
+    pending: Interval | None = None  # Interval whose means are still on the device.
     bar = tqdm(
         total=total_steps,
         initial=step,
@@ -140,7 +140,7 @@ def fit(
         disable=not progress or jax.process_index() != 0,
     )
 
-    # What the loop does at times.
+    # Periodic actions.
     def report_pending() -> None:
         nonlocal pending
         if pending is None:
@@ -157,7 +157,7 @@ def fit(
 
     def check_finite(bad_step: jax.Array) -> None:
         if int(jax.device_get(bad_step)) != NO_BAD_STEP:
-            # The state has stood still since then, so that the present one tells what happened.
+            # The state has been frozen since then, so the current one tells what happened.
             raise TrainingError(_what_was_not_finite(state, train_step, checkpointer))
 
     def catch_up() -> None:
@@ -204,7 +204,7 @@ def fit(
                 reason = OUT_OF_PATIENCE
                 break
 
-            # The call returns before the device is done, so that the next batch is made and sent meanwhile.
+            # The call returns before the device is done; meanwhile the next batch is made and sent.
             batch = next(batches, None)
             if batch is None:
                 reason = NO_MORE_BATCHES
@@ -232,7 +232,7 @@ def fit(
         report_pending()
         if (
             meter.steps and saved_step != step
-        ):  # If saved, that checkpoint has the unfinished interval.
+        ):  # The checkpoint, if any, holds the unfinished interval.
             pending = meter.take(step, state.bad_step)
             report_pending()
         if evaluate is not None and done.evaluated_step != step:
@@ -260,7 +260,7 @@ def _monitored(values: Mapping[str, float], monitor: str) -> float:
 def _what_was_not_finite(
     state: TrainState, train_step: TrainStep, checkpointer: Checkpointer | None
 ) -> str:
-    """What happened at the state's `bad_step`, and what to do."""
+    """A message on what happened at the state's `bad_step`, and what to do."""
     bad_step, fault = jax.device_get((state.bad_step, state.reward_fault))
     kept = "there is no checkpoint yet"
     if checkpointer is not None:
@@ -287,9 +287,9 @@ def _what_was_not_finite(
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only noted in `received`; a second one acts as it always does.
+    """Notes the first SIGTERM or SIGINT in `received`; a second one has its usual effect.
 
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -309,7 +309,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(number, self._before[number])
-        # Not by print, which must not be entered twice.
+        # Not with print, which is not re-entrant.
         os.write(2, f"\n{self.received}: stopping after this step\n".encode())
 
 
@@ -319,7 +319,7 @@ def _stop(
     if checkpointer is None:
         raise TrainingInterrupted(f"stopped by {signal_name} after step {step}; nothing was saved")
     if jax.process_count() > 1:
-        # The others may be at another step, and saving needs all of them at the same one.
+        # Other processes may be at another step, and saving needs all at the same one.
         raise TrainingInterrupted(
             f"stopped by {signal_name} after step {step}; the same command resumes from the last checkpoint in "
             f"{checkpointer.directory}"

@@ -1,4 +1,4 @@
-"""The device mesh, and how batches and states lie on it."""
+"""The device mesh, and how batches and states are placed on it."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts host arrays `[B, ...]` on the mesh, B split over "data"; scalars go everywhere.
 
-    With several processes each gives its own rows, and the global batch is all of them in process order.
+    With several processes each passes its own rows; the global batch is all of them in process order.
 
     Raises:
         TrainingError: if B is not a multiple of the data axis.
@@ -57,7 +57,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts every array of the tree whole on every device of the mesh; all processes must hold the same."""
+    """Replicates every array of the tree on all devices of the mesh; all processes must hold the same values."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

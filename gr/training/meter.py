@@ -18,7 +18,7 @@ from gr.training.mesh import replicate
 class Interval:
     """The sums over an interval that has ended, still on the device."""
 
-    step: int  # The last one.
+    step: int  # The last step of the interval.
     steps: int
     examples: int
     sums: dict[str, jax.Array]  # name -> [].
@@ -36,7 +36,7 @@ class Meter:
     """Sums metrics on the device; float32, added in the order of the steps."""
 
     def __init__(self, mesh: Mesh, saved: Mapping[str, Any]):
-        """Goes on from what `read` returned, or from nothing if `saved` is empty."""
+        """Continues from the result of `read`, or starts anew if `saved` is empty."""
         sums = {name: np.float32(value) for name, value in saved.get("sums", {}).items()}
         self.steps: int = saved.get("steps", 0)
         self._sums: dict[str, jax.Array] = replicate(sums, mesh)
@@ -62,14 +62,14 @@ class Meter:
         return {"sums": sums, "steps": self.steps}
 
     def seconds(self) -> float:
-        """Seconds since the last call, pauses left out; the first time holds the compilation."""
+        """Seconds since the last call, without pauses; the first interval includes the compilation."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         return max(seconds, 1e-9)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time spent inside out of the speed."""
+        """Excludes the time spent inside from the speed."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began

@@ -19,9 +19,9 @@ from gr.training.state import TrainingError
 class MetricWriter:
     """Appends to `WORKDIR/metrics.jsonl`, one object a line: `{"step", "split", "wall_time", "values"}`.
 
-    A line is on its way to the disk when `write` returns, so that a killed run has all but what it never wrote. In an
-    object store, whose objects are written whole, it is there after `flush`.
-    Values that are not finite become null. In a run of several processes only the first one writes.
+    A line is handed to the operating system when `write` returns, so a killed run keeps all written lines. In an object
+    store, whose objects are written whole, it is there after `flush`. Values that are not finite become null. In a run
+    of several processes only the first one writes.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True):
@@ -38,13 +38,13 @@ class MetricWriter:
         try:
             self.close()
         except TrainingError:
-            if error is None:  # Else that error is the news.
+            if error is None:  # Otherwise report the earlier error.
                 raise
 
     def start(self, step: int) -> None:
-        """Opens the files for a run that goes on from `step`, and drops what an earlier run wrote beyond it.
+        """Opens the files for a run that continues from `step`, and drops later lines of an earlier run.
 
-        Without this a killed and resumed run would hold the steps between its checkpoint and its death twice.
+        Otherwise a killed and resumed run would log the steps after its last checkpoint twice.
         """
         self.close()
         if not self._writes:
@@ -54,13 +54,13 @@ class MetricWriter:
         remote = is_remote(self.path)
         self._lines = _Object(self.path) if remote else self.path.open("ab")
         if self._tensorboard:
-            # Here, since it imports slowly.
+            # Imported here, since the import is slow.
             from tensorboardX import SummaryWriter
             from tensorboardX.record_writer import register_writer_factory
 
             folder = self.path.parent / "tensorboard"
             if remote:
-                # Its own ways to object stores need other packages and settings than all else here.
+                # TensorBoard's own access to object stores needs other packages and settings.
                 in_store = SimpleNamespace(open=_Object, directory_check=lambda folder: None)
                 register_writer_factory(str(folder).partition(":")[0], in_store)
             # Events at and after purge_step are hidden by TensorBoard.
@@ -71,7 +71,7 @@ class MetricWriter:
         """Writes the values of one split ("train", "validation", ..) at one step.
 
         Raises:
-            TrainingError: before `start`, or if the disk does not take it.
+            TrainingError: before `start`, or if the file cannot be written.
         """
         if not self._writes:
             return
@@ -89,7 +89,7 @@ class MetricWriter:
                         self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """Returns when all that was written is in the files; call it before a checkpoint that relies on it."""
+        """Returns when everything written is in the files; call it before saving a checkpoint."""
         with self._write_errors():
             if self._lines is not None:
                 self._lines.flush()
@@ -136,7 +136,7 @@ class _Object:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order; a last line without its end, left by a killed run, is dropped.
+    """The lines of a `metrics.jsonl`, in order; an incomplete last line, left by a killed run, is dropped.
 
     Raises:
         TrainingError: for any other line that is not a JSON object.
@@ -160,7 +160,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(path: str | os.PathLike, step: int) -> None:
-    """Drops the lines of steps beyond `step` from a `metrics.jsonl`, in one move; no file is no error."""
+    """Drops the lines after `step` from a `metrics.jsonl`, atomically; a missing file is no error."""
     if not as_path(path).exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step]

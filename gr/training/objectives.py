@@ -1,4 +1,4 @@
-"""What is minimised in supervised training: from a batch of item rows to a loss."""
+"""The losses of supervised training: from a batch of item rows to a loss."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -37,23 +37,24 @@ WEIGHTS = ("adaptive", "stateless", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised, and how. Raises `TrainingError` for a value that cannot work.
+    """The supervised loss and its settings. Raises `TrainingError` for a value out of range.
 
     Attributes:
         name: "ce" (cross-entropy over the vocabulary), "msl" (masked softmax: over a prefix's children in the trie),
-            "apao_pointwise", "apao_pairwise" (cross-entropy and prefix losses), or "module:function" of one's own, that
-            sees no other field: `(logits [..., L, V], tokens [..., L], weight [...], normaliser, index) -> (loss [],
+            "apao_pointwise", "apao_pairwise" (cross-entropy and prefix losses), or your own "module:function". That
+            ignores all other fields: `(logits [..., L, V], tokens [..., L], weight [...], normaliser, index) -> (loss
+            [],
             metrics: name -> [])` of one batch. `weight` is 1 for a target and 0 for padding, whose logits and tokens
-            mean nothing; the loss is the weighted sum over targets divided by `normaliser`; `index` is the trie.
+                are arbitrary. The loss is the weighted sum over targets divided by `normaliser`; `index` is the trie.
         tau: temperature of MSL's logits, or of the prefix losses; above 0.
         beta: weight of the prefix losses; above 0.
         eta: step size of their adaptive weights; 0 or more.
-        weights: of the prefixes: "adaptive", "stateless" (as published) or "uniform".
-        with_ce: False: the prefix losses alone.
-        num_negatives: pairwise: items drawn uniformly for each target, anew at each step; 1 or more.
-        all_first_codes: pairwise: whether at depth 1 every first code is a negative, exactly.
-        pairwise_share: pairwise: share of a batch's targets that have negatives, drawn anew at each step, in (0, 1]; 1:
-            all, as published.
+        weights: prefix weights: "adaptive", "stateless" (as published) or "uniform".
+        with_ce: whether cross-entropy is added; False: the prefix losses alone.
+        num_negatives: pairwise: number of items drawn uniformly for each target, anew at each step; 1 or more.
+        all_first_codes: pairwise: whether at depth 1 every first code is a negative, instead of sampled ones.
+        pairwise_share: pairwise: share of a batch's targets that have negatives, drawn anew at each step; in (0, 1],
+            where 1 is as published.
     """
 
     name: Annotated[str, OneOf(LOSSES, or_own=True)] = "ce"
@@ -71,22 +72,22 @@ class LossConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is none of the library's."""
+        """Whether it is the user's own loss."""
         return self.name not in LOSSES
 
     @property
     def has_prefixes(self) -> bool:
-        """Whether prefixes have losses and weights of their own."""
+        """Whether it has prefix losses."""
         return self.name.startswith("apao_")
 
     @property
     def needs_trie(self) -> bool:
-        """Whether the trie has a part in it."""
+        """Whether it uses the trie."""
         return self.is_own or self.name in ("msl", "apao_pairwise")
 
 
 def init_loss_state(loss: LossConfig, length: int) -> Any:
-    """What the loss carries across steps, before the first: the prefix weights `[L]`, or nothing."""
+    """The initial state of the loss: the prefix weights `[L]`, or nothing."""
     return init_prefix_weights(length) if loss.has_prefixes else ()
 
 
@@ -95,7 +96,7 @@ def init_loss_state(loss: LossConfig, length: int) -> Any:
 class SupervisedLoss:
     """The loss of batches of item rows, with the arrays that it needs; see `supervised_loss`.
 
-    A pytree: `make_train_step` hands its arrays to the compiled program.
+    A pytree: `make_train_step` passes its arrays to the compiled program.
     """
 
     table: jax.Array  # [N + 1, L] int32, of `item_token_table`.
@@ -103,7 +104,7 @@ class SupervisedLoss:
     level: str = dataclasses.field(metadata={"static": True})
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
-    own: Any = None  # See `load_loss`; None for a loss of the library.
+    own: Any = None  # The user's own loss, see `load_loss`; None for one of the library's.
 
     def __call__(
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
@@ -134,7 +135,7 @@ class SupervisedLoss:
         return self._total(token_logp, weight, losses, loss_state)
 
     def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
-        """Cross-entropy of all targets, and the pairwise prefix losses at those Q places that have negatives."""
+        """Cross-entropy of all targets, and pairwise prefix losses at the Q places that have negatives."""
         loss = self.config
         dropout_key, draw_key, place_key = jax.random.split(key, 3)
         weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
@@ -169,7 +170,7 @@ class SupervisedLoss:
             normaliser=self.targets_per_batch,
         )
         if loss.all_first_codes:
-            # The first prediction has them all, so this costs nothing and is taken at every target.
+            # The first prediction has all of them, so this is free and used at every target.
             exact = masked_token_log_probs(
                 logits[..., :1, :], targets[..., :1], self.index, loss.tau
             )
@@ -186,7 +187,7 @@ class SupervisedLoss:
         if losses is None:
             return value, (metrics, state)
         weights = _prefix_weights(loss, losses, state)
-        weighted = jnp.where(weights > 0, weights * losses, 0.0)  # Since 0 * inf is not a number.
+        weighted = jnp.where(weights > 0, weights * losses, 0.0)  # Since 0 * inf is NaN.
         value = loss.beta * weighted.sum() + (value if loss.with_ce else 0.0)
         for depth in range(len(losses)):
             metrics[f"prefix_{depth + 1}/loss"] = losses[depth]
@@ -208,15 +209,15 @@ def supervised_loss(
         tokens: tokens of every item `[N, L]`.
         level: "target": batches of `history [B, T]`, `target [B]`, `weight [B]` (interaction-level training);
             "user": batches of `items [B, T]`, `weight [B, T]` (user-level training).
-        targets_per_batch: mean number of targets in a batch; the loss is divided by it, not by each batch's own
-            number, so that every target counts the same.
-        loss: which; None for cross-entropy.
-        index: the trie of the items, which MSL, the pairwise losses and a loss of your own need.
+        targets_per_batch: mean number of targets in a batch. It divides the loss, rather than each batch's own number,
+            so that every target counts the same.
+        loss: the loss; None for cross-entropy.
+        index: the trie of the items, needed by MSL, the pairwise losses and your own loss.
 
     Raises:
-        TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses of semantic IDs
-            of one code, whose prefixes are the items themselves, or a loss of your own that cannot be imported, traced
-            or differentiated.
+        TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses for semantic IDs of
+            one code, whose prefixes are the items themselves, or your own loss if it cannot be imported, traced or
+            differentiated.
     """
     if level not in LEVELS:
         raise TrainingError(f"training level {level!r} is unknown; use one of {', '.join(LEVELS)}")
@@ -242,25 +243,26 @@ def supervised_loss(
 def draw_places(
     key: jax.Array, weight: jax.Array, share: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws Q places of a batch, so that a weighted sum over them has the mean of the sum over all.
+    """Draws Q places of a batch; a weighted sum over them is an unbiased estimate of the sum over all.
 
-    Stratified: the real places, row by row, are cut into Q equal strata, and one is drawn uniformly in each.
+    The draw is stratified: the real places, row by row, are cut into Q equal strata, and one place is drawn uniformly
+    from each.
 
     Args:
-        key: of the draw.
+        key: random key.
         weight: `[B, S]`, 1 at real places, 0 elsewhere.
         share: Q over B x S; Q is at least 1; static.
 
     Returns:
-        Rows and columns of the places, `[Q]` int32 each, and the weight `[Q]` of each: the weights' sum is the number
-        of real places.
+        Rows and columns of the places, `[Q]` int32 each, and their weights `[Q]`, which add up to the number of real
+        places.
     """
     num = max(1, round(share * weight.size))
     real = weight.reshape(-1) > 0
     count = real.sum()
     strata = (jnp.arange(num) + jax.random.uniform(key, (num,))) / num
     wanted = jnp.minimum((strata * count).astype(jnp.int32), jnp.maximum(count - 1, 0))
-    # The r-th real place is the first at which r + 1 of them have been met.
+    # Real place r is the first at which r + 1 real places have been counted.
     places = jnp.searchsorted(jnp.cumsum(real), wanted, side="right")
     places = jnp.minimum(places, real.size - 1).astype(jnp.int32)
     rows, columns = jnp.divmod(places, weight.shape[1])

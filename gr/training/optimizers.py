@@ -12,7 +12,7 @@ from gr.training.state import TrainingError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-# The share of the peak learning rate, given the share of the decay that is over, in [0, 1].
+# Decay name -> function from the elapsed share of the decay, in [0, 1], to the share of the peak learning rate.
 DECAYS = {
     "constant": optax.constant_schedule(1.0),
     "cosine": optax.cosine_decay_schedule(1.0, decay_steps=1),
@@ -25,7 +25,7 @@ def make_schedule(
 ) -> Schedule:
     """Learning rate of optimiser update `t = 0, 1, ..`: linear warm-up to the peak, then decay to 0 at `total_steps`.
 
-    Warm-up's first update already learns, at `learning_rate / warmup_steps`; update `warmup_steps - 1` has the peak.
+    The first update of the warm-up uses `learning_rate / warmup_steps`; update `warmup_steps - 1` uses the peak.
 
     Raises:
         TrainingError: for an unknown schedule or step counts that leave nothing to decay over.
@@ -38,8 +38,8 @@ def make_schedule(
             "use 0 <= warmup_steps <= total_steps and at least one step"
         )
 
-    # Not `optax.join_schedules` of a warm-up and a decay in steps: these round otherwise, by up to 1e-5 of the rate in
-    # the warm-up and 5e-4 near the end, and the numbers of earlier runs would be others.
+    # Not `optax.join_schedules` of a warm-up and a decay: it rounds differently, by up to 1e-5 of the rate in the
+    # warm-up and 5e-4 near the end, so earlier runs would not be reproducible.
     def rate(update: jax.typing.ArrayLike) -> jax.Array:
         update = jnp.asarray(update, jnp.float32)
         warmup = jnp.minimum((update + 1.0) / max(warmup_steps, 1), 1.0)
@@ -52,7 +52,7 @@ def make_schedule(
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: matrices and embeddings, not the vectors (norm scales, biases).
 
-    The rule is `ndim >= 2`; so parameters of several layers are not to be stacked into one array.
+    The rule is `ndim >= 2`, so do not stack parameters of several layers into one array.
     """
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
@@ -72,8 +72,8 @@ def make_optimizer(
     """Returns AdamW (arXiv 1711.05101) with global-norm clipping, and the learning rate of each train step.
 
     `accumulation_steps = k` train steps (batches) make one optimiser update from the mean of their gradients;
-    clipping sees that mean. `total_steps` and `warmup_steps` count optimiser *updates*, that is train steps over
-    `k`; the schedule returned takes *train steps*, since that is what a train state counts. Moments are float32.
+    clipping sees that mean. `total_steps` and `warmup_steps` count optimiser *updates*, that is train steps divided by
+    `k`. The returned schedule takes *train steps*, as counted by the train state. Moments are float32.
 
     Raises:
         TrainingError: for values out of range.

@@ -1,4 +1,4 @@
-"""A supervised loss of the user's own, by the name `module:name`."""
+"""The user's own supervised loss, given as `module:name`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,19 +19,19 @@ _TYPE = "(logits [..., L, V], tokens [..., L], weight [...], normaliser, index) 
 
 
 def load_loss(name: str, known: tuple[str, ...], index: TrieIndex, leading: int) -> OwnLoss:
-    """The loss that `module:name` names, if it traces on batches of the index's semantic IDs.
+    """Loads the loss `module:name` and checks it by tracing it on a batch of the index's semantic IDs.
 
     Args:
         name: see `LossConfig.name`.
         known: the losses of the library.
         index: the trie of the items.
-        leading: axes of a batch's weights: 1 at target level, 2 at user level.
+        leading: number of axes of a batch's weights: 1 at target level, 2 at user level.
 
     Returns:
-        A pytree: arrays of the loss, if it is a `jax.tree_util.Partial` say, are arguments of the compiled step.
+        A pytree: arrays of the loss, such as those of a `jax.tree_util.Partial`, are arguments of the compiled step.
 
     Raises:
-        TrainingError: if there is none, or it cannot be differentiated or returns something else.
+        TrainingError: if there is no such loss, it cannot be differentiated, or it returns something else.
     """
     own = load_own(name, "loss", known, TrainingError)
     if jax.tree_util.all_leaves([own]):  # A plain function.
@@ -59,7 +59,7 @@ def load_loss(name: str, known: tuple[str, ...], index: TrieIndex, leading: int)
 
 
 def _check(name: str, found: Any) -> None:
-    """Raises TrainingError unless a loss has returned shapes and types of what it should."""
+    """Raises TrainingError unless a loss returned the right shapes and types."""
     pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
     if not pair or not hasattr(found[0], "shape"):
         kind = "one array" if hasattr(found, "shape") else f"a {type(found).__name__}"

@@ -1,4 +1,4 @@
-"""What a run was made from: its resolved configuration, the code's revision and the versions of what it used."""
+"""Provenance of a run: its resolved configuration, the code's revision, and package versions."""
 
 import importlib
 import importlib.metadata
@@ -20,12 +20,12 @@ MISSING = "(missing)"
 
 
 def save_run_info(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes `config.json` and `versions.json` into the workdir, in place of those already there.
+    """Writes `config.json` and `versions.json` into the workdir, replacing those already there.
 
-    To be called when nothing but training is left to do, after `check_run_info`.
+    Call it right before training, after `check_run_info`.
 
     Args:
-        workdir: of the run.
+        workdir: folder of the run.
         config: the resolved configuration, JSON values, nested or not.
     """
     if jax.process_index() == 0:
@@ -41,7 +41,7 @@ def check_run_info(
     may_differ: Collection[str] = (),
     ways_out: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Checks that a run may go on with a configuration; to be called before anything else is done in the workdir.
+    """Checks that a run may be resumed with a configuration; call it before anything else is done in the workdir.
 
     Args:
         workdir: of a run that has begun.
@@ -91,7 +91,7 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Revision of the code (None outside a git checkout), versions and devices."""
+    """Revision of the code (None outside a git checkout), package versions and devices."""
     revision, modified = git_revision(os.path.dirname(os.path.abspath(__file__)))
     return {
         "git_revision": revision,
@@ -108,7 +108,7 @@ def versions() -> dict[str, Any]:
 
 
 def git_revision(folder: str | os.PathLike) -> tuple[str | None, bool | None]:
-    """The git commit of a folder and whether tracked files were changed since; (None, None) where git knows nothing."""
+    """The git commit of a folder and whether tracked files were changed since; (None, None) outside a repository."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -119,7 +119,7 @@ def git_revision(folder: str | os.PathLike) -> tuple[str | None, bool | None]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed copy may lie inside somebody else's checkout: the commit counts only if it has these files.
+    # An installed copy may lie inside another project's checkout: the commit counts only if it has these files.
     if not git("ls-files", "--", "."):
         return None, None
     revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")

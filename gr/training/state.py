@@ -1,4 +1,4 @@
-"""All that changes from one training step to the next, as one pytree."""
+"""`TrainState`: everything that changes from one training step to the next, as one pytree."""
 
 import dataclasses
 from typing import Any
@@ -15,34 +15,34 @@ NO_REWARD = -1  # `RewardFault.reward` where all rewards are numbers.
 
 
 class TrainingError(GrError):
-    """Raised for a run that cannot start, go on or be restored: names the field or folder and the remedy."""
+    """Raised for a run that cannot start, resume or be restored; names the field or folder and the remedy."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RewardFault:
-    """The first reward that gave something other than a usable number, and where; `[]` each."""
+    """The first reward that was not a usable number, and where; `[]` each."""
 
-    reward: jax.Array  # int32: its place in the sum; NO_REWARD: there is none such.
-    count: jax.Array  # int32: of how many valid candidates.
-    valid: jax.Array  # int32: how many of these there are.
+    reward: jax.Array  # int32: its place in the sum; NO_REWARD: there is no fault.
+    count: jax.Array  # int32: number of valid candidates with a fault.
+    valid: jax.Array  # int32: number of valid candidates.
     user: jax.Array  # int32: the first one's row in the batch.
     item: jax.Array  # int32: and its item row.
-    # float32: what it got, times the weight; without a fault the largest absolute value.
+    # float32: the weighted reward; without a fault the largest absolute value.
     value: jax.Array
 
     @staticmethod
     def none() -> "RewardFault":
-        """Before any step."""
-        # Arrays of their own, since a train step donates each of them.
+        """No fault, as before the first step."""
+        # Separate arrays, since a train step donates each of them.
         numbers = [jnp.full((), value, jnp.int32) for value in (NO_REWARD, 0, 0, 0, 0)]
         return RewardFault(*numbers, value=jnp.zeros(()))
 
     @staticmethod
     def of(apart: jax.Array, valid: jax.Array, items: jax.Array) -> "RewardFault":
-        """Of weighted rewards `[B, G, R]` of candidates that are `valid [B, G]` and have these `items [B, G]`."""
+        """The first fault in weighted rewards `[B, G, R]` of candidates, `valid [B, G]` with `items [B, G]`."""
         apart = jnp.where(valid[..., None], apart, 0.0)
-        wrong = ~(jnp.abs(apart) <= LARGEST_REWARD)  # So that NaN is wrong too.
+        wrong = ~(jnp.abs(apart) <= LARGEST_REWARD)  # True for NaN too.
         counts = wrong.sum(axis=(0, 1), dtype=jnp.int32)
         reward = jnp.argmax(counts > 0)
         place = jnp.argmax(wrong[..., reward])
@@ -64,8 +64,8 @@ class RewardFault:
 class TrainState:
     """The state of a run after `step` train steps; a train step is one batch, whether or not the optimiser updates.
 
-    Once `bad_step` is set the state is frozen: all else stays as it was before that step, so that it is the last
-    good state by construction.
+    Once `bad_step` is set, the state is frozen: everything else stays as before that step, so it is the last finite
+    state by construction.
     """
 
     step: jax.Array  # [] int32, train steps done.
@@ -75,7 +75,7 @@ class TrainState:
     loss_state: Any  # What the loss carries across steps, such as adaptive weights; or `()`.
     # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
     bad_step: jax.Array
-    reward_fault: RewardFault  # What that step had to say of its rewards, if it has any.
+    reward_fault: RewardFault  # The rewards' fault at that step, if any.
 
     @classmethod
     def create(
@@ -87,7 +87,7 @@ class TrainState:
     ) -> "TrainState":
         """Returns the state before the first step.
 
-        The arrays are copied: train steps donate their input state, and the caller's model and key must outlive that.
+        The arrays are copied, since train steps donate their input state while the caller keeps model and key.
 
         Raises:
             TrainingError: for a key that is not typed, or parameters of less than float32.

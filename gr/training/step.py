@@ -1,4 +1,4 @@
-"""One step of gradient descent, compiled."""
+"""The compiled train step: loss, gradient, update."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 class CompiledStep:
     """A jitted train step with the arrays that no step changes, such as the token table and the trie.
 
-    They are arguments of the program: closed over, they would be constants in it, and made anew for each shape.
+    They are arguments of the program: closed over, they would be constants, copied into the program of each shape.
     """
 
     program: Any  # The jitted `(state, batch, fixed) -> (state, metrics)`.
@@ -32,11 +32,11 @@ class CompiledStep:
     reward_names: tuple[str, ...] = ()  # As `TrainState.reward_fault` numbers them.
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        """One step; it donates the state."""
+        """Runs one step; donates the state."""
         return self.program(state, batch, self.fixed)
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
-        """The program for these shapes, to be looked at."""
+        """The lowered program for these shapes, for inspection."""
         return self.program.lower(state, batch, self.fixed)
 
 
@@ -46,7 +46,7 @@ def compile_step(
     mesh: Mesh | None,
     reward_names: tuple[str, ...] = (),
 ) -> CompiledStep:
-    """Jits a step that takes `fixed` too, and puts that where the state is."""
+    """Jits a step that also takes `fixed`, and places `fixed` on the state's devices."""
     fixed = jax.device_put(fixed) if mesh is None else replicate(fixed, mesh)
     return CompiledStep(jax.jit(step, donate_argnums=0), fixed, reward_names)
 
@@ -60,12 +60,13 @@ def make_train_step(
 ) -> CompiledStep:
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state and compiles once per shape.
 
-    A loss that is a pytree hands its arrays over to the program; what a plain function closes over becomes constants.
+    Arrays of a loss that is a pytree are arguments of the program; those that a plain function closes over become
+    constants.
 
     Metrics are those of the loss, `loss`, `grad_norm` (before clipping), and `learning_rate` if the optimiser's
-    `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, nothing is applied and
-    `bad_step` says which step it was; from there on the state stays frozen, so that the host may notice later.
-    With a `mesh` the new state is held whole on every device, and gradients are summed over its "data" axis.
+    `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, no update is applied and
+    `bad_step` is set to this step. From then on the state stays frozen, so the host may notice it later. With a `mesh`
+    the new state is replicated on every device, and gradients are summed over its "data" axis.
     """
 
     def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:
@@ -102,9 +103,9 @@ def advance(
     mesh: Mesh | None,
     reward_fault: RewardFault | None = None,
 ) -> TrainState:
-    """The state after a step that proposes these; the same, but for `bad_step`, if something was not finite.
+    """The state with the proposed update; if something was not finite, the old state with `bad_step` set.
 
-    With a `mesh` the new state is held whole on every device.
+    With a `mesh` the new state is replicated on every device.
     """
     fine_so_far = state.bad_step == NO_BAD_STEP
     good = finite & fine_so_far
@@ -129,5 +130,5 @@ def advance(
     )
     if mesh is None:
         return new_state
-    # Pinned, lest the compiler choose another layout and the next call compile again.
+    # Pinned: otherwise the compiler may choose another layout, and the next call would compile again.
     return jax.lax.with_sharding_constraint(new_state, NamedSharding(mesh, PartitionSpec()))

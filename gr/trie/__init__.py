@@ -1,10 +1,10 @@
 """The trie of all valid semantic IDs as flat arrays that pass through `jit` (STATIC, arXiv 2602.22647).
 
 `TrieIndex.build(tokens, vocab_size)` on the host, `save` and `load` to and from a file; `walk`, `children`, `descend`,
-`items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` are constraints of one request, applied
-without a rebuild; `check_search` says beforehand what is wrong with one. `EditableIndex` adds and removes items,
-`SwappableIndex` replaces an index that is in use, `ShardedIndex` is one that is split over devices. `NodeVectors` holds
-the mean item vector below each node. A `Catalogue` is what decoding knows of the items: index, tokens, vectors.
+`items_of` on the device. `ExcludeItems`, `AttributeFilter` and `ItemMask` constrain one request without a rebuild;
+`check_search` checks one beforehand. `EditableIndex` adds and removes items, `SwappableIndex` replaces an index in use,
+`ShardedIndex` is split over devices. `NodeVectors` holds the mean item vector below each node. A `Catalogue` bundles
+what decoding needs of the items: index, tokens, vectors.
 """
 
 from gr.trie.catalogue import Catalogue, item_token_table

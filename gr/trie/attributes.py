@@ -1,4 +1,4 @@
-"""Boolean attributes of items, by slot and, ORed over all items below, by node."""
+"""Boolean attributes of items: by slot, and ORed over all items below by node."""
 
 import dataclasses
 
@@ -15,10 +15,9 @@ MAX_ATTRIBUTES = 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """Which of A attributes the items have, and which occur, and are missing, somewhere below each node.
+    """The A attributes of each item; for each node, which attributes occur and which are missing somewhere below.
 
-    Bit a of word `a // 32` stands for attribute a. Nodes of scanned depths have none of their own: there the slots
-    decide, exactly.
+    Bit a of word `a // 32` stands for attribute a. Nodes of scanned depths store nothing: there the slots decide.
     """
 
     slots: (
@@ -33,7 +32,7 @@ def check_attributes(attributes: np.ndarray, num_items: int) -> np.ndarray:
     """Attributes `[N, A]` as bool.
 
     Raises:
-        TrieError: if the shape is another, or values are not truth values.
+        TrieError: for a wrong shape, or values that are not boolean.
     """
     try:
         attributes = np.asarray(attributes)

@@ -1,8 +1,8 @@
-"""Rows of bits: which tokens of a DENSE level are children of a node, in the order that suits vector units.
+"""Rows of bits: the children of a node at a DENSE level, in an order that suits vector units.
 
 Token `base + v` of a level with span S is bit `v // O` of octet `v % O`, where `O = S / 8` is the number of octets:
-plane 0 of all octets holds the first eighth of the tokens, plane 1 the second, and so on. A vector of logits cut
-into eight equal pieces then lies under the eight planes without any shuffling. Four octets make a word.
+bit plane 0 of all octets holds the first eighth of the tokens, plane 1 the second, and so on. So piece i of a logit
+vector cut into eight equal pieces lines up with plane i, without any shuffling. Four octets make a word.
 """
 
 import math
@@ -63,7 +63,7 @@ def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
     word, place = octet // 4, (octet % 4).astype(jnp.uint32)
     lower_planes = (jnp.uint32(_ONES) << plane) - _ONES
     own_plane = jnp.uint32(_ONES) << plane
-    # Of the own plane: all octets of the words before, and the octets before within the word.
+    # Within the bit's own plane: all octets of earlier words, and earlier octets of the same word.
     within = own_plane & ((jnp.uint32(1) << (8 * place[..., None])) - 1)
     words = jnp.arange(num_words, dtype=jnp.int32)
     before, here = words < word[..., None], words == word[..., None]
@@ -74,14 +74,14 @@ def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
 def select(rows: jax.Array, number: jax.Array) -> jax.Array:
     """The offset of set bit `number [...]` (0 the first in token order) of rows `[..., S / 32]`; inverse of `rank`.
 
-    The row must have so many bits. The bit's plane is found first, then its word, then its octet.
+    The row must have more than `number` set bits. The bit's plane is found first, then its word, then its octet.
     """
     num_words = rows.shape[-1]
     masks = jnp.uint32(_ONES) << jnp.arange(PLANES, dtype=jnp.uint32)
     counts = jax.lax.population_count(rows[..., None, :] & masks[:, None]).astype(jnp.int32)
     plane, left = _cell_of(counts.sum(-1), number)
     in_plane = jnp.take_along_axis(counts, plane[..., None, None], axis=-2)[..., 0, :]
-    # Words in about as many blocks as each has words: two short searches instead of a long one.
+    # About the square root of the words per block: two short searches instead of one long one.
     size = max(1, math.isqrt(num_words))
     blocks = -(-num_words // size)
     padding = [(0, 0)] * (in_plane.ndim - 1) + [(0, blocks * size - num_words)]
@@ -97,11 +97,11 @@ def select(rows: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def _cell_of(counts: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of cells with `counts [..., n]` things: the cell of thing `number [...]`, and its number within the cell."""
+    """The cell that holds element `number [...]`, and its place in it, for cells of `counts [..., n]` elements."""
     size = counts.shape[-1]
     earlier = np.tri(size, k=-1, dtype=bool)  # [cell, earlier cells].
     before = jnp.where(earlier, counts[..., None, :], 0).sum(-1)
     started = before <= number[..., None]
-    # The last cell that starts at or before it; empty cells that start there are passed over by their counts.
+    # The last cell that starts at or before it; empty cells are skipped by their counts.
     cell = (started & (before + counts > number[..., None])).argmax(-1).astype(jnp.int32)
     return cell, number - jnp.take_along_axis(before, cell[..., None], axis=-1)[..., 0]

@@ -37,7 +37,7 @@ def build_arrays(
     level_ranges: Sequence[tuple[int, int]] | None = None,
     layout: Layout | None = None,
 ) -> dict[str, Any]:
-    """The fields of an index, NumPy arrays in them; see `TrieIndex.build`."""
+    """The fields of an index as NumPy arrays; see `TrieIndex.build`."""
     tokens, lows, highs = check_tokens(tokens, vocab_size)
     vocab_size = int(vocab_size)
     level_ranges = _check_ranges(lows, highs, level_ranges, vocab_size)
@@ -98,7 +98,7 @@ def _fill(
         columns.append(column - column.dtype.type(level.base) if level.base else column)
     bits = [level.bits for level in layout.levels[scan_depth:]]
 
-    # Filled in the order of slots, so that only one side is at random.
+    # Filled in slot order, so that only one side is accessed at random.
     item_of_slot = np.empty(ids.num_items, np.int32)
     slot_of_item = np.full(shape.max_item + 1, layout.max_items, np.int32)
 
@@ -145,7 +145,7 @@ def _count(ids: SortedIds, lows: np.ndarray, highs: np.ndarray, max_item: int) -
     ]
     max_slots = [ids.num_items]
     for depth in range(1, length + 1):
-        # Once every prefix is unique, all longer ones are.
+        # Once every prefix is unique, all longer ones are unique too.
         max_slots.append(1 if max_slots[-1] == 1 else ids.longest_run(depth))
     return Shape(
         lows=tuple(map(int, lows)),

@@ -1,4 +1,4 @@
-"""`Catalogue`: all that decoding and reinforcement learning know of the items, as one pytree."""
+"""`Catalogue`: everything that decoding and reinforcement learning need of the items, as one pytree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gr.trie.node_vectors import NodeVectors
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """N items: their trie, their tokens and, for rewards of what items are about, their vectors."""
+    """N items: their trie, their tokens and, for semantic rewards, their vectors."""
 
     index: TrieIndex
     tokens: jax.Array  # [N + 1, L] int32, see `item_token_table`.
@@ -32,7 +32,7 @@ class Catalogue:
         Args:
             index: the trie of the items.
             tokens: of every item `[N, L]`.
-            item_vectors: `[N, E]`, of length 1 or 0; None: there are none.
+            item_vectors: `[N, E]`, of length 1 or 0; None: no vectors.
         """
         catalogue = Catalogue(index, item_token_table(tokens))
         return catalogue if item_vectors is None else catalogue.with_vectors(item_vectors)
@@ -51,5 +51,5 @@ class Catalogue:
 
 
 def item_token_table(tokens: np.ndarray) -> jax.Array:
-    """Tokens `[N, L]` of every item with a last row of padding, `[N + 1, L]`, which item row -1 (`NO_ITEM`) picks."""
+    """Tokens `[N, L]` of every item plus a last row of padding, `[N + 1, L]`, which item row -1 (`NO_ITEM`) selects."""
     return jnp.asarray(np.pad(tokens, ((0, 1), (0, 0)), constant_values=PAD_TOKEN), jnp.int32)

@@ -1,8 +1,8 @@
 """Per-request constraints on what may be decoded, applied without rebuilding the index.
 
 Three kinds, which may be combined in a tuple: `ExcludeItems` (a few items per user), `AttributeFilter` (any / all /
-none of boolean attributes, per user) and `ItemMask` (any set of items, for the batch or per user). A search asks a
-constraint three things, by the kind of level it stands at, through the `Filter` that `prepare` makes of it.
+none of boolean attributes, per user) and `ItemMask` (any set of items, for the batch or per user). `prepare` turns a
+constraint into a `Filter`, with one method for each kind of level.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from gr.trie.transitions import Nodes
 
 
 class Filter(Protocol):
-    """What is left of the trie for each of B users; made for one request, used at every step.
+    """The allowed part of the trie for each of B users; made for one request, used at every step.
 
-    Nothing that is allowed may be lost, and `slots` must be exact. Above the slots a filter may let through a prefix
-    below which nothing is left: it then takes a place in the beam and comes to nothing.
+    A filter must keep everything that is allowed, and `slots` must be exact. Above the slots it may let through a
+    prefix without an allowed item below: that prefix takes a place in the beam and yields no candidate.
     """
 
     def rows(self, index: TrieIndex, depth: int, nodes: Nodes, rows: jax.Array) -> jax.Array:
@@ -43,11 +43,11 @@ class Filter(Protocol):
 
 
 class Constraint(Protocol):
-    """What a request may carry."""
+    """The interface of a constraint."""
 
     @property
     def num_users(self) -> int | None:
-        """B, the users it is for; None if it is for any number of them. A TrieError if types or shapes are wrong."""
+        """B, the number of its users; None if it fits any number. Raises TrieError for wrong types or shapes."""
         ...
 
     def prepare(self, index: TrieIndex) -> Filter:
@@ -58,12 +58,12 @@ class Constraint(Protocol):
 def prepare(
     constraint: Constraint | Sequence[Constraint] | None, index: TrieIndex
 ) -> Filter | None:
-    """The filter of one constraint, of several that must all hold, or None of none."""
+    """The filter of one constraint or of several that must all hold; None without any."""
     return all_of(tuple(part.prepare(index) for part in constraints_of(constraint)))
 
 
 def all_of(filters: tuple[Filter, ...]) -> Filter | None:
-    """The filter that lets through what all of these do; None of none."""
+    """The filter that lets through what all of these let through; None without any."""
     return filters[0] if len(filters) == 1 else _All(filters) if filters else None
 
 
@@ -104,14 +104,14 @@ class _All:
 
 
 def check_constraint(constraint: Constraint | Sequence[Constraint] | None, index: Any) -> None:
-    """What can be said of a constraint before anything is compiled.
+    """Checks a constraint before anything is compiled.
 
     Args:
         constraint: one, several, or None.
-        index: what is to be searched.
+        index: the index to be searched.
 
     Raises:
-        TrieError: if something is no constraint, has a wrong type or shape, or was made for another index.
+        TrieError: for an object that is no constraint, a wrong type or shape, or a constraint made for another index.
     """
     for part in constraints_of(constraint):
         if not hasattr(part, "num_users"):
@@ -132,9 +132,9 @@ def check_constraint(constraint: Constraint | Sequence[Constraint] | None, index
 class AttributeFilter:
     """Which attributes an item must have, for each user; the index must have been built with attributes.
 
-    Each field is `[B, A]` bool, or None for no such demand. A user without any attribute in a set makes no demand.
-    The slots decide exactly; a node above them is passed over unless each single demand is met by some item below it,
-    though perhaps not all by the same one.
+    Each field is `[B, A]` bool, or None for no condition. An empty set of attributes is no condition for that user. The
+    slots decide exactly. A node above them is skipped unless each single condition is met by some item below it, not
+    necessarily all by the same item.
     """
 
     any_of: jax.Array | None = None  # The item has at least one of these.
@@ -188,7 +188,7 @@ class AttributeFilter:
         table, count = index.attributes.nodes[depth], index.layout.num_attributes
 
         def met(attribute: jax.Array) -> jax.Array:
-            """Rows `[B, M, words]` of the children that meet one demand of each user, `attribute [B]`."""
+            """Rows `[B, M, words]` of the children that meet one condition of each user, `attribute [B]`."""
             return table.at[nodes.begin, attribute[:, None]].get(mode="promise_in_bounds")
 
         if self.any_of is not None:
@@ -214,7 +214,7 @@ class AttributeFilter:
         return self._meets(present, ~present)
 
     def _meets(self, present: jax.Array, absent: jax.Array) -> jax.Array:
-        """Whether words `[B, ..., w]` of what occurs and what is missing meet every demand."""
+        """Whether words `[B, ..., w]` of occurring and of missing attributes meet every condition."""
 
         def words(wanted: jax.Array) -> jax.Array:
             packed = pack_attributes(wanted, present.dtype, present.shape[-1])
@@ -243,7 +243,7 @@ _PER_USER = "[users, attributes of the index]"
 
 
 def _reduce(wanted: jax.Array, met: Any, combine: Any, start: jax.Array) -> jax.Array:
-    """Combines `met(attribute [B])` over each user's set `wanted [B, A]`, in as many turns as the largest set has."""
+    """Combines `met(attribute [B])` over a user's set `wanted [B, A]`, one step per element of the largest set."""
     order = jnp.argsort(~wanted, axis=-1, stable=True).astype(jnp.int32)  # Those in the set first.
     counts = wanted.sum(-1)
 

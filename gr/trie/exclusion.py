@@ -21,10 +21,9 @@ from gr.trie.transitions import Nodes, ancestors, enter, slots_of
 class ExcludeItems:
     """Items that must not be decoded for each user, for example those already seen.
 
-    A semantic ID shared by several items stays allowed while one of them is; the excluded ones are then left out
-    of its item list. A prefix below which everything is excluded is a dead end and is not entered, so that beam
-    search stays exact: with M >= N it ranks all allowed items. When nothing is left, no candidate is valid. Items that
-    the index does not have cannot be decoded anyway and are passed over.
+    A semantic ID shared by several items stays allowed while one of them is allowed; excluded ones are left out of its
+    item list. A prefix whose items are all excluded is not entered, so beam search stays exact: with M >= N it ranks
+    all allowed items. When no item is left, no candidate is valid. Items that the index does not have are ignored.
     """
 
     # [B, S] item numbers of any integer type, `NO_ITEM`-padded; repeats do no harm. Or a list of items for each user,
@@ -33,11 +32,11 @@ class ExcludeItems:
 
     def __post_init__(self):
         # Lists become an array at once: `jit` would take them apart. Types and shapes are checked where items are used,
-        # since JAX puts many things into a pytree's places on its way.
+        # since JAX puts other objects into a pytree's leaves.
         items = self.items
         whole = (
             isinstance(items, np.ndarray) and items.dtype.kind in "iu"
-        )  # Perhaps wider than JAX's.
+        )  # May be wider than JAX's integers.
         if whole or isinstance(items, list) or is_list_of_lists(items):
             no_users = isinstance(items, list) and not items
             items = item_lists(items, "ExcludeItems", _WANTED)
@@ -80,7 +79,7 @@ _WANTED = "[B, S], for each user a row of item numbers, filled up with NO_ITEM"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeadNodes:
-    """What an exclusion closes: excluded slots, and the few nodes below which nothing is left."""
+    """The excluded slots, and the few nodes without an allowed item below."""
 
     excluded: (
         jax.Array
@@ -92,7 +91,7 @@ class DeadNodes:
 
     @staticmethod
     def of_slots(index: TrieIndex, slots: jax.Array) -> "DeadNodes":
-        """What excluding `slots [B, S]` closes; the layout's `max_items` stands for no slot, repeats do no harm."""
+        """The dead nodes of excluded `slots [B, S]`; the layout's `max_items` stands for no slot, repeats are fine."""
         none = index.layout.max_items
         slots = jnp.sort(jnp.pad(slots, ((0, 0), (0, 1)), constant_values=none), axis=-1)  # S >= 1.
         repeats = jnp.pad(slots[:, 1:] == slots[:, :-1], ((0, 0), (1, 0)))
@@ -103,7 +102,7 @@ class DeadNodes:
             node = enter(index, depth, above[depth], slots < none)
             begin, end = slots_of(index, depth, node)
             excluded = _count_below(slots, end) - _count_below(slots, begin)
-            # Dead if the excluded slots fill its own. Several of them lie below it, and it counts once.
+            # A node is dead if all its slots are excluded. It counts once, though several excluded slots lie below it.
             other = above[depth][:, 1:] != above[depth][:, :-1]
             first = jnp.pad(other, ((0, 0), (1, 0)), constant_values=True)
             dead = node.exist & (excluded == end - begin) & first
@@ -118,7 +117,7 @@ class DeadNodes:
         ordinal = numbers - index.first_child[depth][parent]
         offset = select(take(index.children[depth], parent), ordinal)
         word, bit = locate(offset, index.layout.levels[depth].span)
-        # The bits of one word are different ones, so that subtracting clears them.
+        # The bits of one word are distinct, so that subtracting clears them.
         user = jnp.arange(len(parents))[:, None]
         at = (user, self._beams(nodes, parents), word)
         filled = jnp.zeros_like(rows).at[at].add(bit, mode="drop")
@@ -156,7 +155,7 @@ class DeadNodes:
         return jnp.where(holds, jnp.arange(count)[:, None], count).min(axis=1)
 
 
-_FEW = 128  # So many excluded items are compared one by one; among more it pays to search.
+_FEW = 128  # Up to so many excluded items are compared one by one; more are searched.
 
 
 def _count_below(ascending: jax.Array, bounds: jax.Array) -> jax.Array:

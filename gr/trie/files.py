@@ -127,7 +127,7 @@ def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | memoryv
 
 def _content(path: Path, mapped: bool) -> memoryview:
     try:
-        if is_remote(path):  # Which cannot be mapped.
+        if is_remote(path):  # A remote file cannot be mapped.
             return memoryview(path.read_bytes())
         with path.open("rb") as file:
             if not mapped or os.fstat(file.fileno()).st_size == 0:

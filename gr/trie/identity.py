@@ -1,4 +1,4 @@
-"""What tells one index from another: a fingerprint of its nodes and items, which travels with it and with its masks."""
+"""The fingerprint of an index's nodes and items; the index and everything made for it carry it."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ _FIELDS = ("children", "first_child", "first_slot", "item_of_slot", "node_counts
 
 
 def fingerprint(fields: dict[str, Any]) -> np.ndarray:
-    """64 bits `[2]` uint32 that differ between indexes unless all nodes above the slots, and all slots' items, agree.
+    """64 bits, `[2]` uint32: equal for two indexes only if all nodes above the slots and the items of all slots agree.
 
     Equal sets of semantic IDs in one layout have the same fingerprint, whenever and wherever they were built.
 

@@ -28,10 +28,10 @@ class TrieIndex:
 
     Depth 0 is the root. Down to the *scan depth* D the nodes of each depth are numbered 0.. in the order of their
     prefixes; the children of a node are therefore consecutive nodes of the next depth, sorted by token, and the next
-    state need not be stored: child j of a node *is* number `first_child[node] + j`. A level's tokens are rows of bits
-    (DENSE) or a list (SPARSE). From depth D on, where few items are left below a node, nothing is stored but the
-    table of semantic IDs, sorted and bit-packed: a node *is* its interval of slots, is called by
-    the first of them, and its children are found by scanning it (SCAN).
+    state need not be stored: child j of a node has number `first_child[node] + j`. A level's tokens are rows of bits
+    (DENSE) or a list (SPARSE). From depth D on, where few items are left below a node, only the sorted and bit-packed
+    table of semantic IDs is stored (SCAN). There a node is an interval of slots, named by the first of them, and its
+    children are found by scanning the interval.
 
     Letters: L code depth, N items, D scan depth, n_t nodes of depth t (n_0 = 1). Numbers are those of the layout,
     which may leave room for more.
@@ -52,9 +52,7 @@ class TrieIndex:
     node_counts: jax.Array  # [L + 1] int32: nodes of each depth.
     item_count: jax.Array  # [] int32: N.
     attributes: Attributes | None
-    fingerprint: (
-        jax.Array
-    )  # [2] uint32: tells this index from others; what was made for it carries the same.
+    fingerprint: jax.Array  # [2] uint32: identifies this index; masks made for it carry the same.
     layout: Layout = dataclasses.field(metadata={"static": True})
 
     @staticmethod
@@ -75,9 +73,9 @@ class TrieIndex:
             vocab_size: V; tokens lie in `[0, V)`.
             attributes: boolean attributes of the items `[N, A]`, A <= 64, for `AttributeFilter`.
             items: item numbers of the rows `[N]`, all different; 0..N-1 if not given.
-            headroom: room for later indexes of the same layout, as a share of everything: 0.25 is a quarter more.
-            level_ranges: token range `[low, high)` of each level; if not given, what occurs.
-            layout: that of another index, so that programs compiled for that one serve this one too.
+            headroom: spare room for later indexes of the same layout, as a share of all sizes: 0.25 is a quarter more.
+            level_ranges: token range `[low, high)` of each level; None: the tokens that occur.
+            layout: the layout of another index, so that programs compiled for that one are reused.
 
         Raises:
             TrieError: if there is no item, shapes do not fit, a token is out of range, or the layout is too small.
@@ -105,7 +103,8 @@ class TrieIndex:
 
         Args:
             path: the file.
-            mmap: whether to map it into memory rather than to read it; on a CPU the arrays then are the file's pages.
+            mmap: whether to map the file into memory instead of reading it; on a CPU the arrays then use the file's
+                pages.
 
         Raises:
             TrieError: if the file is missing, truncated, corrupt, or of a newer version.

@@ -1,7 +1,7 @@
-"""What may be passed: arrays that a caller gives are checked here, and never reinterpreted.
+"""Checks arrays that a caller passes; values are never reinterpreted.
 
-Floats, truth values that stand for numbers, strings and rows of different lengths are refused with one `TrieError`
-that says what is wanted. Traced arrays pass as long as their type and shape are right.
+Floats, booleans in place of numbers, strings and rows of different lengths are refused with one `TrieError` that says
+what is expected. Traced arrays pass if their type and shape are right.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from gr.data.sequences import NO_ITEM
 from gr.trie.layout import TrieError
 
-_LOW, _HIGH = -(2**31), 2**31 - 1  # What int32 holds. Neither bound is a token or an item number.
+_LOW, _HIGH = -(2**31), 2**31 - 1  # The range of int32. Neither bound is a token or an item number.
 
 
 def integers(values: Any, what: str, shape: str) -> np.ndarray | jax.Array:
@@ -21,8 +21,8 @@ def integers(values: Any, what: str, shape: str) -> np.ndarray | jax.Array:
 
     Args:
         values: an array of any integer type, perhaps a traced one, or lists of numbers.
-        what: what they are called in an error.
-        shape: what shape is wanted, for the error.
+        what: their name in the error.
+        shape: the expected shape, for the error.
 
     Raises:
         TrieError: if they are no integers, or rows differ in length.
@@ -31,7 +31,7 @@ def integers(values: Any, what: str, shape: str) -> np.ndarray | jax.Array:
 
 
 def host_integers(values: Any, what: str, shape: str) -> np.ndarray:
-    """`integers` of values that are known, as a NumPy array."""
+    """`integers` for concrete values, as a NumPy array."""
     array = integers(values, what, shape)
     if not is_known(array):
         raise TrieError(f"{what} must be known before `jit`: build on the host, with NumPy arrays")
@@ -39,12 +39,12 @@ def host_integers(values: Any, what: str, shape: str) -> np.ndarray:
 
 
 def truth_values(values: Any, what: str, shape: str) -> np.ndarray | jax.Array:
-    """Values as an array of bool; as `integers`."""
+    """Values as a boolean array; see `integers`."""
     return _array_of("truth values", "b", values, f"{what} must be truth values (bool) {shape}")
 
 
 def as_int32(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """Integers as int32; what int32 does not hold becomes its bound, where no token and no item number is."""
+    """Integers as int32; values out of range become int32's bound, which is neither a token nor an item number."""
     held = np.iinfo(array.dtype)
     if held.max > _HIGH or held.min < _LOW:
         array = array.clip(max(held.min, _LOW), _HIGH)
@@ -79,7 +79,7 @@ def known_items(items: np.ndarray | jax.Array, max_item: int) -> tuple[jax.Array
 
 
 def is_known(array: Any) -> bool:
-    """Whether an array's values can be read here: it is not traced, nor partly on other hosts' devices."""
+    """Whether an array's values can be read here: it is neither traced nor partly on other hosts' devices."""
     if isinstance(array, jax.core.Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
@@ -106,8 +106,8 @@ def _array_of_lists(values: Any, wanted: str, empty: type) -> np.ndarray:
         array = np.asarray(values)
         if isinstance(values, list | tuple):
             if array.size == 0:
-                return array.astype(empty)  # NumPy takes an empty list for floats.
-            if array.dtype.kind in "iu":  # NumPy takes truth values among numbers for 0 and 1.
+                return array.astype(empty)  # NumPy reads an empty list as floats.
+            if array.dtype.kind in "iu":  # NumPy reads booleans among numbers as 0 and 1.
                 types = set(map(type, np.asarray(values, object).flat))
                 if types & {bool, np.bool_}:
                     raise TrieError(f"{wanted}, got numbers and truth values mixed")

@@ -20,12 +20,12 @@ from gr.trie.transitions import Nodes
 class ItemMask:
     """The items that are allowed, for the whole batch or per user, and the nodes above them.
 
-    Made in one pass over the index, and then as cheap to search as the index itself. Exact: no prefix is entered
-    below which nothing is allowed.
+    It is made in one pass over the index, and then searched as fast as the index itself. It is exact: no prefix without
+    an allowed item below is entered.
 
-    It belongs to the index that it was made for, or an equal one, such as that index loaded from its file. Searching
-    another one with it is a TrieError; inside a `jit` of the caller's own, where the two cannot be compared beforehand,
-    nothing is allowed then.
+    A mask belongs to the index that it was made for, or to an equal one, such as that index loaded from its file.
+    Searching another index with it is a TrieError. Inside the caller's own `jit`, where the two cannot be compared
+    beforehand, nothing is allowed instead.
     """
 
     live: LiveNodes
@@ -38,7 +38,7 @@ class ItemMask:
         """The mask of `allowed [n]`, or `[B, n]` for a mask per user: bool by item number; items from n on are not.
 
         Raises:
-            TrieError: for another shape or type, or an index that is not a `TrieIndex`.
+            TrieError: for a wrong shape or type, or an index that is not a `TrieIndex`.
         """
         _check_maskable(index)
         allowed = check_allowed(allowed)
@@ -51,11 +51,11 @@ class ItemMask:
         """Only these items are allowed.
 
         Args:
-            index: what is to be searched.
+            index: the index to be searched.
             items: `[S]`, or `[B, S]` for a mask per user, `NO_ITEM`-padded; or lists, of any length for each user.
 
         Raises:
-            TrieError: for another shape or type, or a number that no item of the index's layout can have.
+            TrieError: for a wrong shape or type, or a number that no item of the index's layout can have.
         """
         _check_maskable(index)
         return ItemMask.build(index, _membership(index, items))
@@ -72,7 +72,7 @@ class ItemMask:
         return len(self.live.slots) if self.per_user else None
 
     def check(self, index: TrieIndex) -> None:
-        """Raises TrieError unless the mask was made for this index, as far as their arrays are known."""
+        """Raises TrieError unless the mask was made for this index; traced fingerprints are not compared."""
         _check_maskable(index)
         if not of_one_index(self, index):
             raise TrieError(
@@ -105,7 +105,7 @@ class ItemMask:
         return exist & self._bit(self.live.levels[depth], numbers)
 
     def slots(self, index: TrieIndex, slots: jax.Array) -> jax.Array:
-        """See `Filter.slots`. On another index, which tracing may have hidden from `check`, none is."""
+        """See `Filter.slots`. On another index, which `check` cannot detect while tracing, no slot is allowed."""
         belongs = (self.fingerprint == index.fingerprint).all()
         return self._bit(self.live.slots, slots) & belongs
 
@@ -120,7 +120,7 @@ class ItemMask:
 
 
 def of_one_index(mask: ItemMask, index: TrieIndex) -> bool:
-    """Whether a mask is of an index; where a fingerprint is traced and so not known, whether it may be."""
+    """Whether a mask belongs to an index; if a fingerprint is traced, whether it may belong."""
     mine, its = mask.fingerprint, index.fingerprint
     if mask.layout != index.layout or mine.shape != its.shape:
         return False
@@ -146,7 +146,7 @@ _OTHER_INDEXES = (
 
 
 def check_allowed(allowed: Any) -> jax.Array:
-    """Truth values `[items]` or `[users, items]`; a TrieError for anything else."""
+    """Booleans `[items]` or `[users, items]`; a TrieError for anything else."""
     wanted = "[items] or [users, items]"
     allowed = truth_values(allowed, "allowed", wanted)
     if allowed.ndim not in (1, 2) or allowed.shape[-1] == 0:
@@ -161,7 +161,7 @@ def item_numbers(items: Any, largest: int) -> np.ndarray | jax.Array:
     """Item numbers `[S]` or `[B, S]` of any type, or lists of them, as int32.
 
     Raises:
-        TrieError: for another type or shape, or a number above `largest`, which among traced ones nobody can see.
+        TrieError: for a wrong type or shape, or a number above `largest`, which is not checked for traced ones.
     """
     wanted = "[S] or [users, S], or a list of lists"
     items = item_lists(items, "items", wanted)

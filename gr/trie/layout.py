@@ -1,4 +1,4 @@
-"""`Layout`: the sizes of an index that are static under `jit`, and the choice of how each level is stored."""
+"""`Layout`: the static sizes of an index, and how each level is stored."""
 
 import dataclasses
 import math
@@ -9,18 +9,18 @@ from gr.trie.packed import bits_for, num_words
 
 DENSE = "dense"  # One bit for every token of the level: whether the node has that child.
 SPARSE = "sparse"  # Tokens of all children in a list.
-SCAN = "scan"  # Nothing but the sorted table of semantic IDs: children are found by scanning the node's slots.
+SCAN = "scan"  # Only the sorted table of semantic IDs: children are found by scanning the node's slots.
 
-# A node with so few slots is scanned, whatever else could be done.
+# Nodes with up to so many slots are always scanned.
 _SCAN_ALWAYS = 32
-# A row of bits is looked through so much faster than a list of candidates.
+# How many times faster a row of bits is searched than a list of candidates.
 _FEW = 16
-# A level of at most so many bytes of bits is dense; a larger one if it takes at most a byte an item.
+# A level of at most so many bytes of bits is dense; a larger one only if it takes at most a byte per item.
 _SMALL_BITS = 1 << 20
 _WORD = 32
 
 
-# Slots, nodes and words are counted in int32; with so much left over for sums such as a slot plus a place behind it.
+# Slots, nodes and words are counted in int32, with a margin for sums such as a slot plus an offset.
 MAX_ITEMS = 2**31 - 2**16
 
 
@@ -34,16 +34,16 @@ class Level:
 
     kind: str  # DENSE, SPARSE or SCAN; never a SCAN above another kind.
     base: int  # Tokens of this level lie in [base, base + span).
-    span: int  # A multiple of 32 if DENSE.
+    span: int  # A multiple of 32 for DENSE.
     max_children: (
         int  # K_t: no node of depth t has more children (of a SCAN level: bounded by `max_slots`).
     )
     max_slots: int  # W_t: no node of depth t has more slots, that is items, below it.
-    max_nodes: int  # No more nodes of depth t + 1.
+    max_nodes: int  # Maximum number of nodes of depth t + 1.
 
     @property
     def fan_out(self) -> int:
-        """K, how many places there are for the children of a node where all are listed."""
+        """K, the number of places for a node's children where all are listed."""
         return {DENSE: self.span, SPARSE: self.max_children, SCAN: self.max_slots}[self.kind]
 
     @property
@@ -59,11 +59,11 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Everything about an index that `jit` has to know: two indexes of one layout share their compiled programs."""
+    """The static part of an index: two indexes of one layout share their compiled programs."""
 
     vocab_size: int
     max_items: int  # Capacity for items.
-    max_item: int  # The largest item number there is room for.
+    max_item: int  # The largest item number that fits.
     max_items_per_sid: int  # C.
     levels: tuple[Level, ...]
     num_attributes: int = 0
@@ -94,17 +94,17 @@ class Layout:
 
     @property
     def num_names(self) -> int:
-        """Nodes of any depth are called by numbers below this."""
+        """Upper bound (exclusive) of the names of nodes of any depth."""
         return max(self.max_items, *(level.max_nodes for level in self.levels))
 
     def max_nodes(self, depth: int) -> int:
-        """No more nodes of `depth` 0..L."""
+        """Maximum number of nodes of `depth` 0..L."""
         return 1 if depth == 0 else self.levels[depth - 1].max_nodes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What was counted in a set of semantic IDs: the facts that a layout is chosen by."""
+    """Counts of a set of semantic IDs, from which a layout is chosen."""
 
     lows: tuple[int, ...]  # [L] smallest token of each level.
     highs: tuple[int, ...]  # [L] largest.
@@ -123,17 +123,17 @@ def choose_layout(
     level_ranges: Sequence[tuple[int, int]] | None = None,
     num_attributes: int = 0,
 ) -> Layout:
-    """The layout that stores these semantic IDs in the least space that costs no time.
+    """The smallest layout of these semantic IDs that does not slow down the search.
 
-    Near the root, where a node has many children, one bit for every token is both the smallest form and the fastest
-    to search, as long as the nodes are few. Deep down a node has a handful of items below it, mostly one; there the
-    sorted table itself is the trie. Only skewed sets need lists of children in between.
+    Near the root nodes are few and have many children: one bit for every token is both smallest and fastest to search.
+    Deep down a node has a handful of items below it, mostly one: there the sorted table itself serves as the trie. Only
+    skewed sets need lists of children in between.
 
     Args:
-        shape: what was counted.
+        shape: the counts.
         vocab_size: V.
-        headroom: room to grow: 0.25 leaves a quarter more of everything. 0 fits tightly.
-        level_ranges: token range `[low, high)` of each level, if known; else what occurs.
+        headroom: room to grow: 0.25 leaves a quarter more of everything; 0 fits tightly.
+        level_ranges: token range `[low, high)` of each level; None: the tokens that occur.
         num_attributes: boolean attributes of an item.
     """
 
@@ -148,13 +148,13 @@ def choose_layout(
         slots, nodes = shape.max_slots[depth], shape.num_nodes[depth]
         aligned = -(-(high - low) // _WORD) * _WORD
         bits = nodes * aligned // 8
-        few = (high - low) // _FEW  # So many candidates a beam cost about as much as a row of bits.
+        few = (high - low) // _FEW  # So many candidates cost about as much as a row of bits.
         scanning = scanning or slots <= max(_SCAN_ALWAYS, few)
         kind, span = SPARSE, high - low
         wide = shape.max_children[depth] > few and bits <= max(_SMALL_BITS, shape.num_items)
         if not scanning and wide:
             kind, span = DENSE, aligned
-            # A level at the end of the vocabulary is aligned downwards: its logits are then one slice.
+            # A level at the end of the vocabulary is aligned downwards, so that its logits are one slice.
             low = max(0, min(low, vocab_size - span))
         elif scanning or slots <= 1.5 * shape.max_children[depth]:
             kind, scanning = SCAN, True
@@ -214,18 +214,18 @@ def common_layout(layouts: Sequence[Layout]) -> Layout:
 
 _SPARE = (
     2**15
-)  # Of what `MAX_ITEMS` leaves; the other half is for the search of `PackedInts.first_above`.
+)  # Half of the margin above `MAX_ITEMS`; the other half is for `PackedInts.first_above`.
 
 
 def check_capacity(layout: Layout) -> None:
-    """Raises TrieError for a layout with numbers, or words, that the device's int32 arithmetic cannot count."""
+    """Raises TrieError for a layout whose numbers or words exceed the device's int32 arithmetic."""
     bounds = [
         ("item numbers", layout.max_item),
         ("items", layout.max_items),
         ("words in the table of semantic IDs", num_words(layout.max_items, layout.table_bits)),
     ]
     for depth, level in enumerate(layout.levels):
-        # Places behind a node's first slot or child are counted without asking whether they exist.
+        # Offsets from a node's first slot or child are counted whether or not they exist.
         behind = {SPARSE: level.max_children, SCAN: level.max_slots}.get(level.kind, 0)
         bounds.append((f"nodes of depth {depth + 1}", level.max_nodes))
         bounds.append((f"places at level {depth}", layout.num_names + behind - _SPARE))

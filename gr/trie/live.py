@@ -1,4 +1,4 @@
-"""Which nodes still have an allowed item below them: recomputed bottom-up on the device, in one pass."""
+"""The nodes that have an allowed item below them, computed bottom-up on the device in one pass."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ _WORD = 32
 class LiveNodes:
     """The slots that hold allowed items, and the nodes above the scan depth with such slots below them."""
 
-    slots: jax.Array  # [ceil(N / 32) + 1] uint32, a bit a slot.
-    # [D]: DENSE: rows [n_t, words] of the live children; SPARSE: [ceil(n_{t+1} / 32) + 1], a bit a child.
+    slots: jax.Array  # [ceil(N / 32) + 1] uint32, one bit per slot.
+    # [D]: DENSE: rows [n_t, words] of the live children; SPARSE: [ceil(n_{t+1} / 32) + 1], one bit per child.
     levels: tuple[jax.Array, ...]
 
 
@@ -43,7 +43,7 @@ def live_nodes(index: TrieIndex, allowed: jax.Array) -> LiveNodes:
     for depth in reversed(range(layout.scan_depth)):
         if layout.levels[depth].kind == DENSE:
             bits = expand(index.children[depth])
-            # The children of consecutive nodes are numbered through: a row begins where the one before ends.
+            # Children of consecutive nodes have consecutive numbers: a row begins where the one before ends.
             first = index.first_child[depth][jnp.arange(len(bits), dtype=jnp.int32)]
             number = first[:, None] + jnp.cumsum(bits, axis=1, dtype=jnp.int32) - 1
             bits &= take(live, jnp.maximum(number, 0))

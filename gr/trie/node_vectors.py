@@ -14,13 +14,13 @@ from gr.trie.transitions import Nodes, check_prefixes, descend, root, slots_of
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NodeVectors:
-    """Running sums of item vectors over the slots of an index, which give the sum over any node's slots.
+    """Running sums of item vectors over the slots of an index; they give the sum below any node.
 
     The items below a node have consecutive slots, so their sum is a difference of two running sums. In float32 that
-    difference would be lost at scale: behind 10 million slots a running sum of unit vectors is known to about 1, no
-    better than one item's whole vector. So each running sum is computed in float64 and held as two float32 numbers,
-    `high + low`: the smaller a node's sum, the more exact is the difference of the high parts, and the low parts are
-    small. What is left is float32's rounding of the result.
+    difference would be lost at scale: after 10 million slots a running sum of unit vectors has an error of about 1, as
+    large as one item's whole vector. So each running sum is computed in float64 and stored as two float32 numbers,
+    `high + low`. The difference of the high parts is the more exact, the smaller a node's sum is, and the low parts are
+    small. Only float32's rounding of the result remains.
     """
 
     high: jax.Array  # [max_items + 1, E] float32.
@@ -33,7 +33,7 @@ class NodeVectors:
 
         Args:
             index: the trie.
-            vectors: `[N, E]`, row i for item i of the index; for `mean` to be a mean of directions, rows of length 1.
+            vectors: `[N, E]`, row i for item i of the index; with rows of length 1, `mean` is a mean of directions.
 
         Raises:
             TrieError: if an item has no row, or there are numbers that are not finite.
@@ -49,7 +49,7 @@ class NodeVectors:
             )
         high = np.zeros((index.layout.max_items + 1, vectors.shape[1]), np.float32)
         low = np.zeros_like(high)
-        for column in range(vectors.shape[1]):  # One at a time: float64 takes room.
+        for column in range(vectors.shape[1]):  # One column at a time, to save memory in float64.
             sums = np.cumsum(vectors[items, column], dtype=np.float64)
             high[1 : len(items) + 1, column] = sums
             low[1 : len(items) + 1, column] = sums - high[1 : len(items) + 1, column]
@@ -58,8 +58,7 @@ class NodeVectors:
     def mean(self, index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
         """Mean vectors `[..., E]` float32 of the items below nodes `[...]` of `depth` 0..L; 0 where there is no node.
 
-        Each item counts once, also those that share a semantic ID. On an index of the same size that the sums were not
-        made for, all are NaN.
+        Each item counts once, also those that share a semantic ID. On another index of the same size, all are NaN.
 
         Raises:
             TrieError: on an index of another size.

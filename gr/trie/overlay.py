@@ -1,4 +1,4 @@
-"""Items added to and removed from an index without rebuilding it: `EditableIndex` and what a search sees of it.
+"""`EditableIndex`: adds items to an index and removes them without a rebuild; `OverlaidIndex` is what a search uses.
 
 editable = EditableIndex.build(tokens, vocab_size)
 editable, items = editable.add(new_tokens)      # A new object, and the item numbers; a small index is built of them.
@@ -24,14 +24,14 @@ from gr.trie.inputs import NO_ITEM, as_int32, host_integers, is_known, shown
 from gr.trie.item_mask import ItemMask, check_allowed, item_numbers, of_one_index
 from gr.trie.layout import MAX_ITEMS, TrieError
 
-# The small index leaves room for so much more, so that adding items seldom makes a search compile anew.
+# Spare room of the small index, so that adding items rarely makes a search compile anew.
 _HEADROOM = 1.0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class OverlaidIndex:
-    """An index, a small one of items added since, and what was removed from each; a search treats it as one trie.
+    """An index, a small one of items added since, and the removals from each; a search treats them as one trie.
 
     Items of the small index follow those of the large one: its item 0 is number `first_added`.
     """
@@ -60,7 +60,7 @@ class OverlaidIndex:
     def mask(self, allowed: jax.Array) -> "OverlaidMask":
         """The mask of `allowed [n]` or `[B, n]`, bool by item number; see `ItemMask.build`.
 
-        It stays good when items are removed; when items are added, or the index is compacted, it is refused.
+        It stays valid when items are removed; after items are added, or the index is compacted, it is refused.
         """
         allowed = check_allowed(allowed)
         base = ItemMask.build(self.base, allowed)
@@ -83,13 +83,13 @@ class OverlaidIndex:
         return OverlaidMask(ItemMask.deny(self.base, in_base), added)
 
     def _split(self, items: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Item numbers as those of the large and of the small index, `NO_ITEM` where they are of the other one.
+        """Item numbers split into those of the large and of the small index, `NO_ITEM` in place of the other's.
 
-        A compacted index may have no room for the numbers of removed items; nobody else can have them.
+        A compacted index may have no room for the numbers of removed items, which are never reused.
         """
         first = self.first_added
         room = 0 if self.added is None else self.added.layout.max_item + 1
-        # Where `first` is traced, so that nothing can be refused, what is too large is passed over below.
+        # If `first` is traced, nothing can be refused here; too large numbers are ignored below.
         largest = int(first) + room - 1 if is_known(first) else MAX_ITEMS
         items = item_numbers(items, largest)
         in_base = (items < first) & (items <= self.base.layout.max_item)
@@ -99,7 +99,7 @@ class OverlaidIndex:
     def constraints(
         self, constraint: "Constraint | OverlaidMask | Sequence[Constraint | OverlaidMask] | None"
     ) -> tuple[tuple[Constraint, ...], tuple[Constraint, ...]]:
-        """What a request's constraint and the removals mean for the large and for the small index.
+        """A request's constraint and the removals, as constraints of the large and of the small index.
 
         Raises:
             TrieError: for an `ItemMask`, which belongs to one index, or the mask of another one.
@@ -167,7 +167,7 @@ def check_search(
     """Checks an index and a request's constraint before `jit`; every search calls it on what its caller passed.
 
     Raises:
-        TrieError: if the index is none that can be searched, or see `check_constraint`.
+        TrieError: for an index of an unknown type; also see `check_constraint`.
     """
     if isinstance(index, EditableIndex):
         raise TrieError("an EditableIndex is searched by its `index`: pass `editable.index`")
@@ -181,13 +181,12 @@ def check_search(
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EditableIndex:
-    """Items on the host and the index of them.
+    """Items on the host, and their index.
 
-    `add`, `remove` and `compact` leave this one as it is and return a new one, which must be kept:
-    `editable = editable.remove(items)`.
+    `add`, `remove` and `compact` leave this object unchanged and return a new one: `editable = editable.remove(items)`.
 
-    Item numbers are never reused: an item keeps its number for good, and a removed number stays empty. Removing,
-    adding and compacting give what a full rebuild from the remaining items would give.
+    Item numbers are never reused: an item keeps its number, and a removed number stays empty. Removing, adding and
+    compacting give the same results as a full rebuild from the remaining items.
     """
 
     index: OverlaidIndex
@@ -201,7 +200,7 @@ class EditableIndex:
     ) -> "EditableIndex":
         """An index of items 0..N-1 that can be edited; see `TrieIndex.build`."""
         index = TrieIndex.build(tokens, vocab_size, attributes=attributes)
-        # Copies, lest the caller change them; of a type that holds every token below 2**31, whatever was given.
+        # Copies, so that the caller cannot change them; int32 holds every token below 2**31.
         tokens = np.array(tokens).astype(np.int32)
         if attributes is not None:
             attributes = check_attributes(attributes, len(tokens)).copy()
@@ -271,7 +270,7 @@ class EditableIndex:
         """A new index without some items; this one stays as it is.
 
         Args:
-            items: a number, or `[n]` of any integer type; those that are removed already stay so.
+            items: a number, or `[n]` of any integer type; items that are removed already stay removed.
 
         Raises:
             TrieError: if they are no integers, or for a number that no item ever had.
@@ -332,5 +331,5 @@ def _small_index(
                 tokens, vocab_size, attributes=attributes, layout=previous.layout
             )
         except TrieError:
-            pass  # Outgrown; anything else that is wrong is said by the build below.
+            pass  # Outgrown; the build below reports any other fault.
     return TrieIndex.build(tokens, vocab_size, attributes=attributes, headroom=_HEADROOM)

@@ -1,4 +1,4 @@
-"""`PackedInts`: an integer array that takes only as many bits an element as its largest value needs."""
+"""`PackedInts`: an integer array with only as many bits per element as its largest value needs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ Bits = int | np.ndarray | jax.Array
 class PackedInts:
     """`size` elements of `width` bits, one after another in a stream of bits, the lowest bits of a word first.
 
-    Element i starts at bit `i * width`. It is found without ever computing that number, which would overflow 32 bits:
-    32 elements fill exactly `width` words. An element is one non-negative integer, or several side by side, such as
-    the rest of a semantic ID; `part` reads one of them.
+    Element i starts at bit `i * width`. That number, which could overflow 32 bits, is never computed: 32 elements fill
+    exactly `width` words. An element is one non-negative integer, or several side by side, such as the rest of a
+    semantic ID; `part` reads one of them.
     """
 
-    words: jax.Array  # [ceil(size / 32) * width + 1] uint32; of the last word nothing counts.
+    words: jax.Array  # [ceil(size / 32) * width + 1] uint32; the last word is padding.
     width: int = dataclasses.field(metadata={"static": True})  # Bits an element.
     size: int = dataclasses.field(metadata={"static": True})  # Elements, padding included.
 
@@ -40,9 +40,9 @@ class PackedInts:
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         shift = shift[..., None]
         pair = take(self.words, word[..., None] + np.arange(2, dtype=np.int32))
-        # The rest of the first word, and behind it the beginning of the second; shifted twice, since a shift by 32
-        # is undefined. They are summed rather than ORed: XLA keeps the result of a reduction, where it would compute
-        # a few shifts anew for every use.
+        # The rest of the first word, then the beginning of the second; shifted twice, since a shift by 32 is undefined.
+        # They are summed rather than ORed: XLA keeps the result of a reduction, but would recompute a few shifts for
+        # every use.
         pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
         value = pieces.sum(-1, dtype=jnp.uint32)
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
@@ -66,7 +66,7 @@ class PackedInts:
     def _aligned(self, index: jax.Array, first: int, count: int, crosses: bool) -> list[jax.Array]:
         """`count` words of 32 bits each that begin at bit `first` of the elements."""
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
-        # Of the words behind the last that is needed nothing counts: reading beyond the end is clipped.
+        # Words after the last needed one do not matter: reading beyond the end is clipped.
         last = self.words.shape[0] - 1
         stream = [take(self.words, word)]
         stream += [take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)]
@@ -85,10 +85,10 @@ class PackedInts:
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.
 
-        A search with 15 probes at a time: few steps, each of which reads much at once.
+        A search with 15 probes per step: few steps that read many values at once.
         """
         low = jnp.zeros(value.shape, jnp.int32)
-        places = self.size + 1  # The answer is one of so many places from `low` on.
+        places = self.size + 1  # The answer is one of so many places, starting at `low`.
         while places > 1:
             step = -(-places // _ARITY)
             probes = low[..., None] + step * np.arange(1, _ARITY, dtype=np.int32) - 1
@@ -106,14 +106,14 @@ class PackedInts:
 def word_and_shift(place: jax.Array, width: int, first: Bits) -> tuple[jax.Array, jax.Array]:
     """Where bit `first` of elements lies: the word, int32, and the bit of the word, uint32.
 
-    Right as long as the words can be counted in int32, however many bits there are; see `num_words`.
+    Correct as long as the words can be counted in int32, for any number of bits; see `num_words`.
 
     Args:
         place: which elements, int32 `[...]`, not negative.
         width: bits an element.
         first: a bit of an element, below `width`; or several, int32.
     """
-    bit = (place & (GROUP - 1)) * width + first  # From the group's beginning: few.
+    bit = (place & (GROUP - 1)) * width + first  # Counted within the group: small.
     return (place >> 5) * width + (bit >> 5), (bit & (_WORD - 1)).astype(jnp.uint32)
 
 

@@ -22,8 +22,8 @@ from gr.trie.packed import PackedInts, pack
 class ShardedIndex:
     """S indexes of one layout, stacked: every array has a leading axis S, which is split over a mesh axis.
 
-    Each shard holds all items of some first tokens. Its slots hold the items' numbers in the whole corpus. Where
-    items are, the shards know together: shard s holds the places of the s-th part of the item numbers.
+    Each shard holds all items of some first tokens. Its slots hold the items' numbers in the whole corpus. The places
+    of items are split over the shards: shard s holds those of the s-th part of the item numbers.
     """
 
     shards: TrieIndex  # `slot_of_item` is not used: see `places`.
@@ -114,7 +114,7 @@ def exclude_on_shard(
 
     Args:
         excluded: item numbers of the whole corpus.
-        index: this device's.
+        index: this device's shard.
         places: this device's part of the places.
         axis: name of the mesh axis.
     """
@@ -122,7 +122,7 @@ def exclude_on_shard(
     items, known = known_items(excluded.numbers, 2**31 - 2)
     local = items - shard * places.size
     known &= (local >= 0) & (local < places.size)
-    # Each item's place is known to one device: the sum over devices tells it to all.
+    # One device knows each item's place: the sum over devices shares it.
     found = jnp.where(known, places[jnp.where(known, local, 0)] + 1, 0)
     place = jax.lax.psum(found, axis) - 1
     mine = (place >= 0) & (place // none == shard)
@@ -136,7 +136,7 @@ def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
         raise TrieError(
             f"{len(first)} different first tokens cannot be split over {num_shards} shards: use fewer devices"
         )
-    # By the middle of each token's items; then every shard gets a token at least, and none more than is there.
+    # By the middle of each token's items; then every shard gets at least one token.
     middle = np.cumsum(counts) - counts / 2
     shard = (middle * num_shards / len(tokens)).astype(np.int64)
     shard = np.maximum.accumulate(np.maximum(shard, 0))
@@ -148,7 +148,7 @@ def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
 
 
 def _stacked_places(places: np.ndarray, num_shards: int, layout: Layout) -> PackedInts:
-    # Names of nodes over all shards stay below this too: a shard has no more nodes of a depth than items.
+    # Names of nodes over all shards stay below this too: per depth, a shard has at most as many nodes as items.
     none = num_shards * layout.max_items
     if none >= 2**31 - 1:
         raise TrieError(f"{num_shards} shards of {layout.max_items} items exceed int32 places")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-_CHUNK = 1 << 15  # Rows worked on at once: they stay in the cache.
+_CHUNK = 1 << 15  # Rows processed at once, so that they stay in the cache.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SortedIds:
             return 1
         if num_joined > self.num_items // 2:
             return int(np.diff(self.starts(depth), append=self.num_items).max())
-        # Few places continue a prefix: their longest unbroken series counts, not the many starts.
+        # Few places continue a prefix, so the longest run of these is counted instead of the many starts.
         joined = np.flatnonzero(self.shared[1:] >= depth)
         breaks = np.flatnonzero(np.diff(joined) > 1)
         ends = np.append(breaks, num_joined - 1)
@@ -55,7 +55,7 @@ def sort_ids(tokens: np.ndarray, highs: np.ndarray) -> SortedIds:
     shared = np.zeros(num_items, np.uint8)
 
     def fill(rows: slice) -> None:
-        # One row more, to be compared with; `take` reads whole rows, which lie together in memory.
+        # One more row for the comparison; `take` reads whole rows, which are contiguous in memory.
         first = max(rows.start - 1, 0)
         chunk = np.ascontiguousarray(tokens.take(order[first : rows.stop], axis=0).T)
         for column, values in zip(columns, chunk, strict=True):
@@ -68,7 +68,7 @@ def sort_ids(tokens: np.ndarray, highs: np.ndarray) -> SortedIds:
 
 
 def in_chunks(work: Callable[[slice], None], size: int) -> None:
-    """Calls `work` on consecutive slices of `range(size)`, on all cores; NumPy lets them run side by side."""
+    """Calls `work` on consecutive slices of `range(size)`, on all cores: NumPy releases the GIL."""
     slices = [slice(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
     if len(slices) == 1:
         work(slices[0])
@@ -79,10 +79,10 @@ def in_chunks(work: Callable[[slice], None], size: int) -> None:
 
 
 def _lexicographic_order(tokens: np.ndarray, bits: list[int]) -> np.ndarray:
-    """The row of each place, int32 `[N]`: as many columns at a time as fit a 64-bit key.
+    """The row of each place, int32 `[N]`; sorts by as many columns at a time as fit a 64-bit key.
 
-    The first key also carries the row number, so that an ordinary sort of numbers, which is several times faster
-    than an argsort, yields the order. Rows that a key leaves tied are sorted by the next columns among themselves.
+    The first key includes the row number, so that a plain sort, several times faster than an argsort, yields the order.
+    Rows that are tied under a key are sorted by the next columns.
     """
     num_items, length = tokens.shape
     row_bits = max(int(num_items - 1).bit_length(), 1)
@@ -137,7 +137,7 @@ def _columns_that_fit(bits: list[int], first: int, room: int) -> int:
 
 
 def _key(tokens: np.ndarray, bits: list[int], first: int, last: int) -> np.ndarray:
-    """Columns `first..last` of tokens as one number a row, uint64."""
+    """Columns `first..last` of tokens as one number per row, uint64."""
     key = np.zeros(len(tokens), np.uint64)
     for column in range(first, last):
         key = (key << np.uint64(bits[column])) | tokens[:, column].astype(np.uint64)

@@ -1,4 +1,4 @@
-"""What an index holds and how much space that takes, level by level, beside the least that is possible."""
+"""The contents and size of an index by level, compared with the information-theoretic minimum."""
 
 import dataclasses
 import math
@@ -21,17 +21,17 @@ class LevelStatistics:
     mean_branching: float  # Children of a node of depth t.
     largest_branching: int
     most_items: int  # Below one node of depth t + 1.
-    nbytes: int  # Of a scanned level: its share of the table of semantic IDs.
+    nbytes: int  # For a scanned level: its share of the table of semantic IDs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What an index holds; the layout's spare room counts in bytes only."""
+    """The contents of an index; the layout's spare room counts in bytes only."""
 
     levels: tuple[LevelStatistics, ...]
     items: int  # N.
     distinct_sids: int
-    colliding_items: int  # Those that share their semantic ID.
+    colliding_items: int  # Items that share their semantic ID.
     largest_group: int  # Most items that share one; 1 where all are unique.
     attribute_bytes: int
     nbytes: int  # Everything: levels, attributes, and the numbers of slots and items.
@@ -46,10 +46,10 @@ def statistics(index: TrieIndex, level_sizes: Sequence[int] | None = None) -> St
 
     Args:
         index: the trie.
-        level_sizes: codes that each level could have, for the floor; if not given, what the layout covers.
+        level_sizes: possible codes of each level, for the minimum; None: the codes that the layout covers.
 
     Raises:
-        TrieError: if `level_sizes` are not as many as levels, or too small.
+        TrieError: if `level_sizes` do not match the number of levels, or are too small.
     """
     layout = index.layout
     sizes = [level.span for level in layout.levels] if level_sizes is None else list(level_sizes)
@@ -123,7 +123,7 @@ def _level_bytes(index: TrieIndex, depth: int) -> int:
 
 
 def log2_binomial(n: int, k: int) -> float:
-    """log2 of the number of sets of k out of n semantic IDs: the bits that no index of such a set can do without.
+    """log2 of the number of sets of k out of n semantic IDs: a lower bound on the bits of any index of such a set.
 
     For large n the difference of log-gammas would lose all digits: C(n, k) is taken as n**k / k! times the product of
     (1 - i/n) for i < k, whose logarithm Stirling's formula gives without large numbers. If k > n, items share
@@ -134,9 +134,9 @@ def log2_binomial(n: int, k: int) -> float:
     if n < 1 << 20:
         log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
         return log / math.log(2)
-    share = k / n  # Of Python's integers: n may exceed what a float can hold.
+    share = k / n  # Division of Python integers: n may exceed the range of floats.
     log_product = 0.0
-    if k * share > 1e-9:  # Else it is nothing beside the other terms.
+    if k * share > 1e-9:  # Else it is negligible beside the other terms.
         # Up to terms of 1 / (n - k)**3.
         log_product = -(n - k) * math.log1p(-share) - k - math.log1p(-share) / 2
         log_product += (1 / n - 1 / (n - k)) / 12

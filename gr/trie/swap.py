@@ -12,17 +12,17 @@ from gr.trie.overlay import OverlaidIndex
 class SwappableIndex:
     """Holds the current index; `swap` replaces it at once for every decoding that begins afterwards.
 
-    A decoding takes the index with `get` and keeps it to its end, so that it never sees parts of two. The new index
-    is on the device before it is handed out, and has the layout of the old one, so that no decoding waits for a
-    transfer or a compilation. Safe to use from several threads.
+    A decoding takes the index with `get` and keeps it to its end, so it never sees a mixture of two. The new index is
+    on the device before `get` returns it, and has the layout of the old one, so no decoding waits for a transfer or a
+    compilation. Safe to use from several threads.
 
-    An `ItemMask` belongs to the index that it was made for, and is refused on the next one. So take the index once for
-    a request, and make the mask for what was taken; `ExcludeItems` and `AttributeFilter` go with every index:
+    An `ItemMask` belongs to the index that it was made for, and is refused on the next one. So take the index once per
+    request, and make the mask for that index; `ExcludeItems` and `AttributeFilter` go with every index:
 
         index = server.get()
         beam_search(model, index, history, num_beams=20, constraint=ItemMask.allow(index, items))
 
-    A mask that many requests share is kept beside its index, and made anew when `get` returns another.
+    Keep a mask that many requests share beside its index, and make it anew when `get` returns another index.
     """
 
     def __init__(self, index: TrieIndex | OverlaidIndex):
@@ -73,6 +73,6 @@ def _check(index: TrieIndex | OverlaidIndex) -> None:
 
 
 def _signature(index: TrieIndex | OverlaidIndex) -> tuple:
-    """What `jit` distinguishes programs by."""
+    """Everything by which `jit` distinguishes programs."""
     leaves, structure = jax.tree.flatten(index)
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

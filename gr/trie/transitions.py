@@ -1,7 +1,7 @@
 """Moves on the trie, on the device: the nodes of prefixes, their children, their slots and items.
 
-The depth of nodes is a static number where each kind of level is moved on in its own way. All SCAN levels are moved on
-alike: for nodes of several such depths it may be an array.
+The depth of nodes is a static number, since each kind of level has its own algorithm. All SCAN levels share one
+algorithm: for them the depth may be an array.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ class Nodes:
 
     @property
     def exist(self) -> jax.Array:
-        """Which of them are nodes, bool."""
+        """Which of them exist, bool."""
         return self.end > self.begin
 
     @property
     def names(self) -> jax.Array:
-        """What each is called, unique within its depth: its number, or its first slot; `NO_NODE` if it is none."""
+        """Names, unique within a depth: a node's number, or its first slot; `NO_NODE` where there is none."""
         return jnp.where(self.exist, self.begin, NO_NODE)
 
 
 def root(index: TrieIndex, shape: tuple[int, ...]) -> Nodes:
-    """The root, `shape` times."""
+    """The root, repeated in `shape`."""
     last = index.item_count if index.layout.scan_depth == 0 else 1
     begin = jnp.full(shape, ROOT, jnp.int32)
     return Nodes(begin, jnp.broadcast_to(last, shape).astype(jnp.int32))
@@ -78,7 +78,7 @@ def kind_of(index: TrieIndex, depth: Depth) -> str:
 def scanned_slots(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
     """Slots `[..., W]` of nodes at SCAN levels, W = `max_slots`, and which of them are theirs."""
     layout = index.layout
-    # Of several levels the first one has the nodes with most slots.
+    # Of several levels, the first has the nodes with most slots.
     level = layout.levels[depth if isinstance(depth, int) else layout.scan_depth]
     slots = nodes.begin[..., None] + jnp.arange(level.max_slots, dtype=jnp.int32)
     return jnp.minimum(slots, layout.max_items - 1), slots < nodes.end[..., None]
@@ -109,7 +109,7 @@ def children(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[Nodes, jax.A
 
     Returns:
         The children `[..., K]`, and their tokens `[..., K]` int32. K is the level's span, `max_children` or
-        `max_slots`, as it is stored; there are non-existing ones among them.
+        `max_slots`, by its kind; some of them may not exist.
     """
     tokens, exist = child_tokens(index, depth, nodes)
     if kind_of(index, depth) == SCAN:
@@ -123,7 +123,7 @@ def children(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[Nodes, jax.A
 
 
 def child_tokens(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
-    """Tokens that may follow nodes of one depth, and which of them do; see `children`, which also finds the nodes.
+    """Tokens that may follow nodes of one depth, and which exist; `children` also finds the nodes.
 
     Args:
         index: the trie.
@@ -162,14 +162,14 @@ def _first_child_of(index: TrieIndex, depth: int, nodes: Nodes) -> jax.Array:
 
 
 def child_logits(index: TrieIndex, depth: Depth, nodes: Nodes, logits: jax.Array) -> jax.Array:
-    """Those of logits `[..., V]` whose tokens may follow nodes `[...]` of one depth, `[..., K]`; -inf at no child."""
+    """The logits `[..., K]`, of `[..., V]`, of tokens that may follow nodes `[...]` of one depth; -inf at no child."""
     tokens, exist = child_tokens(index, depth, nodes)
     rivals = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
     return jnp.where(exist, rivals, -jnp.inf)
 
 
 def child_log_sum_exp(index: TrieIndex, depth: Depth, nodes: Nodes, logits: jax.Array) -> jax.Array:
-    """Log-sum-exp of the logits of the tokens that may follow nodes of one depth; some number where there is no node.
+    """Log-sum-exp of the logits of tokens that may follow nodes of one depth; arbitrary where there is no node.
 
     Args:
         index: the trie.
@@ -181,7 +181,7 @@ def child_log_sum_exp(index: TrieIndex, depth: Depth, nodes: Nodes, logits: jax.
         `[...]`.
     """
     rivals = child_logits(index, depth, nodes, logits)
-    # Lest the sum of nothing make gradients NaN.
+    # Prevents NaN gradients from an empty sum.
     return jax.nn.logsumexp(jnp.where(nodes.exist[..., None], rivals, 0.0), axis=-1)
 
 
@@ -219,7 +219,7 @@ def _find_listed(
     for _ in range(level.max_children.bit_length()):
         middle = jnp.minimum(
             low + ((high - low) >> 1), level.max_nodes - 1
-        )  # Their sum may not fit.
+        )  # Their sum may overflow.
         below = (listed_tokens(index, depth, middle) < tokens) & (low < high)
         low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
     found = jnp.minimum(low, level.max_nodes - 1)

@@ -81,7 +81,10 @@ def test_compare_searches_prints_the_table_and_writes_numbers_and_figure(workdir
     rows = result["searches"]
     assert [row["decoder"] for row in rows] == ["beam", "sample", "ved", "best_first"]
     assert all(0 < row["evaluations"] <= row["budget"] for row in rows)
-    assert "NDCG@10" in done.stdout and "seen items removed; tree searches have no value head" in done.stdout
+    assert (
+        "NDCG@10" in done.stdout
+        and "seen items removed; tree searches have no value head" in done.stdout
+    )
     assert (workdir / "searches_validation.png").read_bytes().startswith(b"\x89PNG")
     wrong = run("compare_searches", f"--workdir={workdir}", "--budgets=2", check=False)
     assert wrong.returncode == 1 and "two beams" in wrong.stderr

@@ -61,7 +61,7 @@ def fetch_movielens_100k(folder: str | os.PathLike[str]) -> Path:
     raise DataError(
         f"MovieLens-100K is not in {folder} and could not be fetched. Tried\n  "
         + "\n  ".join(tried)
-        + "\nGo on without a network with --config=configs/synthetic.py, or put ml-100k.inter and "
+        + "\nGo on without a network with the synthetic data (configs/synthetic.py), or put ml-100k.inter and "
         f"ml-100k.item into {folder}."
     )
 

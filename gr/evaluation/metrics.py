@@ -118,8 +118,8 @@ def evaluate_rankings(
         * `item_hit@k`, ...: the same, where a hit is the target itself;
         * `coverage@k`, `gini@k`, `novelty@k`: of the top-k items;
         * `candidates`, `duplicate_share`: valid candidates per user, and the share of duplicates among them;
-        * `head/users`, `head/hit@k`, `head/ndcg@k`: for the targets in this slice of the catalogue, and so for `torso`
-          and `tail`; a slice without users has only `.../users`;
+        * `head/users`, `head/hit@k`, `head/ndcg@k`: for the targets in this slice of the catalogue;
+        * the same for `torso` and `tail`; a slice without users has only `.../users`;
         * `intervals`: maps each of the means over all users to `[low, high]`.
 
     Raises:

@@ -225,7 +225,7 @@ def test_with_neither_source_the_way_on_is_named(tmp_path, sources, monkeypatch)
     message = str(error.value)
     assert "files.grouplens.org" in message and "no route to host" in message
     assert "recbole==1.2.1" in message and "not another; the download was changed" in message
-    assert "--config=configs/synthetic.py" in message
+    assert "(configs/synthetic.py)" in message
     assert not (tmp_path / "data").exists()
 
 

@@ -30,7 +30,7 @@ KS = (1, 5, 10, 20)
 
 def evaluate(
     run: Run,
-    split: str,
+    split: str = "test",
     decoded: Mapping[bool, Decoded] | None = None,
     *,
     baselines: Mapping[bool, Baselines] | None = None,

@@ -28,6 +28,7 @@ from gr.fields import (
     ShareBelowOne,
     check_value,
     did_you_mean,
+    load_own,
 )
 from gr.losses import PolicyConfig
 from gr.rl import ValueConfig
@@ -568,11 +569,14 @@ def check_experiment(experiment: Experiment | Reinforcement, field: str = "") ->
     """Checks that involve several fields.
 
     Raises:
-        ConfigError: if shares leave nothing to train on, or evaluations do not compute the monitored metric.
+        ConfigError: if shares leave nothing to train on, evaluations do not compute the monitored metric, or a baseline
+            of the user cannot be imported.
     """
     _check_monitor(experiment, field)
     if isinstance(experiment, Experiment):
         data = experiment.data
+        for name in experiment.baselines:  # Else they would fail only after training.
+            load_own(name, f"{field}baselines", (), ConfigError)
         _check_known(f"{field}data.format", data.format, DataConfig)
         if data.split == "by_time" and not 0 < data.test_share + data.validation_share < 1:
             raise ConfigError(

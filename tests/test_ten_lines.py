@@ -1,5 +1,7 @@
 """The library alone, as a notebook or another program uses it: no flags, no configs."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +58,34 @@ def test_the_run_can_be_loaded_again_and_goes_on(run):
     assert gr.runs.recommend(again, user="u3") == gr.runs.recommend(run, user="u3")
     resumed = gr.runs.train(run.config, run.workdir, frame=clicks())
     assert resumed.result.best_step == run.result.best_step
+
+
+def test_another_frame_is_refused_and_takes_nothing_from_the_run(run):
+    other = {name: values[:-1] for name, values in clicks().items()}
+    with pytest.raises(gr.GrError, match="these are not the data of .*were"):
+        gr.runs.train(run.config, run.workdir, frame=other)
+    assert gr.runs.load_run(run.workdir).step == run.step
+
+
+def test_the_kept_frame_moves_with_the_workdir(run, tmp_path):
+    shutil.copytree(run.workdir, tmp_path / "moved")
+    moved = gr.runs.load_run(str(tmp_path / "moved"))
+    assert moved.splits.sequences.num_items == run.splits.sequences.num_items
+    (kept,) = (tmp_path / "moved" / "data").glob("*" + run.config.data.path)
+    kept.unlink()
+    with pytest.raises(gr.GrError, match="frame-.* does not exist"):
+        gr.runs.load_run(str(tmp_path / "moved"))
+
+
+def test_what_a_run_is_asked_for_has_to_exist(run):
+    with pytest.raises(gr.GrError, match="split='tset': use one of validation, test"):
+        gr.runs.evaluate(run, "tset")
+    with pytest.raises(gr.GrError, match="decoder='vd': use one of beam, sample, ved, best_first"):
+        gr.runs.evaluate_search(run, "test", "vd", 24)
+    with pytest.raises(gr.GrError, match="a list of item rows .* at least one"):
+        gr.runs.recommend(run, history=[])
+    with pytest.raises(gr.GrError, match="top_k=0: use 1 or more"):
+        gr.runs.recommend(run, user="u3", top_k=0)
 
 
 def test_a_frame_that_is_no_table_is_refused(tmp_path):

@@ -38,7 +38,7 @@ def compare(
         EvaluationError: for a budget too small for two beams.
     """
     sequences = run.splits.sequences
-    targets = build.spread_targets(getattr(run.splits, split), num_users)
+    targets = build.spread_targets(run.targets(split), num_users)
     rows = compare_searches(
         functools.partial(
             build.decode,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import io
 import os
 import re
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 from etils.epath import Path
 
 from gr.data import DataError, Splits, by_time, leave_one_out, load_sequences, time_quantiles
-from gr.data.files import as_path, is_remote, write_atomically
+from gr.data.files import as_path, existing_file, is_remote, write_atomically
 from gr.data.rows import read_header
 from gr.runs.experiment import Experiment
 from gr.semantic_ids import SemanticIds, make_semantic_ids
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
+_FRAME = "frame-"  # Begins the name of a kept frame, in the workdir's folder `data`.
 _LIKE_A_TIME = re.compile(
     r"(?i)(.*[_. ])?(time|timestamp|datetime|date|ts|unix|when|created|created_at|at)([_. ].*)?"
 )
@@ -33,6 +35,8 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
         path = None
     elif data.format == "movielens_100k":
         path = as_path(experiment.data_dir or os.path.join(workdir, "data"))
+    elif data.path.startswith(_FRAME):  # It moves with the workdir.
+        path = existing_file(as_path(workdir) / "data" / data.path)
     else:
         path = data_path(experiment, data.path)
     if data.format not in ("synthetic", "movielens_100k") and not own:
@@ -169,8 +173,10 @@ def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[st
             f"frame={type(frame).__name__} is no table ({error}): give a pandas data frame, an Arrow table or a "
             "mapping of columns"
         ) from error
-    path = as_path(workdir) / "data" / "interactions.parquet"
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
-    return experiment.override({"data.path": str(path.absolute())})
+    content = buffer.getvalue()
+    # Named by its content: another frame never replaces the one that a run in this workdir was trained on.
+    name = f"{_FRAME}{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    write_atomically(as_path(workdir) / "data" / name, content)
+    return experiment.override({"data.path": name})

@@ -11,6 +11,7 @@ from gr.data.files import write_atomically
 from gr.decoding import PRESETS
 from gr.evaluation import (
     Decoded,
+    EvaluationError,
     equal_budget,
     evaluate_with_baselines,
     rankings_of_beams,
@@ -23,7 +24,6 @@ from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
 
-SPLITS = ("validation", "test")
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 
@@ -49,9 +49,10 @@ def evaluate(
         exclude_seen: whether the report's main rule removes seen items; None: as in the run's config.
 
     Raises:
-        EvaluationError: if the other run was not evaluated on this split, or with other users or codes.
+        EvaluationError: for an unknown split; if the other run was not evaluated on this split, or with other users
+            or codes.
     """
-    splits, targets = run.splits, getattr(run.splits, split)
+    splits, targets = run.splits, run.targets(split)
     exclude = _main_rule(run, exclude_seen)
     other_run = None
     if beside is not None:  # Read first, so that an error is raised before decoding.
@@ -101,7 +102,9 @@ def evaluate_search(
     run: Run, split: str, decoder: str, budget: int, *, exclude_seen: bool | None = None
 ) -> dict:
     """As `evaluate`, with the candidates of another decoder; returns the content of the file that it writes."""
-    splits, targets = run.splits, getattr(run.splits, split)
+    splits, targets = run.splits, run.targets(split)
+    if decoder not in PRESETS:
+        raise EvaluationError(f"decoder={decoder!r}: use one of {', '.join(PRESETS)}")
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
     found = {

@@ -256,7 +256,13 @@ class _Config:
         Raises:
             ConfigError: for the first field that is unknown, missing, of a wrong type or out of range.
         """
-        return config if isinstance(config, cls) else _made(cls, config, "", fill=False)
+        if isinstance(config, _Config):
+            if type(config) is not cls:
+                raise ConfigError(
+                    f"this is of the kind {type(config).__name__}, not {cls.__name__}"
+                )
+            return config
+        return _made(cls, config, "", fill=False)
 
     @classmethod
     def from_saved(cls, config: Mapping[str, Any]) -> Self:
@@ -290,6 +296,10 @@ class _Config:
                 if part not in block:
                     raise ConfigError(unknown_field(".".join(blocks[: place + 1]), block))
                 block = block[part]
+                if not isinstance(block, Mapping):
+                    raise ConfigError(
+                        f"{name}: {'.'.join(blocks[: place + 1])} is no block of fields"
+                    )
             block[last] = value
         return type(self).from_config(plain)
 
@@ -353,7 +363,7 @@ def table_experiment(
         data=DataConfig(
             format="table",
             path=path,
-            options={name: value for name, value in options.items() if value},
+            options={name: value for name, value in options.items() if value not in (None, "")},
             max_history=30,
             num_buckets=2,
         ),
@@ -541,8 +551,8 @@ class Study(_Config):
 # Checks.
 
 
-def config_of(config: Any, field: str = "") -> Experiment | Reinforcement | Study:
-    """The typed form of a config of any kind.
+def config_of(config: Any, field: str = "") -> Any:
+    """The typed form of a config of any kind: an `Experiment`, a `Reinforcement` or a `Study`.
 
     Args:
         config: a `ConfigDict` or other nested mapping, or an experiment.
@@ -555,14 +565,16 @@ def config_of(config: Any, field: str = "") -> Experiment | Reinforcement | Stud
         return config
     if not isinstance(_mapping(config), Mapping):
         raise ConfigError(f"{field or 'the config'} is no experiment but {config!r}")
-    if "variants" not in config:
-        return _made(Reinforcement if "init_from" in config else Experiment, config, field, False)
-    study = _made(Study, config, field, fill=False)
-    variants = {
-        name: config_of(variant, f"{field}variants.{name}.")
-        for name, variant in study.variants.items()
-    }
-    return dataclasses.replace(study, variants=variants)
+    return _made(kind_of(config), config, field, fill=False)
+
+
+def kind_of(config: Mapping[str, Any]) -> type[_Config]:
+    """Which of the four kinds of config a mapping is, by the fields that only it has."""
+    if "variants" in config:
+        return Study
+    if "init_from" in config:
+        return ReinforcedExperiment if "data" in config else Reinforcement
+    return Experiment
 
 
 def check_experiment(experiment: Experiment | Reinforcement, field: str = "") -> None:
@@ -659,6 +671,13 @@ def _made(cls: Any, config: Any, prefix: str, fill: bool) -> Any:
         if not (field.endswith("data.format") and value == ""):  # Not said yet.
             check_value(field, value, hint, ConfigError)
         values[name] = tuple(value) if isinstance(value, list) else value
+    if cls is Study:
+        values["variants"] = {
+            name: variant
+            if isinstance(variant, _Config)
+            else _made(kind_of(variant), variant, f"{prefix}variants.{name}.", fill)
+            for name, variant in values.get("variants", {}).items()
+        }
     return cls(**values)
 
 

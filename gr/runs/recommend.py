@@ -73,7 +73,8 @@ def history_rows(
         return user_history(sequences, str(user))
     if isinstance(history, str):
         return np.asarray(find_items(sequences, history))
-    return np.concatenate([find_items(sequences, str(name)) for name in history])
+    rows = [find_items(sequences, str(name)) for name in history]
+    return np.concatenate(rows) if rows else np.zeros(0, np.int32)
 
 
 def user_history(sequences: Sequences, user: str) -> np.ndarray:
@@ -97,6 +98,8 @@ def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray
     Raises:
         DataError: for a history without items, or with an unknown item row.
     """
+    if top_k < 1:
+        raise DataError(f"top_k={top_k}: use 1 or more")
     history, num_items = np.asarray(history), run.splits.sequences.num_items
     known = history.ndim == 1 and history.dtype.kind in "iu" and history.size > 0
     if not known or history.min() < 0 or history.max() >= num_items:

@@ -38,6 +38,7 @@ from gr.trie import Catalogue
 # Fields that may change when a run is resumed, see `gr.runs.train`. Not `rl.eval_users`: those users must not be
 # trained on.
 MAY_DIFFER = (
+    "baselines",  # Of evaluations alone.
     "data_dir",
     "data.path",
     "init_from",  # Needed at the start only: later the model is in this run's checkpoints.

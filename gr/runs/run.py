@@ -4,7 +4,8 @@ import dataclasses
 
 from flax import nnx
 
-from gr.data import Splits
+from gr.data import Splits, Targets
+from gr.evaluation import EvaluationError
 from gr.models import ValueHead
 from gr.runs import build, build_rl, data
 from gr.runs.experiment import Experiment, ReinforcedExperiment
@@ -12,6 +13,8 @@ from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
 from gr.semantic_ids import SemanticIds
 from gr.training import FitResult, TrainingError, checkpoint_step, restore_model
 from gr.trie import Catalogue
+
+SPLITS = ("validation", "test")  # Whose targets are ranked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,16 @@ class Run:
     step: int  # Step of the model's checkpoint.
     value_head: ValueHead | None = None  # Set if the run trained one.
     result: FitResult | None = None  # How training ended, if this process trained it.
+
+    def targets(self, split: str) -> Targets:
+        """The targets of a split.
+
+        Raises:
+            EvaluationError: for a split that is not one of `SPLITS`.
+        """
+        if split not in SPLITS:
+            raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
+        return getattr(self.splits, split)
 
     @property
     def reinforced(self) -> ReinforcedExperiment:

@@ -9,6 +9,7 @@ import numpy as np
 from gr.data import Splits
 from gr.data.files import as_path, read_arrays, write_arrays
 from gr.evaluation import (
+    EvaluationError,
     RunRanks,
     rankings_of_beams,
 )
@@ -25,6 +26,7 @@ from gr.runs.experiment import (
 from gr.runs.reinforce import MAY_DIFFER as MAY_DIFFER_OF_RL
 from gr.runs.reinforce import reinforce, resolved
 from gr.runs.reinforce import report as report_of_rl
+from gr.runs.run import SPLITS
 from gr.runs.train import MAY_DIFFER, train
 from gr.runs.workdir import (
     check_same_experiment,
@@ -87,7 +89,7 @@ class Job:
         of_rl = isinstance(self.config, Reinforcement)
         run = (reinforce if of_rl else train)(self.config, self.workdir)
         print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
-        targets = getattr(run.splits, self.split)
+        targets = run.targets(self.split)
         wanted = run.splits.sequences.items[targets.positions]
         decoded = {
             rule: build.decode(
@@ -141,6 +143,8 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
         raise TrainingError(
             f"reference={config.reference!r} is no variant; use one of {', '.join(config.variants)}"
         )
+    if split not in SPLITS:
+        raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
     if not config.seeds:
         raise TrainingError("seeds is empty: name at least one, such as seeds=(0,)")
     result = []

@@ -29,6 +29,7 @@ from gr.trie import Catalogue
 # Fields that may change when a run is resumed: the data's location (the data are compared), how often the run is
 # evaluated and logged, and settings that help after a loss that was not finite.
 MAY_DIFFER = (
+    "baselines",  # Of evaluations alone.
     "data.path",
     "data_dir",
     "training.checkpoint_every_epochs",

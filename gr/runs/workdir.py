@@ -10,8 +10,9 @@ from typing import Any
 from gr.data import Splits, fingerprint, fingerprint_differences
 from gr.data.files import as_path, is_remote, read_json, write_json
 from gr.runs import data
-from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.experiment import Experiment, kind_of
 from gr.semantic_ids import SemanticIds
+from gr.semantic_ids.build import BOTH, INTERACTIONS, TEXT
 from gr.training import (
     TrainingError,
     check_run_info,
@@ -52,7 +53,7 @@ def saved_experiment(workdir: str) -> Experiment:
         ConfigError: if it has unknown fields.
     """
     saved = load_config(workdir)
-    return (ReinforcedExperiment if "init_from" in saved else Experiment).from_saved(saved)
+    return kind_of(saved).from_saved(saved)
 
 
 # Starting and resuming.
@@ -251,7 +252,8 @@ def make_semantic_ids(
     }
     if as_path(path).exists():
         report = _read_report(report_path)
-        from_file = settings["path"] or settings["vectors"].endswith(".npy")  # May have changed.
+        # A file, or the user's own function, may have changed.
+        from_file = settings["path"] or settings["vectors"] not in (TEXT, INTERACTIONS, BOTH)
         if report["made_from"] == made_from and not from_file:
             print(f"semantic IDs: those of {path}")
             return load_semantic_ids(workdir, splits), report

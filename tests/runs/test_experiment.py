@@ -21,6 +21,7 @@ def test_an_experiment_goes_through_json_and_names_what_is_wrong():
         ({"decoder_only.dropout": 1.0}, "dropout=1.0: use a number at least 0 and below 1"),
         ({"backbone": "decoder_onli"}, "did you mean decoder_only?"),
         ({"seed": "three"}, "seed='three' is of type str; give a whole number"),
+        ({"seed.x": 1}, "seed.x: seed is no block of fields"),
     ):
         with pytest.raises(gr.runs.ConfigError) as caught:
             experiment.override(values)
@@ -72,3 +73,36 @@ def test_sizes_of_backbones_have_the_fields_and_defaults_of_their_configs():
         mine, its = dataclasses.asdict(sizes), dataclasses.asdict(config)
         assert its.keys() - mine.keys() == {"vocab_size", "code_length"}
         assert {name for name in mine if mine[name] != its[name]} == set(given)
+
+
+def test_what_is_false_is_told_to_the_reader_of_a_table():
+    made = gr.runs.table_experiment(user="0", item="1", header=False, min_rating=0.0, k_core=None)
+    wanted = {"user": "0", "item": "1", "header": False, "min_rating": 0.0}
+    assert made.data.options == wanted
+
+
+def test_one_kind_of_experiment_is_not_taken_for_another(tmp_path):
+    supervised, rl = gr.runs.Experiment(), gr.runs.Reinforcement()
+    both = rl.applied_to(supervised)
+    for run, config, told in (
+        (gr.runs.train, both, "this is of the kind ReinforcedExperiment, not Experiment"),
+        (gr.runs.train, rl, "this is of the kind Reinforcement, not Experiment"),
+        (gr.runs.reinforce, supervised, "this is of the kind Experiment, not Reinforcement"),
+    ):
+        with pytest.raises(gr.runs.ConfigError, match=told):
+            run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_goes_through_json_with_its_experiments():
+    study = gr.runs.Study(
+        "two",
+        (0, 1),
+        "a",
+        variants={"a": gr.runs.Experiment(seed=3), "b": gr.runs.Reinforcement(init_from="{study}")},
+    )
+    assert gr.runs.Study.from_json(study.to_json()) == study == gr.runs.config_of(study.to_dict())
+    wrong = study.to_dict()
+    wrong["variants"]["a"]["training"]["num_epochs"] = 0
+    with pytest.raises(gr.runs.ConfigError, match=r"variants\.a\.training\.num_epochs=0"):
+        gr.runs.Study.from_saved(wrong)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from gr.training.own_loss import tracing_own
 from gr.training.state import LARGEST_REWARD, TrainingError
 
 
@@ -166,19 +167,8 @@ _TYPE = "Outcome -> [B, G]"  # Of every reward.
 
 def _scores(reward: Reward, name: str, outcome: Outcome) -> jax.Array:
     """A reward's result as `[B, G]` float32, checked."""
-    try:
+    with tracing_own("reward", name, _TYPE):
         values = reward(outcome)
-    except TrainingError:
-        raise
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise TrainingError(
-            f"reward {name!r} cannot be compiled ({_first_line(error)}): write it with jax.numpy alone, jnp.where in "
-            "place of if, no np.asarray, float() or .item()"
-        ) from error
-    except Exception as error:
-        raise TrainingError(
-            f"reward {name!r} raised {_first_line(error)}; a reward is a function {_TYPE}"
-        ) from error
     wanted = outcome.valid.shape
     try:
         scores = jnp.asarray(values)
@@ -203,10 +193,6 @@ def _kind(value: object) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:200]
 
 
 def _hits(outcome: Outcome) -> jax.Array:

@@ -1,6 +1,7 @@
 """Builds the objects of an experiment: index, model, batches, optimiser and step, searches."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from gr.models import (
     load_backbone,
 )
 from gr.runs import keys
-from gr.runs.experiment import BACKBONES, Experiment
+from gr.runs.experiment import BACKBONES, Experiment, LoopConfig
 from gr.semantic_ids import SemanticIds
 from gr.training import (
     TrainState,
@@ -117,13 +118,8 @@ def make_optimisation(
     updates = max(1, total_steps // training.accumulation_steps)
     optimizer, schedule = make_optimizer(
         learning_rate=training.learning_rate,
-        schedule=training.schedule,
-        total_steps=updates,
-        warmup_steps=round(training.warmup_share * updates),
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
         accumulation_steps=training.accumulation_steps,
-        b2=training.b2,
+        **optimizer_options(training, updates),
     )
     loss = supervised_loss(
         semantic_ids.tokens,
@@ -133,6 +129,18 @@ def make_optimisation(
         index=catalogue.index,
     )
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+
+
+def optimizer_options(loop: LoopConfig, updates: int) -> dict[str, Any]:
+    """Arguments of `make_optimizer` for a loop of so many optimiser updates, but for the learning rate."""
+    return {
+        "schedule": loop.schedule,
+        "total_steps": updates,
+        "warmup_steps": round(loop.warmup_share * updates),
+        "weight_decay": loop.weight_decay,
+        "clip_norm": loop.clip_norm,
+        "b2": loop.b2,
+    }
 
 
 def distribution(experiment: Experiment) -> dict[str, float | str | None]:

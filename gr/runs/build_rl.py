@@ -189,14 +189,7 @@ def make_optimisation(
         learn_value=config.value.learn,
     )
     updates = num_steps * learning.num_epochs * learning.num_minibatches
-    shared = {
-        "total_steps": updates,
-        "warmup_steps": round(rl.warmup_share * updates),
-        "weight_decay": rl.weight_decay,
-        "clip_norm": rl.clip_norm,
-        "b2": rl.b2,
-        "schedule": rl.schedule,
-    }
+    shared = build.optimizer_options(rl, updates)
     policy, schedule = make_optimizer(learning_rate=rl.learning_rate, **shared)
     value, value_schedule = make_optimizer(learning_rate=config.value.learning_rate, **shared)
     optimizer = actor_critic_optimizer(

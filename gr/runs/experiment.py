@@ -166,8 +166,38 @@ class DecoderOnlySizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """The supervised loop.
+class LoopConfig:
+    """What the supervised loop and that of reinforcement learning have in common: optimiser and evaluations.
+
+    Attributes:
+        learning_rate: peak learning rate, above 0.
+        schedule: decay of the learning rate after the warm-up: a key of `gr.training.optimizers.DECAYS`.
+        warmup_share: share of all optimiser updates spent on the warm-up, in [0, 1].
+        weight_decay: AdamW's, 0 or more.
+        clip_norm: global norm at which gradients are clipped, above 0.
+        b2: AdamW's, in [0, 1).
+        log_every: steps between lines of metrics; 1 or more.
+        eval_users: validation users decoded at each evaluation; 0: all.
+        monitor: validation metric that decides the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
+            "prefix_recall/1", "/2", ...
+        patience: evaluations without improvement after which training ends; 0: never.
+    """
+
+    learning_rate: Positive = 1e-3
+    schedule: Schedule = "cosine"
+    warmup_share: Share = 0.02
+    weight_decay: NotNegative = 0.01
+    clip_norm: Positive = 1.0
+    b2: ShareBelowOne = 0.999
+    log_every: Count = 20
+    eval_users: Natural = 2048
+    monitor: str = "ndcg@10"
+    patience: Natural = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """The supervised loop: the fields of `LoopConfig`, and these.
 
     Attributes:
         level: "user" (all positions of a sequence in one pass) or "target" (one target per example).
@@ -176,20 +206,9 @@ class TrainingConfig:
         batch_size: examples of a batch, for level "target"; 1 or more.
         items_per_batch: item positions of a batch, for level "user"; 1 or more.
         num_epochs: passes over the training targets; 1 or more.
-        learning_rate: peak learning rate, above 0.
-        schedule: decay of the learning rate after the warm-up: a key of `gr.training.optimizers.DECAYS`.
-        warmup_share: share of all optimiser updates spent on the warm-up, in [0, 1].
-        weight_decay: AdamW's, 0 or more.
-        clip_norm: global norm at which gradients are clipped, above 0.
         accumulation_steps: batches of one optimiser update; 1 or more.
-        b2: AdamW's, in [0, 1).
-        log_every: steps between lines of metrics; 1 or more.
         eval_every_epochs: epochs between evaluations on validation, above 0.
-        eval_users: validation users decoded at each evaluation; 0: all.
         checkpoint_every_epochs: epochs between checkpoints, above 0.
-        monitor: validation metric that decides the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
-            "prefix_recall/1", "/2", ...
-        patience: evaluations without improvement after which training ends; 0: never.
     """
 
     level: Annotated[str, OneOf(tuple(LEVELS))] = "user"
@@ -198,19 +217,9 @@ class TrainingConfig:
     batch_size: Count = 128
     items_per_batch: Count = 512
     num_epochs: Count = 30
-    learning_rate: Positive = 1e-3
-    schedule: Schedule = "cosine"
-    warmup_share: Share = 0.02
-    weight_decay: NotNegative = 0.01
-    clip_norm: Positive = 1.0
     accumulation_steps: Count = 1
-    b2: ShareBelowOne = 0.999
-    log_every: Count = 20
     eval_every_epochs: Positive = 1.0
-    eval_users: Natural = 2048
     checkpoint_every_epochs: Positive = 1.0
-    monitor: str = "ndcg@10"
-    patience: Natural = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -429,8 +438,10 @@ class ValueFields(ValueConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class RlConfig:
+class RlConfig(LoopConfig):
     """The loop of reinforcement learning: each step searches, rewards and learns from a batch of users.
+
+    It has the fields of `LoopConfig`, with defaults of its own, and these.
 
     Attributes:
         batch_size: users of a step; 1 or more.
@@ -443,18 +454,8 @@ class RlConfig:
         num_minibatches: mini-batches of users in each pass; 1 or more.
         supervised_weight: weight of the targets' cross-entropy beside the policy's loss; 0 or more.
         sync_every: steps after which the policy becomes the KL reference; 0: never.
-        learning_rate: above 0.
-        schedule: see `TrainingConfig`.
-        warmup_share: see `TrainingConfig`.
-        weight_decay: see `TrainingConfig`.
-        clip_norm: see `TrainingConfig`.
-        b2: see `TrainingConfig`.
-        log_every: steps; 1 or more.
         eval_every: steps; 1 or more.
-        eval_users: validation users decoded at each evaluation; 0: all.
         checkpoint_every: steps; 1 or more.
-        monitor: see `TrainingConfig`.
-        patience: see `TrainingConfig`.
     """
 
     batch_size: Count = 64
@@ -470,13 +471,10 @@ class RlConfig:
     schedule: Schedule = "constant"
     warmup_share: Share = 0.05
     weight_decay: NotNegative = 0.0
-    clip_norm: Positive = 1.0
-    b2: ShareBelowOne = 0.999
     log_every: Count = 5
     eval_every: Count = 25
     eval_users: Natural = 1024
     checkpoint_every: Count = 25
-    monitor: str = "ndcg@10"
     patience: Natural = 8
 
 

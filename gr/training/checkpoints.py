@@ -232,7 +232,7 @@ def checkpoint_step(workdir: str | os.PathLike, which: str = "best") -> int:
     steps = _list_steps(directory)
     if not steps:
         raise TrainingError(
-            f"{directory} holds no checkpoint; train first, or name another --workdir"
+            f"{directory} holds no checkpoint; train first, or name another workdir"
         )
     if which == "last":
         return steps[-1]

@@ -44,7 +44,7 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise TrainingError(
                     f"{workdir} is in use by {_holder(file) or 'another process'}; wait for it or stop it, or use "
-                    "another --workdir"
+                    "another workdir"
                 ) from None
             print(
                 f"note: {path} cannot be locked ({error.strerror}), which keeps a second process out; see to it that "

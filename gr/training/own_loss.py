@@ -1,6 +1,7 @@
 """The user's own supervised loss, given as `module:name`."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,22 +41,35 @@ def load_loss(name: str, known: tuple[str, ...], index: TrieIndex, leading: int)
     logits = jax.ShapeDtypeStruct((*targets, length, index.vocab_size), jnp.float32)
     tokens = jax.ShapeDtypeStruct((*targets, length), jnp.int32)
     weight = jax.ShapeDtypeStruct(targets, jnp.float32)
-    try:
+    with tracing_own("loss", name, _TYPE):
         found = jax.eval_shape(lambda *args: own(*args, 4.0, index), logits, tokens, weight)
         _check(name, found)
         jax.eval_shape(jax.grad(lambda *args: own(*args, 4.0, index)[0]), logits, tokens, weight)
+    return own
+
+
+@contextlib.contextmanager
+def tracing_own(what: str, name: str, kind: str) -> Iterator[None]:
+    """Whatever the user's function raises while it is traced in the block becomes one `TrainingError`.
+
+    Args:
+        what: what kind of function it is, such as "loss".
+        name: its name.
+        kind: its type, as text.
+    """
+    try:
+        yield
     except TrainingError:
         raise
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise TrainingError(
-            f"loss {name!r} cannot be compiled ({_first_line(error)}): write it with jax.numpy alone, jnp.where in "
+            f"{what} {name!r} cannot be compiled ({_first_line(error)}): write it with jax.numpy alone, jnp.where in "
             "place of if, no np.asarray, float() or .item()"
         ) from error
     except Exception as error:
         raise TrainingError(
-            f"loss {name!r} raised {_first_line(error)}; a loss is a function {_TYPE}"
+            f"{what} {name!r} raised {_first_line(error)}; a {what} is a function {kind}"
         ) from error
-    return own
 
 
 def _check(name: str, found: Any) -> None:

@@ -76,6 +76,7 @@ class Listing(Source, Protocol):
     """
 
     scan_depth: int  # First level kept as a sorted table; L if there is none.
+    scanned_fan_out: int  # K of `continuations` where the depths are an array.
 
     def fan_out(self, depth: int) -> int:
         """K, the number of places that `continuations` returns."""
@@ -135,6 +136,12 @@ class OneTrie:
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
         return self.index.layout.levels[depth].fan_out
+
+    @property
+    def scanned_fan_out(self) -> int:
+        """See `Listing`."""
+        levels = self.index.layout.levels[self.scan_depth :]
+        return levels[0].fan_out if levels else 0
 
     def continuations(self, depth: Depth, states: Nodes) -> tuple[jax.Array, jax.Array]:
         """See `Listing.continuations`."""
@@ -273,6 +280,11 @@ class TwoTries:
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
         return self.base.fan_out(depth) + self.added.fan_out(depth)
+
+    @property
+    def scanned_fan_out(self) -> int:
+        """See `Listing`."""
+        return self.base.scanned_fan_out + self.added.scanned_fan_out
 
     def continuations(
         self, depth: Depth, states: tuple[Nodes, Nodes]

@@ -45,7 +45,14 @@ from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
 from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
 from gr.decoding.ved_selection import MANY, Choice, beam, best_first, descent
-from gr.decoding.ved_step import Search, ValueHead, each_level, expanded, fitted
+from gr.decoding.ved_step import (
+    Search,
+    ValueHead,
+    each_level,
+    expanded,
+    first_at_once,
+    fitted,
+)
 from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
@@ -271,9 +278,7 @@ def _followed(
         states = jax.tree.map(lambda new, old: jnp.where(on, new, old), below, states)
         return states, jnp.where(on, token, known)
 
-    steps, first = list(steps), max(1, source.scan_depth)
-    if source.length - first <= MANY:
-        first = source.length
+    steps, first = list(steps), first_at_once(source, range(1, source.length))
     for level in range(1, first):
         states, steps[level] = follow(level, states, steps[level])
     if first < source.length:

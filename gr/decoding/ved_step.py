@@ -52,8 +52,11 @@ class Search:
         return self.config.normalise_over == CHILDREN
 
     def fan_out(self, levels: range) -> int:
-        """The most children of a prefix of these depths."""
-        return max(self.source.fan_out(depth) for depth in levels)
+        """K, places for the children of a prefix of these depths, as `each_level` handles them."""
+        most = max(self.source.fan_out(depth) for depth in levels)
+        if first_at_once(self.source, levels) < levels.stop:
+            most = max(most, self.source.scanned_fan_out)
+        return most
 
     @property
     def root_terminals(self) -> int:
@@ -178,11 +181,8 @@ def _continuations(
     exist = jnp.zeros(shape, bool)
 
     def fit(listed: jax.Array) -> jax.Array:
-        """Cuts or pads to K places; the places left out are empty."""
-        missing = shape[-1] - listed.shape[-1]
-        if missing < 0:
-            return listed[..., : shape[-1]]
-        return jnp.pad(listed, ((0, 0), (0, 0), (0, missing)))
+        """Pads to K places."""
+        return jnp.pad(listed, ((0, 0), (0, 0), (0, shape[-1] - listed.shape[-1])))
 
     for depth, here in each_level(search.source, levels, depths):
         of_depth = emptied(states, here)
@@ -194,6 +194,12 @@ def _continuations(
     return child_tokens, exist, sizes
 
 
+def first_at_once(source: Listing, levels: range) -> int:
+    """The first of the scanned levels that are handled all at once; `levels.stop` if there are not many."""
+    first = max(levels.start, source.scan_depth)
+    return first if levels.stop - first > MANY else levels.stop
+
+
 def each_level(
     source: Listing, levels: range, depths: jax.Array
 ) -> Iterator[tuple[Depth, jax.Array]]:
@@ -201,9 +207,7 @@ def each_level(
 
     One by one, no prefix scans more slots than its level has, but every level makes the program longer.
     """
-    first = max(levels.start, source.scan_depth)
-    if levels.stop - first <= MANY:
-        first = levels.stop
+    first = first_at_once(source, levels)
     for depth in range(levels.start, first):
         yield depth, depths == depth
     if first < levels.stop:

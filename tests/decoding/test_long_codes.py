@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr.decoding import beam, beam_search, sample_without_replacement, sources
+from gr.decoding import (
+    VedConfig,
+    beam,
+    beam_search,
+    sample_without_replacement,
+    sources,
+    ved_search,
+)
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
 from gr.testing import TableModel
-from gr.trie import ExcludeItems, ItemMask, TrieIndex
+from gr.trie import EditableIndex, ExcludeItems, ItemMask, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -101,3 +108,22 @@ def test_drawn_codes_are_whole():
         make_model("table"), index, HISTORY, 40, key=jax.random.key(0)
     )
     np.testing.assert_array_equal(found.tokens, TOKENS[found.items[..., 0]])
+
+
+def test_added_items_are_found_where_all_levels_are_scanned_at_once():
+    """The root of the base trie has many more slots than any prefix behind it."""
+    rng = np.random.default_rng(3)
+    length, vocab = 12, 50
+    base, added = rng.integers(0, vocab, (30, length)), rng.integers(0, vocab, (8, length))
+    base[:, 0], added[:, 0] = np.arange(30), np.arange(42, 50)
+    editable, numbers = EditableIndex.build(base, vocab).add(added)
+    index = editable.index
+    assert (index.base.layout.scan_depth, index.added.layout.scan_depth) == (0, 0)
+    table = np.zeros((USERS, length, vocab, vocab), np.float32)
+    for depth, token in enumerate(added[3]):
+        table[:, depth, :, token] = 9.0
+    config = VedConfig(budget=60, num_candidates=4, initial_beams=2, sampling_temperature=0.0)
+    found = ved_search(
+        TableModel(jnp.asarray(table)), None, index, HISTORY, config, key=jax.random.key(0)
+    )
+    assert found.items[:, 0, 0].tolist() == [int(numbers[3])] * USERS

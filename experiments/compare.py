@@ -21,6 +21,7 @@ from ml_collections import config_flags
 from experiments.config_files import load_config_file, study_of
 from experiments.errors import one_line_errors, run_main
 from gr.runs import Study, compare, config_of
+from gr.runs.run import SPLITS
 from gr.training import TrainingError
 
 
@@ -71,7 +72,7 @@ if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The study's configuration.")
     _CONFIGS = flags.DEFINE_list("configs", [], "Or experiments to compare: NAME=FILE,...")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs; resumes what it holds.")
-    _SPLIT = flags.DEFINE_enum("split", "test", ("validation", "test"), "Which targets to rank.")
+    _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
     _SEEDS = flags.DEFINE_list("seeds", [], "Seeds, instead of the study's.")
     _REFERENCE = flags.DEFINE_string("reference", "", "The variant to compare the others with.")
     _ONLY = flags.DEFINE_list("only", [], "Variants to run; what is there is compared.")

@@ -18,7 +18,7 @@ from gr.decoding import PRESETS, VedConfig
 from gr.evaluation import EvaluationError
 from gr.fields import NotNegative
 from gr.runs.compare_searches import compare
-from gr.runs.run import load_run
+from gr.runs.run import SPLITS, load_run
 
 
 @one_line_errors
@@ -55,9 +55,7 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string(
         "workdir", None, "Folder of the trained run; the results go there."
     )
-    _SPLIT = flags.DEFINE_enum(
-        "split", "validation", ("validation", "test"), "Which targets to search for."
-    )
+    _SPLIT = flags.DEFINE_enum("split", "validation", SPLITS, "Which targets to search for.")
     _BUDGETS = flags.DEFINE_list("budgets", "24,36,60,96", "Token evaluations a user.")
     _USERS = flags.DEFINE_integer("users", 1024, "How many users at most; 0: all.", lower_bound=0)
     _SEARCHES = flags.DEFINE_multi_enum(

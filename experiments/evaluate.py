@@ -26,8 +26,8 @@ from absl import flags
 from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
-from gr.runs.evaluate import SPLITS, evaluate, evaluate_search
-from gr.runs.run import load_run
+from gr.runs.evaluate import evaluate, evaluate_search
+from gr.runs.run import SPLITS, load_run
 
 
 @one_line_errors

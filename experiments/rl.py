@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir = _WORKDIR.value
     run = reinforce(of_reinforcement(_CONFIG.value), workdir)
-    result, monitor = run.result, run.config.rl.monitor
+    result, monitor = run.result, run.reinforced.rl.monitor
     print(f"report: {report(run)}")
     print(
         f"{result.reason}; best {monitor} {result.best_value:.4f} on validation at step {result.best_step:,}\n"

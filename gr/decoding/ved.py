@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
-from gr.decoding.candidates import Candidates
+from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import TREE_METHODS, Checked, check_methods
 from gr.decoding.flaws import Flaws
 from gr.decoding.softmax import as_temperature, inverse_of
@@ -57,6 +57,8 @@ from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 from gr.trie.transitions import Depth
+
+_SELECTIONS = {VED: descent, BEST_FIRST: best_first}
 
 
 def ved_search(
@@ -93,8 +95,14 @@ def ved_search(
         `beam_search`. `evaluations` is at most the budget; `tree` is set if asked for.
 
     Raises:
-        DecodingError: see `beam_search`; also if the budget is too small for the initial beams.
+        DecodingError: see `beam_search`; also for a config of another search, or a budget too small for the initial
+            beams.
     """
+    if config.name not in _SELECTIONS:
+        raise DecodingError(
+            f"search.name={config.name!r} is no tree search: use one of {', '.join(_SELECTIONS)}, or "
+            "`gr.decoding.search`"
+        )
     check_methods(backbone, TREE_METHODS)
     check_search(index, constraint)
     temperature = as_temperature(temperature)
@@ -133,7 +141,7 @@ def _ved_search(
     if config.initial_beams:
         tree = _begun(search, tree)
     if search.longest:
-        rule = {VED: descent, BEST_FIRST: best_first}[config.name]
+        rule = _SELECTIONS[config.name]
 
         def grow(tree: Tree) -> Tree:
             tree, choice = rule(tree, config)

@@ -141,3 +141,10 @@ def test_saved_configs_are_read_by_their_old_names_too():
         assert SearchConfig.from_saved(saved | old) == expected
     for config in (descents, best_first, beams):
         assert SearchConfig.from_saved(dataclasses.asdict(config)) == config
+
+
+def test_a_tree_search_takes_no_config_of_another_search():
+    index = TrieIndex.build(np.arange(6).reshape(3, 2), 7)
+    model = random_table_model(np.random.default_rng(0), 2, 7, USERS)
+    with pytest.raises(DecodingError, match="search.name='beam' is no tree search: use one of ved"):
+        ved_search(model, None, index, HISTORY, SearchConfig("beam"), key=KEY)

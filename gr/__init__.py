@@ -1,8 +1,8 @@
 """Constrained generative retrieval and recommendation in JAX and Flax NNX.
 
 The rooms, in the order in which data moves through them (a module imports only from rooms above its own):
-`data`, `semantic_ids`, `trie`, `models`, `decoding`, `losses`, `training`, `rl`, `evaluation`, `reports`, `runs`,
-`testing`. Each is imported when it is first used: `import gr` alone takes no time.
+`data`, `semantic_ids`, `trie`, `memory`, `models`, `decoding`, `losses`, `training`, `rl`, `evaluation`, `reports`,
+`runs`, `testing`. Each is imported when it is first used: `import gr` alone takes no time.
 """
 
 import importlib
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # What `__getattr__` gives, with its types.
         decoding,
         evaluation,
         losses,
+        memory,
         models,
         reports,
         rl,
@@ -31,6 +32,7 @@ ROOMS = (
     "data",
     "semantic_ids",
     "trie",
+    "memory",
     "models",
     "decoding",
     "losses",

@@ -70,7 +70,7 @@ def run(tmp_path, semantic_ids):
         config=config,
         splits=splits,
         semantic_ids=semantic_ids,
-        catalogue=build.make_catalogue(semantic_ids),
+        catalogue=build.make_catalogue(config, semantic_ids),
         model=build.make_model(config, semantic_ids),
         step=1,
     )

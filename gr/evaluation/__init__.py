@@ -10,12 +10,10 @@
 """
 
 from gr.evaluation.baselines import (
-    Ranker,
     fit_item_knn,
     fit_markov_chain,
-    fit_own_baseline,
     fit_popularity,
-    rankings_of_baseline,
+    memory_ranker,
     tune_item_knn,
 )
 from gr.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, paired_bootstrap
@@ -34,6 +32,7 @@ from gr.evaluation.metrics import (
     user_metrics,
 )
 from gr.evaluation.popularity import popularity_slices, training_counts
+from gr.evaluation.ranker import Ranker, fit_own_baseline, rankings_of_baseline
 from gr.evaluation.rankings import (
     NOT_FOUND,
     EvaluationError,
@@ -71,6 +70,7 @@ __all__ = [
     "fit_popularity",
     "gini",
     "hit",
+    "memory_ranker",
     "mrr",
     "ndcg",
     "novelty",

@@ -39,7 +39,7 @@ def tune_memory(
     exclude: bool = False,
     starts: Sequence[MemorySettings] = STARTS,
     grid: Mapping[str, Sequence[float]] = GRID,
-    max_users: int = 10_000,
+    max_users: int = 5000,
 ) -> tuple[Memory, float]:
     """The memory with the best item-level NDCG@10 on validation data, found one setting at a time.
 

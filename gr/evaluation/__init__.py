@@ -20,6 +20,7 @@ from gr.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, pai
 from gr.evaluation.calibration import ValueCalibration, value_calibration
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
+from gr.evaluation.linear import fit_ease, fit_slist, tune_linear
 from gr.evaluation.metrics import (
     coverage,
     evaluate_rankings,
@@ -64,10 +65,12 @@ __all__ = [
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fetched",
+    "fit_ease",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_own_baseline",
     "fit_popularity",
+    "fit_slist",
     "gini",
     "hit",
     "memory_ranker",
@@ -84,6 +87,7 @@ __all__ = [
     "training_counts",
     "training_seconds",
     "tune_item_knn",
+    "tune_linear",
     "user_metrics",
     "value_calibration",
 ]

@@ -85,7 +85,7 @@ def fit_item_knn(
         )
     popular = popularity_order(training_counts(splits))
     (similarities,) = _pruned_cosines(
-        _item_users(splits), [neighbours], shrinkage, popularity_places(popular)
+        item_users(splits), [neighbours], shrinkage, popularity_places(popular)
     )
     return _knn_ranker(similarities, popular, recent)
 
@@ -112,10 +112,10 @@ def tune_item_knn(
         )
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(max_users, len(targets))).astype(int))
     histories, targets = as_histories(histories)[chosen], targets[chosen]
-    popular, item_users = popularity_order(training_counts(splits)), _item_users(splits)
+    popular, of_items = popularity_order(training_counts(splits)), item_users(splits)
     best_order, best = None, None
     for place, shrinkage in enumerate(shrinkages):
-        pruned = _pruned_cosines(item_users, neighbours, shrinkage, popularity_places(popular))
+        pruned = _pruned_cosines(of_items, neighbours, shrinkage, popularity_places(popular))
         for count, similarities in zip(neighbours, pruned, strict=True):
             for recent in recents:
                 ranker = _knn_ranker(similarities, popular, recent)
@@ -166,7 +166,7 @@ def _knn_ranker(similarities: sparse.csr_array, popular: np.ndarray, recent: int
     return Ranker(popular=popular, scored=scored)
 
 
-def _item_users(splits: Splits) -> sparse.csr_array:
+def item_users(splits: Splits) -> sparse.csr_array:
     """Which users interacted with which items in training, binary `[N, U]`."""
     sequences = splits.sequences
     train = training_interactions(splits)

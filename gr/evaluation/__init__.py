@@ -16,7 +16,19 @@ from gr.evaluation.baselines import (
     memory_ranker,
     tune_item_knn,
 )
-from gr.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, paired_bootstrap
+from gr.evaluation.bootstrap import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    bootstrap_tests,
+    holm,
+    paired_bootstrap,
+)
+from gr.evaluation.breakdown import (
+    TARGET_CLASSES,
+    TargetClasses,
+    breakdown_by_class,
+    target_classes,
+)
 from gr.evaluation.calibration import ValueCalibration, value_calibration
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
@@ -46,15 +58,19 @@ from gr.evaluation.searches import compare_searches, equal_budget, search_metric
 
 __all__ = [
     "NOT_FOUND",
+    "TARGET_CLASSES",
     "Compared",
     "Decoded",
     "EvaluationError",
     "Ranker",
     "Rankings",
     "RunRanks",
+    "TargetClasses",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "bootstrap_tests",
+    "breakdown_by_class",
     "check_finite",
     "compare_runs",
     "compare_searches",
@@ -73,6 +89,7 @@ __all__ = [
     "fit_slist",
     "gini",
     "hit",
+    "holm",
     "memory_ranker",
     "mrr",
     "ndcg",
@@ -88,6 +105,7 @@ __all__ = [
     "training_seconds",
     "tune_item_knn",
     "tune_linear",
+    "target_classes",
     "user_metrics",
     "value_calibration",
 ]

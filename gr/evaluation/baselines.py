@@ -25,6 +25,12 @@ from gr.evaluation.ranker import (
 from gr.evaluation.rankings import EvaluationError, first_occurrences, item_ranks_of_lists
 from gr.memory import Memory
 
+KNN_GRID = {
+    "neighbours": (20, 100, 500),
+    "shrinkages": (0.0, 10.0),
+    "recents": (1, 2, 3, 5, 10, None),
+}
+
 
 def fit_popularity(splits: Splits) -> Ranker:
     """Ranks items by their number of training interactions, ties by item row."""
@@ -95,9 +101,9 @@ def tune_item_knn(
     histories: Histories | np.ndarray,
     targets: np.ndarray,
     *,
-    neighbours: Sequence[int] = (20, 100, 500),
-    shrinkages: Sequence[float] = (0.0, 10.0),
-    recents: Sequence[int | None] = (1, 2, 3, 5, 10, None),
+    neighbours: Sequence[int] = KNN_GRID["neighbours"],
+    shrinkages: Sequence[float] = KNN_GRID["shrinkages"],
+    recents: Sequence[int | None] = KNN_GRID["recents"],
     exclude: bool = False,
     max_users: int = 2000,
 ) -> tuple[Ranker, dict[str, float | int | None]]:

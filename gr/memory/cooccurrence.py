@@ -12,7 +12,7 @@ sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recomme
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from scipy import sparse
@@ -294,22 +294,44 @@ def interaction_counts(data: Splits | Sequences) -> np.ndarray:
 
 def windowed_counts(data: Splits | Sequences, window: int, decay: float) -> sparse.csr_array:
     """`sum over k of decay^(k-1) C_k`, `[N, N]` float64."""
+    return weighted_pairs(
+        data, range(1, window + 1), lambda distance, after: decay ** (distance - 1)
+    )
+
+
+def weighted_pairs(
+    data: Splits | Sequences,
+    distances: Iterable[int],
+    weight: Callable[[int, np.ndarray], float | np.ndarray],
+) -> sparse.csr_array:
+    """Weights of all pairs of a user's interactions, added up for each first and second item, `[N, N]` float64.
+
+    Args:
+        data: splits, of which only training interactions are read; or sequences, of which all are.
+        distances: of the pairs; at 0 an interaction is paired with itself.
+        weight: of pairs of one distance, given for each how many of the user's interactions come after the second.
+    """
     sequences, learnt = _learnt(data)
     num_items, items = sequences.num_items, sequences.items
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
+    before = np.concatenate([[0], np.cumsum(learnt)])
+    after = before[np.repeat(sequences.offsets[1:], sequences.lengths)] - before[1:]
     total = sparse.csr_array((num_items, num_items))
     # Pairs of several distances are added at once, so that they are sorted once.
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    window = min(window, int(sequences.lengths.max(initial=0)))
-    for distance in range(1, window + 1):
-        together = learnt[:-distance] & learnt[distance:] & (users[:-distance] == users[distance:])
-        first = np.flatnonzero(together)
-        pairs.append(
-            (items[first], items[first + distance], np.full(len(first), decay ** (distance - 1)))
+    last = int(sequences.lengths.max(initial=0)) - 1
+    distances = [distance for distance in distances if distance <= last]
+    for distance in distances:
+        ends = len(items) - distance
+        first = np.flatnonzero(
+            learnt[:ends] & learnt[distance:] & (users[:ends] == users[distance:])
         )
-        if distance == window or sum(len(one) for one, _, _ in pairs) >= _CHUNK:
-            row, column, weight = map(np.concatenate, zip(*pairs, strict=True))
-            total = total + sparse.csr_array((weight, (row, column)), shape=total.shape)
+        second = first + distance
+        weights = np.broadcast_to(weight(distance, after[second]), len(first))
+        pairs.append((items[first], items[second], weights))
+        if distance == distances[-1] or sum(len(one) for one, _, _ in pairs) >= _CHUNK:
+            row, column, added = map(np.concatenate, zip(*pairs, strict=True))
+            total = total + sparse.csr_array((added, (row, column)), shape=total.shape)
             pairs = []
     return total
 

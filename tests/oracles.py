@@ -1,5 +1,7 @@
 """Slow, obviously right versions of the fast paths: dictionaries and loops, nothing else."""
 
+import functools
+
 import numpy as np
 
 
@@ -188,3 +190,27 @@ def mixed_beam_search(tokens, log_prob, num_beams, masses, share, demands=(), sc
     by_sid = items_by_sid(tokens)
     found = [(rank, sid) for rank, _, sid in beams if allowed_items(by_sid[sid], demands)]
     return sorted(found, key=lambda beam: -beam[0])
+
+
+def mixed_log_prob(log_prob, masses, share, children=None):
+    """Prefix -> log-probabilities `[V]` of the next code in the mixture: `log P(sc) / P(s)`.
+
+    `children`: where the model's are among these children of a prefix, rather than among all tokens.
+    """
+    share = share if masses else 0.0
+
+    def of_model(prefix):
+        among = None if children is None else children.get(prefix)
+        return log_prob(prefix) if not among else log_chances(log_prob(prefix), among=among)
+
+    def mixed(prefix):
+        score = sum(of_model(prefix[:depth])[token] for depth, token in enumerate(prefix))
+        before = log_mixture(score, share, masses.get(prefix, 0.0))
+        return np.array(
+            [
+                log_mixture(score + gain, share, masses.get((*prefix, token), 0.0)) - before
+                for token, gain in enumerate(of_model(prefix))
+            ]
+        )
+
+    return functools.lru_cache(maxsize=None)(mixed)

@@ -86,8 +86,9 @@ def beam_search(
         Candidates with M beams.
 
     Raises:
-        DecodingError: if an option or the prior is out of range or of a wrong shape, the backbone lacks a method or violates the protocol, for example
-            with logits narrower than the index's vocabulary, or the constraint is for another number of users.
+        DecodingError: if an option or the prior is out of range or of a wrong shape; the backbone lacks a method or
+            violates the protocol, for example with logits narrower than the index's vocabulary; or the constraint or
+            the prior is for another number of users.
         TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
     options = BeamOptions(

@@ -21,7 +21,7 @@ import numpy as np
 
 from gr.decoding.candidates import DecodingError
 from gr.decoding.softmax import LOWEST, Softmax, centred
-from gr.decoding.sources import Listing, Source, emptied
+from gr.decoding.sources import Source, emptied
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
 from gr.memory import ItemPrior
@@ -130,10 +130,10 @@ class SortedPrior:
         weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
         found = source.locate(items)
         weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
-        # No sum overflows, and none is too small.
-        weights = weights / jnp.maximum(
-            weights.max(axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny
-        )
+        # So that no sum overflows, and no reciprocal of one is too small for a float32.
+        largest = weights.max(axis=1, keepdims=True)
+        small = jnp.where(largest < 2.0**-32, 2.0**64, 1.0)
+        weights = weights * jnp.where(largest > 2.0**32, 2.0**-64, small)
         mine = jnp.where(found.allowed, weights, 0.0)
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
@@ -161,6 +161,13 @@ class SortedPrior:
         return SortedPrior(
             tokens, first, ends, sums, rests, jnp.where(count > 0, total, 1.0), share, count
         )
+
+    def normalised(self) -> "SortedPrior":
+        """The prior with masses that add up to 1, and with the weight that leaves P the same but for a factor."""
+        mass = self.mass(jnp.zeros_like(self.count)[:, None], self.count[:, None])[:, 0]
+        share = self.share * mass / (1.0 - self.share + self.share * mass)
+        total = jnp.where(self.count > 0, self.sums[:, -1], 1.0)
+        return dataclasses.replace(self, share=jnp.where(self.share > 0, share, 0.0), total=total)
 
     def mass(self, begin: jax.Array, end: jax.Array) -> jax.Array:
         """The masses `[B, ...]` of intervals of places; exactly 0 for an empty one."""
@@ -374,8 +381,16 @@ class WithPrior:
         return self.source.names(states.states)
 
 
-def with_prior(source: Any, request: PriorRequest | None, users: int) -> Any:
+def with_prior(
+    source: Any, request: PriorRequest | None, users: int, sums_to_one: bool = False
+) -> Any:
     """The source with a request's prior, if there is one.
+
+    Args:
+        source: what is searched.
+        request: made by `as_request`.
+        users: B, of the history.
+        sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
 
     Raises:
         DecodingError: if the prior is for another number of users.
@@ -386,11 +401,57 @@ def with_prior(source: Any, request: PriorRequest | None, users: int) -> Any:
         raise DecodingError(
             f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"
         )
-    return WithPrior(source, SortedPrior.of(source, request))
+    prior = SortedPrior.of(source, request)
+    return WithPrior(source, prior.normalised() if sums_to_one else prior)
 
 
-def log_scores(source: Source | Listing, states: Any, log_probs: jax.Array) -> jax.Array:
-    """By what states `[B, M]` are ranked: their `log P_model`, or the mixture's where the source has a prior."""
+def log_scores(source: Source, states: Any, log_probs: jax.Array) -> jax.Array:
+    """`log P [B, M]` of states by their `log P_model`; the same where the source has no prior."""
     if not isinstance(source, WithPrior):
         return log_probs
     return source.prior.log_mixture(log_probs, states.begin, states.end)
+
+
+def log_scores_behind(
+    source: Source, depth: Depth, states: Any, tokens: jax.Array, log_probs: jax.Array
+) -> jax.Array:
+    """`log P [B, M, K]` of the children of states by `tokens [B, M, K]`, whose `log P_model` are given.
+
+    `depth` is that of the states: static, or `[B, M]`.
+    """
+    if not isinstance(source, WithPrior):
+        return log_probs
+    depth = depth if isinstance(depth, int) else depth[..., None]
+    bounds = source.prior.below(depth, states.begin[..., None], states.end[..., None], tokens)
+    return source.prior.log_mixture(log_probs, *bounds)
+
+
+def log_conditionals(
+    source: Source,
+    depth: Depth,
+    states: Any,
+    tokens: jax.Array,
+    before: jax.Array,
+    log_probs: jax.Array,
+) -> jax.Array:
+    """`log P(child) / P(state) [B, M, K]`; the model's own for users of whom the prior has nothing.
+
+    Args:
+        source: with or without a prior.
+        depth: see `log_scores_behind`.
+        states: `[B, M]`.
+        tokens: of the children `[B, M, K]`.
+        before: `log P_model` of the states `[B, M]`.
+        log_probs: `log P_model(child) / P_model(state)`, `[B, M, K]`.
+    """
+    if not isinstance(source, WithPrior):
+        return log_probs
+    longer = log_scores_behind(source, depth, states, tokens, before[..., None] + log_probs)
+    longer = longer - log_scores(source, states, before)[..., None]
+    there = mixes(source)[:, None, None] & (log_probs > -jnp.inf)
+    return jnp.where(there, longer, log_probs)
+
+
+def mixes(source: WithPrior) -> jax.Array:
+    """The users for whom the prior changes anything, `[B]` bool."""
+    return source.prior.share > 0

@@ -309,16 +309,17 @@ def test_another_weight_or_prior_does_not_compile_again():
     _, index, model, prior = case(10)
     beam_search(model, index, HISTORY, 4, prior=prior, prior_weight=0.5)
     compiled = beam_module._beam_search._cache_size()
-    for share in (0, 1, 0.25, np.float64(0.3), jnp.float32(0.7), jnp.asarray(0.1)):
+    for share in (0, 1, 0.25, np.float64(0.3), np.float32(0.7)):
         beam_search(model, index, HISTORY, 4, prior=prior, prior_weight=share)
-    other = ItemPrior(jnp.asarray(prior.items[::-1]), jnp.asarray(prior.weights))
+    other = ItemPrior(prior.items[::-1].astype(np.int16), prior.weights.astype(np.float64))
     beam_search(model, index, HISTORY, 4, prior=other, prior_weight=0.5)
     assert beam_module._beam_search._cache_size() == compiled
 
 
 def test_works_inside_jit_and_with_large_weights():
     tokens, index, model, prior = case(11)
-    large = ItemPrior(jnp.asarray(prior.items), jnp.where(prior.weights > 0, 3e38, 0))
+    largest = jnp.float32(3e38 / prior.weights.max())
+    large = ItemPrior(jnp.asarray(prior.items), prior.weights * largest)
     outer = jax.jit(
         lambda m, i, p, a: beam_search(m, i, HISTORY, num_beams=5, prior=p, prior_weight=a)
     )

@@ -1,4 +1,4 @@
-"""Sampling and value-guided search with a prior: against dictionaries that are given the mixture, and the same noise."""
+"""Sampling and value-guided search with a prior: against dictionaries given the mixture, and the same noise."""
 
 import functools
 

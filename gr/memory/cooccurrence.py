@@ -364,12 +364,21 @@ def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.n
 
 
 def _cut(weights: sparse.csr_array, neighbours: int) -> sparse.csr_array:
-    """Weights with only the `neighbours` largest entries of each row; its columns stay in order."""
+    """Weights with only the `neighbours` largest entries of each row, ties by column; columns stay in order."""
     lengths = np.diff(weights.indptr)
-    long = lengths > neighbours
-    keep = np.repeat(~long, lengths)
-    _, _, best = best_entries(weights[np.flatnonzero(long)], neighbours)  # Few rows, mostly.
-    keep[np.flatnonzero(~keep)[best]] = True
+    long = np.flatnonzero(lengths > neighbours)
+    keep = np.repeat(lengths <= neighbours, lengths)
+    width = int(lengths.max(initial=1))
+    step = max(1, _CHUNK // width)
+    for rows in (long[start : start + step] for start in range(0, len(long), step)):
+        inside = np.arange(width) < lengths[rows, None]
+        entries = (weights.indptr[rows, None] + np.arange(width))[inside]
+        dense = np.full(inside.shape, -np.inf)
+        dense[inside] = weights.data[entries]
+        least = np.partition(dense, width - neighbours, axis=1)[:, width - neighbours, None]
+        above, equal = dense > least, dense == least
+        left = neighbours - above.sum(axis=1, keepdims=True)
+        keep[entries] = (above | (equal & (np.cumsum(equal, axis=1) <= left)))[inside]
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
     return sparse.csr_array(
         (weights.data[keep], weights.indices[keep], indptr), shape=weights.shape

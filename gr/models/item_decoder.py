@@ -63,6 +63,7 @@ class ItemDecoderConfig:
         True  # Whether items have embeddings of their own, beside those of their codes.
     )
     dropout: float = 0.3
+    item_dropout: float = 0.0  # Share of a history's items that are hidden in training.
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
@@ -260,12 +261,13 @@ class ItemDecoder(nnx.Module):
 
     def _item_states(self, history: ItemHistory, seed: jax.Array | None) -> jax.Array:
         """States `[B, T, D]` of right-padded histories."""
-        embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
+        hide_seed, embed_seed, *layer_seeds = split_seed(seed, 2 + len(self.layers))
         x = self.codes_in[...][history.tokens].sum(axis=-2)
         if self.config.item_embeddings:
             known = (history.rows >= 0) & (history.rows < self.config.num_items)
             own = self.items_in[...][jnp.where(known, history.rows, 0)]
             x = x + jnp.where(known[..., None], own, 0.0)
+        x = x * hidden_items(history.rows, self.config.item_dropout, hide_seed)[..., None]
         x = dropout(x.astype(self.config.dtype), self.config.dropout, embed_seed)
         return self.norm(run_layers(self.layers, x, layer_seeds)[0])
 
@@ -315,6 +317,11 @@ class ItemDecoder(nnx.Module):
 
     def _logits_or_none(self, hidden: jax.Array) -> jax.Array | None:
         return None if self.scores_children else self.logits(hidden)
+
+
+def hidden_items(rows: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
+    """1 for items `[B, T]` that are seen, 0 for those hidden, with probability `rate`; all 1 without a seed."""
+    return (dropout(jnp.ones(rows.shape), rate, seed) > 0).astype(jnp.float32)
 
 
 def _all_but_last(items: ItemHistory) -> ItemHistory:

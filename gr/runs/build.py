@@ -93,6 +93,7 @@ def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
         "buckets": experiment.data.num_buckets,
         "seed": experiment.seed,
         "time_jitter": experiment.data.time_jitter,
+        "place_jitter": experiment.data.place_jitter,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }

@@ -61,6 +61,7 @@ class DataConfig:
         max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
         time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
             this. 0 only shuffles interactions of equal time; None keeps the order.
+        place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
         num_buckets: number of padded history lengths, 1 or more; each is compiled once.
     """
 
@@ -73,6 +74,7 @@ class DataConfig:
     test_share: ShareBelowOne = 0.1
     max_history: Count = 20
     time_jitter: NotNegative | None = None
+    place_jitter: NotNegative = 0.0
     num_buckets: Count = 5
 
 
@@ -182,6 +184,7 @@ class ItemDecoderSizes:
         num_layers: layers over the items of the history.
         num_depth_layers: layers over the codes of an item.
         dropout: in [0, 1).
+        item_dropout: share of the history's items that are hidden in training, in [0, 1).
         dtype: of activations, "float32" or "bfloat16".
     """
 
@@ -194,6 +197,7 @@ class ItemDecoderSizes:
     num_layers: Count = 2
     num_depth_layers: Count = 1
     dropout: ShareBelowOne = 0.3
+    item_dropout: ShareBelowOne = 0.0
     dtype: str = "float32"
 
 
@@ -480,6 +484,7 @@ class RlConfig(LoopConfig):
 
     Attributes:
         batch_size: users of a step; 1 or more.
+        place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
         num_buckets: number of padded history lengths, each compiled once; 1 or more.
         num_steps: train steps; 1 or more.
         targets: the rewarded targets: "train" targets, on which the policy was trained, or "validation" targets of

@@ -16,7 +16,7 @@ from gr.evaluation.metrics import ndcg
 from gr.evaluation.popularity import popularity_order, training_counts
 from gr.evaluation.ranker import RankedRows, Ranker, as_histories, popularity_places
 from gr.evaluation.rankings import NOT_FOUND, EvaluationError
-from gr.memory.cooccurrence import recent_weights, weighted_pairs
+from gr.memory.counts import recent_weights, weighted_pairs
 
 MAX_ITEMS = 5000
 EASE_GRID = {"l2": (10.0, 50.0, 200.0, 1000.0)}

@@ -11,10 +11,9 @@ from gr.memory.cooccurrence import (
     ItemMemoryError,
     Memory,
     MemorySettings,
-    interaction_counts,
     normalised,
-    windowed_counts,
 )
+from gr.memory.counts import interaction_counts, windowed_counts
 
 # Where the search begins: what was best on review data (Amazon) and on ratings of films (MovieLens).
 STARTS = (

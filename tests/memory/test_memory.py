@@ -180,6 +180,7 @@ def test_a_chunk_of_users_or_pairs_changes_nothing(monkeypatch):
 
     memory, prior = made()
     monkeypatch.setattr("gr.memory.cooccurrence._CHUNK", 50)
+    monkeypatch.setattr("gr.memory.counts._CHUNK", 50)
     again, in_chunks = made()
     np.testing.assert_allclose(again.weights.toarray(), memory.weights.toarray(), rtol=1e-6)
     np.testing.assert_allclose(in_chunks.weights, prior.weights, rtol=1e-5)

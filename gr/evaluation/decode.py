@@ -18,7 +18,7 @@ from gr.decoding import Candidates, SearchConfig, search
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, token_log_probs
-from gr.trie import NO_NODE, Catalogue, ExcludeItems, TrieIndex, walk
+from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
 
@@ -63,6 +63,7 @@ def decode_targets(
     score_targets: bool = False,
     batch_size: int = 128,
     exclude_seen: bool = True,
+    allowed: ItemMask | None = None,
     temperature: float | None = None,
     normalise_over: str = "vocabulary",
     progress: bool = False,
@@ -83,6 +84,7 @@ def decode_targets(
             search `prefix_hits`.
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
+        allowed: the items that may be decoded, for all users; None: all of the index.
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
             among the children.
@@ -105,7 +107,11 @@ def decode_targets(
             catalogue,
             batch["history"],
             batch["target"] if score_targets else None,
-            excluded,
+            excluded
+            if allowed is None
+            else (allowed,)
+            if excluded is None
+            else (excluded, allowed),
             of_batch,
             temperature,
             config=config,
@@ -239,7 +245,7 @@ def _decode(
     catalogue: Catalogue,
     history: jax.Array,
     target: jax.Array | None,
-    excluded: ExcludeItems | None,
+    constraint: Any,
     key: jax.Array | None,
     temperature: jax.Array | None,
     *,
@@ -255,7 +261,7 @@ def _decode(
         catalogue.index,
         history,
         key=key,
-        constraint=excluded,
+        constraint=constraint,
         temperature=temperature,
         normalise_over=normalise_over,
         keep_beams=target is not None,

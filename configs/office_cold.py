@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     c.semantic_ids.path = ""
     c.semantic_ids.vectors = "text"
     c.semantic_ids.num_levels = 3
-    c.semantic_ids.codebook_size = 64
+    c.semantic_ids.codebook_size = 256
+    c.data.num_buckets = 2
     c.training.num_epochs = 15
-    c.training.eval_every_epochs = 3.0
+    c.training.eval_every_epochs = 5.0
+    c.training.eval_users = 512
     return c

@@ -55,7 +55,7 @@ def read_items(
     distinct, counts = np.unique(ids, return_counts=True)
     if len(distinct) < len(ids):
         raise DataError(
-            f"{path}: item {distinct[counts.argmax()]!r} stands there twice; keep one row"
+            f"{path}: item {str(distinct[counts.argmax()])!r} stands there twice; keep one row"
         )
     if not len(ids):
         raise DataError(f"{path} holds no items")

@@ -26,6 +26,7 @@ from gr.fields import (
     Seed,
     Share,
     ShareBelowOne,
+    ShareWithin,
     check_value,
     did_you_mean,
     load_own,
@@ -58,7 +59,7 @@ class DataConfig:
             "cold_start" (leave-one-out, with items that training never sees; see `gr.data.cold_start`).
         validation_share: share of all interactions that are validation targets, for "by_time"; in [0, 1).
         test_share: share that are test targets, for "by_time"; in [0, 1).
-        cold_share: share of the items that training never sees, for "cold_start"; in [0, 1), above 0.
+        cold_share: share of the items that training never sees, for "cold_start"; above 0 and below 1.
         cold_by: how these are chosen: at random ("seed"), or the items that came last ("time").
         cold_seed: of the random choice; it stays the same for all seeds of a study.
         max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
@@ -74,7 +75,7 @@ class DataConfig:
     split: Annotated[str, OneOf(("leave_one_out", "by_time", "cold_start"))] = "leave_one_out"
     validation_share: ShareBelowOne = 0.1
     test_share: ShareBelowOne = 0.1
-    cold_share: ShareBelowOne = 0.1
+    cold_share: ShareWithin = 0.1
     cold_by: Annotated[str, OneOf(("seed", "time"))] = "seed"
     cold_seed: Seed = 0
     max_history: Count = 20

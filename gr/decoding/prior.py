@@ -348,6 +348,10 @@ class WithPrior:
         """See `Listing.continuations`."""
         return self.source.continuations(depth, states.states)
 
+    def child_rows(self, depth: Depth, states: Below) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.child_rows`."""
+        return self.source.child_rows(depth, states.states)
+
     def sizes(self, depth: Depth, states: Below) -> jax.Array:
         """See `Listing.sizes`."""
         return self.source.sizes(depth, states.states)
@@ -382,14 +386,14 @@ class WithPrior:
 
 
 def with_prior(
-    source: Any, request: PriorRequest | None, users: int, sums_to_one: bool = False
+    source: Any, request: PriorRequest | None, first: tuple, sums_to_one: bool = False
 ) -> Any:
     """The source with a request's prior, if there is one.
 
     Args:
         source: what is searched.
         request: made by `as_request`.
-        users: B, of the history.
+        first: the outputs of the backbone's `prefill`.
         sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
 
     Raises:
@@ -397,6 +401,8 @@ def with_prior(
     """
     if request is None:
         return source
+    logits, hidden, _ = first
+    users = len(hidden if logits is None else logits)
     if len(request.items) != users:
         raise DecodingError(
             f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"

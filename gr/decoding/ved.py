@@ -148,7 +148,7 @@ def _ved_search(
     model = Checked(backbone, index.vocab_size, with_hidden=True)
     first = model.prefill(history, constraint)
     config.check_budget(index.length)
-    source = with_prior(source_of(index, constraint), prior, len(first[0]))
+    source = with_prior(source_of(index, constraint), prior, first)
     inverse = inverse_of(temperature)
     search = Search(model, value_head, source, first, key, inverse, config)
     tree, limit = _root(search), config.max_prefixes
@@ -195,9 +195,9 @@ def _flaws(tree: Tree) -> Flaws:
 def _root(search: Search) -> Tree:
     """The tree of the empty prefix."""
     config, (logits, hidden, cache) = search.config, search.first
-    none = jnp.zeros((len(logits), 1, search.longest), jnp.int32)
-    zero = jnp.zeros((len(logits), 1), jnp.int32)
-    states = search.source.root(len(logits))
+    none = jnp.zeros((len(hidden), 1, search.longest), jnp.int32)
+    zero = jnp.zeros((len(hidden), 1), jnp.int32)
+    states = search.source.root(len(hidden))
     block = expanded(
         search,
         range(1),
@@ -209,7 +209,11 @@ def _root(search: Search) -> Tree:
         states=states,
         log_probs=log_scores(search.source, states, zero.astype(jnp.float32)),
         model_log_probs=zero.astype(jnp.float32) if search.has_prior else None,
-        outputs=(logits[:, None], hidden[:, None], search.backbone.latest(cache)),
+        outputs=(
+            None if logits is None else logits[:, None],
+            hidden[:, None],
+            search.backbone.latest(cache),
+        ),
     )
     if config.initial_beams and search.longest:
         # The beam search takes the most probable children, so they must have a place.

@@ -10,18 +10,29 @@
 """
 
 from gr.evaluation.baselines import (
-    Ranker,
     fit_item_knn,
     fit_markov_chain,
-    fit_own_baseline,
     fit_popularity,
-    rankings_of_baseline,
+    memory_ranker,
     tune_item_knn,
 )
-from gr.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, paired_bootstrap
+from gr.evaluation.bootstrap import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    bootstrap_tests,
+    holm,
+    paired_bootstrap,
+)
+from gr.evaluation.breakdown import (
+    TARGET_CLASSES,
+    TargetClasses,
+    breakdown_by_class,
+    target_classes,
+)
 from gr.evaluation.calibration import ValueCalibration, value_calibration
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
+from gr.evaluation.linear import fit_ease, fit_slist, tune_linear
 from gr.evaluation.metrics import (
     coverage,
     evaluate_rankings,
@@ -34,6 +45,7 @@ from gr.evaluation.metrics import (
     user_metrics,
 )
 from gr.evaluation.popularity import popularity_slices, training_counts
+from gr.evaluation.ranker import Ranker, fit_own_baseline, rankings_of_baseline
 from gr.evaluation.rankings import (
     NOT_FOUND,
     EvaluationError,
@@ -46,15 +58,19 @@ from gr.evaluation.searches import compare_searches, equal_budget, search_metric
 
 __all__ = [
     "NOT_FOUND",
+    "TARGET_CLASSES",
     "Compared",
     "Decoded",
     "EvaluationError",
     "Ranker",
     "Rankings",
     "RunRanks",
+    "TargetClasses",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "bootstrap_tests",
+    "breakdown_by_class",
     "check_finite",
     "compare_runs",
     "compare_searches",
@@ -65,12 +81,16 @@ __all__ = [
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fetched",
+    "fit_ease",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_own_baseline",
     "fit_popularity",
+    "fit_slist",
     "gini",
     "hit",
+    "holm",
+    "memory_ranker",
     "mrr",
     "ndcg",
     "novelty",
@@ -84,6 +104,8 @@ __all__ = [
     "training_counts",
     "training_seconds",
     "tune_item_knn",
+    "tune_linear",
+    "target_classes",
     "user_metrics",
     "value_calibration",
 ]

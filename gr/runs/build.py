@@ -23,6 +23,8 @@ from gr.models import (
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
+    ItemDecoder,
+    ItemDecoderConfig,
     ValueHead,
     load_backbone,
 )
@@ -40,12 +42,19 @@ from gr.training import (
 from gr.trie import Catalogue, TrieIndex
 
 
-def make_catalogue(semantic_ids: SemanticIds) -> Catalogue:
-    """Index and token table of the semantic IDs."""
-    index = TrieIndex.build(
-        semantic_ids.tokens, semantic_ids.vocab_size, level_ranges=semantic_ids.level_ranges
+def make_index(experiment: Experiment, semantic_ids: SemanticIds) -> TrieIndex:
+    """The trie of the semantic IDs, laid out for the experiment's backbone."""
+    return TrieIndex.build(
+        semantic_ids.tokens,
+        semantic_ids.vocab_size,
+        level_ranges=semantic_ids.level_ranges,
+        listed=experiment.backbone == "item_decoder",
     )
-    return Catalogue.build(index, semantic_ids.tokens)
+
+
+def make_catalogue(experiment: Experiment, semantic_ids: SemanticIds) -> Catalogue:
+    """Index and token table of the semantic IDs."""
+    return Catalogue.build(make_index(experiment, semantic_ids), semantic_ids.tokens)
 
 
 def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
@@ -61,6 +70,12 @@ def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
     if experiment.backbone == "decoder_only":
         sizes |= dataclasses.asdict(experiment.decoder_only)
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
+    if experiment.backbone == "item_decoder":
+        chosen = dataclasses.asdict(experiment.item_decoder)
+        offsets = make_index(experiment, semantic_ids).layout.node_offsets
+        depth = min(chosen.pop("node_depth"), semantic_ids.num_levels)
+        sizes |= chosen | {"num_items": len(semantic_ids.tokens), "num_nodes": offsets[depth]}
+        return ItemDecoder(ItemDecoderConfig(**sizes), rngs=rngs)
     options = sizes | dict(experiment.backbone_options)
     return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)
 
@@ -78,6 +93,7 @@ def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
         "buckets": experiment.data.num_buckets,
         "seed": experiment.seed,
         "time_jitter": experiment.data.time_jitter,
+        "place_jitter": experiment.data.place_jitter,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }

@@ -93,7 +93,7 @@ def load_run(
         config=config,
         splits=splits,
         semantic_ids=semantic_ids,
-        catalogue=build.make_catalogue(semantic_ids),
+        catalogue=build.make_catalogue(config, semantic_ids),
         model=model,
         step=step,
         value_head=value_head,

@@ -96,7 +96,7 @@ def _train(config: Experiment, workdir: str) -> Run:
     else:
         semantic_ids, report = make_semantic_ids(config, splits, workdir)
         print(report_table(report))
-    catalogue = build.make_catalogue(semantic_ids)
+    catalogue = build.make_catalogue(config, semantic_ids)
 
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits)

@@ -14,6 +14,12 @@ ranks the candidates of another decoder with so many token evaluations per user:
 (value-guided search as published) or "best_first" (ours); the run's value head guides both, if it has one. It writes
 `metrics_SPLIT_DECODER.json` and no report.
 
+    python -m experiments.evaluate --workdir=DIR --split=test --cold_start
+
+is for a run on the split `data.split=cold_start`: Recall and NDCG of targets in training's catalogue and of items that
+training never saw, these also with decoding constrained to them, beside content-kNN. It writes
+`metrics_SPLIT_cold.json`.
+
 Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN with the usual
 settings (cosine, 100 neighbours, the whole history), and, tuned on validation under that rule, item-kNN, the memory of
 windowed co-occurrences (`gr.memory`), EASE and SLIST. Settings and rankings are kept in the workdir's `baselines`.
@@ -29,6 +35,7 @@ from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
 from gr.evaluation.linear import MAX_ITEMS
+from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.evaluate import evaluate, evaluate_search
 from gr.runs.run import SPLITS, load_run
 
@@ -47,13 +54,17 @@ def main(argv: Sequence[str]) -> None:
         raise EvaluationError(
             f"--decoder={_DECODER.value} needs --budget=TOKENS and takes no --beside"
         )
+    if _COLD_START.value and (not by_beams or _BESIDE.value is not None):
+        raise EvaluationError("--cold_start takes neither --decoder nor --beside")
     run = load_run(
         _WORKDIR.value,
         data_dir=_DATA_DIR.value,
         which=_CHECKPOINT.value,
         other_data=_OTHER_DATA.value,
     )
-    if by_beams:
+    if _COLD_START.value:
+        evaluate_cold_start(run, _SPLIT.value, exclude_seen=_EXCLUDE_SEEN.value)
+    elif by_beams:
         evaluate(
             run,
             _SPLIT.value,
@@ -107,6 +118,9 @@ if __name__ == "__main__":
     _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(
         "budget", None, "Token evaluations a user, for every --decoder but beam."
+    )
+    _COLD_START = flags.DEFINE_boolean(
+        "cold_start", False, "Whether to rank targets that training never saw apart from others."
     )
     flags.mark_flag_as_required("workdir")
     run_main(main)

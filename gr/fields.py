@@ -69,6 +69,7 @@ Positive = Annotated[float, Range(0, open_low=True)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 ShareAboveZero = Annotated[float, Range(0, 1, open_low=True)]
+ShareWithin = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 ShareBelowOne = Annotated[float, Range(0, 1, open_high=True)]
 
 

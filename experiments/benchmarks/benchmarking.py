@@ -85,7 +85,7 @@ def by_quantity(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
 def load(config: Experiment) -> tuple[Splits, SemanticIds]:
     """The config's data and semantic IDs; downloads go into a temporary folder."""
     splits = load_data(config, os.path.join(tempfile.gettempdir(), "gr-benchmark"))
-    return splits, load_semantic_ids(config, splits)[0]
+    return splits, load_semantic_ids(config, splits).semantic_ids
 
 
 # Timing.

@@ -3,10 +3,11 @@
 * Read: `load_sequences(format, path)`, or one of the readers `read_movielens`, `read_amazon_reviews`,
   `read_amazon_ratings`, `read_recbole`, `read_inter_json`, `read_json_lines`, `read_minionerec`, `read_table` and
   `synthetic_sequences`, returns `Sequences`: each user's items, oldest first.
-* Split: `leave_one_out`, `by_time` (with cuts from `time_quantiles`) or `read_minionerec_splits` makes `Splits`: the
-  targets of training, validation and test. `training_interactions` are all that may be learnt from.
+* Split: `leave_one_out`, `by_time` (with cuts from `time_quantiles`), `cold_start` or `read_minionerec_splits` makes
+  `Splits`: the targets of training, validation and test. `training_interactions` are all that may be learnt from.
 * Batch: `train_batches_by_target`, `train_batches_by_user` and `evaluation_batches`, with histories padded to
   `bucket_lengths`. `Histories` are whole and not padded.
+* Items alone, such as new ones: `read_items`.
 * Look up: `find_items` finds items by id or title; `fingerprint` identifies data.
 
 Bad input raises `DataError`, which names file, line and remedy.
@@ -15,6 +16,7 @@ Bad input raises `DataError`, which names file, line and remedy.
 from gr.data.amazon import read_amazon_ratings, read_amazon_reviews
 from gr.data.fingerprint import fingerprint, fingerprint_differences
 from gr.data.inter_json import read_inter_json
+from gr.data.items import read_items
 from gr.data.json_lines import read_json_lines
 from gr.data.load import FORMATS, load_sequences
 from gr.data.lookup import find_items
@@ -32,7 +34,13 @@ from gr.data.pipeline import (
 )
 from gr.data.recbole import read_recbole
 from gr.data.sequences import NO_ITEM, DataError, Sequences, Splits, Targets
-from gr.data.splits import by_time, leave_one_out, time_quantiles, training_interactions
+from gr.data.splits import (
+    by_time,
+    cold_start,
+    leave_one_out,
+    time_quantiles,
+    training_interactions,
+)
 from gr.data.synthetic import synthetic_sequences
 from gr.data.tables import read_table
 
@@ -47,6 +55,7 @@ __all__ = [
     "TrainBatches",
     "bucket_lengths",
     "by_time",
+    "cold_start",
     "evaluation_batches",
     "fetch_movielens_100k",
     "find_items",
@@ -58,6 +67,7 @@ __all__ = [
     "read_amazon_ratings",
     "read_amazon_reviews",
     "read_inter_json",
+    "read_items",
     "read_json_lines",
     "read_minionerec",
     "read_minionerec_splits",

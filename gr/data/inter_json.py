@@ -7,6 +7,7 @@
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,7 @@ def read_inter_json(
     records = None if items_path is None else _read_records(Path(items_path))
     num_items = None if records is None else len(records)
     fields = {} if records is None else _fields(Path(items_path), records)
-    if title is not None:
-        if title not in fields:
-            raise DataError(
-                f"{items_path or path}: no items' field {title!r}; there are {', '.join(fields)}"
-                f"{near_name(title, fields)}"
-            )
-        fields["title"] = fields.pop(title)
+    _rename_title(items_path or path, fields, title)
 
     histories = _load_object(path)
     for user, history in histories.items():
@@ -102,15 +97,50 @@ def read_inter_json(
     )
 
 
+def read_records_by_id(
+    path: str | os.PathLike[str], title: str | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Item ids `[n]` str and text fields, name -> `[n]` str, of a JSON object from item id to text fields.
+
+    Raises:
+        DataError: a missing or malformed file, or an unknown `title`.
+    """
+    records = _load_object(existing_file(path))
+    for item, record in records.items():
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: item {item!r} is no object of text fields")
+    fields = _columns(Path(path), records)
+    _rename_title(path, fields, title)
+    return np.array(list(records), dtype=str), fields
+
+
+def _rename_title(
+    path: str | os.PathLike[str], fields: dict[str, np.ndarray], title: str | None
+) -> None:
+    """Renames the field that is said to be the title; a DataError if there is none of that name."""
+    if title is None:
+        return
+    if title not in fields:
+        raise DataError(
+            f"{path}: no items' field {title!r}; there are {', '.join(fields)}{near_name(title, fields)}"
+        )
+    fields["title"] = fields.pop(title)
+
+
 def _fields(path: Path, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Records `[N]` as columns of text, name -> `[N]` str; missing fields are empty."""
-    columns = {name: [] for name in itertools.chain.from_iterable(records)}
-    for number, record in enumerate(records):
+    return _columns(path, {str(number): record for number, record in enumerate(records)})
+
+
+def _columns(path: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Records by item id as columns of text, name -> `[N]` str; missing fields are empty."""
+    columns = {name: [] for name in itertools.chain.from_iterable(records.values())}
+    for item, record in records.items():
         for name, column in columns.items():
             try:
                 column.append(as_text(record.get(name)))
             except DataError as error:
-                raise DataError(f"{path}: item {str(number)!r}: {name}: {error}") from error
+                raise DataError(f"{path}: item {item!r}: {name}: {error}") from error
     return {name: np.array(column, dtype=object) for name, column in columns.items()}
 
 

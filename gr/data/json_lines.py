@@ -80,6 +80,15 @@ def read_json_lines(
     )
 
 
+def read_items_lines(path: str | os.PathLike[str], item: str, title: str | None = None) -> pa.Table:
+    """Items alone, such as `items_path` of `read_json_lines`: the column `item`, then all others as text.
+
+    Raises:
+        DataError: a missing file or field, or a bad row, by file and line.
+    """
+    return _read_items(existing_file(path), item, title, skip_bad_rows=False)[0]
+
+
 def _require_fields(path: Path, wanted: list[str]) -> None:
     """Raises a DataError for a field that none of the first lines has."""
     known: dict[str, None] = {}

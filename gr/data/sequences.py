@@ -91,3 +91,6 @@ class Splits:
     train: Targets
     validation: Targets
     test: Targets
+    cold: np.ndarray | None = (
+        None  # [N] bool: items that training must not see; None: there are none.
+    )

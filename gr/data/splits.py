@@ -1,5 +1,7 @@
 """Splits into training, validation and test targets; a history is everything that the user did before."""
 
+import dataclasses
+
 import numpy as np
 
 from gr.data.sequences import DataError, Sequences, Splits, Targets
@@ -53,6 +55,59 @@ def by_time(sequences: Sequences, validation_from: float, test_from: float) -> S
             f"cut at {validation_from} and {test_from}, {len(splits.train)} targets are left for "
             f"training and {len(splits.test)} for test; times run from {times.min()} to "
             f"{times.max()}: see time_quantiles"
+        )
+    return splits
+
+
+def cold_start(sequences: Sequences, share: float, *, by: str = "seed", seed: int = 0) -> Splits:
+    """`leave_one_out`, with a share of the items kept out of training: a test of items that nobody trained on.
+
+    Interactions with these cold items are removed from the sequences, except for each user's last two, which are the
+    targets of test and validation. So they are never part of a training example, nor of anything that is learnt from
+    `training_interactions`; a cold validation target is in its user's history at test time, as any new item would be.
+    `Splits.cold` says which items are cold.
+
+    Args:
+        sequences: the data.
+        share: share of the items that occur in the data, above 0 and below 1; rounded to at least one item.
+        by: "seed": cold items are drawn at random; "time": they are those whose first interaction is the latest.
+        seed: of the draw.
+
+    Raises:
+        DataError: a share that leaves no item for training or none for the test, no times, or an unknown rule.
+    """
+    present = np.unique(sequences.items)
+    count = max(1, round(share * len(present)))
+    if not 0 < share < 1 or count >= len(present):
+        raise DataError(
+            f"cold_share={share} of {len(present)} items: use a share above 0 that leaves items to train on"
+        )
+    if by == "seed":
+        chosen = np.random.default_rng(seed).permutation(present)[:count]
+    elif by == "time":
+        if sequences.times is None:
+            raise DataError("cold_by='time' needs times, and the data has none; use cold_by='seed'")
+        first = np.full(sequences.num_items, np.inf)
+        np.minimum.at(first, sequences.items, sequences.times)
+        chosen = present[np.argsort(-first[present], kind="stable")[:count]]
+    else:
+        raise DataError(f"cold_by={by!r} is unknown: use seed or time")
+    cold = np.zeros(sequences.num_items, bool)
+    cold[chosen] = True
+    users, _, left = _places(sequences)
+    kept = ~cold[sequences.items] | (left < 2)
+    lengths = np.bincount(users[kept], minlength=sequences.num_users)
+    warm = dataclasses.replace(
+        sequences,
+        items=sequences.items[kept],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        times=None if sequences.times is None else sequences.times[kept],
+    )
+    splits = dataclasses.replace(leave_one_out(warm), cold=cold)
+    if not len(splits.train) or not cold[warm.items[splits.test.positions]].any():
+        raise DataError(
+            f"cold_share={share} leaves {len(splits.train)} training targets, and "
+            f"{cold[warm.items[splits.test.positions]].sum()} test targets are cold items; use another share or seed"
         )
     return splits
 

@@ -104,6 +104,25 @@ def read_table(
     )
 
 
+def read_items_table(
+    path: str | os.PathLike[str],
+    item: str | int,
+    title: str | int | None = None,
+    *,
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    header: bool = True,
+    quoted: bool | None = None,
+) -> pa.Table:
+    """A table of items alone, such as `items_path` of `read_table`: the column `item`, then all others as text.
+
+    Raises:
+        DataError: a missing file or column, an unknown kind of file, or a bad row.
+    """
+    table = _Table(existing_file(path), separator, encoding, header, quoted)
+    return table.read_items(item, title, skip_bad_rows=False)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Table:
     """A file and how it is to be read; the options are those of `read_table`."""

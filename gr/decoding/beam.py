@@ -11,7 +11,7 @@ import numpy as np
 
 from gr.decoding.beam_step import BeamOptions, Beams, choose, choose_listed, start
 from gr.decoding.candidates import Candidates
-from gr.decoding.checked import Checked, check_methods
+from gr.decoding.checked import Checked, check_methods, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
@@ -117,7 +117,7 @@ def _beam_search(
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size)
     first = model.prefill(history, constraint)
-    source = with_prior(source_of(index, constraint), prior, first)
+    source = with_prior(source_of(index, constraint), prior, users_of(first))
     return search(model, source, first, temperature, options)
 
 
@@ -139,7 +139,7 @@ def search(
     """
     logits, hidden, cache = first
     inverse = inverse_of(temperature)
-    beams = start(source, len(hidden if logits is None else logits))
+    beams = start(source, users_of(first))
     # `first` has no axis of beams.
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     tokens, parents, names, seen = [], [], [], []

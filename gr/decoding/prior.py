@@ -386,14 +386,14 @@ class WithPrior:
 
 
 def with_prior(
-    source: Any, request: PriorRequest | None, first: tuple, sums_to_one: bool = False
+    source: Any, request: PriorRequest | None, users: int, sums_to_one: bool = False
 ) -> Any:
     """The source with a request's prior, if there is one.
 
     Args:
         source: what is searched.
         request: made by `as_request`.
-        first: the outputs of the backbone's `prefill`.
+        users: B, of the history.
         sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
 
     Raises:
@@ -401,8 +401,6 @@ def with_prior(
     """
     if request is None:
         return source
-    logits, hidden, _ = first
-    users = len(hidden if logits is None else logits)
     if len(request.items) != users:
         raise DecodingError(
             f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
-from gr.decoding.checked import Checked, check_methods
+from gr.decoding.checked import Checked, check_methods, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
@@ -168,10 +168,9 @@ def _sample_without_replacement(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    first = model.prefill(history, constraint)
-    source = with_prior(source_of(index, constraint), prior, first, sums_to_one=True)
-    logits, hidden, cache = first
-    batch = len(hidden if logits is None else logits)
+    logits, hidden, cache = first = model.prefill(history, constraint)
+    batch = users_of(first)
+    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
@@ -252,10 +251,9 @@ def _sample(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    first = model.prefill(history, constraint)
-    source = with_prior(source_of(index, constraint), prior, first, sums_to_one=True)
-    logits, hidden, cache = first
-    batch = len(hidden if logits is None else logits)
+    logits, hidden, cache = first = model.prefill(history, constraint)
+    batch = users_of(first)
+    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     tokens, distributions, alive = [], [], []

@@ -123,7 +123,7 @@ def _sharded_beam_search(
         first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
         source = OneShard(OneTrie(local, all_of(filters)), axis, places)
-        source = with_prior(source, prior, first)
+        source = with_prior(source, prior, len(first[0]))
         return search(model, source, first, temperature, options)
 
     return jax.shard_map(

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import TREE_METHODS, Checked, check_methods
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods, users_of
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
@@ -148,7 +148,7 @@ def _ved_search(
     model = Checked(backbone, index.vocab_size, with_hidden=True)
     first = model.prefill(history, constraint)
     config.check_budget(index.length)
-    source = with_prior(source_of(index, constraint), prior, first)
+    source = with_prior(source_of(index, constraint), prior, users_of(first))
     inverse = inverse_of(temperature)
     search = Search(model, value_head, source, first, key, inverse, config)
     tree, limit = _root(search), config.max_prefixes

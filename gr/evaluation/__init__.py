@@ -4,6 +4,7 @@
 * Rank: `rankings_of_beams` of a model, `rankings_of_baseline` of a fitted `Ranker`: where each target stands.
   A hit is the target's Semantic ID; the stricter item-level metrics are the keys that begin with `item_`.
 * Measure: `evaluate_with_baselines` turns rankings into one flat dictionary of metrics, with bootstrap intervals.
+* Cold items: `recall_table` of targets that training never saw, beside `fit_content_knn`.
 * Compare: `compare_runs` of several losses and seeds; `compare_searches` at equal budgets of token evaluations:
   accuracy, diversity, cost.
 * Calibrate: `value_calibration` compares a value head's values of prefixes with Monte-Carlo returns.
@@ -30,7 +31,9 @@ from gr.evaluation.breakdown import (
     target_classes,
 )
 from gr.evaluation.calibration import ValueCalibration, value_calibration
+from gr.evaluation.cold import random_recall, recall_table, select_rankings
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
+from gr.evaluation.content import fit_content_knn, tune_content_knn
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
 from gr.evaluation.linear import fit_ease, fit_slist, tune_linear
 from gr.evaluation.metrics import (
@@ -81,6 +84,7 @@ __all__ = [
     "evaluate_rankings",
     "evaluate_with_baselines",
     "fetched",
+    "fit_content_knn",
     "fit_ease",
     "fit_item_knn",
     "fit_markov_chain",
@@ -96,13 +100,17 @@ __all__ = [
     "novelty",
     "paired_bootstrap",
     "popularity_slices",
+    "random_recall",
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
+    "recall_table",
     "search_metrics",
+    "select_rankings",
     "sid_ranks",
     "training_counts",
     "training_seconds",
+    "tune_content_knn",
     "tune_item_knn",
     "tune_linear",
     "target_classes",

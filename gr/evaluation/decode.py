@@ -18,8 +18,9 @@ from gr.decoding import Candidates, SearchConfig, rank_items, search
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
+from gr.memory import ItemPrior
 from gr.models import histories_for, scores_children, scores_items
-from gr.trie import NO_NODE, Catalogue, ExcludeItems, TrieIndex, walk
+from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
 
@@ -64,6 +65,8 @@ def decode_targets(
     score_targets: bool = False,
     batch_size: int = 128,
     exclude_seen: bool = True,
+    allowed: ItemMask | None = None,
+    prior: Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]] | None = None,
     temperature: float | None = None,
     normalise_over: str = "vocabulary",
     progress: bool = False,
@@ -84,6 +87,9 @@ def decode_targets(
             search `prefix_hits`.
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
+        allowed: the items that may be decoded, for all users; None: all of the index.
+        prior: what is mixed into the model: for target numbers `[B]` (-1 for filler) a prior of B users, and the weight
+            of each `[B]`; see `beam_search`. None: nothing. The targets' `log_probs` stay the model's own.
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
             among the children.
@@ -106,7 +112,12 @@ def decode_targets(
             catalogue,
             batch["history"],
             batch["target"] if score_targets else None,
-            excluded,
+            excluded
+            if allowed is None
+            else (allowed,)
+            if excluded is None
+            else (excluded, allowed),
+            None if prior is None else prior(batch["rows"]),
             of_batch,
             temperature,
             config=config,
@@ -240,7 +251,8 @@ def _decode(
     catalogue: Catalogue,
     history: jax.Array,
     target: jax.Array | None,
-    excluded: ExcludeItems | None,
+    constraint: Any,
+    prior: tuple[ItemPrior, jax.Array] | None,
     key: jax.Array | None,
     temperature: jax.Array | None,
     *,
@@ -250,7 +262,9 @@ def _decode(
     """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`."""
     history = histories_for(model, catalogue.tokens, history)
     if scores_items(model):
-        return _decode_items(model, catalogue, history, target, excluded, temperature, config)
+        return _decode_items(
+            model, catalogue, history, target, constraint, prior, temperature, config
+        )
     found = search(
         config,
         model,
@@ -258,10 +272,11 @@ def _decode(
         catalogue.index,
         history,
         key=key,
-        constraint=excluded,
+        constraint=constraint,
         temperature=temperature,
         normalise_over=normalise_over,
         keep_beams=target is not None,
+        **_prior_arguments(prior),
     )
     decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
     if target is None:
@@ -289,7 +304,8 @@ def _decode_items(
     catalogue: Catalogue,
     history: Any,
     target: jax.Array | None,
-    excluded: ExcludeItems | None,
+    constraint: Any,
+    prior: tuple[ItemPrior, jax.Array] | None,
     temperature: jax.Array | None,
     config: SearchConfig,
 ) -> tuple[Decoded, jax.Array]:
@@ -300,8 +316,9 @@ def _decode_items(
         catalogue.tokens,
         history,
         config.num_candidates,
-        constraint=excluded,
+        constraint=constraint,
         temperature=temperature,
+        **_prior_arguments(prior),
     )
     decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
     if target is not None:
@@ -310,6 +327,10 @@ def _decode_items(
         hits = (found.items[..., 0] == target[:, None]).any(1, keepdims=True)
         decoded = dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits)
     return decoded, found.bad_step
+
+
+def _prior_arguments(prior: tuple[ItemPrior, jax.Array] | None) -> dict[str, Any]:
+    return {} if prior is None else {"prior": prior[0], "prior_weight": prior[1]}
 
 
 def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:

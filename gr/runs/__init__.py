@@ -6,9 +6,10 @@
     items = gr.runs.recommend(run, user="42", top_k=10)
 
 An `Experiment` holds every setting of a run. `reinforce` continues a trained run as a `Reinforcement` says, `load_run`
-reads a workdir, and `compare` runs a `Study` of several experiments.
+reads a workdir, `add_items` gives it new items, and `compare` runs a `Study` of several experiments.
 """
 
+from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.compare import compare
 from gr.runs.data import load_data
 from gr.runs.evaluate import evaluate, evaluate_search
@@ -35,12 +36,14 @@ from gr.runs.experiment import (
     config_of,
     table_experiment,
 )
+from gr.runs.new_items import AddedItems, add_items
 from gr.runs.recommend import Recommendation, history_rows, recommend
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
 from gr.runs.train import train
 
 __all__ = [
+    "AddedItems",
     "ConfigError",
     "DataConfig",
     "DecoderOnlySizes",
@@ -61,10 +64,12 @@ __all__ = [
     "Study",
     "TrainingConfig",
     "ValueFields",
+    "add_items",
     "check_experiment",
     "compare",
     "config_of",
     "evaluate",
+    "evaluate_cold_start",
     "evaluate_search",
     "history_rows",
     "load_data",

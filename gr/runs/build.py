@@ -39,22 +39,33 @@ from gr.training import (
     make_train_step,
     supervised_loss,
 )
-from gr.trie import Catalogue, TrieIndex
+from gr.trie import Catalogue, ItemMask, TrieIndex
 
 
-def make_index(experiment: Experiment, semantic_ids: SemanticIds) -> TrieIndex:
-    """The trie of the semantic IDs, laid out for the experiment's backbone."""
+def make_index(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> TrieIndex:
+    """The trie of the semantic IDs, laid out for the experiment's backbone.
+
+    Args:
+        experiment: the settings.
+        semantic_ids: of all items.
+        cold: items that the index leaves out, bool `[N]`, since training must not know them; None: none.
+    """
     return TrieIndex.build(
-        semantic_ids.tokens,
+        semantic_ids.tokens if cold is None else semantic_ids.tokens[~cold],
         semantic_ids.vocab_size,
+        items=None if cold is None else np.flatnonzero(~cold),
         level_ranges=semantic_ids.level_ranges,
         listed=experiment.backbone == "item_decoder",
     )
 
 
-def make_catalogue(experiment: Experiment, semantic_ids: SemanticIds) -> Catalogue:
-    """Index and token table of the semantic IDs."""
-    return Catalogue.build(make_index(experiment, semantic_ids), semantic_ids.tokens)
+def make_catalogue(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> Catalogue:
+    """Index and token table of the semantic IDs; see `make_index`."""
+    return Catalogue.build(make_index(experiment, semantic_ids, cold), semantic_ids.tokens)
 
 
 def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
@@ -178,6 +189,7 @@ def decode(
     *,
     value_head: ValueHead | None = None,
     exclude_seen: bool | None = None,
+    allowed: ItemMask | None = None,
     progress: bool = False,
 ) -> Decoded:
     """Decodes each target as the experiment says; every call uses the same random numbers.
@@ -191,6 +203,7 @@ def decode(
         search: the search; None: the experiment's beam search, with the targets' own log-probabilities.
         value_head: guides a tree search.
         exclude_seen: whether items of the history are left out; None: as the experiment says.
+        allowed: the items that may be decoded; None: all.
         progress: whether a progress bar is shown.
     """
     decoding, by_beams = experiment.decoding, search is None
@@ -207,6 +220,7 @@ def decode(
         buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
+        allowed=allowed,
         progress=progress,
         **distribution(experiment),
     )

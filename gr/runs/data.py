@@ -13,11 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils.epath import Path
 
-from gr.data import DataError, Splits, by_time, leave_one_out, load_sequences, time_quantiles
+from gr.data import (
+    DataError,
+    Splits,
+    by_time,
+    cold_start,
+    leave_one_out,
+    load_sequences,
+    time_quantiles,
+)
 from gr.data.files import as_path, existing_file, is_remote, write_atomically
 from gr.data.rows import read_header
 from gr.runs.experiment import Experiment
-from gr.semantic_ids import SemanticIds, make_semantic_ids
+from gr.semantic_ids import FittedIds, fit_semantic_ids
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
 _FRAME = "frame-"  # Begins the name of a kept frame, in the workdir's folder `data`.
@@ -48,8 +56,12 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
         print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
     if data.split == "leave_one_out":
         return leave_one_out(sequences)
+    if data.split == "cold_start":
+        return cold_start(sequences, data.cold_share, by=data.cold_by, seed=data.cold_seed)
     if data.split != "by_time":
-        raise DataError(f"data.split={data.split!r} is unknown: use leave_one_out or by_time")
+        raise DataError(
+            f"data.split={data.split!r} is unknown: use leave_one_out, by_time or cold_start"
+        )
     share = data.test_share
     cuts = time_quantiles(sequences, 1 - share - data.validation_share, 1 - share)
     return by_time(sequences, *cuts)
@@ -136,8 +148,13 @@ def _beside(path: Path) -> str:
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
-def load_semantic_ids(experiment: Experiment, splits: Splits) -> tuple[SemanticIds, dict]:
-    """Reads or builds the semantic IDs, with their report."""
+def load_semantic_ids(experiment: Experiment, splits: Splits) -> FittedIds:
+    """Reads or builds the semantic IDs, with their report and fit."""
+    return fit_semantic_ids(splits, **semantic_id_options(experiment))
+
+
+def semantic_id_options(experiment: Experiment) -> dict[str, Any]:
+    """The arguments of `fit_semantic_ids`, with the paths of the files that are named."""
     options = dataclasses.asdict(experiment.semantic_ids)
     for name in ("path", "item_ids", "vectors"):
         value = options.get(name, "")
@@ -145,7 +162,7 @@ def load_semantic_ids(experiment: Experiment, splits: Splits) -> tuple[SemanticI
         if value and (name != "vectors" or value.endswith((".npy", ".npz"))):
             found = name != "path" and as_path(value).exists()
             options[name] = value if found else str(data_path(experiment, value))
-    return make_semantic_ids(splits, **options)
+    return options
 
 
 def keep_frame(experiment: Experiment, frame: Any, workdir: str | os.PathLike[str]) -> Experiment:

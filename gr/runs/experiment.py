@@ -26,6 +26,7 @@ from gr.fields import (
     Seed,
     Share,
     ShareBelowOne,
+    ShareWithin,
     check_value,
     did_you_mean,
     load_own,
@@ -55,9 +56,13 @@ class DataConfig:
         path: the file or folder, absolute or below the data folder.
         options: arguments of the reader, by name, such as `k_core`.
         skip_bad_rows: whether invalid rows are skipped and counted instead of raising an error.
-        split: "leave_one_out" (each user's last interaction is the test, the one before it validation) or "by_time".
+        split: "leave_one_out" (each user's last interaction is the test, the one before it validation), "by_time", or
+            "cold_start" (leave-one-out, with items that training never sees; see `gr.data.cold_start`).
         validation_share: share of all interactions that are validation targets, for "by_time"; in [0, 1).
         test_share: share that are test targets, for "by_time"; in [0, 1).
+        cold_share: share of the items that training never sees, for "cold_start"; above 0 and below 1.
+        cold_by: how these are chosen: at random ("seed"), or the items that came last ("time").
+        cold_seed: of the random choice; it stays the same for all seeds of a study.
         max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
         time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
             this. 0 only shuffles interactions of equal time; None keeps the order.
@@ -69,9 +74,12 @@ class DataConfig:
     path: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     skip_bad_rows: bool = False
-    split: Annotated[str, OneOf(("leave_one_out", "by_time"))] = "leave_one_out"
+    split: Annotated[str, OneOf(("leave_one_out", "by_time", "cold_start"))] = "leave_one_out"
     validation_share: ShareBelowOne = 0.1
     test_share: ShareBelowOne = 0.1
+    cold_share: ShareWithin = 0.1
+    cold_by: Annotated[str, OneOf(("seed", "time"))] = "seed"
+    cold_seed: Seed = 0
     max_history: Count = 20
     time_jitter: NotNegative | None = None
     place_jitter: NotNegative = 0.0
@@ -80,7 +88,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIdsConfig:
-    """Where semantic IDs come from; see `gr.semantic_ids.make_semantic_ids`.
+    """Where semantic IDs come from; see `gr.semantic_ids.fit_semantic_ids`.
 
     Attributes:
         path: file of finished semantic IDs; "" builds them.
@@ -94,6 +102,7 @@ class SemanticIdsConfig:
         codebook_size: codes of a level; 1 or more.
         balanced: whether all codes of a level get equally many items.
         collision: "extra_code" (one more level distinguishes items that share all codes) or "share".
+        spare_codes: extra codes beyond those in use, for items that are added later; 0 or more.
         min_perplexity: least share of a level's codes that must be in use, in [0, 1].
         seed: of the clustering.
     """
@@ -110,6 +119,7 @@ class SemanticIdsConfig:
     codebook_size: Count = 64
     balanced: bool = False
     collision: Annotated[str, OneOf(("extra_code", "share"))] = "extra_code"
+    spare_codes: Natural = 0
     min_perplexity: Share = 0.1
     seed: Seed = 0
 

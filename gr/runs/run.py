@@ -9,6 +9,7 @@ from gr.evaluation import EvaluationError
 from gr.models import ValueHead
 from gr.runs import build, build_rl, data
 from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.new_items import with_added_items
 from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
 from gr.semantic_ids import SemanticIds
 from gr.training import FitResult, TrainingError, checkpoint_step, restore_model
@@ -59,6 +60,7 @@ def load_run(
     data_dir: str = "",
     which: str = "best",
     other_data: bool = False,
+    added_items: bool = True,
     remedy: str = "other_data=True",
 ) -> Run:
     """Reads a workdir that `train` or `reinforce` wrote.
@@ -68,6 +70,7 @@ def load_run(
         data_dir: folder of the data, if it was moved since training.
         which: "best" or "last" checkpoint.
         other_data: whether data other than the training data are accepted; the items must be among the run's.
+        added_items: whether the catalogue holds the items that `add_items` added.
         remedy: how to allow other data, for messages.
 
     Raises:
@@ -79,6 +82,8 @@ def load_run(
         config = dataclasses.replace(config, data_dir=data_dir)
     splits = data.load_data(config, workdir)
     check_data(workdir, splits, allow=other_data, remedy=remedy)
+    if added_items:
+        splits = with_added_items(workdir, splits)
     semantic_ids = load_semantic_ids(workdir, splits)
     model, value_head = build.make_model(config, semantic_ids), None
     if isinstance(config, ReinforcedExperiment):

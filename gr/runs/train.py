@@ -109,7 +109,12 @@ def _train(config: Experiment, workdir: str) -> Run:
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
-    optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
+    known = (
+        catalogue
+        if splits.cold is None
+        else build.make_catalogue(config, semantic_ids, splits.cold)
+    )
+    optimizer, train_step = build.make_optimisation(config, semantic_ids, known, batches, mesh)
     state = build.make_state(config, semantic_ids, model, optimizer)
 
     # Loop.

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from gr.data import Splits, fingerprint, fingerprint_differences
-from gr.data.files import as_path, is_remote, read_json, write_json
+from gr.data.files import as_path, is_remote, read_json, write_atomically, write_json
 from gr.runs import data
 from gr.runs.experiment import Experiment, kind_of
-from gr.semantic_ids import SemanticIds
+from gr.semantic_ids import ItemEncoder, SemanticIdError, SemanticIds
 from gr.semantic_ids.build import BOTH, INTERACTIONS, TEXT
 from gr.training import (
     TrainingError,
@@ -24,6 +24,8 @@ from gr.training import (
 
 SEMANTIC_IDS_FILE = "semantic_ids.npz"
 REPORT_FILE = "semantic_ids_report.json"  # Report of the semantic IDs, with their sources.
+ENCODER_FILE = "item_encoder.npz"  # The fit that made the semantic IDs, for new items.
+ADDED_ITEMS_FILE = "added_items.json"  # Texts of items that were added since.
 DATA_FILE = "data.json"  # The fingerprint of the data.
 VALUE_FOLDER = "value_head"  # Folder of reinforcement learning's first phase.
 
@@ -38,7 +40,7 @@ _LEFT = {
         "tensorboard",
         "versions.json",
     ),
-    *(DATA_FILE, REPORT_FILE, SEMANTIC_IDS_FILE, VALUE_FOLDER),
+    *(ADDED_ITEMS_FILE, DATA_FILE, ENCODER_FILE, REPORT_FILE, SEMANTIC_IDS_FILE, VALUE_FOLDER),
 }
 
 # A trained model scores items by their semantic IDs, so times and texts do not affect its recommendations.
@@ -259,19 +261,48 @@ def make_semantic_ids(
             return load_semantic_ids(workdir, splits), report
         print(f"semantic IDs: made anew, those of {path} have other settings or data")
         as_path(path).unlink()  # Deleted first, so that a report never stands beside other IDs.
-    semantic_ids, report = data.load_semantic_ids(config, splits)
-    report |= {"made_from": made_from}
+    fitted = data.load_semantic_ids(config, splits)
+    report = fitted.report | {"made_from": made_from}
+    for name in (ADDED_ITEMS_FILE, ENCODER_FILE):
+        as_path(os.path.join(workdir, name)).unlink(missing_ok=True)
     write_json(report_path, report)
-    semantic_ids.save(path)
-    return semantic_ids, report
+    if fitted.encoder is not None:
+        fitted.encoder.save(os.path.join(workdir, ENCODER_FILE))
+    fitted.semantic_ids.save(path)
+    return fitted.semantic_ids, report
 
 
 def take_semantic_ids(start: str, splits: Splits, workdir: str) -> SemanticIds:
-    """Copies the semantic IDs of the run that this one starts from into its workdir."""
+    """Copies the semantic IDs of the run that this one starts from, and their fit, into its workdir."""
     semantic_ids = load_semantic_ids(start, splits)
+    encoder, mine = (as_path(os.path.join(folder, ENCODER_FILE)) for folder in (start, workdir))
+    mine.unlink(missing_ok=True)
+    if encoder.exists():
+        write_atomically(mine, encoder.read_bytes())
     write_json(os.path.join(workdir, REPORT_FILE), {"made_from": {"init_from": start}})
     semantic_ids.save(os.path.join(workdir, SEMANTIC_IDS_FILE))
     return semantic_ids
+
+
+def load_encoder(workdir: str, origin: str) -> ItemEncoder:
+    """The fit that made the workdir's semantic IDs.
+
+    Args:
+        workdir: folder of the run.
+        origin: the file that its semantic IDs were read from, if any, for the message.
+
+    Raises:
+        SemanticIdError: if there is none, or it is broken.
+    """
+    try:
+        return ItemEncoder.load(os.path.join(workdir, ENCODER_FILE))
+    except FileNotFoundError:
+        how = f"were read from {origin}, without a fit" if origin else "have no saved fit"
+        raise SemanticIdError(
+            f"{workdir}: its semantic IDs {how} ({ENCODER_FILE} is missing), so that new items cannot get any by it; "
+            "build IDs and train anew: semantic_ids.path='' and semantic_ids.vectors=text, or vectors=FILE.npz with "
+            "item vectors of your own"
+        ) from None
 
 
 def _read_report(path: str) -> dict[str, Any]:

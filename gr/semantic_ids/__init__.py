@@ -1,6 +1,7 @@
 """Item vectors -> codebooks -> `SemanticIds`, the table between items, codes and model tokens.
 
-`make_semantic_ids` does all steps from the data of a `Splits`. Its parts:
+`make_semantic_ids` does all steps from the data of a `Splits`; `fit_semantic_ids` also returns the fit, an
+`ItemEncoder`, which gives new items codes: `with_new_items` adds them. The parts:
 
 * vectors: `item_texts`, `text_vectors`, `sentence_vectors`, `interaction_vectors`, `load_vectors`,
   `concatenate_vectors`, and `catalogue_vectors` for rewards;
@@ -10,8 +11,15 @@
 * text for a terminal: `report_table`, `example_table`.
 """
 
-from gr.semantic_ids.build import build_semantic_ids, make_semantic_ids
-from gr.semantic_ids.collisions import append_extra_code, resolve_collisions
+from gr.semantic_ids.build import (
+    FittedIds,
+    build_semantic_ids,
+    content_vectors,
+    fit_semantic_ids,
+    make_semantic_ids,
+)
+from gr.semantic_ids.collisions import append_extra_code, resolve_collisions, with_new_items
+from gr.semantic_ids.item_encoder import ItemEncoder
 from gr.semantic_ids.item_vectors import (
     catalogue_vectors,
     concatenate_vectors,
@@ -47,6 +55,8 @@ from gr.semantic_ids.tables import example_table, report_table
 __all__ = [
     "BOS_TOKEN",
     "FIRST_CODE_TOKEN",
+    "FittedIds",
+    "ItemEncoder",
     "NO_CODE",
     "PAD_TOKEN",
     "ResidualCodebooks",
@@ -59,8 +69,10 @@ __all__ = [
     "check_codebooks",
     "codebook_report",
     "concatenate_vectors",
+    "content_vectors",
     "example_table",
     "fit_residual_kmeans",
+    "fit_semantic_ids",
     "interaction_vectors",
     "item_texts",
     "load_vectors",
@@ -73,4 +85,5 @@ __all__ = [
     "resolve_collisions",
     "sentence_vectors",
     "text_vectors",
+    "with_new_items",
 ]

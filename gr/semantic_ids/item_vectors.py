@@ -3,8 +3,9 @@
 Everything runs on the host, on one thread, so that the same seed gives the same vectors anywhere.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,51 @@ def item_texts(sequences: Sequences, fields: Sequence[str] | None = None) -> lis
         raise SemanticIdError(
             f"no item field {unknown[0]!r}; known are {sorted(sequences.item_fields)}."
         )
-    texts = _joined_texts(sequences, names)
+    texts = joined_texts(sequences.item_fields, names)
     if not any(texts):
         raise SemanticIdError(
             "the items have no text; use vectors='interactions' or the path of a .npy file."
         )
     return texts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """TF-IDF of words and word pairs (see `terms`), reduced by truncated SVD, as fitted to some texts."""
+
+    terms: tuple[str, ...]  # [S] the known terms.
+    idf: np.ndarray  # [S] float64, their inverse document frequencies.
+    components: np.ndarray  # [S, D] float32, right singular vectors; 0 beyond the rank.
+    longest: float  # Length of the longest row before rows were divided by theirs.
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], dim: int, seed: int) -> tuple["TextEncoder", np.ndarray]:
+        """The encoder of these texts, and their vectors; see `text_vectors`."""
+        vectorizer = _tfidf(
+            min_df=2 if len(texts) >= 100 else 1,
+            max_features=_MAX_TERMS,
+        )
+        try:
+            matrix = vectorizer.fit_transform(texts)
+        except ValueError as error:
+            raise SemanticIdError(
+                f"no usable words in the items' text ({error}); use vectors='interactions'."
+            ) from error
+        left, singular, right = _truncated_svd(matrix, dim, seed)
+        reduced = left * singular
+        encoder = cls(
+            terms=tuple(vectorizer.get_feature_names_out()),
+            idf=vectorizer.idf_,
+            components=np.where(singular > 0, right, 0.0).astype(np.float32),
+            longest=float(np.linalg.norm(reduced, axis=1).max()),
+        )
+        return encoder, _unit_rows(reduced)[_first_of_equals(texts)]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of any texts, float32 `[n, D]`: a row has length 1, or 0 where no word is known."""
+        vectorizer = _tfidf(vocabulary=self.terms)
+        vectorizer.idf_ = self.idf
+        return _unit_rows(vectorizer.transform(texts) @ self.components, self.longest)
 
 
 def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -51,22 +91,7 @@ def text_vectors(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     Rows have length 1, or 0 where an item has no known word; equal texts have equal rows. Columns
     beyond the rank are 0. With 100 items or more, terms that occur in a single item are left out.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(
-        analyzer=terms,
-        sublinear_tf=True,
-        min_df=2 if len(texts) >= 100 else 1,
-        max_features=_MAX_TERMS,
-    )
-    try:
-        matrix = vectorizer.fit_transform(texts)
-    except ValueError as error:
-        raise SemanticIdError(
-            f"no usable words in the items' text ({error}); use vectors='interactions'."
-        ) from error
-    left, singular = _truncated_svd(matrix, dim, seed)
-    return _unit_rows(left * singular)[_first_of_equals(texts)]
+    return TextEncoder.fit(texts, dim, seed)[1]
 
 
 def sentence_vectors(texts: Sequence[str], model: str) -> np.ndarray:
@@ -141,7 +166,7 @@ def interaction_vectors(
     # Smoothed contexts make the matrix asymmetric; its rows are the items.
     ppmi = np.maximum(pmi, 0.0) * counts.data / (counts.data + 1.0)
     matrix = sparse.csr_array((ppmi, (counts.row, counts.col)), shape=counts.shape)
-    left, singular = _truncated_svd(matrix, dim, seed)
+    left, singular, _ = _truncated_svd(matrix, dim, seed)
     vectors = _unit_rows(left * np.sqrt(singular))
     vectors[totals == 0] = 0.0
     return vectors
@@ -168,7 +193,7 @@ def catalogue_vectors(
         SemanticIdError: where there is neither text nor a pair of interactions near each other.
     """
     sequences = splits.sequences
-    texts = _joined_texts(sequences, list(sequences.item_fields))
+    texts = joined_texts(sequences.item_fields, list(sequences.item_fields))
     has_text = np.array([bool(text) for text in texts])
     if 2 * has_text.sum() < sequences.num_items or not texts:
         return interaction_vectors(sequences, training_interactions(splits), dim, seed)
@@ -216,6 +241,44 @@ def check_vectors(vectors: np.ndarray) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockScale:
+    """How a block of vectors is centred and scaled, as fitted to some items; see `concatenate_vectors`."""
+
+    origin: np.ndarray  # [D] float64.
+    varies: np.ndarray  # [D] bool: which columns are more than a constant up to rounding.
+    factor: float
+
+    @classmethod
+    def fit(cls, block: np.ndarray, weight: float = 1.0) -> "BlockScale":
+        """The scale of a block `[N, D]`; a SemanticIdError for one that is constant or no finite array."""
+        check_vectors(block)
+        values = block.astype(np.float64)
+        epsilon = np.finfo(block.dtype).eps if block.dtype.kind == "f" else 0.0
+        origin = middle_values(values)
+        centred = values - origin
+        spread = centred.max(axis=0) - centred.min(axis=0)
+        noise = _ROUNDING * epsilon * np.abs(values).max(axis=0)
+        # A product of matrices rounds by the length of its rows, in a column of small numbers too.
+        if spread.max() <= noise.max():
+            noise = np.inf
+        varies = spread > noise
+        variance = np.var(np.where(varies, centred, 0.0), axis=0).sum()
+        if variance == 0:
+            raise SemanticIdError("all items have the same vector in one block; leave it out.")
+        return cls(origin, varies, float(weight / np.sqrt(variance)))
+
+    def apply(self, block: np.ndarray) -> np.ndarray:
+        """A block `[n, D]` of these or other items, centred and scaled, float32."""
+        check_vectors(block)
+        if block.shape[1] != len(self.origin):
+            raise SemanticIdError(
+                f"vectors have width {block.shape[1]}, those of the fit {len(self.origin)}."
+            )
+        centred = np.where(self.varies, block.astype(np.float64) - self.origin, 0.0)
+        return (centred * self.factor).astype(np.float32)
+
+
 def concatenate_vectors(
     blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None
 ) -> np.ndarray:
@@ -229,36 +292,32 @@ def concatenate_vectors(
         SemanticIdError: for a block that is no finite array, whose number of rows differs from the first one's, or that
             is constant up to rounding.
     """
+    return scaled_blocks(fit_scales(blocks, weights), blocks)
+
+
+def fit_scales(
+    blocks: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> tuple[BlockScale, ...]:
+    """The scale of each block; see `concatenate_vectors`."""
     weights = [1.0] * len(blocks) if weights is None else weights
     if len(weights) != len(blocks) or not blocks:
         raise SemanticIdError(f"{len(blocks)} blocks of vectors and {len(weights)} weights.")
-    scaled = []
+    scales = []
     for block, weight in zip(blocks, weights, strict=True):
-        check_vectors(block)
+        scales.append(BlockScale.fit(block, weight))
         if len(block) != len(blocks[0]):
             raise SemanticIdError(
                 f"a block has {len(block)} rows where the first has {len(blocks[0])}; give one row "
                 "an item."
             )
-        centred = _without_constants(block)
-        variance = np.var(centred, axis=0).sum()
-        if variance == 0:
-            raise SemanticIdError("all items have the same vector in one block; leave it out.")
-        scaled.append((centred * (weight / np.sqrt(variance))).astype(np.float32))
-    return np.concatenate(scaled, axis=1)
+    return tuple(scales)
 
 
-def _without_constants(block: np.ndarray) -> np.ndarray:
-    """A block `[N, D]` around a value of each column, float64; 0 where only rounding differs."""
-    epsilon = np.finfo(block.dtype).eps if block.dtype.kind == "f" else 0.0
-    values = block.astype(np.float64)
-    centred = values - middle_values(values)
-    spread = centred.max(axis=0) - centred.min(axis=0)
-    noise = _ROUNDING * epsilon * np.abs(values).max(axis=0)
-    # A product of matrices rounds by the length of its rows, in a column of small numbers too.
-    if spread.max() <= noise.max():
-        noise = np.inf
-    return np.where(spread <= noise, 0.0, centred)
+def scaled_blocks(scales: Sequence[BlockScale], blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Blocks `[n, D_b]` side by side, scaled as fitted: float32 `[n, sum D_b]`."""
+    return np.concatenate(
+        [scale.apply(block) for scale, block in zip(scales, blocks, strict=True)], axis=1
+    )
 
 
 def middle_values(vectors: np.ndarray) -> np.ndarray:
@@ -273,34 +332,47 @@ def _first_of_equals(texts: Sequence[str]) -> np.ndarray:
     return np.array([first.setdefault(text, row) for row, text in enumerate(texts)])
 
 
-def _joined_texts(sequences: Sequences, names: Sequence[str]) -> list[str]:
+def joined_texts(item_fields: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
     """The named fields of each item, one after another; no texts at all without a field."""
-    columns = [sequences.item_fields[name] for name in names]
+    columns = [item_fields[name] for name in names]
     return [
         " ".join(filter(None, (clean_text(str(part)) for part in parts)))
         for parts in zip(*columns, strict=True)
     ]
 
 
-def _truncated_svd(matrix: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left singular vectors `[N, dim]` and singular values `[dim]` of a sparse matrix; 0 beyond."""
+def _tfidf(**options: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=terms, sublinear_tf=True, **options)
+
+
+def _truncated_svd(matrix: Any, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Left singular vectors `[N, dim]`, singular values `[dim]` and right ones `[S, dim]` of a sparse matrix `[N, S]`.
+
+    They are 0 beyond its rank.
+    """
     from sklearn.utils.extmath import randomized_svd
     from threadpoolctl import threadpool_limits
 
     if dim < 1:
         raise SemanticIdError(f"dim must be at least 1, got {dim}.")
     with threadpool_limits(limits=1):  # The bits of a sum depend on how threads share it.
-        left, singular, _ = randomized_svd(
+        left, singular, right = randomized_svd(
             matrix, n_components=min(dim, *matrix.shape), n_iter=7, random_state=seed
         )
     singular[singular <= _ROUNDING * np.finfo(np.float64).eps * singular[0]] = 0.0
     missing = dim - len(singular)
-    return np.pad(left, ((0, 0), (0, missing))), np.pad(singular, (0, missing))
+    wider = ((0, 0), (0, missing))
+    return np.pad(left, wider), np.pad(singular, (0, missing)), np.pad(right.T, wider)
 
 
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows divided by their length, float32; rows of length 0 stay."""
+def _unit_rows(vectors: np.ndarray, longest: float = 0.0) -> np.ndarray:
+    """Rows divided by their length, float32; rows of length 0 stay.
+
+    A row far shorter than `longest`, or than the longest row, counts as of length 0.
+    """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     # A row of rounding noise is an empty row, not a direction.
-    tiny = lengths <= 1e-9 * max(lengths.max(), 1e-30)
+    tiny = lengths <= 1e-9 * max(longest, lengths.max(), 1e-30)
     return np.where(tiny, 0.0, vectors / np.where(tiny, 1.0, lengths)).astype(np.float32)

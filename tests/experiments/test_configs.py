@@ -26,7 +26,7 @@ from gr.runs import (
 )
 from gr.runs.data import load_semantic_ids
 from gr.runs.study import jobs_of
-from gr.semantic_ids import SemanticIds, make_semantic_ids
+from gr.semantic_ids import SemanticIds, fit_semantic_ids
 from gr.training import make_mesh, make_optimizer
 from gr.training.objectives import LossConfig, supervised_loss
 
@@ -134,8 +134,8 @@ def test_a_configs_names_and_sizes_are_accepted(name, load):
         load_sequences("synthetic", **options)
     elif data.format != "movielens_100k":
         inspect.signature(FORMATS[data.format]).bind("path", **options)
-    assert data.split in ("leave_one_out", "by_time")
-    inspect.signature(make_semantic_ids).bind("splits", **config.semantic_ids)
+    assert data.split in ("leave_one_out", "by_time", "cold_start")
+    inspect.signature(fit_semantic_ids).bind("splits", **config.semantic_ids)
     assert make_mesh(**config.mesh).size == 1
     make_optimizer(
         learning_rate=training.learning_rate,
@@ -265,7 +265,8 @@ CAN_BE_0 = {
     *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
     *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
-    *("training.patience", "data.validation_share", "data.test_share"),
+    *("training.patience", "data.validation_share", "data.test_share", "data.cold_seed"),
+    "semantic_ids.spare_codes",
     *("search.initial_beams", "search.entropy_weight", "search.prior_weight", "search.exploration"),
     *("search.sampling_temperature", "search.crowding", "search.budget"),
     *("policy.kl_weight", "policy.sibling_weight", "policy.cppo_budget"),
@@ -401,13 +402,13 @@ def test_vectors_and_ids_of_the_data_folder(load, tmp_path):
     codes = np.stack([np.arange(40), np.arange(40) % 7], axis=1)
     np.save(tmp_path / "codes.npy", codes[::-1])
     config.semantic_ids.update(path="codes.npy", item_ids="list.txt")
-    np.testing.assert_array_equal(load_semantic_ids(supervised(config), splits)[0].codes, codes)
+    found = load_semantic_ids(supervised(config), splits).semantic_ids
+    np.testing.assert_array_equal(found.codes, codes)
     np.save(tmp_path / "vectors.npy", codes[::-1] * 1.0)
     config.semantic_ids.update(path="", vectors="vectors.npy", min_perplexity=0.0)
     expected = tmp_path / "vectors.npz"
     np.savez(expected, vectors=codes * 1.0, item_ids=ids)
-    by_list, _ = load_semantic_ids(supervised(config), splits)
+    by_list = load_semantic_ids(supervised(config), splits).semantic_ids
     config.semantic_ids.update(vectors=str(expected), item_ids="")
-    np.testing.assert_array_equal(
-        load_semantic_ids(supervised(config), splits)[0].codes, by_list.codes
-    )
+    found = load_semantic_ids(supervised(config), splits).semantic_ids
+    np.testing.assert_array_equal(found.codes, by_list.codes)

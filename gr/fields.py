@@ -96,9 +96,11 @@ def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError
     if value is None and type(None) in options:
         return
     kinds = [option for option in options if option is not type(None)]
-    if len(kinds) == 1:
-        kind, inner = _parts(kinds[0])
-        limits = (*limits, *inner)
+    if len(kinds) > 1:  # Such as a number or a word: the first kind that it is decides.
+        hint = next((one for one in kinds if _is_a(value, _parts(one)[0])), kinds[0])
+        return check_value(name, value, hint, error)
+    kind, inner = _parts(kinds[0])
+    limits = (*limits, *inner)
     if not _is_a(value, kind):
         raise error(f"{name}={value!r} is of type {type(value).__name__}; give {_described(kind)}")
     if isinstance(value, (tuple, list)) and typing.get_args(kind):

@@ -2,7 +2,7 @@
 
 * `fit_memory` counts which items come with which; `tune_memory` chooses its settings on validation targets.
 * `Memory.prior` gives each user's best items as an `ItemPrior`, which a search mixes into its model;
-  `Memory.because` names the items of the history that a recommendation came from.
+  `Gate` says how much it counts, and `Memory.because` names the items of the history that a recommendation came from.
 """
 
 from gr.memory.cooccurrence import (
@@ -12,15 +12,19 @@ from gr.memory.cooccurrence import (
     MemorySettings,
     fit_memory,
 )
+from gr.memory.gate import Gate, best_weight, fit_gate
 from gr.memory.prior import ItemPrior
 from gr.memory.tuning import tune_memory
 
 __all__ = [
     "GATE_INPUTS",
+    "Gate",
     "ItemMemoryError",
     "ItemPrior",
     "Memory",
     "MemorySettings",
+    "best_weight",
+    "fit_gate",
     "fit_memory",
     "tune_memory",
 ]

@@ -93,7 +93,9 @@ class ItemCache:
     """What the depth decoder keeps of a user: nothing of the history but its last state."""
 
     of_codes: Cache  # Its shared position is the item state's.
-    last: jax.Array  # [B, D]: the state behind the history's last item, which is added to every code.
+    last: (
+        jax.Array
+    )  # [B, D]: the state behind the history's last item, which is added to every code.
 
 
 class ItemDecoder(nnx.Module):
@@ -245,7 +247,9 @@ class ItemDecoder(nnx.Module):
         hidden = hidden[:, 0]
         return self._logits_or_none(hidden), hidden, ItemCache(cache, last)
 
-    def step(self, tokens: jax.Array, cache: ItemCache) -> tuple[jax.Array | None, jax.Array, ItemCache]:
+    def step(
+        self, tokens: jax.Array, cache: ItemCache
+    ) -> tuple[jax.Array | None, jax.Array, ItemCache]:
         """See `Backbone.step`, or `ChildScorer.step` with the trie head."""
         x, of_codes = self._embed_codes(tokens, None) + cache.last[:, None], cache.of_codes
         x, of_codes = step_layers(self.depth_layers, x, 1 + of_codes.num_decoded, of_codes)

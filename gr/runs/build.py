@@ -1,6 +1,7 @@
 """Builds the objects of an experiment: index, model, batches, optimiser and step, searches."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from gr.data import (
 )
 from gr.decoding import SearchConfig
 from gr.evaluation import Decoded, decode_targets
+from gr.memory import ItemPrior
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
@@ -188,6 +190,7 @@ def decode(
     search: SearchConfig | None = None,
     *,
     value_head: ValueHead | None = None,
+    prior: Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]] | None = None,
     exclude_seen: bool | None = None,
     allowed: ItemMask | None = None,
     progress: bool = False,
@@ -202,6 +205,7 @@ def decode(
         targets: the targets to decode.
         search: the search; None: the experiment's beam search, with the targets' own log-probabilities.
         value_head: guides a tree search.
+        prior: what is mixed into the model, see `decode_targets`; None: the model alone.
         exclude_seen: whether items of the history are left out; None: as the experiment says.
         allowed: the items that may be decoded; None: all.
         progress: whether a progress bar is shown.
@@ -220,7 +224,7 @@ def decode(
         buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
-        allowed=allowed,
+        prior=prior,
         progress=progress,
         **distribution(experiment),
     )

@@ -32,6 +32,7 @@ from gr.fields import (
     load_own,
 )
 from gr.losses import PolicyConfig
+from gr.memory import MemorySettings
 from gr.models.item_decoder import HEADS
 from gr.rl import ValueConfig
 from gr.training import LossConfig
@@ -288,6 +289,30 @@ class DecodingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """The memory of training sequences that is mixed into the model's recommendations; see `gr.memory`.
+
+    Attributes:
+        weight: of the memory in the mixture P = (1 - weight) P_model + weight P_memory: a number in [0, 1]; "tuned",
+            the one that ranks validation targets best; "gate", a weight for each user by what is known of their
+            history, fitted on validation too; or None, no memory.
+        tune: whether the memory's own settings are tuned on validation; else they are `settings`.
+        settings: see `gr.memory.MemorySettings`.
+        size: items that the memory proposes to a user; 1 or more.
+        source: "" for the memory of the training sequences, a `.npz` file that `Memory.save` wrote, or your own
+            "module:name", a function `Splits -> prior` where `prior(histories, *, size, exclude)` is an `ItemPrior`.
+        tuning_users: validation users by which weights are chosen, evenly spaced; 0: all.
+    """
+
+    weight: Share | Annotated[str, OneOf(("tuned", "gate"))] | None = None
+    tune: bool = True
+    settings: MemorySettings = MemorySettings()
+    size: Count = 500
+    source: Annotated[str, OneOf(("",), or_path=(".npz",), or_own=True)] = ""
+    tuning_users: Natural = 2048
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The device mesh: sizes of its axes, whose product is the number of devices.
 
@@ -380,6 +405,7 @@ class Experiment(_Config):
         loss: see `gr.training.LossConfig`.
         training: see `TrainingConfig`.
         decoding: see `DecodingConfig`.
+        memory: see `MemoryConfig`.
         mesh: see `MeshConfig`.
     """
 
@@ -397,6 +423,7 @@ class Experiment(_Config):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
+    memory: MemoryConfig = MemoryConfig()
     mesh: MeshConfig = MeshConfig()
 
 

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     del argv
     config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
-    catalogue = build.make_catalogue(semantic_ids)
+    catalogue = build.make_catalogue(config, semantic_ids)
     requests = make_requests(config, splits, catalogue)
     results, peaks, compilations = {}, {}, {}
     for backbone, _, model in benchmarking.models(config, semantic_ids):

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     del argv
     config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
-    tokens = build.make_catalogue(semantic_ids).tokens
+    tokens = build.make_catalogue(config, semantic_ids).tokens
     rng = np.random.default_rng(config.seed)
     items = splits.sequences.num_items
     history = tokens[rng.integers(items, size=(FLAGS.users, config.data.max_history))]

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     del argv
     config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
-    catalogue = build.make_catalogue(semantic_ids)
+    catalogue = build.make_catalogue(config, semantic_ids)
     shape = (config.decoding.batch_size, config.data.max_history)
     rng = np.random.default_rng(config.seed)
     history = catalogue.tokens[rng.integers(splits.sequences.num_items, size=shape)]

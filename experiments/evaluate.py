@@ -21,8 +21,10 @@ training never saw, these also with decoding constrained to them, beside content
 `metrics_SPLIT_cold.json`.
 
 Baselines rank under the same rule as the model: popularity, a first-order Markov chain, item-kNN with the usual
-settings (cosine, 100 neighbours, the whole history), and a far stronger item-kNN whose neighbours, shrinkage and
-history length are tuned on validation under that rule.
+settings (cosine, 100 neighbours, the whole history), and, tuned on validation under that rule, item-kNN, the memory of
+windowed co-occurrences (`gr.memory`), EASE and SLIST. Settings and rankings are kept in the workdir's `baselines`.
+`--linear_up_to=20000` fits EASE and SLIST for larger catalogues, too: they need N^2 memory and N^3 time.
+`--rows=sasrec=OTHER_WORKDIR` makes the model of another evaluated run on the same data a baseline of that name.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ from absl import flags
 from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
+from gr.evaluation.linear import MAX_ITEMS
 from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.evaluate import evaluate, evaluate_search
 from gr.runs.run import SPLITS, load_run
@@ -62,11 +65,25 @@ def main(argv: Sequence[str]) -> None:
     if _COLD_START.value:
         evaluate_cold_start(run, _SPLIT.value, exclude_seen=_EXCLUDE_SEEN.value)
     elif by_beams:
-        evaluate(run, _SPLIT.value, beside=_BESIDE.value, exclude_seen=_EXCLUDE_SEEN.value)
+        evaluate(
+            run,
+            _SPLIT.value,
+            beside=_BESIDE.value,
+            exclude_seen=_EXCLUDE_SEEN.value,
+            rows=dict(_named(row) for row in _ROWS.value),
+            linear_up_to=_LINEAR_UP_TO.value,
+        )
     else:
         evaluate_search(
             run, _SPLIT.value, _DECODER.value, _BUDGET.value, exclude_seen=_EXCLUDE_SEEN.value
         )
+
+
+def _named(row: str) -> tuple[str, str]:
+    name, _, workdir = row.partition("=")
+    if not (name and workdir):
+        raise EvaluationError(f"--rows={row}: give NAME=WORKDIR of an evaluated run")
+    return name, workdir
 
 
 if __name__ == "__main__":
@@ -91,6 +108,12 @@ if __name__ == "__main__":
     )
     _BESIDE = flags.DEFINE_string(
         "beside", None, "Workdir of another evaluated run, for the plot of prefix recall."
+    )
+    _ROWS = flags.DEFINE_list(
+        "rows", [], "NAME=WORKDIR of other evaluated runs that become baselines."
+    )
+    _LINEAR_UP_TO = flags.DEFINE_integer(
+        "linear_up_to", MAX_ITEMS, "Most items for which EASE and SLIST are fitted."
     )
     _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from gr.data import leave_one_out, load_sequences
-from gr.evaluation.baselines import fit_own_baseline
+from gr.evaluation import fit_own_baseline
 from gr.models import load_backbone
 from gr.semantic_ids import make_semantic_ids
 from gr.training import LossConfig, supervised_loss

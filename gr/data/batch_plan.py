@@ -9,7 +9,7 @@ import numpy as np
 
 from gr.data.buckets import assign_buckets, batch_rows, cut_batches, longest_first, require_positive
 from gr.data.examples import Batch
-from gr.data.jitter import TimeJitter
+from gr.data.jitter import Jitter
 from gr.data.sequences import DataError
 
 
@@ -40,7 +40,7 @@ class BatchPlan:
     num_epochs: int | None
     process_index: int
     process_count: int
-    jitter: TimeJitter | None = None  # None: the order of interactions stays as it is.
+    jitter: Jitter | None = None  # None: the order of interactions stays as it is.
 
     def __post_init__(self):
         if self.seed < 0:

@@ -27,7 +27,7 @@ from gr.data.buckets import (
     resolve_buckets,
 )
 from gr.data.examples import Batch, Histories, histories, target_examples, window_examples
-from gr.data.jitter import time_jitter as make_time_jitter
+from gr.data.jitter import make_jitter
 from gr.data.sequences import DataError, Sequences, Targets
 
 if TYPE_CHECKING:  # Importing Grain takes a second, so evaluation avoids it.
@@ -55,6 +55,7 @@ def train_batches_by_target(
     buckets: int | Sequence[int],
     seed: int,
     time_jitter: float | None = None,
+    place_jitter: float = 0.0,
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -75,6 +76,8 @@ def train_batches_by_target(
         seed: seed of the shuffling; every epoch has a new order.
         time_jitter: seconds; each epoch sorts a user's training interactions by time plus a random delay of up to this.
             0 only shuffles those of equal time, None keeps the order.
+        place_jitter: the same by place, for data without times: a random delay of up to so many places; 0 keeps the
+            order.
         num_epochs: None is endless.
         process_index: which contiguous part of each batch's rows this process gets.
         process_count: number of such parts.
@@ -98,7 +101,7 @@ def train_batches_by_target(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        jitter=make_time_jitter(sequences, targets, time_jitter),
+        jitter=make_jitter(sequences, targets, seconds=time_jitter, places=place_jitter),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 
@@ -112,6 +115,7 @@ def train_batches_by_user(
     items_per_batch: int,
     seed: int,
     time_jitter: float | None = None,
+    place_jitter: float = 0.0,
     stride: int | None = None,
     rows_multiple_of: int = 1,
     num_epochs: int | None = None,
@@ -142,6 +146,8 @@ def train_batches_by_user(
         seed: of the shuffling; every epoch has an order of its own.
         time_jitter: each epoch a user's training interactions are sorted by time plus a random
             delay of up to so many seconds; 0 shuffles those of one time, None keeps the order.
+        place_jitter: the same by place, for data without times: a random delay of up to so many
+            places; 0 keeps the order.
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
@@ -171,7 +177,7 @@ def train_batches_by_user(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        jitter=make_time_jitter(sequences, targets, time_jitter),
+        jitter=make_jitter(sequences, targets, seconds=time_jitter, places=place_jitter),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 

@@ -13,6 +13,7 @@ Files: `beam.py` and `beam_step.py`, `sampling.py`, `sharded.py`, and `ved.py` w
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates, DecodingError, Draws, SearchTree
 from gr.decoding.configured import PRESETS, SEARCHES, SearchConfig, search
+from gr.decoding.items import rank_items
 from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
 from gr.decoding.ved import ved_search
@@ -28,6 +29,7 @@ __all__ = [
     "SearchTree",
     "VedConfig",
     "beam_search",
+    "rank_items",
     "sample",
     "sample_without_replacement",
     "search",

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr.decoding.beam_step import BeamOptions, Beams, choose, start
+from gr.decoding.beam_step import BeamOptions, Beams, choose, choose_listed, start
 from gr.decoding.candidates import Candidates
 from gr.decoding.checked import Checked, check_methods
+from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
@@ -66,7 +67,8 @@ def beam_search(
         keep_beams: whether to return the nodes that were in the beam after each step.
         normalise_over: "vocabulary", for a model trained by cross-entropy; or "children": the softmax is over the
             tokens that the trie has behind a prefix, whatever the constraint allows. That is for a model trained by the
-            masked softmax loss, whose other logits mean nothing. Not for an index with recent changes.
+            masked softmax loss, whose other logits mean nothing. Not for an index with recent changes. A model that
+            scores children is always normalised over them.
 
     Returns:
         Candidates with M beams.
@@ -116,24 +118,31 @@ def search(
         temperature: made by `as_temperature`.
         options: how many beams, and how they are grouped and scored.
     """
-    logits, _, cache = first
-    logits = logits[:, None, :]
+    logits, hidden, cache = first
     inverse = inverse_of(temperature)
-    beams = start(source, len(logits))
+    beams = start(source, len(hidden if logits is None else logits))
+    # `first` has no axis of beams.
+    logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     tokens, parents, names, seen = [], [], [], []
 
     # While there is a choice: the best continuations of all beams.
     for depth in range(source.unique_depth):
         if depth > 0:
             cache = backbone.reorder(cache, parents[-1])
-            logits, _, cache = backbone.step(tokens[-1], cache)
-        logits = logits.astype(jnp.float32)
-        if options.normalise_over == CHILDREN:
-            distributions = source.softmax(depth, beams.states, logits, inverse)
+            logits, hidden, cache = backbone.step(tokens[-1], cache)
+        alive = beams.log_probs > -jnp.inf
+        if backbone.scores_children:
+            children = listed(backbone, source, depth, beams.states, hidden, inverse)
+            distributions = children.softmax
+            beams = choose_listed(source, depth, beams, children, options)
         else:
-            distributions = softmax(logits, inverse)
-        seen.append((distributions, beams.log_probs > -jnp.inf, depth))
-        beams = choose(source, depth, beams, logits, distributions, options)
+            logits = logits.astype(jnp.float32)
+            if options.normalise_over == CHILDREN:
+                distributions = source.softmax(depth, beams.states, logits, inverse)
+            else:
+                distributions = softmax(logits, inverse)
+            beams = choose(source, depth, beams, logits, distributions, options)
+        seen.append((distributions, alive, depth))
         tokens.append(beams.tokens)
         parents.append(beams.parents)
         if options.keep_beams:
@@ -144,12 +153,19 @@ def search(
     if source.unique_depth < source.length:
         states, rest = source.complete(beams.states)
         beams = dataclasses.replace(beams, states=states)
-        if source.unique_depth > 0:
+        if backbone.scores_children:  # An only child has probability 1.
+            exist = source.exist(states)
+            log_probs = jnp.where(exist, beams.log_probs, -jnp.inf)
+            beams = dataclasses.replace(beams, log_probs=log_probs, scores=log_probs)
+        elif source.unique_depth > 0:
             cache = backbone.reorder(cache, parents[-1])
             logits, _, cache = backbone.step(tokens[-1], cache)
-        over_children = options.normalise_over == CHILDREN
-        beams, more = _follow(source, backbone, beams, cache, logits, rest, inverse, over_children)
-        seen += more
+        if not backbone.scores_children:
+            over_children = options.normalise_over == CHILDREN
+            beams, more = _follow(
+                source, backbone, beams, cache, logits, rest, inverse, over_children
+            )
+            seen += more
         if options.keep_beams:
             names += [source.names(states)] * len(rest)
 

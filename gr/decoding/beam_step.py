@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
+from gr.decoding.child_scores import Listed, best_listed
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax
-from gr.decoding.sources import Source
+from gr.decoding.sources import Listing, Source
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
 from gr.trie import NO_NODE
@@ -93,6 +94,23 @@ def choose(
     log_probs = take_along(beams.log_probs, step.parents) + of_token
     log_probs = jnp.where(step.scores > -jnp.inf, log_probs, -jnp.inf)
     return Beams(step.nodes, step.scores, log_probs, step.tokens, step.parents)
+
+
+def choose_listed(
+    source: Listing, depth: int, beams: Beams, children: Listed, options: BeamOptions
+) -> Beams:
+    """`choose` among listed children.
+
+    Raises:
+        DecodingError: for groups, whose costs are those of the vocabulary's tokens.
+    """
+    if options.num_groups > 1:
+        raise DecodingError(
+            f"num_groups={options.num_groups}: diverse groups are not offered for a model that scores children; use "
+            "num_groups=1"
+        )
+    step = best_listed(source, depth, beams.states, beams.scores, children, options.num_beams)
+    return Beams(step.nodes, step.scores, step.scores, step.tokens, step.parents)
 
 
 def _by_groups(

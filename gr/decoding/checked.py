@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
+from gr.models import scores_children
 from gr.trie.constraints import constraints_of
 
 METHODS = ("prefill", "step", "reorder")
@@ -30,6 +31,10 @@ def check_methods(backbone: Any, methods: tuple[str, ...] = METHODS) -> None:
             raise DecodingError(
                 f"{name} has no method {method}, which gr.models.{protocol} wants: {_SIGNATURES[method]}"
             )
+    if scores_children(backbone) and not callable(getattr(backbone, "score_children", None)):
+        raise DecodingError(
+            f"{name} says that it scores children, but has no method score_children, which gr.models.ChildScorer wants"
+        )
     if jax.tree_util.all_leaves([backbone]):
         raise DecodingError(
             f"{name} is no pytree: make it an nnx.Module, or a frozen dataclass under "
@@ -52,7 +57,7 @@ class Checked:
             DecodingError: for outputs that violate the protocol, or a constraint for another number of users.
         """
         outputs = self._checked("prefill", self.backbone.prefill(history), None)
-        users = len(outputs[0])
+        users = len(outputs[1] if outputs[0] is None else outputs[0])
         for part in constraints_of(constraint):
             if part.num_users not in (None, users):
                 raise DecodingError(
@@ -64,6 +69,23 @@ class Checked:
     def step(self, tokens: jax.Array, cache: Any) -> tuple:
         """See `Backbone.step`; raises DecodingError for outputs that violate the protocol."""
         return self._checked("step", self.backbone.step(tokens, cache), tokens.shape)
+
+    @property
+    def scores_children(self) -> bool:
+        """Whether it is a `ChildScorer`."""
+        return scores_children(self.backbone)
+
+    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+        """See `ChildScorer.score_children`; raises DecodingError for scores of another shape or type."""
+        scores = self.backbone.score_children(hidden, tokens, rows)
+        expected = (*hidden.shape[:-1], tokens.shape[-1])
+        if not _is_floating(scores) or scores.shape != expected:
+            raise DecodingError(
+                f"{type(self.backbone).__name__}.score_children returned {_described(scores)} for hidden states "
+                f"{list(hidden.shape)} and children {list(tokens.shape)}; the protocol gr.models.ChildScorer wants "
+                f"floating numbers {list(expected)}"
+            )
+        return scores.astype(jnp.float32)
 
     def reorder(self, cache: Any, parents: jax.Array) -> Any:
         """See `Backbone.reorder`."""
@@ -85,6 +107,14 @@ class Checked:
             )
             raise self._error(method, beams, f"{got} instead of three outputs")
         logits, hidden, cache = outputs
+        if self.scores_children:
+            leading = tuple(jnp.shape(hidden))[:-1]
+            expected = beams if beams is not None else leading[:1]
+            if logits is not None or not _is_floating(hidden) or leading != expected or not leading:
+                raise self._error(
+                    method, beams, f"logits {_described(logits)} and hidden {_described(hidden)}"
+                )
+            return None, hidden, cache
         leading = tuple(jnp.shape(logits))[:-1]
         expected = beams if beams is not None else leading[:1]
         if not (
@@ -122,6 +152,11 @@ class Checked:
         sizes = f"V >= {self.vocab_size}"
         if beams is not None:
             sizes = f"B = {beams[0]}, M = {beams[1]}, {sizes}"
+        if self.scores_children:
+            return DecodingError(
+                f"{type(self.backbone).__name__}.{method} returned {got}{remedy}; the protocol gr.models.ChildScorer "
+                f"wants {_SIGNATURES[method]}, with None instead of logits and floating hidden states"
+            )
         return DecodingError(
             f"{type(self.backbone).__name__}.{method} returned {got}{remedy}; the protocol gr.models.Backbone "
             f"wants {_SIGNATURES[method]}, floating, with {sizes}"

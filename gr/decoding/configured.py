@@ -15,7 +15,7 @@ from gr.decoding.ved import ved_search
 from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
 from gr.decoding.ved_step import ValueHead
 from gr.fields import OneOf
-from gr.models import TreeBackbone
+from gr.models import TreeBackbone, scores_children
 from gr.trie import Constraint, TrieIndex
 
 BEAM = "beam"
@@ -127,7 +127,9 @@ def search(
             keep_beams=keep_beams,
             **shared,
         )
-        evaluations = _beam_evaluations(index, count, index.length)
+        # A child scorer gives an only child probability 1 and does not evaluate it.
+        length = index.layout.unique_depth if scores_children(backbone) else index.length
+        evaluations = _beam_evaluations(index, count, length)
     else:
         found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
         # One more beam for the threshold; codes without an alternative are not evaluated.

@@ -17,6 +17,7 @@ from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
 from gr.decoding.checked import Checked, check_methods
+from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Listing, source_of
@@ -138,18 +139,23 @@ def _sample_without_replacement(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, _, cache = model.prefill(history, constraint)
+    logits, hidden, cache = model.prefill(history, constraint)
     source = source_of(index, constraint)
-    batch, logits = len(logits), logits[:, None]
+    batch = len(hidden if logits is None else logits)
+    logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
     threshold = jnp.full(batch, -jnp.inf)
     tokens, parents, distributions, alive = [], [], [], []
     for depth in range(source.unique_depth):
         if depth > 0:
-            logits, _, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
+            logits, hidden, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
         child_tokens, exist = source.continuations(depth, states)
-        child_log_probs, among = conditionals(logits_of(logits, child_tokens), exist, inverse)
+        if model.scores_children:
+            child_logits = listed(model, source, depth, states, hidden, inverse).logits
+        else:
+            child_logits = logits_of(logits, child_tokens)
+        child_log_probs, among = conditionals(child_logits, exist, inverse)
         distributions.append(among)
         alive.append(log_probs > -jnp.inf)
         longer = log_probs[..., None] + child_log_probs
@@ -213,9 +219,10 @@ def _sample(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, _, cache = model.prefill(history, constraint)
+    logits, hidden, cache = model.prefill(history, constraint)
     source = source_of(index, constraint)
-    batch, logits = len(logits), logits[:, None]
+    batch = len(hidden if logits is None else logits)
+    logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     tokens, distributions, alive = [], [], []
     spread = functools.partial(jnp.broadcast_to, shape=(batch, count))
@@ -223,9 +230,13 @@ def _sample(
         if depth > 0:
             if depth == 1:
                 cache = model.reorder(cache, jnp.zeros((batch, count), jnp.int32))
-            logits, _, cache = model.step(tokens[-1], cache)
+            logits, hidden, cache = model.step(tokens[-1], cache)
         child_tokens, exist = _each_alone(source, depth, states)
-        child_log_probs, among = conditionals(logits_of(logits, child_tokens), exist, inverse)
+        if model.scores_children:
+            child_logits = listed(model, source, depth, states, hidden, inverse).logits
+        else:
+            child_logits = logits_of(logits, child_tokens)
+        child_log_probs, among = conditionals(child_logits, exist, inverse)
         distributions.append(among)
         alive.append(log_probs > -jnp.inf)
         noise = gumbel(key, depth + 1, (batch, count, child_log_probs.shape[-1]))

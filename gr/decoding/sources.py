@@ -16,8 +16,11 @@ from gr.trie.transitions import (
     Depth,
     child_logits,
     child_sizes,
+    child_tokens,
+    children,
     descend,
     item_slots,
+    node_rows,
 )
 
 _MANY = 8  # Up to so many levels without a choice are read one by one.
@@ -86,6 +89,15 @@ class Listing(Source, Protocol):
         """Tokens `[B, M, K]` that may follow a user's distinct states, each token once, and which of them exist."""
         ...
 
+    def child_rows(self, depth: Depth, states: Any) -> tuple[jax.Array, jax.Array]:
+        """All children, allowed or not, in the places of `continuations`, for a model that scores them.
+
+        Returns:
+            Their `node_rows` `[B, M, K]` in the trie that the model was trained on, `NO_NODE` where that has none; and
+            which of the places hold a child, each child once.
+        """
+        ...
+
     def sizes(self, depth: Depth, states: Any) -> jax.Array:
         """Number of items behind each continuation, allowed or not, `[B, M, K]`."""
         ...
@@ -146,6 +158,11 @@ class OneTrie:
     def continuations(self, depth: Depth, states: Nodes) -> tuple[jax.Array, jax.Array]:
         """See `Listing.continuations`."""
         return allowed_tokens(self.index, depth, states, self.only)
+
+    def child_rows(self, depth: Depth, states: Nodes) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.child_rows`."""
+        below, _ = children(self.index, depth, states)
+        return node_rows(self.index, depth + 1, below), below.exist
 
     def sizes(self, depth: Depth, states: Nodes) -> jax.Array:
         """See `Listing.sizes`."""
@@ -295,6 +312,17 @@ class TwoTries:
         known = (base[..., None, :] == added[..., :, None]) & in_base[..., None, :]
         tokens = jnp.concatenate([base, added], axis=-1)
         return tokens, jnp.concatenate([in_base, in_added & ~known.any(-1)], axis=-1)
+
+    def child_rows(self, depth: Depth, states: tuple[Nodes, Nodes]) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.child_rows`. Prefixes that only the small trie has were not there when the model was trained."""
+        rows, in_base = self.base.child_rows(depth, states[0])
+        base, _ = child_tokens(self.base.index, depth, states[0])
+        added, in_added = child_tokens(self.added.index, depth, states[1])
+        same = (added[..., :, None] == base[..., None, :]) & in_base[..., None, :]
+        # Of what both have, the large trie's place counts; but if its items are removed, the other is the one allowed.
+        of_added = jnp.where(same, rows[..., None, :], NO_NODE).max(-1)
+        both = jnp.concatenate([rows, of_added], axis=-1)
+        return both, jnp.concatenate([in_base, in_added & ~same.any(-1)], axis=-1)
 
     def descend(
         self, depth: Depth, states: tuple[Nodes, Nodes], tokens: jax.Array

@@ -181,8 +181,8 @@ def _flaws(tree: Tree) -> Flaws:
 def _root(search: Search) -> Tree:
     """The tree of the empty prefix."""
     config, (logits, hidden, cache) = search.config, search.first
-    none = jnp.zeros((len(logits), 1, search.longest), jnp.int32)
-    zero = jnp.zeros((len(logits), 1), jnp.int32)
+    none = jnp.zeros((len(hidden), 1, search.longest), jnp.int32)
+    zero = jnp.zeros((len(hidden), 1), jnp.int32)
     block = expanded(
         search,
         range(1),
@@ -191,9 +191,13 @@ def _root(search: Search) -> Tree:
         parents=zero,
         paths=none,
         tokens=none,
-        states=search.source.root(len(logits)),
+        states=search.source.root(len(hidden)),
         log_probs=zero.astype(jnp.float32),
-        outputs=(logits[:, None], hidden[:, None], search.backbone.latest(cache)),
+        outputs=(
+            None if logits is None else logits[:, None],
+            hidden[:, None],
+            search.backbone.latest(cache),
+        ),
     )
     if config.initial_beams and search.longest:
         # The beam search takes the most probable children, so they must have a place.

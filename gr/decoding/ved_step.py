@@ -1,6 +1,7 @@
 """One step of a value-guided search: scores and expands new prefixes."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from gr.decoding.sources import Listing, emptied
 from gr.decoding.ved_config import VedConfig
 from gr.decoding.ved_selection import MANY
 from gr.decoding.ved_tree import Prefixes, Tree, rows
+from gr.trie import NO_NODE
 from gr.trie.transitions import Depth
 
 
@@ -49,7 +51,7 @@ class Search:
     @property
     def over_children(self) -> bool:
         """Whether scores are normalised over a prefix's children, so that an only child has probability 1."""
-        return self.config.normalise_over == CHILDREN
+        return self.config.normalise_over == CHILDREN or self.backbone.scores_children
 
     def fan_out(self, levels: range) -> int:
         """K, places for the children of a prefix of these depths, as `each_level` handles them."""
@@ -105,18 +107,23 @@ def expanded(
         outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and the backbone's `latest`.
     """
     logits, hidden, stored = outputs
-    logits = logits.astype(jnp.float32)
-    if search.over_children:
-        distributions = _over_children(search, levels, states, depths, logits)
+    child_tokens, exist, sizes = _continuations(search, levels, states, depths)
+    if search.backbone.scores_children:
+        child_rows, there = _child_rows(search, levels, states, depths)
+        logits = search.backbone.score_children(hidden, child_tokens, child_rows)
+        distributions = softmax(jnp.where(there, logits, -jnp.inf), search.inverse)
     else:
-        distributions = softmax(logits, search.inverse)
+        logits = logits.astype(jnp.float32)
+        if search.over_children:
+            distributions = _over_children(search, levels, states, depths, logits)
+        else:
+            distributions = softmax(logits, search.inverse)
+        logits = logits_of(logits, child_tokens)
     values = _values(search, levels, tree, depths, paths, hidden)
     nan = distributions.nan | jnp.isnan(values)
-    child_tokens, exist, sizes = _continuations(search, levels, states, depths)
     exist &= ~nan[..., None]  # A prefix with NaN has no children.
     lone = search.over_children & (sizes == 1)
     terminal = exist & (lone | (depths == search.longest)[..., None])
-    logits = logits_of(logits, child_tokens)
     priority, _ = conditionals(logits, exist, search.inverse)
     entropies = -jnp.where(exist, jnp.exp(priority) * priority, 0.0).sum(-1)
     grows = exist & ~terminal
@@ -179,11 +186,7 @@ def _continuations(
     shape = (*depths.shape, search.fan_out(levels))
     child_tokens = sizes = jnp.zeros(shape, jnp.int32)
     exist = jnp.zeros(shape, bool)
-
-    def fit(listed: jax.Array) -> jax.Array:
-        """Pads to K places."""
-        return jnp.pad(listed, ((0, 0), (0, 0), (0, shape[-1] - listed.shape[-1])))
-
+    fit = functools.partial(_padded, places=shape[-1])
     for depth, here in each_level(search.source, levels, depths):
         of_depth = emptied(states, here)
         tokens, there = search.source.continuations(depth, of_depth)
@@ -192,6 +195,25 @@ def _continuations(
         if search.over_children or search.config.crowding:
             sizes += fit(search.source.sizes(depth, of_depth))
     return child_tokens, exist, sizes
+
+
+def _child_rows(
+    search: Search, levels: range, states: Any, depths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`Listing.child_rows` of prefixes of several depths, `[B, n, K]` each."""
+    shape = (*depths.shape, search.fan_out(levels))
+    found, exist = jnp.full(shape, NO_NODE), jnp.zeros(shape, bool)
+    for depth, here in each_level(search.source, levels, depths):
+        of_depth, there = search.source.child_rows(depth, emptied(states, here))
+        of_depth = _padded(of_depth, places=shape[-1])
+        found = jnp.where(here[..., None], of_depth, found)
+        exist |= _padded(there, places=shape[-1]) & here[..., None]
+    return found, exist
+
+
+def _padded(listed: jax.Array, places: int) -> jax.Array:
+    """`[B, n, K']` with `places >= K'` places."""
+    return jnp.pad(listed, ((0, 0), (0, 0), (0, places - listed.shape[-1])))
 
 
 def first_at_once(source: Listing, levels: range) -> int:

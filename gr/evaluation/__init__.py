@@ -11,20 +11,31 @@
 """
 
 from gr.evaluation.baselines import (
-    Ranker,
     fit_item_knn,
     fit_markov_chain,
-    fit_own_baseline,
     fit_popularity,
-    rankings_of_baseline,
+    memory_ranker,
     tune_item_knn,
 )
-from gr.evaluation.bootstrap import bootstrap_interval, bootstrap_intervals, paired_bootstrap
+from gr.evaluation.bootstrap import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    bootstrap_tests,
+    holm,
+    paired_bootstrap,
+)
+from gr.evaluation.breakdown import (
+    TARGET_CLASSES,
+    TargetClasses,
+    breakdown_by_class,
+    target_classes,
+)
 from gr.evaluation.calibration import ValueCalibration, value_calibration
 from gr.evaluation.cold import random_recall, recall_table, select_rankings
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
 from gr.evaluation.content import fit_content_knn, tune_content_knn
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
+from gr.evaluation.linear import fit_ease, fit_slist, tune_linear
 from gr.evaluation.metrics import (
     coverage,
     evaluate_rankings,
@@ -37,6 +48,7 @@ from gr.evaluation.metrics import (
     user_metrics,
 )
 from gr.evaluation.popularity import popularity_slices, training_counts
+from gr.evaluation.ranker import Ranker, fit_own_baseline, rankings_of_baseline
 from gr.evaluation.rankings import (
     NOT_FOUND,
     EvaluationError,
@@ -49,15 +61,19 @@ from gr.evaluation.searches import compare_searches, equal_budget, search_metric
 
 __all__ = [
     "NOT_FOUND",
+    "TARGET_CLASSES",
     "Compared",
     "Decoded",
     "EvaluationError",
     "Ranker",
     "Rankings",
     "RunRanks",
+    "TargetClasses",
     "ValueCalibration",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "bootstrap_tests",
+    "breakdown_by_class",
     "check_finite",
     "compare_runs",
     "compare_searches",
@@ -69,12 +85,16 @@ __all__ = [
     "evaluate_with_baselines",
     "fetched",
     "fit_content_knn",
+    "fit_ease",
     "fit_item_knn",
     "fit_markov_chain",
     "fit_own_baseline",
     "fit_popularity",
+    "fit_slist",
     "gini",
     "hit",
+    "holm",
+    "memory_ranker",
     "mrr",
     "ndcg",
     "novelty",
@@ -92,6 +112,8 @@ __all__ = [
     "training_seconds",
     "tune_content_knn",
     "tune_item_knn",
+    "tune_linear",
+    "target_classes",
     "user_metrics",
     "value_calibration",
 ]

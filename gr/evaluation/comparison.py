@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gr.evaluation.bootstrap import bootstrap_intervals
+from gr.evaluation.bootstrap import bootstrap_tests, holm
 from gr.evaluation.metrics import hit, ndcg
 from gr.evaluation.rankings import EvaluationError
 
@@ -47,6 +47,8 @@ class Difference:
     low: float  # 95 % interval, users resampled.
     high: float
     by_seed: dict[int, float]
+    p: float = 1.0  # Two-sided, of the same resamples.
+    p_holm: float = 1.0  # Adjusted for the number of variants that are compared with the reference.
 
     @property
     def seeds_ahead(self) -> int:
@@ -116,7 +118,7 @@ def compare_runs(
                 ]
             )
             averaged = gaps.mean(axis=0)
-            low, high = bootstrap_intervals(
+            low, high, p = bootstrap_tests(
                 averaged, num_resamples=num_resamples, level=level, seed=seed
             )
             differences = {
@@ -125,11 +127,31 @@ def compare_runs(
                     float(low[i]),
                     float(high[i]),
                     {s: float(gaps[j, :, i].mean()) for j, s in enumerate(shared)},
+                    float(p[i]),
                 )
                 for i, metric in enumerate(metrics)
             }
         compared[name] = Compared(means, differences)
-    return compared
+    return _adjusted(compared)
+
+
+def _adjusted(compared: Mapping[str, Compared]) -> dict[str, Compared]:
+    """With Holm's p-values; a family is one metric of all variants that have a difference."""
+    result = dict(compared)
+    names = [name for name, of_variant in compared.items() if of_variant.differences]
+    if names:
+        metrics = list(compared[names[0]].differences)
+        p = holm(np.array([[compared[n].differences[m].p for m in metrics] for n in names]))
+        for name, of_variant in zip(names, p.tolist(), strict=True):
+            differences = compared[name].differences
+            result[name] = dataclasses.replace(
+                compared[name],
+                differences={
+                    metric: dataclasses.replace(differences[metric], p_holm=value)
+                    for metric, value in zip(metrics, of_variant, strict=True)
+                },
+            )
+    return result
 
 
 def check_comparable(runs: Mapping[str, Mapping[int, RunRanks]]) -> None:

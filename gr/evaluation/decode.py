@@ -14,10 +14,11 @@ import tqdm
 from gr.data import NO_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
 from gr.data.examples import target_examples
-from gr.decoding import Candidates, SearchConfig, search
+from gr.decoding import Candidates, SearchConfig, rank_items, search
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
-from gr.losses import masked_token_log_probs, token_log_probs
+from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
+from gr.models import histories_for, scores_children, scores_items
 from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
@@ -107,11 +108,7 @@ def decode_targets(
             catalogue,
             batch["history"],
             batch["target"] if score_targets else None,
-            excluded
-            if allowed is None
-            else (allowed,)
-            if excluded is None
-            else (excluded, allowed),
+            tuple(part for part in (excluded, allowed) if part is not None),
             of_batch,
             temperature,
             config=config,
@@ -245,7 +242,7 @@ def _decode(
     catalogue: Catalogue,
     history: jax.Array,
     target: jax.Array | None,
-    constraint: Any,
+    constraint: tuple[ExcludeItems | ItemMask, ...],
     key: jax.Array | None,
     temperature: jax.Array | None,
     *,
@@ -253,7 +250,9 @@ def _decode(
     normalise_over: str,
 ) -> tuple[Decoded, jax.Array]:
     """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`."""
-    history = catalogue.tokens[history]
+    history = histories_for(model, catalogue.tokens, history)
+    if scores_items(model):
+        return _decode_items(model, catalogue, history, target, constraint, temperature, config)
     found = search(
         config,
         model,
@@ -270,6 +269,11 @@ def _decode(
     if target is None:
         return decoded, found.bad_step
     target, bad_step = catalogue.tokens[target], found.bad_step
+    if scores_children(model):
+        states = model.target_states(history, target)
+        log_probs = scored_log_probs(model, states, target, catalogue.index, temperature)
+        hits = prefix_hits(catalogue.index, found, target) if found.beams else None
+        return dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits), bad_step
     logits = model.target_logits(history, target)
     if (config.normalise_over or normalise_over) == "children":
         log_probs = masked_token_log_probs(logits, target, catalogue.index, temperature)
@@ -280,6 +284,34 @@ def _decode(
         bad_step = jnp.where((bad_step < 0) & flawed.any(-1), flawed.argmax(-1), bad_step)
     hits = prefix_hits(catalogue.index, found, target) if found.beams else None
     return dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits), bad_step
+
+
+def _decode_items(
+    model: Any,
+    catalogue: Catalogue,
+    history: Any,
+    target: jax.Array | None,
+    constraint: tuple[ExcludeItems | ItemMask, ...],
+    temperature: jax.Array | None,
+    config: SearchConfig,
+) -> tuple[Decoded, jax.Array]:
+    """`_decode` of a model that scores whole items: its targets have one log-probability, and no prefixes."""
+    found = rank_items(
+        model,
+        catalogue.index,
+        catalogue.tokens,
+        history,
+        config.num_candidates,
+        constraint=constraint,
+        temperature=temperature,
+    )
+    decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
+    if target is not None:
+        logits = model.item_logits(model.last_state(history))
+        log_probs = token_log_probs(logits, target, temperature)[:, None]
+        hits = (found.items[..., 0] == target[:, None]).any(1, keepdims=True)
+        decoded = dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits)
+    return decoded, found.bad_step
 
 
 def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:

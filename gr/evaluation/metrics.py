@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gr.evaluation.bootstrap import bootstrap_intervals
+from gr.evaluation.bootstrap import bootstrap_intervals, bootstrap_tests, holm
 from gr.evaluation.popularity import SLICE_NAMES, popularity_slices
 from gr.evaluation.rankings import EvaluationError, Rankings, inside_catalogue
 
@@ -146,9 +146,10 @@ def evaluate_with_baselines(
     """The metrics of a model, of each baseline, and the paired differences between them.
 
     Returns:
-        The dictionary of `evaluate_rankings` for the model, with two further entries: `baselines`, the same dictionary
-        for each baseline by name, and `differences`, which maps each baseline and each mean over users to `[model -
-        baseline, low, high]`, resampled over users.
+        The dictionary of `evaluate_rankings` for the model, with further entries: `baselines`, the same dictionary
+        for each baseline by name; `differences`, which maps each baseline and each mean over users to `[model -
+        baseline, low, high]`, resampled over users; `p_values`, which maps them to `[p, p adjusted]`: that of the same
+        resamples (`bootstrap_tests`), and Holm's over the baselines of one metric.
 
     Raises:
         EvaluationError: where a baseline was not evaluated on the targets of the model, or not under its rule: with the
@@ -171,7 +172,7 @@ def evaluate_with_baselines(
     values = [np.stack(list(of_ranker.values()), axis=1) for of_ranker in per_user]
     differences = [values[0] - of_baseline for of_baseline in values[1:]]
     # One bootstrap for all: the same resampled users for every ranker and every difference.
-    low, high = bootstrap_intervals(
+    low, high, p = bootstrap_tests(
         np.concatenate([*values, *differences], axis=1),
         num_resamples=num_resamples,
         level=level,
@@ -179,6 +180,9 @@ def evaluate_with_baselines(
     )
     # [R, metrics, 2]: first the model and the baselines, then the differences.
     bounds = np.stack([low, high], axis=1).reshape(-1, len(keys), 2)
+    # [baselines, metrics].
+    p = p.reshape(-1, len(keys))[len(rankers) :]
+    p_values = np.stack([p, holm(p)], axis=2)
     evaluated = [
         _point_metrics(r, p, train_counts, ks) for r, p in zip(rankers, per_user, strict=True)
     ]
@@ -193,6 +197,10 @@ def evaluate_with_baselines(
     return evaluated[0] | {
         "baselines": dict(zip(baselines, evaluated[1:], strict=True)),
         "differences": compared,
+        "p_values": {
+            name: dict(zip(keys, of_baseline.tolist(), strict=True))
+            for name, of_baseline in zip(baselines, p_values, strict=True)
+        },
     }
 
 

@@ -33,6 +33,7 @@ from gr.losses.token import (
     cross_entropy,
     group_token_log_probs,
     masked_token_log_probs,
+    scored_log_probs,
     token_entropies,
     token_log_probs,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "grpo_advantages",
     "init_prefix_weights",
     "masked_token_log_probs",
+    "scored_log_probs",
     "monte_carlo_returns",
     "pairwise_prefix_losses",
     "pointwise_prefix_losses",

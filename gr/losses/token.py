@@ -4,10 +4,13 @@ Logits may be -inf or any finite float32. A token of logit -inf has log-probabil
 and causes no NaN gradient. A logit of NaN or +inf gives NaN, so that it is noticed.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_logits, descend, root
+from gr.trie import TrieIndex, child_logits, children, descend, node_rows, root
 
 Metrics = dict[str, jax.Array]
 
@@ -69,6 +72,62 @@ def masked_token_log_probs(
         chosen = jnp.take_along_axis(logits[..., depth, :], tokens[..., depth, None], axis=-1)
         log_probs.append(jnp.where(exists, _log_share(chosen, rivals, tau)[..., 0], 0.0))
     return jnp.stack(log_probs, axis=-1)
+
+
+def scored_log_probs(
+    model: Any,
+    states: jax.Array,
+    tokens: jax.Array,
+    index: TrieIndex,
+    temperature: float | jax.Array | None = None,
+) -> jax.Array:
+    """`masked_token_log_probs` of a model that scores the children it is asked for.
+
+    Args:
+        model: a `gr.models.ChildScorer`.
+        states: the states before each token `[..., L, D]`.
+        tokens: the semantic IDs `[..., L]`; at padding, which is no prefix of the trie, the result is 0.
+        index: the trie of all valid semantic IDs.
+        temperature: divides the logits; None is 1.
+
+    Returns:
+        `[..., L]` float32.
+    """
+    log_probs = []
+    for rivals, is_token in scored_children(model, states, tokens, index):
+        exists = is_token.any(-1)
+        rivals = jnp.where(exists[..., None], rivals, -jnp.inf)
+        chosen = jnp.where(is_token, rivals, 0.0).sum(-1, keepdims=True)
+        log_probs.append(jnp.where(exists, _log_share(chosen, rivals, temperature)[..., 0], 0.0))
+    return jnp.stack(log_probs, axis=-1)
+
+
+def scored_children(
+    model: Any, states: jax.Array, tokens: jax.Array, index: TrieIndex
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """For each depth, the logits of the children of the prefix before the token, and which of them is the token.
+
+    Args:
+        model: a `gr.models.ChildScorer`.
+        states: `[..., L, D]`.
+        tokens: `[..., L]`.
+        index: the trie.
+
+    Yields:
+        L pairs `[..., K]`: logits, -inf where there is no child, and bool.
+    """
+    # All semantic IDs share the root, so its children are listed once.
+    nodes, shape = root(index, (1,) * (tokens.ndim - 1)), tokens.shape[:-1]
+    for depth in range(tokens.shape[-1]):
+        below, child = children(index, depth, nodes)
+        scores = model.score_children(
+            states[..., depth, :], child, node_rows(index, depth + 1, below)
+        )
+        token = tokens[..., depth]
+        yield jnp.where(below.exist, scores, -jnp.inf), below.exist & (child == token[..., None])
+        if depth == 0:
+            nodes = root(index, shape)
+        nodes = descend(index, depth, nodes, token)
 
 
 def token_entropies(logits: jax.Array) -> jax.Array:

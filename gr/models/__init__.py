@@ -10,26 +10,49 @@
 and parameters.
 """
 
-from gr.models.backbone import Backbone, Cache, ModelError, Trainable, TreeBackbone
+from gr.models.backbone import (
+    Backbone,
+    Cache,
+    ChildScorer,
+    ItemHistory,
+    ModelError,
+    Trainable,
+    TreeBackbone,
+    histories_for,
+    scores_children,
+    scores_items,
+)
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig
+from gr.models.grown import on_grown_catalogue
+from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.own import backbone_of, load_backbone
+from gr.models.trie_head import TrieHead
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
 
 __all__ = [
     "Backbone",
     "Cache",
+    "ChildScorer",
     "DecoderOnly",
     "DecoderOnlyConfig",
     "EncoderDecoder",
     "EncoderDecoderConfig",
+    "ItemDecoder",
+    "ItemDecoderConfig",
+    "ItemHistory",
     "ModelError",
     "Trainable",
     "TreeBackbone",
+    "TrieHead",
     "ValueHead",
     "ValueHeadConfig",
     "backbone_of",
+    "histories_for",
     "load_backbone",
+    "on_grown_catalogue",
     "path_states",
+    "scores_children",
+    "scores_items",
 ]

@@ -1,7 +1,7 @@
 """The protocols that a model implements for decoding and losses, and the key-value cache of both backbones."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,80 @@ class Backbone(Protocol):
     def reorder(self, cache: Any, parents: jax.Array) -> Any:
         """The cache of the beams `parents [B, M']` (indices into the beams of the last step, 0 after `prefill`)."""
         ...
+
+
+class ChildScorer(Protocol):
+    """A backbone that scores the children it is asked for, instead of all tokens of the vocabulary.
+
+    It says so by `scores_children`. Its `prefill` and `step` are those of `Backbone`, with None in place of logits; a
+    search lists the children of its prefixes in the trie, asks for their logits, and normalises over them. So the model
+    needs no output of the vocabulary's width, and may know the trie's nodes apart. Losses ask in the same way.
+
+    Letters: see `Backbone`; K children of a prefix.
+    """
+
+    scores_children: bool  # True.
+
+    def prefill(self, history: Any) -> tuple[None, jax.Array, Any]:
+        """Encodes each user's history once: None, hidden `[B, D]`, cache."""
+        ...
+
+    def step(self, tokens: jax.Array, cache: Any) -> tuple[None, jax.Array, Any]:
+        """Appends `tokens [B, M]`: None, hidden `[B, M, D]`, cache."""
+        ...
+
+    def reorder(self, cache: Any, parents: jax.Array) -> Any:
+        """See `Backbone.reorder`."""
+        ...
+
+    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+        """Logits `[..., K]` of children of the prefixes with these hidden states.
+
+        Args:
+            hidden: `[..., D]`.
+            tokens: the children's tokens `[..., K]`; leading axes may be 1 where all prefixes have the same children.
+            rows: their `gr.trie.node_rows` in the trie that the model was trained on; `gr.trie.NO_NODE` (-1) where
+                there is no child, or one that was added to the trie since.
+        """
+        ...
+
+    # For losses, in place of the logits of `Trainable`; its groups' states are used as they are.
+
+    def target_states(
+        self, history: Any, target: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The states `[B, L, D]` before each token of one target `[B, L]` per history."""
+        ...
+
+    def sequence_states(self, items: Any, *, key: jax.Array | None = None) -> jax.Array:
+        """The states `[B, T - 1, L, D]` before each token of items 1..T-1 of each sequence."""
+        ...
+
+
+def scores_children(model: Any) -> bool:
+    """Whether a model is a `ChildScorer`."""
+    return bool(getattr(model, "scores_children", False))
+
+
+def scores_items(model: Any) -> bool:
+    """Whether a model scores whole items: `last_state(history) [B, D]`, `item_logits(states) [..., N]`."""
+    return bool(getattr(model, "scores_items", False))
+
+
+class ItemHistory(NamedTuple):
+    """Histories for a backbone that knows items, which says so by `reads_items`: item rows beside their tokens."""
+
+    rows: jax.Array  # [B, T] int32, oldest first, right-padded with -1.
+    tokens: jax.Array  # [B, T, L] int32, 0 at padding.
+
+
+def histories_for(model: Any, table: jax.Array, rows: jax.Array) -> Any:
+    """Histories of item rows `[B, T]` as a model reads them: tokens `[B, T, L]`, or an `ItemHistory`.
+
+    `table [N + 1, L]` holds the tokens of each item, and padding in its last row, see `gr.trie.item_token_table`.
+    """
+    tokens = table[rows]
+    return ItemHistory(rows, tokens) if getattr(model, "reads_items", False) else tokens
 
 
 class TreeBackbone(Backbone, Protocol):

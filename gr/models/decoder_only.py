@@ -1,6 +1,7 @@
 """The decoder-only backbone: Llama style, with rotary positions, SwiGLU and RMS norm (docs/methods.md, section 3)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,65 @@ class Layer(nnx.Module):
         return x + dropout(self.down(inner), rate, ffn_seed)
 
 
+def run_layers(
+    layers: Sequence[Layer], x: jax.Array, seeds: Sequence[jax.Array | None]
+) -> tuple[jax.Array, list[Keys]]:
+    """Causal layers over right-padded `x [B, S, D]`: the outputs `[B, S, D]`, and each layer's keys and values.
+
+    Causality alone keeps real positions from seeing the padding, which lies to their right.
+    """
+    positions = jnp.arange(x.shape[1])
+    causal = positions[None, :] <= positions[:, None]
+    bias = jnp.where(causal, 0.0, MASKED)[None, None]
+    kept = []
+    for layer, seed in zip(layers, seeds, strict=True):
+        attention_seed, finish_seed = split_seed(seed, 2)
+        query, keys, values = layer.project(x, positions)
+        mixed = attend(query, keys, values, bias, rate=layer.config.dropout, seed=attention_seed)
+        x = layer.finish(x, mixed, finish_seed)
+        kept.append((keys, values))
+    return x, kept
+
+
+def continue_layers(
+    layers: Sequence[Layer],
+    x: jax.Array,
+    kept: Sequence[Keys],
+    ends: jax.Array,
+    seeds: Sequence[jax.Array | None],
+) -> jax.Array:
+    """Outputs `[R, n, S, D]` of suffixes `x [R, n, S, D]`, each behind the first `ends [R]` positions of `kept`."""
+    rows, num, length, _ = x.shape
+    seen = jnp.arange(kept[0][0].shape[1]) < ends[:, None]
+    bias = jnp.where(seen, 0.0, MASKED)[:, None, None, None, :]
+    positions = jnp.tile(ends[:, None] + jnp.arange(length), (1, num))
+    shape = x.shape[:3]
+    x = x.reshape(rows, num * length, -1)
+    for layer, shared, seed in zip(layers, kept, seeds, strict=True):
+        attention_seed, finish_seed = split_seed(seed, 2)
+        query, *own = (z.reshape(*shape, *z.shape[2:]) for z in layer.project(x, positions))
+        rate = layer.config.dropout
+        mixed = attend_suffixes(query, shared, bias, own, rate=rate, seed=attention_seed)
+        x = layer.finish(x, mixed, finish_seed)
+    return x.reshape(*shape, -1)
+
+
+def step_layers(
+    layers: Sequence[Layer], x: jax.Array, positions: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """One more position of each beam, `x [B, M, D]` at `positions [B, M]`: the outputs, and the cache."""
+    mask = cache.own_mask(MASKED)
+    own_bias = None if mask is None else mask[:, None]
+    bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
+    own = []
+    for layer, shared, mine in zip(layers, cache.shared, cache.own, strict=True):
+        query, key, value = layer.project(x, positions)
+        mine = extend(mine, key, value)
+        x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine, own_bias), None)
+        own.append(mine)
+    return x, cache.grown(own)
+
+
 class DecoderOnly(nnx.Module):
     """History and target as one token sequence; every item is predicted from all before it in a single pass."""
 
@@ -187,18 +247,9 @@ class DecoderOnly(nnx.Module):
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
         """See `Backbone.step`."""
         positions = cache.lengths[:, None] * self.config.code_length + cache.num_decoded
-        mask = cache.own_mask(MASKED)
-        own_bias = None if mask is None else mask[:, None]
-        bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
-        x = self._embed(tokens, None)
-        own = []
-        for layer, shared, mine in zip(self.layers, cache.shared, cache.own, strict=True):
-            query, key, value = layer.project(x, positions)
-            mine = extend(mine, key, value)
-            x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine, own_bias), None)
-            own.append(mine)
+        x, cache = step_layers(self.layers, self._embed(tokens, None), positions, cache)
         hidden = self.norm(x)
-        return self.logits(hidden), hidden, cache.grown(own)
+        return self.logits(hidden), hidden, cache
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -217,23 +268,9 @@ class DecoderOnly(nnx.Module):
     # Parts.
 
     def _run(self, tokens: jax.Array, seed: jax.Array | None) -> tuple[jax.Array, list[Keys]]:
-        """Hidden states `[B, S, D]` of right-padded tokens `[B, S]`, and each layer's keys and values.
-
-        Causality alone keeps real positions from seeing the padding, which lies to their right.
-        """
-        positions = jnp.arange(tokens.shape[1])
-        causal = positions[None, :] <= positions[:, None]
-        bias = jnp.where(causal, 0.0, MASKED)[None, None]
+        """Hidden states `[B, S, D]` of right-padded tokens `[B, S]`, and each layer's keys and values."""
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
-        x = self._embed(tokens, embed_seed)
-        kept = []
-        for layer, layer_seed in zip(self.layers, layer_seeds, strict=True):
-            attention_seed, finish_seed = split_seed(layer_seed, 2)
-            query, keys, values = layer.project(x, positions)
-            rate = self.config.dropout
-            mixed = attend(query, keys, values, bias, rate=rate, seed=attention_seed)
-            x = layer.finish(x, mixed, finish_seed)
-            kept.append((keys, values))
+        x, kept = run_layers(self.layers, self._embed(tokens, embed_seed), layer_seeds)
         return self.norm(x), kept
 
     def _target_states(
@@ -260,22 +297,11 @@ class DecoderOnly(nnx.Module):
         self, kept: list[Keys], ends: jax.Array, codes: jax.Array, seed: jax.Array | None
     ) -> jax.Array:
         """States `[R, n, S, D]` of candidates `codes [R, n, S]` that follow the first `ends [R]` items of `kept`."""
-        batch, num, length = codes.shape
-        ends = ends[:, None] * self.config.code_length  # In tokens.
-        seen = jnp.arange(kept[0][0].shape[1]) < ends
-        bias = jnp.where(seen, 0.0, MASKED)[:, None, None, None, :]
-        positions = jnp.tile(ends + jnp.arange(length), (1, num))
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
-        x = self._embed(codes.reshape(batch, -1), embed_seed)
-        for layer, shared, layer_seed in zip(self.layers, kept, layer_seeds, strict=True):
-            attention_seed, finish_seed = split_seed(layer_seed, 2)
-            query, *own = (
-                z.reshape(*codes.shape, *z.shape[2:]) for z in layer.project(x, positions)
-            )
-            rate = self.config.dropout
-            mixed = attend_suffixes(query, shared, bias, own, rate=rate, seed=attention_seed)
-            x = layer.finish(x, mixed, finish_seed)
-        return self.norm(x).reshape(*codes.shape, -1)
+        x = self._embed(codes.reshape(len(codes), -1), embed_seed)
+        x = x.reshape(*codes.shape, -1)
+        ends = ends * self.config.code_length  # In tokens.
+        return self.norm(continue_layers(self.layers, x, kept, ends, layer_seeds))
 
     def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)

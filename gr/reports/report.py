@@ -75,6 +75,11 @@ class ReportData:
     notes: Sequence[str] = ()  # Notes on the targets, see `target_notes`.
     # Baseline -> metric -> (mean of main row minus baseline, low, high), paired by user.
     differences: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    # Baseline -> metric -> (p, p adjusted for the number of baselines) of that difference.
+    p_values: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    # Class of target -> what it is; rows of `metrics` hold their `breakdown` by class.
+    target_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Baseline -> why.
     # Lines {"step": 10, "split": "train" | "validation", "values": {"loss": 1.0, ...}}.
     curves: Sequence[Mapping] = ()
     best_step: int | None = None  # None: the step with the best validation metric, else loss.
@@ -130,6 +135,7 @@ def render_report(data: ReportData) -> str:
         differences=_difference_rows(data),
         compared=[key for key in DIFFERENCES if any(key in by for by in data.differences.values())],
         slices=[part for part in SLICES if _slice_metric(data, part)],
+        classes=_classes(data),
         best_step=best,
         best_value=_value_at(data, best),
         drops=[_largest_drop(label, shares) for label, shares in data.prefix_recall.items()],
@@ -279,12 +285,20 @@ def _difference_rows(data: ReportData) -> list[dict]:
                 relative = 100 * mean / base if base else None
                 cells[name] = {"mean": mean, "low": low, "high": high, "relative": relative}
                 cells[name]["outcome"] = outcome
+                _, cells[name]["p"] = data.p_values.get(baseline, {}).get(name, (None, None))
         rows.append({"baseline": baseline, "cells": cells})
     return rows
 
 
 def _slice_metric(data: ReportData, part: str) -> bool:
     return any(f"{part}/{MAIN_METRIC}" in row for row in data.metrics.values())
+
+
+def _classes(data: ReportData) -> list[str]:
+    """The classes of targets that every row has a breakdown by, without empty ones."""
+    rows = [row.get("breakdown", {}) for row in data.metrics.values()]
+    names = list(rows[0]) if rows else []
+    return [name for name in names if all(row.get(name, {}).get("targets") for row in rows)]
 
 
 def _value_at(data: ReportData, step: float | None) -> float | None:

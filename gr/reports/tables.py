@@ -9,8 +9,9 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     """Aligned tables of the dictionary of `evaluate_with_baselines`, and `target_notes`.
 
     The first table has a row for the model and each baseline, with the interval of NDCG@k. The second has the paired
-    difference of the model to each baseline (absent without baselines). `metrics` may name its `rule`, and hold the
-    dictionaries of other rules as `variants`: each has a table of its own.
+    difference of the model to each baseline (absent without baselines), with p-values adjusted for the number of
+    baselines. The third has the hits by class of target, if there is a `breakdown`. `metrics` may name its `rule`, and
+    hold the dictionaries of other rules as `variants`: each has a table of its own.
 
     Raises:
         EvaluationError: if the metrics were not computed at k.
@@ -28,21 +29,38 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     differences = metrics.get("differences", {})
     if differences:
         keys = (f"hit@{k}", f"ndcg@{k}", f"item_ndcg@{k}")
-        rows = [[metrics.get("rule", ""), f"Hit@{k}", "95% interval", f"NDCG@{k}", "95% interval"]]
-        rows[0] += [f"item NDCG@{k}", "95% interval"]
+        rows = [[metrics.get("rule", "")]]
+        for label in (f"Hit@{k}", f"NDCG@{k}", f"item NDCG@{k}"):
+            rows[0] += [label, "95% interval", "p (Holm)"]
         for name, difference in differences.items():
             row = [f"{model_name} - {name}"]
             for key in keys:
                 mean, low, high = difference[key]
-                row += [f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
+                _, adjusted = metrics["p_values"][name][key]
+                row += [f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", f"{adjusted:.3f}"]
             rows.append(row)
         blocks.insert(1, format_table(rows))
+    if "breakdown" in metrics:
+        blocks.append(_breakdown_table(metrics, model_name, k))
+    for name, why in metrics.get("baselines_left_out", {}).items():
+        blocks.append(f"{name} was left out: {why}.")
     blocks += target_notes(metrics)
     blocks.append(
         f"{metrics['users']:,} users; a hit is the target's Semantic ID; in item columns it is "
         "the item itself."
     )
     return "\n\n".join(blocks)
+
+
+def _breakdown_table(metrics: Mapping, model_name: str, k: int) -> str:
+    """NDCG@k of every row for each class of targets, and beneath it what the classes are."""
+    classes = {name: of for name, of in metrics["breakdown"].items() if of["targets"]}
+    rows = [[f"NDCG@{k} by target", *classes]]
+    for name, of_row in {model_name: metrics, **metrics.get("baselines", {})}.items():
+        rows.append([name, *(f"{of_row['breakdown'][one][f'ndcg@{k}']:.4f}" for one in classes)])
+    rows.append(["targets", *(f"{of['targets']:,}" for of in classes.values())])
+    told = [f"{name}: {text}" for name, text in metrics["breakdown_classes"].items()]
+    return "\n".join([format_table(rows), "; ".join(told) + "."])
 
 
 def target_notes(metrics: Mapping) -> list[str]:

@@ -19,9 +19,10 @@ from gr.losses import (
     cross_entropy,
     masked_token_log_probs,
     policy_objective,
+    scored_log_probs,
     token_log_probs,
 )
-from gr.models import path_states
+from gr.models import path_states, scores_children
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Reward, WeightedSum, weighted_sum
 from gr.rl.rollouts import (
@@ -205,6 +206,10 @@ def _supervised_loss(
     rollout: RolloutConfig, index: TrieIndex, backbone: Any, rollouts: Rollouts, key: jax.Array
 ) -> jax.Array:
     """Cross-entropy of the targets under the policy's distribution, with dropout."""
+    if scores_children(backbone):
+        states = backbone.target_states(rollouts.history, rollouts.target, key=key)
+        logp = scored_log_probs(backbone, states, rollouts.target, index, rollout.temperature)
+        return cross_entropy(logp, rollouts.weight, jnp.maximum(rollouts.weight.sum(), 1.0))[0]
     logits = backbone.target_logits(rollouts.history, rollouts.target, key=key)
     if rollout.normalise_over == "children":
         logp = masked_token_log_probs(logits, rollouts.target, index, rollout.temperature)

@@ -11,11 +11,12 @@ from gr.losses import (
     group_prefix_vectors,
     group_token_log_probs,
     masked_token_log_probs,
+    scored_log_probs,
     semantic_rewards,
     token_entropies,
 )
-from gr.losses.token import allowed_logits
-from gr.models import path_states
+from gr.losses.token import allowed_logits, scored_children
+from gr.models import histories_for, path_states, scores_children
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
 from gr.training import TrainingError
@@ -55,7 +56,7 @@ class RolloutConfig:
 class Rollouts:
     """A batch of users with G candidates each; nothing in it carries a gradient."""
 
-    history: jax.Array  # [B, T, L] int32 tokens.
+    history: Any  # [B, T] items, as the backbone reads them.
     target: jax.Array  # [B, L] int32 tokens.
     weight: jax.Array  # [B] float32: 0 for filler rows.
     tokens: jax.Array  # [B, G, L] int32; 0 where not valid.
@@ -96,7 +97,8 @@ def roll_out(
         The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
         `candidates/target_share` (users whose target is among their candidates).
     """
-    history, target = catalogue.tokens[batch["history"]], catalogue.tokens[batch["target"]]
+    history = histories_for(model.backbone, catalogue.tokens, batch["history"])
+    target = catalogue.tokens[batch["target"]]
     found = search(
         config.search,
         model.backbone,
@@ -153,13 +155,15 @@ def scored_candidates(
     """Log-probability of each of the `tokens [B, G, L]`, and the entropy of its distribution, both `[B, G, L]`."""
     states = path_states(backbone, history, tokens[..., :-1])
     logp = log_probs_of_states(config, catalogue.index, backbone, states, tokens)
-    return logp, _entropies(config, catalogue.index, backbone.logits(states), tokens)
+    return logp, _entropies(config, catalogue.index, backbone, states, tokens)
 
 
 def log_probs_of_states(
     config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     """Log-probability of each token `[B, G, L]` from the states before it `[B, G, L, D]`, under the policy."""
+    if scores_children(backbone):
+        return scored_log_probs(backbone, states, tokens, index, config.temperature)
     if config.normalise_over == "children":
         return masked_token_log_probs(backbone.logits(states), tokens, index, config.temperature)
     # The state before the first code is the same for the whole group.
@@ -168,9 +172,14 @@ def log_probs_of_states(
 
 
 def _entropies(
-    config: RolloutConfig, index: TrieIndex, logits: jax.Array, tokens: jax.Array
+    config: RolloutConfig, index: TrieIndex, backbone: Any, states: jax.Array, tokens: jax.Array
 ) -> jax.Array:
-    """Entropy `[B, G, L]` of the distribution that each token was chosen from."""
+    """Entropy `[B, G, L]` of the distribution that each token was chosen from, by the states before them."""
+    inverse = 1.0 if config.temperature is None else 1.0 / config.temperature
+    if scores_children(backbone):
+        listed = scored_children(backbone, states, tokens, index)
+        return jnp.stack([token_entropies(rivals * inverse) for rivals, _ in listed], axis=-1)
+    logits = backbone.logits(states)
     if config.temperature is not None:
         logits = logits / config.temperature
     if config.normalise_over != "children":

@@ -23,9 +23,12 @@ from gr.models import (
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
+    ItemDecoder,
+    ItemDecoderConfig,
     ValueHead,
     load_backbone,
 )
+from gr.models import on_grown_catalogue as on_grown
 from gr.runs import keys
 from gr.runs.experiment import BACKBONES, Experiment, LoopConfig
 from gr.semantic_ids import SemanticIds
@@ -40,24 +43,36 @@ from gr.training import (
 from gr.trie import Catalogue, ItemMask, TrieIndex
 
 
-def make_catalogue(semantic_ids: SemanticIds, cold: np.ndarray | None = None) -> Catalogue:
-    """Index and token table of the semantic IDs.
+def make_index(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> TrieIndex:
+    """The trie of the semantic IDs, laid out for the experiment's backbone.
 
     Args:
+        experiment: the settings.
         semantic_ids: of all items.
         cold: items that the index leaves out, bool `[N]`, since training must not know them; None: none.
     """
-    index = TrieIndex.build(
+    return TrieIndex.build(
         semantic_ids.tokens if cold is None else semantic_ids.tokens[~cold],
         semantic_ids.vocab_size,
         items=None if cold is None else np.flatnonzero(~cold),
         level_ranges=semantic_ids.level_ranges,
+        listed=experiment.backbone == "item_decoder",
     )
-    return Catalogue.build(index, semantic_ids.tokens)
 
 
-def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
-    """A freshly initialised backbone for these semantic IDs."""
+def make_catalogue(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> Catalogue:
+    """Index, see `make_index`, and token table of the semantic IDs."""
+    return Catalogue.build(make_index(experiment, semantic_ids, cold), semantic_ids.tokens)
+
+
+def make_model(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> nnx.Module:
+    """A freshly initialised backbone for these semantic IDs; `cold` as for `make_index`."""
     sizes = {
         "vocab_size": semantic_ids.vocab_size,
         "code_length": semantic_ids.num_levels,
@@ -69,8 +84,52 @@ def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
     if experiment.backbone == "decoder_only":
         sizes |= dataclasses.asdict(experiment.decoder_only)
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
+    if experiment.backbone == "item_decoder":
+        chosen = dataclasses.asdict(experiment.item_decoder)
+        offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
+        depth = min(chosen.pop("node_depth"), semantic_ids.num_levels)
+        sizes |= chosen | {"num_items": len(semantic_ids.tokens), "num_nodes": offsets[depth]}
+        return ItemDecoder(ItemDecoderConfig(**sizes), rngs=rngs)
     options = sizes | dict(experiment.backbone_options)
     return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)
+
+
+def on_grown_catalogue(
+    experiment: Experiment,
+    model: nnx.Module,
+    trained: SemanticIds,
+    cold: np.ndarray | None,
+    catalogue: Catalogue,
+) -> nnx.Module:
+    """A trained model for a catalogue that may hold further items; see `gr.models.on_grown_catalogue`.
+
+    Args:
+        experiment: the settings.
+        model: as trained.
+        trained: semantic IDs of the data that it was trained on.
+        cold: which of those training did not know, as for `make_index`.
+        catalogue: the items to be decoded: those of `trained`, then others.
+    """
+    num_items = len(catalogue.tokens) - 1
+    if experiment.backbone != "item_decoder" or (cold is None and num_items == trained.num_items):
+        return model  # Others know items by their codes alone.
+    return on_grown(
+        model,
+        make_index(experiment, trained, cold),
+        catalogue.index,
+        np.asarray(catalogue.tokens[:-1]),
+        np.zeros(trained.num_items, bool) if cold is None else cold,
+        experiment.item_decoder.node_depth,
+    )
+
+
+def validation_targets(splits: Splits) -> Targets:
+    """The validation targets that may decide about training: not those of cold items."""
+    targets = splits.validation
+    if splits.cold is None:
+        return targets
+    known = ~splits.cold[splits.sequences.items[targets.positions]]
+    return Targets(users=targets.users[known], positions=targets.positions[known])
 
 
 def num_parameters(model: nnx.Module) -> int:
@@ -86,6 +145,7 @@ def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
         "buckets": experiment.data.num_buckets,
         "seed": experiment.seed,
         "time_jitter": experiment.data.time_jitter,
+        "place_jitter": experiment.data.place_jitter,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }

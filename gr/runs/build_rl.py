@@ -125,6 +125,7 @@ def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
         buckets=config.rl.num_buckets,
         seed=config.seed,
         time_jitter=config.data.time_jitter,
+        place_jitter=config.data.place_jitter,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -22,7 +22,8 @@ SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")
 DIFFERENCES = ("ndcg@10", "hit@10", "prefix_recall/1")
 INTERVALS = (
     "Intervals: 95 %, users resampled, of differences averaged over the seeds; they say nothing of other trainings, "
-    "of which the deviations over seeds (±) and the number of seeds in which a variant is ahead tell."
+    "of which the deviations over seeds (±) and the number of seeds in which a variant is ahead tell. p: two-sided, of "
+    "the same resamples, adjusted for the number of variants (Holm)."
 )
 
 
@@ -72,7 +73,7 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
         rows = [[f"minus {page.reference}"]]
         for metric in DIFFERENCES:
             name = metric_label(metric).replace("Prefix recall/", "prefix recall ")
-            rows[0] += [name, "95 %", "relative", "seeds ahead"]
+            rows[0] += [name, "95 %", "p (Holm)", "relative", "seeds ahead"]
         rows[0].append(f"{metric_label(DIFFERENCES[0])}, each seed")
         for label, variant in compared.items():
             if not variant.differences:
@@ -85,6 +86,7 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
                 row += [
                     f"{found.mean:+.4f}",
                     f"{found.low:+.4f} to {found.high:+.4f}",
+                    f"{found.p_holm:.3f}",
                     f"{100 * found.mean / base:+.1f} %" if base else "",
                     f"{found.seeds_ahead} of {len(found.by_seed)}",
                 ]

@@ -2,24 +2,35 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from gr.data import Splits, Targets
-from gr.data.files import write_atomically
+from gr.data.files import read_arrays, write_arrays, write_atomically
 from gr.decoding import PRESETS
 from gr.evaluation import (
     Decoded,
     EvaluationError,
+    Rankings,
+    breakdown_by_class,
     equal_budget,
     evaluate_with_baselines,
     rankings_of_beams,
+    target_classes,
     training_counts,
 )
+from gr.evaluation.linear import MAX_ITEMS
 from gr.reports import format_metrics
 from gr.runs import build, report
-from gr.runs.baselines import Baselines, rank_baselines, whole_histories
+from gr.runs.baselines import (
+    Baselines,
+    arrays_of_rankings,
+    kept_baselines,
+    rankings_of_arrays,
+    whole_histories,
+)
 from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
@@ -36,6 +47,8 @@ def evaluate(
     baselines: Mapping[bool, Baselines] | None = None,
     beside: str | None = None,
     exclude_seen: bool | None = None,
+    rows: Mapping[str, str] | None = None,
+    linear_up_to: int = MAX_ITEMS,
 ) -> dict:
     """Decodes, ranks the baselines, compares and reports; returns the content of `metrics_SPLIT.json`.
 
@@ -47,10 +60,12 @@ def evaluate(
         baselines: the baselines under the same two rules and to `ranking_depth`, if already computed.
         beside: workdir of another evaluated run, whose prefix recall the report shows beside this one's.
         exclude_seen: whether the report's main rule removes seen items; None: as in the run's config.
+        rows: name -> workdir of another evaluated run on the same data, whose model becomes a baseline of this name.
+        linear_up_to: most items for which the baselines EASE and SLIST are fitted, whose systems are dense.
 
     Raises:
-        EvaluationError: for an unknown split; if the other run was not evaluated on this split, or with other users
-            or codes.
+        EvaluationError: for an unknown split; if another run was not evaluated on this split, or with other users or
+            codes.
     """
     splits, targets = run.splits, run.targets(split)
     exclude = _main_rule(run, exclude_seen)
@@ -59,6 +74,7 @@ def evaluate(
         other_run = report.read_other_run(beside, split)
         check_same_data(run.workdir, beside)
         report.check_beside(other_run, len(targets), run.semantic_ids.num_levels)
+    others = _rows_of_runs(run, split, rows or {})
 
     # The model, under both rules.
     if decoded is None:
@@ -74,13 +90,24 @@ def evaluate(
             )
             for rule in (exclude, not exclude)
         }
-    metrics = _beside_baselines(
+    rankings = _rankings(
         run,
         targets,
         {rule: found.items for rule, found in decoded.items()},
+        ranking_depth(run.config),
+    )
+    metrics = _beside_baselines(
+        run,
+        split,
+        rankings,
         exclude=exclude,
-        depth=ranking_depth(run.config),
         baselines=baselines,
+        others=others,
+        linear_up_to=linear_up_to,
+    )
+    write_arrays(
+        _rankings_path(run.workdir, split),
+        arrays_of_rankings({VARIANTS[rule]: of_rule for rule, of_rule in rankings.items()}),
     )
     metrics |= {
         "split": split,
@@ -121,13 +148,11 @@ def evaluate_search(
         )
         for rule in (True, False)
     }
-    metrics = _beside_baselines(
-        run,
-        targets,
-        {rule: searched.items for rule, searched in found.items()},
-        exclude=exclude,
-        depth=min(max(KS), config.num_candidates),
+    depth = min(max(KS), config.num_candidates)
+    rankings = _rankings(
+        run, targets, {rule: searched.items for rule, searched in found.items()}, depth
     )
+    metrics = _beside_baselines(run, split, rankings, exclude=exclude)
     main = found[exclude]
     metrics |= {
         "split": split,
@@ -148,23 +173,59 @@ def _main_rule(run: Run, exclude_seen: bool | None) -> bool:
     return run.config.decoding.exclude_seen if exclude_seen is None else exclude_seen
 
 
+def _rankings(
+    run: Run, targets: Targets, items: Mapping[bool, np.ndarray], depth: int
+) -> dict[bool, Rankings]:
+    """The rankings of candidates `[n, M, C]` under each rule."""
+    wanted = run.splits.sequences.items[targets.positions]
+    seen = whole_histories(run.splits, targets).hold(wanted)
+    return {
+        rule: rankings_of_beams(found, wanted, depth=depth, seen=seen, exclude=rule)
+        for rule, found in items.items()
+    }
+
+
+def _rankings_path(workdir: str, split: str) -> str:
+    return os.path.join(workdir, f"rankings_{split}.npz")
+
+
+def _rows_of_runs(run: Run, split: str, rows: Mapping[str, str]) -> dict[str, dict[str, Rankings]]:
+    """Name -> rule -> the rankings that another run's evaluation has kept."""
+    found = {}
+    for name, workdir in rows.items():
+        check_same_data(run.workdir, workdir)
+        path = _rankings_path(workdir, split)
+        try:
+            found[name] = rankings_of_arrays(read_arrays(path))
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise EvaluationError(
+                f"{path} cannot be read ({error}); first run python -m experiments.evaluate --workdir={workdir} "
+                f"--split={split}"
+            ) from error
+    return found
+
+
 def _beside_baselines(
     run: Run,
-    targets: Targets,
-    items: Mapping[bool, np.ndarray],
+    split: str,
+    rankings: Mapping[bool, Rankings],
     *,
     exclude: bool,
-    depth: int,
     baselines: Mapping[bool, Baselines] | None = None,
+    others: Mapping[str, Mapping[str, Rankings]] | None = None,
+    linear_up_to: int = MAX_ITEMS,
 ) -> dict:
-    """Metrics of ranked items `[n, M, C]` and baselines under the main rule, with the other rule's as `variants`."""
-    splits, config = run.splits, run.config
-    wanted = splits.sequences.items[targets.positions]
-    seen = whole_histories(splits, targets).hold(wanted)
+    """Metrics of rankings and baselines under the main rule, with the other rule's as `variants`."""
+    splits, config, targets = run.splits, run.config, run.targets(split)
+    depth = rankings[exclude].depth
     ks = tuple(k for k in KS if k <= depth)
     if baselines is None:
         baselines = {
-            rule: rank_baselines(
+            rule: kept_baselines(
+                os.path.join(
+                    *(run.workdir, "baselines"),
+                    f"{split}_{VARIANTS[rule].replace(' ', '_')}_at_{depth}.npz",
+                ),
                 splits,
                 run.semantic_ids,
                 targets,
@@ -172,24 +233,33 @@ def _beside_baselines(
                 depth=depth,
                 watched=watched_targets(config, splits),
                 own=config.baselines,
+                linear_up_to=linear_up_to,
             )
-            for rule in items
+            for rule in rankings
         }
-    counts = training_counts(splits)
-    by_rule = {
-        rule: evaluate_with_baselines(
-            rankings_of_beams(found, wanted, depth=depth, seen=seen, exclude=rule),
-            baselines[rule].rankings,
-            counts,
-            ks=ks,
-        )
-        | {"rule": VARIANTS[rule], "item_knn_tuned_settings": baselines[rule].settings}
-        for rule, found in items.items()
-    }
+    counts, classes = training_counts(splits), target_classes(splits, targets)
+    by_rule = {}
+    for rule, of_model in rankings.items():
+        rows = baselines[rule].rankings | {
+            name: of_run[VARIANTS[rule]] for name, of_run in (others or {}).items()
+        }
+        metrics = evaluate_with_baselines(of_model, rows, counts, ks=ks)
+        of_rows = {None: metrics, **metrics["baselines"]}
+        for name, ranked in ((None, of_model), *rows.items()):
+            of_rows[name]["breakdown"] = breakdown_by_class(
+                ranked, classes, k=max(k for k in ks if k <= 10)
+            )
+        by_rule[rule] = metrics | {
+            "rule": VARIANTS[rule],
+            "item_knn_tuned_settings": baselines[rule].settings["item_knn_tuned"],
+            "baseline_settings": baselines[rule].settings,
+        }
     trained_under = config.decoding.exclude_seen
     return by_rule[exclude] | {
         "checkpoint_step": run.step,
         "variants": {VARIANTS[not exclude]: by_rule[not exclude]},
+        "breakdown_classes": classes.definitions(),
+        "baselines_left_out": baselines[exclude].left_out,
         "validation_baselines": {
             "rule": VARIANTS[trained_under],
             "ndcg@10": baselines[trained_under].validation,
@@ -200,7 +270,7 @@ def _beside_baselines(
 def watched_targets(config: Experiment, splits: Splits) -> Targets:
     """The validation targets of the evaluations during training."""
     of_main = config.rl if isinstance(config, ReinforcedExperiment) else config.training
-    return build.spread_targets(splits.validation, of_main.eval_users)
+    return build.spread_targets(build.validation_targets(splits), of_main.eval_users)
 
 
 def _print(run: Run, metrics: Mapping) -> None:

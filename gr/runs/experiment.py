@@ -32,12 +32,13 @@ from gr.fields import (
     load_own,
 )
 from gr.losses import PolicyConfig
+from gr.models.item_decoder import HEADS
 from gr.rl import ValueConfig
 from gr.training import LossConfig
 from gr.training.objectives import LEVELS
 from gr.training.optimizers import DECAYS
 
-BACKBONES = ("encoder_decoder", "decoder_only")
+BACKBONES = ("encoder_decoder", "decoder_only", "item_decoder")
 Schedule = Annotated[str, OneOf(tuple(DECAYS))]
 
 
@@ -65,6 +66,7 @@ class DataConfig:
         max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
         time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
             this. 0 only shuffles interactions of equal time; None keeps the order.
+        place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
         num_buckets: number of padded history lengths, 1 or more; each is compiled once.
     """
 
@@ -80,6 +82,7 @@ class DataConfig:
     cold_seed: Seed = 0
     max_history: Count = 20
     time_jitter: NotNegative | None = None
+    place_jitter: NotNegative = 0.0
     num_buckets: Count = 5
 
 
@@ -172,6 +175,39 @@ class DecoderOnlySizes:
     num_layers: Count = 8
     dropout: ShareBelowOne = 0.1
     tied_head: bool = False
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemDecoderSizes:
+    """Sizes of the item-level backbone. See `gr.models.ItemDecoderConfig`.
+
+    Attributes:
+        head: "trie" (a softmax over a node's children), "vocabulary" (over all codes), or "items" (over the items,
+            without codes: SASRec with cross-entropy).
+        node_depth: number of depths whose trie nodes have embeddings of their own, for the trie head: 0 is none, and
+            more than there are codes is all.
+        item_embeddings: whether items of the history have embeddings of their own, beside those of their codes.
+        d_model: width D, a multiple of 2 num_heads.
+        num_heads: attention heads.
+        d_ff: width of the feed-forward layers.
+        num_layers: layers over the items of the history.
+        num_depth_layers: layers over the codes of an item.
+        dropout: in [0, 1).
+        item_dropout: share of the history's items that are hidden in training, in [0, 1).
+        dtype: of activations, "float32" or "bfloat16".
+    """
+
+    head: Annotated[str, OneOf(HEADS)] = "trie"
+    node_depth: Natural = 8
+    item_embeddings: bool = True
+    d_model: Count = 128
+    num_heads: Count = 4
+    d_ff: Count = 256
+    num_layers: Count = 2
+    num_depth_layers: Count = 1
+    dropout: ShareBelowOne = 0.3
+    item_dropout: ShareBelowOne = 0.0
     dtype: str = "float32"
 
 
@@ -330,7 +366,8 @@ class Experiment(_Config):
     Attributes:
         name: a title for reports.
         seed: random seed of the whole run; 0 .. 2**32 - 1.
-        backbone: "encoder_decoder" (TIGER), "decoder_only" (Llama style), or your own "module:name", see
+        backbone: "item_decoder" (items in, codes out), "encoder_decoder" (TIGER), "decoder_only" (Llama style), or your
+            own "module:name", see
             docs/extending.md.
         backbone_options: arguments of your own backbone, by name.
         baselines: your own rankers, "module:name" each, in addition to the standard ones.
@@ -339,6 +376,7 @@ class Experiment(_Config):
         semantic_ids: see `SemanticIdsConfig`.
         encoder_decoder: see `EncoderDecoderSizes`.
         decoder_only: see `DecoderOnlySizes`.
+        item_decoder: see `ItemDecoderSizes`.
         loss: see `gr.training.LossConfig`.
         training: see `TrainingConfig`.
         decoding: see `DecodingConfig`.
@@ -355,6 +393,7 @@ class Experiment(_Config):
     semantic_ids: SemanticIdsConfig = SemanticIdsConfig()
     encoder_decoder: EncoderDecoderSizes = EncoderDecoderSizes()
     decoder_only: DecoderOnlySizes = DecoderOnlySizes()
+    item_decoder: ItemDecoderSizes = ItemDecoderSizes()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
@@ -455,6 +494,7 @@ class RlConfig(LoopConfig):
 
     Attributes:
         batch_size: users of a step; 1 or more.
+        place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
         num_buckets: number of padded history lengths, each compiled once; 1 or more.
         num_steps: train steps; 1 or more.
         targets: the rewarded targets: "train" targets, on which the policy was trained, or "validation" targets of

@@ -9,6 +9,7 @@ import numpy as np
 from gr.data import NO_ITEM, DataError, Sequences, find_items
 from gr.decoding import beam_search
 from gr.evaluation import check_finite
+from gr.models import histories_for
 from gr.runs import build
 from gr.runs.report import item_details
 from gr.runs.run import Run
@@ -110,7 +111,7 @@ def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray
     found = beam_search(
         run.model,
         run.catalogue.index,
-        run.catalogue.tokens[recent],
+        histories_for(run.model, run.catalogue.tokens, recent),
         num_beams=max(decoding.num_beams, top_k),
         constraint=excluded if decoding.exclude_seen else None,
         **build.distribution(run.config),

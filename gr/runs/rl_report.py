@@ -12,6 +12,7 @@ from gr.data.files import write_atomically
 from gr.data.pipeline import histories
 from gr.decoding import Candidates, beam_search, search
 from gr.evaluation import ValueCalibration
+from gr.models import histories_for
 from gr.reports import (
     TreeCandidate,
     calibration_plot,
@@ -139,7 +140,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
     config, catalogue = run.reinforced, run.catalogue
     rollout = build_rl.rollout_config(config)
     items = histories(run.splits.sequences, targets, config.data.max_history)
-    history = catalogue.tokens[items]
+    history = histories_for(run.model, catalogue.tokens, items)
     constraint = ExcludeItems(items) if rollout.exclude_seen else None
     found = search(
         rollout.search,

@@ -15,12 +15,14 @@ from gr.losses import (
     masked_token_log_probs,
     pairwise_prefix_losses,
     pointwise_prefix_losses,
+    scored_log_probs,
     stateless_prefix_weights,
     token_log_probs,
     uniform_prefix_weights,
     update_prefix_weights,
 )
 from gr.losses.token import Metrics
+from gr.models import histories_for, scores_children, scores_items
 from gr.training.own_loss import load_loss
 from gr.training.state import TrainingError
 from gr.trie import TrieIndex, item_token_table, walk
@@ -100,7 +102,7 @@ class SupervisedLoss:
     """
 
     table: jax.Array  # [N + 1, L] int32, of `item_token_table`.
-    index: TrieIndex | None  # None for a loss that needs no trie.
+    index: TrieIndex | None  # None only where neither loss nor model needs the trie.
     level: str = dataclasses.field(metadata={"static": True})
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
@@ -110,29 +112,71 @@ class SupervisedLoss:
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         """The loss `[]`, metrics, and the prefix weights of this step, if there are any."""
+        self._check(model)
         of_batch = self._of_pairs if self.config.name == "apao_pairwise" else self._of_targets
         return of_batch(model, batch, key, loss_state)
+
+    def _check(self, model: Any) -> None:
+        """Raises TrainingError for a model that the loss is not made for."""
+        name = self.config.name
+        if scores_items(model) and name != "ce":
+            raise TrainingError(
+                f"loss {name!r} is one of codes, and this model scores whole items: use loss.name='ce'"
+            )
+        if scores_children(model) and self.own is not None:
+            raise TrainingError(
+                f"your own loss {name!r} takes logits over the vocabulary, and this model scores the trie's children: "
+                "use another head"
+            )
+        if scores_children(model) and self.index is None:
+            raise TrainingError("this model scores the trie's children: give its `index`")
 
     def _of_targets(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Losses of the targets alone."""
         loss = self.config
-        if self.level == "target":
-            targets, weight = self.table[batch["target"]], batch["weight"]
-            logits = model.target_logits(self.table[batch["history"]], targets, key=key)
+        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
+        if scores_items(model):
+            token_logp = self._of_items(model, batch, key)
+        elif scores_children(model):
+            states, targets = self._outputs(model, batch, key, "states")
+            temperature = loss.tau if loss.name == "msl" else None
+            token_logp = scored_log_probs(model, states, targets, self.index, temperature)
         else:
-            items, weight = self.table[batch["items"]], batch["weight"][:, 1:]
-            targets, logits = items[:, 1:], model.sequence_logits(items, key=key)
-        if self.own is not None:
-            value, metrics = self.own(logits, targets, weight, self.targets_per_batch, self.index)
-            return value, (jax.tree.map(jnp.asarray, dict(metrics)), loss_state)
-        if loss.name == "msl":
-            token_logp = masked_token_log_probs(logits, targets, self.index, loss.tau)
-        else:
-            token_logp = token_log_probs(logits, targets)
+            logits, targets = self._outputs(model, batch, key, "logits")
+            if self.own is not None:
+                given = (logits, targets, weight, self.targets_per_batch, self.index)
+                value, metrics = self.own(*given)
+                return value, (jax.tree.map(jnp.asarray, dict(metrics)), loss_state)
+            if loss.name == "msl":
+                token_logp = masked_token_log_probs(logits, targets, self.index, loss.tau)
+            else:
+                token_logp = token_log_probs(logits, targets)
         losses = None
         if loss.name == "apao_pointwise":
             losses = pointwise_prefix_losses(token_logp, weight, self.targets_per_batch) / loss.tau
         return self._total(token_logp, weight, losses, loss_state)
+
+    def _outputs(
+        self, model: Any, batch: Any, key: jax.Array, kind: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """The model's "logits" or "states" `[..., L, V or D]` of the targets, and the targets' tokens `[..., L]`."""
+        of_targets, of_items = getattr(model, f"target_{kind}"), getattr(model, f"sequence_{kind}")
+        if self.level == "target":
+            history = histories_for(model, self.table, batch["history"])
+            targets = self.table[batch["target"]]
+            return of_targets(history, targets, key=key), targets
+        items = histories_for(model, self.table, batch["items"])
+        return of_items(items, key=key), self.table[batch["items"]][:, 1:]
+
+    def _of_items(self, model: Any, batch: Any, key: jax.Array) -> jax.Array:
+        """Log-probabilities `[..., 1]` of the target items, of a model that scores whole items."""
+        if self.level == "target":
+            history = histories_for(model, self.table, batch["history"])
+            rows, states = batch["target"], model.last_state(history, key=key)
+        else:
+            items = histories_for(model, self.table, batch["items"])
+            rows, states = batch["items"][:, 1:], model.item_states(items, key=key)[:, :-1]
+        return token_log_probs(model.item_logits(states), jnp.maximum(rows, 0))[..., None]
 
     def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Cross-entropy of all targets, and pairwise prefix losses at the Q places that have negatives."""
@@ -146,22 +190,30 @@ class SupervisedLoss:
         )
         negatives = self.table[drawn]
         if self.level == "target":
+            history = histories_for(model, self.table, batch["history"])
             targets, places = self.table[batch["target"]], (rows,)
             states, later = model.target_and_group_states(
-                self.table[batch["history"]], targets, rows, negatives[..., :-1], key=dropout_key
+                history, targets, rows, negatives[..., :-1], key=dropout_key
             )
         else:
-            items, places = self.table[batch["items"]], (rows, columns)
-            targets = items[:, 1:]
+            items, places = histories_for(model, self.table, batch["items"]), (rows, columns)
+            targets = self.table[batch["items"]][:, 1:]
             states, later = model.sequence_and_group_states(
                 items, rows, columns + 1, negatives[..., :-1], key=dropout_key
             )
-        logits, later = model.logits(states), model.logits(later)
-
-        token_logp = token_log_probs(logits, targets)
+        if scores_children(model):
+            token_logp = scored_log_probs(model, states, targets, self.index)
+            first = states[..., 0, :][places][:, None, None]
+            first = jnp.broadcast_to(first, (*later.shape[:2], 1, later.shape[-1]))
+            of_group = jnp.concatenate([first, later], axis=2)
+            negative_logp = scored_log_probs(model, of_group, negatives, self.index)
+        else:
+            logits, later = model.logits(states), model.logits(later)
+            token_logp = token_log_probs(logits, targets)
+            negative_logp = group_token_log_probs(logits[..., 0, :][places], later, negatives)
         losses = pairwise_prefix_losses(
             token_logp[places],
-            group_token_log_probs(logits[..., 0, :][places], later, negatives),
+            negative_logp,
             walk(self.index, targets[places]),
             walk(self.index, negatives),
             self.index.node_counts[1:],
@@ -171,9 +223,14 @@ class SupervisedLoss:
         )
         if loss.all_first_codes:
             # The first prediction has all of them, so this is free and used at every target.
-            exact = masked_token_log_probs(
-                logits[..., :1, :], targets[..., :1], self.index, loss.tau
-            )
+            if scores_children(model):
+                exact = scored_log_probs(
+                    model, states[..., :1, :], targets[..., :1], self.index, loss.tau
+                )
+            else:
+                exact = masked_token_log_probs(
+                    logits[..., :1, :], targets[..., :1], self.index, loss.tau
+                )
             first = pointwise_prefix_losses(exact, weight, self.targets_per_batch)
             losses = losses.at[0].set(first[0])
         return self._total(token_logp, weight, losses, loss_state)
@@ -212,7 +269,7 @@ def supervised_loss(
         targets_per_batch: mean number of targets in a batch. It divides the loss, rather than each batch's own number,
             so that every target counts the same.
         loss: the loss; None for cross-entropy.
-        index: the trie of the items, needed by MSL, the pairwise losses and your own loss.
+        index: the trie of the items, needed by MSL, the pairwise losses, your own loss, and models that score children.
 
     Raises:
         TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses for semantic IDs of
@@ -230,7 +287,7 @@ def supervised_loss(
         )
     return SupervisedLoss(
         item_token_table(tokens),
-        index if loss.needs_trie else None,
+        index,
         level=level,
         targets_per_batch=float(targets_per_batch),
         config=loss,

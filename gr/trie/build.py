@@ -36,6 +36,7 @@ def build_arrays(
     headroom: float = 0.0,
     level_ranges: Sequence[tuple[int, int]] | None = None,
     layout: Layout | None = None,
+    listed: bool = False,
 ) -> dict[str, Any]:
     """The fields of an index as NumPy arrays; see `TrieIndex.build`."""
     tokens, lows, highs = check_tokens(tokens, vocab_size)
@@ -61,6 +62,7 @@ def build_arrays(
             headroom=headroom,
             level_ranges=level_ranges,
             num_attributes=num_attributes,
+            listed=listed,
         )
     elif (layout.vocab_size, layout.num_attributes) != (vocab_size, num_attributes):
         raise TrieError(

@@ -65,6 +65,7 @@ class TrieIndex:
         headroom: float = 0.0,
         level_ranges: Sequence[tuple[int, int]] | None = None,
         layout: Layout | None = None,
+        listed: bool = False,
     ) -> "TrieIndex":
         """Indexes semantic IDs, in any order, duplicates allowed (items that share a semantic ID).
 
@@ -76,6 +77,8 @@ class TrieIndex:
             headroom: spare room for later indexes of the same layout, as a share of all sizes: 0.25 is a quarter more.
             level_ranges: token range `[low, high)` of each level; None: the tokens that occur.
             layout: the layout of another index, so that programs compiled for that one are reused.
+            listed: whether children are kept so that few places list all of a node's, which a model that scores
+                children (`gr.models.ChildScorer`) is faster on.
 
         Raises:
             TrieError: if there is no item, shapes do not fit, a token is out of range, or the layout is too small.
@@ -88,6 +91,7 @@ class TrieIndex:
             headroom=headroom,
             level_ranges=level_ranges,
             layout=layout,
+            listed=listed,
         )
         return jax.device_put(TrieIndex(**fields))
 

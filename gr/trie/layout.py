@@ -97,6 +97,15 @@ class Layout:
         """Upper bound (exclusive) of the names of nodes of any depth."""
         return max(self.max_items, *(level.max_nodes for level in self.levels))
 
+    @property
+    def node_offsets(self) -> tuple[int, ...]:
+        """For arrays with a row for every node: the first row of each depth 1..L, and the number of rows, `[L + 1]`."""
+        offsets = [0]
+        for depth in range(1, self.length + 1):
+            named = self.max_nodes(depth) if depth < self.scan_depth else self.max_items
+            offsets.append(offsets[-1] + named)
+        return tuple(offsets)
+
     def max_nodes(self, depth: int) -> int:
         """Maximum number of nodes of `depth` 0..L."""
         return 1 if depth == 0 else self.levels[depth - 1].max_nodes
@@ -122,6 +131,7 @@ def choose_layout(
     headroom: float = 0.0,
     level_ranges: Sequence[tuple[int, int]] | None = None,
     num_attributes: int = 0,
+    listed: bool = False,
 ) -> Layout:
     """The smallest layout of these semantic IDs that does not slow down the search.
 
@@ -135,6 +145,7 @@ def choose_layout(
         headroom: room to grow: 0.25 leaves a quarter more of everything; 0 fits tightly.
         level_ranges: token range `[low, high)` of each level; None: the tokens that occur.
         num_attributes: boolean attributes of an item.
+        listed: whether only the root's level may be DENSE, so that all children of a node can be listed in few places.
     """
 
     def grown(count: int) -> int:
@@ -152,7 +163,7 @@ def choose_layout(
         scanning = scanning or slots <= max(_SCAN_ALWAYS, few)
         kind, span = SPARSE, high - low
         wide = shape.max_children[depth] > few and bits <= max(_SMALL_BITS, shape.num_items)
-        if not scanning and wide:
+        if not scanning and wide and not (listed and depth > 0):
             kind, span = DENSE, aligned
             # A level at the end of the vocabulary is aligned downwards, so that its logits are one slice.
             low = max(0, min(low, vocab_size - span))

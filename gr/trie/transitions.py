@@ -149,6 +149,16 @@ def child_tokens(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Arra
     return tokens, inside & differs
 
 
+def node_rows(index: TrieIndex, depth: Depth, nodes: Nodes) -> jax.Array:
+    """Rows `[...]` int32 of nodes of `depth` 1..L in arrays with a row for every node; `NO_NODE` where there is none.
+
+    See `Layout.node_offsets`. Equal prefixes have equal rows in all indexes of the same semantic IDs and layout.
+    """
+    offsets = index.layout.node_offsets
+    first = offsets[depth - 1] if isinstance(depth, int) else jnp.asarray(offsets)[depth - 1]
+    return jnp.where(nodes.exist, nodes.begin + first, NO_NODE)
+
+
 def child_sizes(index: TrieIndex, depth: Depth, nodes: Nodes) -> jax.Array:
     """How many items are below each child of nodes of one depth, `[..., K]` int32, as `child_tokens` lists them."""
     below, _ = children(index, depth, nodes)

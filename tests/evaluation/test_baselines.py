@@ -26,6 +26,7 @@ from gr.evaluation import (
     tune_item_knn,
 )
 from gr.evaluation import baselines as baselines_module
+from gr.evaluation import ranker as ranker_module
 
 
 def splits_of(rows, num_items):
@@ -276,7 +277,7 @@ def test_chunks_of_users_change_nothing(fit, monkeypatch):
     splits = splits_of(rng.integers(0, 30, (40, 9)), num_items=30)
     histories = rng.integers(-1, 30, (25, 6)).astype(np.int32)
     whole = fit(splits).rank(histories, 7, exclude=True)
-    monkeypatch.setattr(baselines_module, "_CHUNK", 100)  # Three rows at a time.
+    monkeypatch.setattr(ranker_module, "_CHUNK", 100)  # Three rows at a time.
     np.testing.assert_array_equal(fit(splits).rank(histories, 7, exclude=True), whole)
 
 
@@ -291,7 +292,7 @@ def test_histories_rank_as_their_rows_in_chunks_of_any_size(fit, log, top_k, exc
     ranker = fit(splits)
     whole = ranker.rank(rows, top_k, exclude=exclude)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines_module, "_CHUNK", chunk)
+        patch.setattr(ranker_module, "_CHUNK", chunk)
         found = fit(splits).rank(Histories.of_rows(rows), top_k, exclude=exclude)
     np.testing.assert_array_equal(found, whole)
 
@@ -299,7 +300,7 @@ def test_histories_rank_as_their_rows_in_chunks_of_any_size(fit, log, top_k, exc
 @pytest.mark.parametrize("fit", [fit_popularity, fit_markov_chain, fit_item_knn])
 @pytest.mark.parametrize("exclude", [True, False])
 def test_memory_does_not_grow_with_users_times_the_longest_history(fit, exclude, monkeypatch):
-    monkeypatch.setattr(baselines_module, "_CHUNK", 2**14)
+    monkeypatch.setattr(ranker_module, "_CHUNK", 2**14)
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 300, n) for n in (20_000, *[6] * 2000)]  # 153 MiB if padded.
     splits = splits_of(rows, num_items=300)
@@ -314,7 +315,7 @@ def test_memory_does_not_grow_with_users_times_the_longest_history(fit, exclude,
 
 
 def test_fitting_does_not_hold_items_times_items(monkeypatch):
-    monkeypatch.setattr(baselines_module, "_CHUNK", 2**14)
+    monkeypatch.setattr(ranker_module, "_CHUNK", 2**14)
     splits = splits_of([np.arange(1500), *np.arange(1500).reshape(-1, 6)], num_items=1500)
     tracemalloc.start()
     fit_item_knn(splits, neighbours=5)
@@ -344,7 +345,7 @@ def test_rankings_of_a_baseline_are_joined_of_chunks(monkeypatch):
         return rankings_of_baseline(fit_markov_chain(splits), past, targets, np.arange(30), depth=7)
 
     whole = ranked()
-    monkeypatch.setattr(baselines_module, "_CHUNK", 20)
+    monkeypatch.setattr(ranker_module, "_CHUNK", 20)
     for field in dataclasses.fields(whole):
         np.testing.assert_array_equal(getattr(ranked(), field.name), getattr(whole, field.name))
     assert whole.sid_ranks[(targets < 0) | (targets >= 30)].tolist().count(-1) > 0

@@ -1,9 +1,20 @@
-"""Intervals in cases whose width is known."""
+"""Intervals in cases whose width is known, p-values, and Holm's beside its procedure."""
+
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gr.evaluation import EvaluationError, bootstrap_interval, bootstrap_intervals, paired_bootstrap
+from gr.evaluation import (
+    EvaluationError,
+    bootstrap_interval,
+    bootstrap_intervals,
+    bootstrap_tests,
+    holm,
+    paired_bootstrap,
+)
 from gr.evaluation import bootstrap as bootstrap_module
 
 
@@ -79,3 +90,32 @@ def test_pairing_removes_what_users_have_in_common():
 def test_bad_input_is_refused(call):
     with pytest.raises(EvaluationError):
         call()
+
+
+def test_p_values_are_those_of_the_resamples_and_of_the_normal_approximation():
+    rng = np.random.default_rng(0)
+    values = rng.normal([0.0, 0.08, 0.2], 1.0, size=(1000, 3))
+    low, high, p = bootstrap_tests(values, num_resamples=4000, seed=3)
+    expected_low, expected_high = bootstrap_intervals(values, num_resamples=4000, seed=3)
+    np.testing.assert_array_equal([low, high], [expected_low, expected_high])
+    z = np.abs(values.mean(axis=0)) / (values.std(axis=0, ddof=1) / np.sqrt(1000))
+    np.testing.assert_allclose(p, [math.erfc(one / math.sqrt(2)) for one in z], atol=0.02)
+    assert ((p < 0.05) == ((low > 0) | (high < 0))).all()
+    # The other sign has the same p; what is 0 everywhere has 1; the least there can be is 2 / (R + 1).
+    np.testing.assert_array_equal(bootstrap_tests(-values, num_resamples=4000, seed=3)[2], p)
+    extremes = bootstrap_tests(np.array([[0.0, 1.0]] * 5), num_resamples=99, seed=0)[2]
+    np.testing.assert_allclose(extremes, [1.0, 0.02])
+
+
+@given(st.lists(st.sampled_from([0.001, 0.01, 0.02, 0.04, 0.3, 1.0]), min_size=1, max_size=8))
+def test_holm_rejects_as_its_step_by_step_procedure(p):
+    adjusted = holm(np.array(p))
+    for level in (0.0015, 0.013, 0.05, 0.09, 0.7):  # None of them is a multiple of a p.
+        rejected, left = set(), sorted(range(len(p)), key=lambda place: p[place])
+        while left and p[left[0]] <= level / len(left):
+            rejected.add(left.pop(0))
+        assert {place for place, value in enumerate(adjusted) if value <= level} == rejected
+    assert adjusted.max() <= 1
+    both = np.stack([p, p[::-1]], axis=1)
+    np.testing.assert_array_equal(holm(both)[:, 0], adjusted)
+    np.testing.assert_array_equal(holm(both)[:, 1], adjusted[::-1])

@@ -44,7 +44,8 @@ def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
     done = run("evaluate", f"--workdir={workdir}", "--split=test")
     metrics = json.loads((workdir / "metrics_test.json").read_text())
     keys = ["hit@10", "hit@20", "ndcg@10", "ndcg@20", "item_hit@10", "item_ndcg@10"]
-    assert set(metrics["baselines"]) == {"popularity", "markov", "item_knn", "item_knn_tuned"}
+    of_counts = {"popularity", "markov", "item_knn", "item_knn_tuned", "memory"}
+    assert set(metrics["baselines"]) == of_counts | {"ease", "slist"}
     (other,) = metrics["variants"].values()
     rows = (metrics, *metrics["baselines"].values(), other, *other["baselines"].values())
     for row in rows:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gr.data import Sequences, leave_one_out
-from gr.evaluation import Decoded, EvaluationError, hit, ndcg, rankings_of_baseline
+from gr.evaluation import Decoded, EvaluationError, hit, holm, ndcg, rankings_of_baseline
 from gr.evaluation.baselines import fit_popularity
+from gr.evaluation.breakdown import PATHS
 from gr.runs import Experiment, build, evaluate
+from gr.runs import baselines as baselines_module
 from gr.runs.baselines import kept_baselines, load_baselines, rank_baselines, whole_histories
 from gr.runs.evaluate import watched_targets
 from gr.runs.report import best_on_validation
@@ -70,7 +73,7 @@ def run(tmp_path, semantic_ids):
         config=config,
         splits=splits,
         semantic_ids=semantic_ids,
-        catalogue=build.make_catalogue(semantic_ids),
+        catalogue=build.make_catalogue(config, semantic_ids),
         model=build.make_model(config, semantic_ids),
         step=1,
     )
@@ -106,13 +109,20 @@ def test_both_rules_have_all_rows_and_the_main_one_may_be_chosen(run, exclude, c
     assert (metrics["rule"], list(metrics["variants"])) == (main, [other])
     assert json.loads(Path(run.workdir, "metrics_test.json").read_text()) == metrics
     by_rule = {main: metrics, **metrics["variants"]}
-    names = ["popularity", "markov", "item_knn", "item_knn_tuned"]
+    names = ["popularity", "markov", "item_knn", "item_knn_tuned", "memory", "ease", "slist"]
     for rule, of_rule in by_rule.items():
         assert list(of_rule["baselines"]) == list(of_rule["differences"]) == names
+        assert set(of_rule["baseline_settings"]) == {"item_knn_tuned", "memory", "ease", "slist"}
+        p = np.array([of_rule["p_values"][name]["ndcg@10"] for name in names])
+        np.testing.assert_array_equal(p[:, 1], holm(p[:, 0]))
         for row in (of_rule, *of_rule["baselines"].values()):
             assert (row["targets_seen"], row["targets_seen_share"]) == (USERS, 1.0)
             assert row["targets_impossible"] == USERS * (rule == REMOVED)
             assert rule == ALLOWED or row["hit@10"] == 0
+            parts = [row["breakdown"][name] for name in PATHS]
+            assert sum(part["targets"] for part in parts) == USERS
+            hits = sum(part["targets"] * part.get("hit@10", 0) for part in parts)
+            assert hits / USERS == pytest.approx(row["hit@10"])
     assert by_rule[ALLOWED]["hit@10"] == 1
     # The line across the learning curve has the rule of the training, whatever the table's.
     assert metrics["validation_baselines"]["rule"] == REMOVED
@@ -121,7 +131,10 @@ def test_both_rules_have_all_rows_and_the_main_one_may_be_chosen(run, exclude, c
     for text in (printed, report):
         assert "30 of 30 targets (100.0%) are in the user" in text
         assert ("--exclude_seen=false allows them" in text) == (main == REMOVED)
-    assert printed.count("item_knn_tuned") == 3  # Twice a row, once a difference.
+    # Twice a row, once a difference, once a row of the breakdown.
+    assert printed.count("item_knn_tuned") == 4
+    for text in (printed, report):
+        assert "Holm" in text and metrics["breakdown_classes"]["no_path"] in text
 
 
 def test_the_line_across_the_learning_curve_is_that_of_the_validation_users(run, semantic_ids):
@@ -142,6 +155,51 @@ def test_the_line_across_the_learning_curve_is_that_of_the_validation_users(run,
     assert set(made.validation) == set(made.rankings)
     baselines = {"rule": REMOVED, "ndcg@10": {"a": 0.1, "b": 0.3, "c": 0.2}}
     assert best_on_validation(baselines) == {f"b (validation, {REMOVED})": 0.3}
+
+
+def test_an_evaluation_tunes_once_and_keeps_its_baselines(run, monkeypatch):
+    metrics = evaluate(run, "test", decoded_of(run.splits))
+
+    def again(*args, **kwargs):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(baselines_module, "tune_baselines", again)
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines_module, "rank_baselines", again)
+        assert evaluate(run, "test", decoded_of(run.splits)) == metrics
+    # The settings serve the other split, too; of other data or another grid they are not the same.
+    with pytest.raises(AssertionError, match="made again"):
+        evaluate(dataclasses.replace(run, splits=make_splits(3)), "test", decoded_of(run.splits))
+    monkeypatch.setitem(baselines_module.GRIDS, "ease", {"l2": (3.0,)})
+    with pytest.raises(AssertionError, match="made again"):
+        evaluate(run, "test", decoded_of(run.splits))
+
+
+def test_linear_baselines_are_left_out_above_a_number_of_items(run, capsys):
+    metrics = evaluate(run, "test", decoded_of(run.splits), linear_up_to=ITEMS - 1)
+    assert not {"ease", "slist"} & {*metrics["baselines"], *metrics["baseline_settings"]}
+    why = f"{ITEMS} items; it is fitted for up to {ITEMS - 1}"
+    assert metrics["baselines_left_out"] == {"ease": why, "slist": why}
+    report = Path(run.workdir, "report_test.html").read_text()
+    for text in (capsys.readouterr().out, report):
+        assert f"slist was left out: {why}." in text
+
+
+def test_another_runs_model_becomes_a_baseline(run, tmp_path_factory):
+    other = dataclasses.replace(run, workdir=str(tmp_path_factory.mktemp("other")))
+    for name in ("versions.json", "metrics.jsonl"):
+        shutil.copy(Path(run.workdir, name), other.workdir)
+    rows = {"sasrec": other.workdir}
+    with pytest.raises(
+        EvaluationError, match=r"rankings_test.npz cannot be read .*experiments.evaluate"
+    ):
+        evaluate(run, "test", decoded_of(run.splits), rows=rows)
+    of_other = evaluate(other, "test", decoded_of(run.splits))
+    metrics = evaluate(run, "test", decoded_of(run.splits), rows=rows)
+    assert list(metrics["baselines"])[-1] == "sasrec"
+    assert metrics["baselines"]["sasrec"]["ndcg@10"] == of_other["ndcg@10"]
+    assert metrics["differences"]["sasrec"]["ndcg@10"] == [0, 0, 0]
+    assert metrics["p_values"]["sasrec"]["ndcg@10"] == [1, 1]
 
 
 def test_kept_baselines_are_read_back_and_old_files_made_again(semantic_ids, tmp_path):

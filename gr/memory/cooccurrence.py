@@ -1,0 +1,399 @@
+"""`Memory`: which items follow which in training sequences, as sparse item-to-item weights in closed form.
+
+With `C_k[i, j]` the number of times that item j came k places after item i in a user's training interactions:
+
+    W = sum over k = 1..window of decay^(k-1) (C_k + back C_k^T)
+    What = D W D,  D = diag(1 / sqrt(count + shrink)),  each row cut to its largest `neighbours` entries
+    score of j after a history h = sum over place < reach of recency^place What[h[-1 - place], j]
+
+Windowed counts of a Markov chain, made symmetric in part and normalised as the cosine of item-kNN is; a relative of
+sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from scipy import sparse
+
+from gr.data import NO_ITEM, Histories, Sequences, Splits, training_interactions
+from gr.data.files import read_arrays, write_arrays
+from gr.errors import GrError
+from gr.fields import Count, NotNegative, ShareAboveZero, check_fields
+from gr.memory.prior import ItemPrior
+
+GATE_INPUTS = ("largest_mass", "last_item_count", "history_length")
+_CHUNK = 2**22  # Most entries of a sparse matrix that is sorted at once.
+
+
+class ItemMemoryError(GrError):
+    """Raised for a memory that cannot be fitted, asked or read; names the argument or file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySettings:
+    """The settings of a memory.
+
+    Attributes:
+        window: the largest distance of two items of a user that counts; 1 or more.
+        decay: how much less each further place counts, in (0, 1].
+        back: weight of the opposite direction, 0 or more.
+        shrink: added to the counts of items by which weights are normalised, above 0 or 0.
+        neighbours: most entries of a row; 1 or more.
+        recency: how much less each earlier item of a history counts, in (0, 1].
+        reach: how many of a history's last items count; 1 or more.
+    """
+
+    window: Count = 10
+    decay: ShareAboveZero = 0.8
+    back: NotNegative = 0.5
+    shrink: NotNegative = 10.0
+    neighbours: Count = 500
+    recency: ShareAboveZero = 0.5
+    reach: Count = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self, "memory.", ItemMemoryError)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memory:
+    """Weights from each of N items to those that come with it in training: row i is `What[i]`, sparse."""
+
+    settings: MemorySettings
+    weights: sparse.csr_array  # [N, N] float32; entries above 0 only, columns of a row in order.
+    counts: np.ndarray  # [N] int64 training interactions of each item.
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.counts)
+
+    def scores(
+        self, histories: Histories | np.ndarray, *, exclude: bool = False
+    ) -> sparse.csr_array:
+        """The score of each item after each of n histories, `[n, N]` float32; a row sums to 1, or is empty.
+
+        Pass a part of many histories at a time: a row has up to `reach * neighbours` entries.
+
+        Args:
+            histories: whole ones, oldest item first; or rows `[n, T]`, padded with negative numbers on either side.
+            exclude: whether items of the history are left out.
+
+        Raises:
+            ItemMemoryError: for histories of other items than the memory was fitted on.
+        """
+        scores = self.unsorted_scores(self._checked(histories), exclude=exclude)
+        scores.sort_indices()
+        totals = scores.sum(axis=1)
+        scores.data /= np.repeat(np.where(totals > 0, totals, 1), np.diff(scores.indptr))
+        return scores
+
+    def unsorted_scores(self, histories: Histories, *, exclude: bool) -> sparse.csr_array:
+        """As `scores`, but of any sum, and the columns of a row in any order: cheaper by half."""
+        scores = (self._recent(histories) @ self.weights).tocsr()
+        if exclude:
+            scores = _without(scores, histories)
+        return scores
+
+    def prior(
+        self, histories: Histories | np.ndarray, *, size: int = 500, exclude: bool = False
+    ) -> ItemPrior:
+        """The `size` best items after each of n histories with weights that sum to 1, best first.
+
+        Args:
+            histories: as for `scores`.
+            size: S, slots of a user; those that are not needed are padding, -1 with weight 0.
+            exclude: as for `scores`.
+
+        Returns:
+            A prior of NumPy arrays, `[n, S]` each. Equal weights are in order of item number.
+
+        Raises:
+            ItemMemoryError: as for `scores`, or `size` below 1.
+        """
+        if size < 1:
+            raise ItemMemoryError(f"size={size}: give at least one slot a user")
+        histories = self._checked(histories)
+        items = np.full((len(histories), size), NO_ITEM, dtype=np.int32)
+        weights = np.zeros((len(histories), size), dtype=np.float32)
+        for rows in self.chunks(histories):
+            scores = self.scores(histories[rows], exclude=exclude)
+            row, place, kept = best_entries(scores, size)
+            items[rows.start + row, place] = scores.indices[kept]
+            weights[rows.start + row, place] = scores.data[kept]
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return ItemPrior(items, weights)
+
+    def gate_inputs(self, histories: Histories | np.ndarray, prior: ItemPrior) -> np.ndarray:
+        """What is known of each history before decoding, `[n, 3]` float32: the columns `GATE_INPUTS`.
+
+        The largest weight of the user's prior, training interactions of the history's last item, items of the history.
+        """
+        histories = self._checked(histories)
+        last = np.append(histories.items, NO_ITEM)[histories.stops - 1]
+        support = np.where(histories.lengths > 0, np.append(self.counts, 0)[last], 0)
+        largest = np.asarray(prior.weights).max(axis=1)
+        return np.stack([largest, support, histories.lengths], axis=1).astype(np.float32)
+
+    def because(
+        self, histories: Histories | np.ndarray, items: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From which items of each history the score of the recommended items came.
+
+        Args:
+            histories: n of them, as for `scores`.
+            items: recommended items `[n, K]`; negative ones are padding.
+
+        Returns:
+            `sources [n, K, R]` int32, items among the history's last R = `reach`, largest share first, padded with -1;
+            and their `shares [n, K, R]` float32 of the item's score, which sum to 1, or to 0 for an item without one.
+
+        Raises:
+            ItemMemoryError: for items or histories of other items than the memory was fitted on.
+        """
+        histories, items = self._checked(histories), np.asarray(items)
+        if (
+            items.ndim != 2
+            or len(items) != len(histories)
+            or items.max(initial=0) >= self.num_items
+        ):
+            raise ItemMemoryError(
+                f"items of shape {items.shape} up to {items.max(initial=0)}: give rows [n, K] of the {self.num_items} "
+                f"items, one for each of {len(histories)} histories"
+            )
+        recent = self._recent(histories)
+        # The distinct items of each history that count, and how much: [n, R] each.
+        row, column = recent.nonzero()
+        place = np.arange(len(row)) - recent.indptr[row]
+        sources = np.full((len(items), 1, self.settings.reach), NO_ITEM, dtype=np.int32)
+        weights = np.zeros(sources.shape, dtype=np.float32)
+        sources[row, 0, place], weights[row, 0, place] = column, recent.data
+        known = (sources >= 0) & (items[:, :, None] >= 0)  # [n, K, R]
+        from_, to = np.broadcast_arrays(sources, items[:, :, None])
+        shares = np.zeros(known.shape, dtype=np.float32)
+        if known.any():
+            shares[known] = self.weights[from_[known], to[known]]
+        shares *= weights
+        total = shares.sum(axis=2, keepdims=True)
+        shares = np.divide(shares, total, out=shares, where=total > 0)
+        order = np.argsort(-shares, axis=2, kind="stable")
+        shares = np.take_along_axis(shares, order, axis=2)
+        sources = np.take_along_axis(from_, order, axis=2)
+        return np.where(shares > 0, sources, np.int32(NO_ITEM)), shares
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the memory as one `.npz` file, at once or not at all."""
+        arrays = {"data": self.weights.data, "indices": self.weights.indices}
+        arrays |= {"indptr": self.weights.indptr, "counts": self.counts}
+        settings = dataclasses.asdict(self.settings)
+        write_arrays(path, arrays | {f"settings/{k}": np.array(v) for k, v in settings.items()})
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Memory":
+        """Reads the file of `save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ItemMemoryError: it is not a memory's, or damaged.
+        """
+        try:
+            arrays = read_arrays(path)
+            names = [field.name for field in dataclasses.fields(MemorySettings)]
+            settings = MemorySettings(**{name: arrays[f"settings/{name}"].item() for name in names})
+            counts, indptr = arrays["counts"], arrays["indptr"]
+            weights = sparse.csr_array(
+                (arrays["data"], arrays["indices"], indptr), shape=(len(counts), len(counts))
+            )
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged file.
+            raise ItemMemoryError(
+                f"{path} is not the file of a memory ({error}); fit it again"
+            ) from error
+        return Memory(settings, weights, counts)
+
+    def _recent(self, histories: Histories) -> sparse.csr_array:
+        """The weight of each item of each history, `[n, N]` float32: of the last `reach` places."""
+        return recent_weights(histories, self.num_items, self.settings.recency, self.settings.reach)
+
+    def chunks(self, histories: Histories) -> Iterator[slice]:
+        """Slices of histories whose scores have at most about `_CHUNK` entries."""
+        widest = min(int(np.diff(self.weights.indptr).max(initial=1)), self.num_items)
+        step = max(1, _CHUNK // max(1, min(widest * self.settings.reach, self.num_items)))
+        for start in range(0, len(histories), step):
+            yield slice(start, start + step)
+
+    def _checked(self, histories: Histories | np.ndarray) -> Histories:
+        if not isinstance(histories, Histories):
+            rows = np.asarray(histories)
+            if rows.ndim != 2 or (rows.size and rows.dtype.kind != "i"):
+                raise ItemMemoryError(
+                    f"histories of shape {rows.shape} and type {rows.dtype}: give Histories, or rows [n, T] of items"
+                )
+            histories = Histories.of_rows(rows)
+        if histories.items.max(initial=NO_ITEM) >= self.num_items:
+            raise ItemMemoryError(
+                f"histories hold item {histories.items.max()}, and the memory was fitted on {self.num_items} items: "
+                "fit it on the same data"
+            )
+        return histories
+
+
+def fit_memory(
+    data: Splits | Sequences,
+    *,
+    window: int = MemorySettings.window,
+    decay: float = MemorySettings.decay,
+    back: float = MemorySettings.back,
+    shrink: float = MemorySettings.shrink,
+    neighbours: int = MemorySettings.neighbours,
+    recency: float = MemorySettings.recency,
+    reach: int = MemorySettings.reach,
+) -> Memory:
+    """Counts which items come with which; the arguments are the fields of `MemorySettings`.
+
+    Args:
+        data: splits, of which only training interactions are read; or sequences, of which all are.
+        window: the largest distance of two items of a user that counts.
+        decay: how much less each further place counts.
+        back: weight of the opposite direction.
+        shrink: added to the counts of items by which weights are normalised.
+        neighbours: most entries of a row.
+        recency: how much less each earlier item of a history counts.
+        reach: how many of a history's last items count.
+
+    Raises:
+        ItemMemoryError: for a setting out of range.
+    """
+    settings = MemorySettings(window, decay, back, shrink, neighbours, recency, reach)
+    counts = interaction_counts(data)
+    return normalised(windowed_counts(data, window, decay), counts, settings)
+
+
+def normalised(forward: sparse.csr_array, counts: np.ndarray, settings: MemorySettings) -> Memory:
+    """A memory from what `windowed_counts` made for the window and the decay of the settings."""
+    weights = (forward + settings.back * forward.T).tocsr()
+    weights.eliminate_zeros()
+    weights.sort_indices()
+    # An item without a training interaction has no entry, whatever its factor.
+    factor = 1 / np.sqrt(np.maximum(counts + settings.shrink, np.finfo(float).tiny))
+    lengths = np.diff(weights.indptr)
+    weights.data *= np.repeat(factor, lengths) * factor[weights.indices]
+    weights = _cut(weights, settings.neighbours).astype(np.float32)
+    weights.eliminate_zeros()
+    return Memory(settings, weights, counts)
+
+
+def interaction_counts(data: Splits | Sequences) -> np.ndarray:
+    """Interactions of each item that may be learnt from, `[N]` int64."""
+    sequences, learnt = _learnt(data)
+    return np.bincount(sequences.items[learnt], minlength=sequences.num_items)
+
+
+def windowed_counts(data: Splits | Sequences, window: int, decay: float) -> sparse.csr_array:
+    """`sum over k of decay^(k-1) C_k`, `[N, N]` float64."""
+    return weighted_pairs(
+        data, range(1, window + 1), lambda distance, after: decay ** (distance - 1)
+    )
+
+
+def weighted_pairs(
+    data: Splits | Sequences,
+    distances: Iterable[int],
+    weight: Callable[[int, np.ndarray], float | np.ndarray],
+) -> sparse.csr_array:
+    """Weights of all pairs of a user's interactions, added up for each first and second item, `[N, N]` float64.
+
+    Args:
+        data: splits, of which only training interactions are read; or sequences, of which all are.
+        distances: of the pairs; at 0 an interaction is paired with itself.
+        weight: of pairs of one distance, given for each how many of the user's interactions come after the second.
+    """
+    sequences, learnt = _learnt(data)
+    num_items, items = sequences.num_items, sequences.items
+    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
+    before = np.concatenate([[0], np.cumsum(learnt)])
+    after = before[np.repeat(sequences.offsets[1:], sequences.lengths)] - before[1:]
+    total = sparse.csr_array((num_items, num_items))
+    # Pairs of several distances are added at once, so that they are sorted once.
+    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    last = int(sequences.lengths.max(initial=0)) - 1
+    distances = [distance for distance in distances if distance <= last]
+    for distance in distances:
+        ends = len(items) - distance
+        first = np.flatnonzero(
+            learnt[:ends] & learnt[distance:] & (users[:ends] == users[distance:])
+        )
+        second = first + distance
+        weights = np.broadcast_to(weight(distance, after[second]), len(first))
+        pairs.append((items[first], items[second], weights))
+        if distance == distances[-1] or sum(len(one) for one, _, _ in pairs) >= _CHUNK:
+            row, column, added = map(np.concatenate, zip(*pairs, strict=True))
+            total = total + sparse.csr_array((added, (row, column)), shape=total.shape)
+            pairs = []
+    return total
+
+
+def recent_weights(
+    histories: Histories, num_items: int, recency: float, reach: int
+) -> sparse.csr_array:
+    """`recency^place` of the last `reach` places of each history, added up for each item: `[n, N]` float32."""
+    place = np.arange(reach)
+    row, back = np.nonzero(place < np.minimum(histories.lengths, reach)[:, None])
+    item = histories.items[histories.stops[row] - 1 - back]
+    weight = (recency ** back.astype(np.float64)).astype(np.float32)
+    recent = sparse.csr_array((weight, (row, item)), shape=(len(histories), num_items))
+    recent.sum_duplicates()
+    recent.eliminate_zeros()  # Powers too small for float32.
+    return recent
+
+
+def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `count` largest entries of each row, largest first, ties by column; columns of a row are in order.
+
+    Returns:
+        Row, place in the order of the row, and number of each of these entries, `[E]` each.
+    """
+    rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
+    order = np.lexsort((-scores.data, rows))  # Stable, so ties stay in order of their columns.
+    place = np.arange(len(order)) - scores.indptr[rows]
+    kept = place < count
+    return rows[kept], place[kept], order[kept]
+
+
+def _cut(weights: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+    """Weights with only the `neighbours` largest entries of each row; its columns stay in order."""
+    lengths = np.diff(weights.indptr)
+    long = lengths > neighbours
+    keep = np.repeat(~long, lengths)
+    _, _, best = best_entries(weights[np.flatnonzero(long)], neighbours)  # Few rows, mostly.
+    keep[np.flatnonzero(~keep)[best]] = True
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
+    return sparse.csr_array(
+        (weights.data[keep], weights.indices[keep], indptr), shape=weights.shape
+    )
+
+
+def _learnt(data: Splits | Sequences) -> tuple[Sequences, np.ndarray]:
+    """The sequences, and which interactions may be learnt from, bool `[E]`."""
+    if isinstance(data, Sequences):
+        return data, np.ones(len(data.items), dtype=bool)
+    return data.sequences, training_interactions(data)
+
+
+def _without(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:
+    """Scores, all above 0, without those of each history's items."""
+    lengths = histories.lengths
+    row = np.repeat(np.arange(len(histories)), lengths)
+    inside = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    item = histories.items[np.repeat(histories.starts, lengths) + inside]
+    held = sparse.csr_array(
+        (np.full(len(row), np.inf, dtype=np.float32), (row, item)), shape=scores.shape
+    )
+    scores = (scores - held).tocsr()  # Below 0 at the items of the history.
+    keep = scores.data > 0
+    rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))[keep]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=scores.shape[0]))])
+    return sparse.csr_array((scores.data[keep], scores.indices[keep], indptr), shape=scores.shape)

@@ -1,5 +1,7 @@
 """Slow, obviously right versions of the fast paths: dictionaries and loops, nothing else."""
 
+import functools
+
 import numpy as np
 
 
@@ -137,3 +139,78 @@ def diverse_beam_search(
         if allowed_items(by_sid[sid], demands)
     ]
     return sorted(found, key=lambda beam: -beam[0])
+
+
+def prior_masses(tokens, items, weights, demands=(), over="allowed", left=None):
+    """Prefix -> its share of a user's prior weight; `left`: the items that there are, all of `tokens` by default."""
+    left = range(len(tokens)) if left is None else left
+    masses, total = {}, 0.0
+    for item, weight in zip(items, weights, strict=True):
+        if item not in left:
+            continue
+        allowed = bool(allowed_items([item], demands))
+        total += float(weight) if allowed or over == "all" else 0.0
+        for depth in range(len(tokens[0]) + 1) if allowed else ():
+            prefix = tuple(int(token) for token in tokens[item][:depth])
+            masses[prefix] = masses.get(prefix, 0.0) + float(weight)
+    return {prefix: mass / total for prefix, mass in masses.items() if mass}
+
+
+def log_mixture(log_prob, share, mass):
+    """`log((1 - share) exp(log_prob) + share mass)` in float64, with log 0 = -1e30."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_model = log_prob + max(np.log1p(-share), -1e30)
+        return float(np.logaddexp(of_model, np.log(share * mass)))
+
+
+def mixed_ranking(tokens, log_prob, masses, share, demands=()):
+    """`brute_force_ranking` by the mixture of model and prior."""
+    share = share if masses else 0.0
+    ranking = [
+        (log_mixture(score, share, masses.get(sid, 0.0)), sid, items)
+        for score, sid, items in brute_force_ranking(tokens, log_prob, demands)
+    ]
+    return sorted(ranking, key=lambda entry: -entry[0])
+
+
+def mixed_beam_search(tokens, log_prob, num_beams, masses, share, demands=(), scan_depth=0):
+    """`beam_search` that ranks prefixes by the mixture of model and prior; `(log-mixture, semantic ID)`."""
+    share = share if masses else 0.0
+    children = live_children(tokens, demands, scan_depth)
+    beams = [(0.0, 0.0, ())]  # (log-mixture, the model's log-probability, prefix).
+    for _ in range(len(tokens[0])):
+        grown = []
+        for _, score, prefix in beams:
+            log_probs = log_prob(prefix)
+            for token in children.get(prefix, ()):
+                longer, total = (*prefix, token), score + log_probs[token]
+                rank = log_mixture(total, share, masses.get(longer, 0.0))
+                grown.append((rank, total, longer))
+        beams = sorted(grown, key=lambda beam: -beam[0])[:num_beams]
+    by_sid = items_by_sid(tokens)
+    found = [(rank, sid) for rank, _, sid in beams if allowed_items(by_sid[sid], demands)]
+    return sorted(found, key=lambda beam: -beam[0])
+
+
+def mixed_log_prob(log_prob, masses, share, children=None):
+    """Prefix -> log-probabilities `[V]` of the next code in the mixture: `log P(sc) / P(s)`.
+
+    `children`: where the model's are among these children of a prefix, rather than among all tokens.
+    """
+    share = share if masses else 0.0
+
+    def of_model(prefix):
+        among = None if children is None else children.get(prefix)
+        return log_prob(prefix) if not among else log_chances(log_prob(prefix), among=among)
+
+    def mixed(prefix):
+        score = sum(of_model(prefix[:depth])[token] for depth, token in enumerate(prefix))
+        before = log_mixture(score, share, masses.get(prefix, 0.0))
+        return np.array(
+            [
+                log_mixture(score + gain, share, masses.get((*prefix, token), 0.0)) - before
+                for token, gain in enumerate(of_model(prefix))
+            ]
+        )
+
+    return functools.lru_cache(maxsize=None)(mixed)

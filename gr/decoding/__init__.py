@@ -7,7 +7,7 @@ IDs, `sample` independent ones. `ved_search` searches a tree with a value head a
 
 Files: `beam.py` and `beam_step.py`, `sampling.py`, `sharded.py`, and `ved.py` with `ved_config.py`, `ved_selection.py`,
 `ved_step.py` and `ved_tree.py` hold one search each. All of them share `sources.py` (what is searched) and
-`trie_step.py` (one step on one trie).
+`trie_step.py` (one step on one trie), and `prior.py` (a prior over items, mixed into what is searched).
 """
 
 from gr.decoding.beam import beam_search
@@ -18,6 +18,7 @@ from gr.decoding.sampling import sample, sample_without_replacement
 from gr.decoding.sharded import sharded_beam_search, sharded_mask
 from gr.decoding.ved import ved_search
 from gr.decoding.ved_config import VedConfig
+from gr.memory import ItemPrior
 
 __all__ = [
     "PRESETS",
@@ -25,6 +26,7 @@ __all__ = [
     "Candidates",
     "DecodingError",
     "Draws",
+    "ItemPrior",
     "SearchConfig",
     "SearchTree",
     "VedConfig",

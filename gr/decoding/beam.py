@@ -11,12 +11,14 @@ import numpy as np
 
 from gr.decoding.beam_step import BeamOptions, Beams, choose, choose_listed, start
 from gr.decoding.candidates import Candidates
-from gr.decoding.checked import Checked, check_methods
+from gr.decoding.checked import Checked, check_methods, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
+from gr.memory import ItemPrior
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
 
@@ -36,12 +38,19 @@ def beam_search(
     diversity: float = 0.0,
     keep_beams: bool = False,
     normalise_over: str = VOCABULARY,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
 ) -> Candidates:
     """The `num_beams` best semantic IDs of each user by constrained beam search.
 
     A beam's score is the sum of its tokens' log-softmax values; no score is above 0. The trie only restricts which
     tokens are considered, so no path is lost to pruning inside a step: with M >= N all items are ranked exactly as by
     scoring each of them.
+
+    With a prior, beams are ranked by `log P`, `P(s) = (1 - a) P_model(s) + a mass(s)`, and final scores are `log P`.
+    P_model is the probability without a prior, and mass(s) the share of the user's prior weight on items below s. All
+    items that share a semantic ID count for it.
 
     Logits that are not finite:
 
@@ -69,13 +78,19 @@ def beam_search(
             tokens that the trie has behind a prefix, whatever the constraint allows. That is for a model trained by the
             masked softmax loss, whose other logits mean nothing. Not for an index with recent changes. A model that
             scores children is always normalised over them.
+        prior: items with weights of each user. Items that the index does not have count for nothing. Not with groups.
+        prior_weight: a in [0, 1]: a number, or one for each user `[B]`. Another value does not compile again. With 0,
+            as for a user none of whose prior items may be decoded, it is the search without a prior, bit for bit.
+        prior_over: what masses are shares of: "allowed", the weight on items that the constraint allows; or "all", the
+            weight on all items of the index, so that what the constraint removes is lost to the prior.
 
     Returns:
         Candidates with M beams.
 
     Raises:
-        DecodingError: if an option is out of range, the backbone lacks a method or violates the protocol, for example
-            with logits narrower than the index's vocabulary, or the constraint is for another number of users.
+        DecodingError: if an option or the prior is out of range or of a wrong shape; the backbone lacks a method or
+            violates the protocol, for example with logits narrower than the index's vocabulary; or the constraint or
+            the prior is for another number of users.
         TrieError: for an `ItemMask` of another index, or a constraint of a wrong type or shape.
     """
     options = BeamOptions(
@@ -83,8 +98,10 @@ def beam_search(
     )
     check_methods(backbone)
     check_search(index, constraint)
+    request = as_request(prior, prior_weight, prior_over)
+    options.check_prior(request)
     temperature = as_temperature(temperature)
-    return _beam_search(backbone, index, history, constraint, temperature, options=options)
+    return _beam_search(backbone, index, history, constraint, temperature, request, options=options)
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -94,12 +111,14 @@ def _beam_search(
     history: Any,
     constraint: Any,
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     options: BeamOptions,
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size)
     first = model.prefill(history, constraint)
-    return search(model, source_of(index, constraint), first, temperature, options)
+    source = with_prior(source_of(index, constraint), prior, users_of(first))
+    return search(model, source, first, temperature, options)
 
 
 def search(
@@ -120,7 +139,7 @@ def search(
     """
     logits, hidden, cache = first
     inverse = inverse_of(temperature)
-    beams = start(source, len(hidden if logits is None else logits))
+    beams = start(source, users_of(first))
     # `first` has no axis of beams.
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     tokens, parents, names, seen = [], [], [], []
@@ -169,6 +188,8 @@ def search(
         if options.keep_beams:
             names += [source.names(states)] * len(rest)
 
+    scores = log_scores(source, beams.states, beams.log_probs)
+    beams = dataclasses.replace(beams, log_probs=scores)
     found, _ = ranked(source, beams, tokens, parents, options.num_beams, rest)
     scores = found.scores
     if options.length_penalty:

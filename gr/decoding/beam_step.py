@@ -46,6 +46,13 @@ class BeamOptions:
                 f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
             )
 
+    def check_prior(self, prior: Any) -> None:
+        """Raises DecodingError if there is a prior and groups, whose costs are no probabilities to be mixed."""
+        if prior is not None and self.num_groups > 1:
+            raise DecodingError(
+                f"num_groups={self.num_groups} cannot be combined with a prior: use one group, or no prior"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Beams:

@@ -42,6 +42,12 @@ def check_methods(backbone: Any, methods: tuple[str, ...] = METHODS) -> None:
         )
 
 
+def users_of(outputs: tuple) -> int:
+    """B, of the outputs of `prefill`."""
+    logits, hidden, _ = outputs
+    return len(hidden if logits is None else logits)
+
+
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """A backbone for a search over an index of `vocab_size` tokens; costs nothing once compiled."""
@@ -57,7 +63,7 @@ class Checked:
             DecodingError: for outputs that violate the protocol, or a constraint for another number of users.
         """
         outputs = self._checked("prefill", self.backbone.prefill(history), None)
-        users = len(outputs[1] if outputs[0] is None else outputs[0])
+        users = users_of(outputs)
         for part in constraints_of(constraint):
             if part.num_users not in (None, users):
                 raise DecodingError(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.checked import Checked
+from gr.decoding.prior import WithPrior, log_scores_behind
 from gr.decoding.softmax import Softmax, softmax
 from gr.decoding.sources import Listing
 from gr.decoding.top_k import split, take_along, top_k
@@ -38,9 +39,10 @@ def listed(
     """Lists and scores the children of beams with states `[B, M]` and hidden states `[B, M, D]`."""
     tokens, allowed = source.continuations(depth, states)
     if depth == 0:  # All users share the root's children.
-        root = source.root(1)
-        rows, exist = source.child_rows(depth, root)
-        logits = model.score_children(hidden, source.continuations(depth, root)[0], rows)
+        bare = source.source if isinstance(source, WithPrior) else source
+        root = bare.root(1)
+        rows, exist = bare.child_rows(depth, root)
+        logits = model.score_children(hidden, bare.continuations(depth, root)[0], rows)
     else:
         rows, exist = source.child_rows(depth, states)
         logits = model.score_children(hidden, tokens, rows)
@@ -62,7 +64,9 @@ def best_listed(
     """
     scores = before[..., None] + children.softmax.of(children.logits)
     scores = jnp.where(children.allowed & (before > -jnp.inf)[..., None], scores, -jnp.inf)
-    scores, places = top_k(jax.lax.collapse(scores, 1), min(width, scores[0].size))
+    ranks = log_scores_behind(source, depth, states, children.tokens, scores)
+    ranks, places = top_k(jax.lax.collapse(ranks, 1), min(width, scores[0].size))
+    scores = take_along(jax.lax.collapse(scores, 1), places)
     parents, _ = split(places, children.tokens.shape[-1])
     tokens = take_along(
         jax.lax.collapse(jnp.broadcast_to(children.tokens, children.allowed.shape), 1), places

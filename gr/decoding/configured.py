@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from gr.decoding.beam import beam_search
 from gr.decoding.candidates import Candidates
+from gr.decoding.prior import ALLOWED
 from gr.decoding.sampling import sample_without_replacement
 from gr.decoding.softmax import CHILDREN, VOCABULARY
 from gr.decoding.ved import ved_search
 from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
 from gr.decoding.ved_step import ValueHead
 from gr.fields import OneOf
+from gr.memory import ItemPrior
 from gr.models import TreeBackbone, scores_children
 from gr.trie import Constraint, TrieIndex
 
@@ -87,6 +89,9 @@ def search(
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
     normalise_over: str = VOCABULARY,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
     keep_tree: bool = False,
     keep_beams: bool = False,
 ) -> Candidates:
@@ -103,13 +108,22 @@ def search(
         temperature: see `beam_search`.
         normalise_over: normalisation of scores, if the config leaves it open; see `beam_search`. Sampling is always
             among the children.
+        prior: see `beam_search`, `sample_without_replacement` and `ved_search`.
+        prior_weight: see `beam_search`; not the config's field of that name.
+        prior_over: see `beam_search`.
         keep_beams: whether beam search returns the nodes that were in the beam after each step.
         keep_tree: whether a tree search returns its tree.
 
     Raises:
         DecodingError: see the searches.
     """
-    shared = {"constraint": constraint, "temperature": temperature}
+    shared = {
+        "constraint": constraint,
+        "temperature": temperature,
+        "prior": prior,
+        "prior_weight": prior_weight,
+        "prior_over": prior_over,
+    }
     if not config.normalise_over:
         config = dataclasses.replace(config, normalise_over=normalise_over)
     if config.is_tree_search:

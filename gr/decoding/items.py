@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.softmax import as_temperature, inverse_of, softmax
+from gr.decoding.prior import PriorRequest, as_request
+from gr.decoding.softmax import LOWEST, as_temperature, inverse_of, softmax
 from gr.decoding.top_k import take_along, top_k
+from gr.memory import ItemPrior
 from gr.trie import NO_ITEM, Constraint, TrieIndex, check_search, prepare
 
 
@@ -22,6 +24,8 @@ def rank_items(
     *,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
 ) -> Candidates:
     """The best items of each user by a softmax over all items; the counterpart of `beam_search`.
 
@@ -35,6 +39,8 @@ def rank_items(
         num_candidates: M.
         constraint: see `beam_search`.
         temperature: see `beam_search`.
+        prior: see `beam_search`.
+        prior_weight: see `beam_search`.
 
     Returns:
         Candidates with M items, one each (C = 1); `scores` are log-probabilities of items.
@@ -46,7 +52,10 @@ def rank_items(
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
     check_search(index, constraint)
     temperature = as_temperature(temperature)
-    return _rank_items(model, index, tokens, history, constraint, temperature, count=num_candidates)
+    request = as_request(prior, prior_weight)
+    return _rank_items(
+        model, index, tokens, history, constraint, temperature, request, count=num_candidates
+    )
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -57,6 +66,7 @@ def _rank_items(
     history: Any,
     constraint: Any,
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     count: int,
 ) -> Candidates:
@@ -69,7 +79,10 @@ def _rank_items(
         slots = jnp.minimum(slots, index.layout.max_items - 1)
         allowed &= only.slots(index, jnp.broadcast_to(slots, logits.shape))
     among = softmax(logits[:, None], inverse_of(temperature))
-    log_probs = jnp.where(allowed, among.of(logits[:, None])[:, 0], -jnp.inf)
+    log_probs = among.of(logits[:, None])[:, 0]
+    if prior is not None:
+        log_probs = _mixed(log_probs, allowed, prior)
+    log_probs = jnp.where(allowed, log_probs, -jnp.inf)
     scores, items = top_k(log_probs, min(count, num_items))
     missing = ((0, 0), (0, count - scores.shape[1]))
     scores = jnp.pad(scores, missing, constant_values=-jnp.inf)
@@ -84,3 +97,23 @@ def _rank_items(
         evaluations=jnp.zeros(batch, jnp.int32),
         bad_step=jnp.where(among.flawed[:, 0], 0, -1),
     )
+
+
+def _mixed(log_probs: jax.Array, allowed: jax.Array, prior: PriorRequest) -> jax.Array:
+    """`log P [B, N]` of the mixture of the model's `log_probs` with a prior's weights on the allowed items."""
+    batch, num_items = log_probs.shape
+    if len(prior.items) != batch:
+        raise DecodingError(
+            f"the prior is for {len(prior.items)} users, the history for {batch}: pass one row per user"
+        )
+    items = jnp.where(prior.items < 0, num_items, prior.items)  # Written out of range.
+    mass = (
+        jnp.zeros_like(log_probs)
+        .at[jnp.arange(batch)[:, None], items]
+        .add(prior.weights, mode="drop")
+    )
+    mass = jnp.where(allowed, mass, 0.0)
+    total = mass.sum(axis=1, keepdims=True)
+    share = jnp.where(total > 0, jnp.reshape(jnp.asarray(prior.prior_weight), (-1, 1)), 0.0)
+    of_prior = jnp.log(share * mass / jnp.where(total > 0, total, 1.0))
+    return jnp.logaddexp(log_probs + jnp.maximum(jnp.log1p(-share), LOWEST), of_prior)

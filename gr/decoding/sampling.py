@@ -16,12 +16,22 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
-from gr.decoding.checked import Checked, check_methods
+from gr.decoding.checked import Checked, check_methods, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
+from gr.decoding.prior import (
+    ALLOWED,
+    PriorRequest,
+    as_request,
+    log_conditionals,
+    log_scores,
+    log_scores_behind,
+    with_prior,
+)
 from gr.decoding.softmax import Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Listing, source_of
 from gr.decoding.top_k import split, take_along, top_k
+from gr.memory import ItemPrior
 from gr.models import Backbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 
@@ -35,6 +45,9 @@ def sample_without_replacement(
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
 ) -> Candidates:
     """`num_candidates` different semantic IDs of each user, drawn one after another without replacement.
 
@@ -53,6 +66,11 @@ def sample_without_replacement(
             through prefixes without an allowed item (see `Filter`). These keep their share of the probability and their
             beams, so a user may get fewer candidates than exist. An `ItemMask` never lets them through.
         temperature: see `beam_search`.
+        prior: see `beam_search`. Semantic IDs are drawn from the mixture: behind a prefix s, code c has probability
+            `P(sc) / P(s)`, where P_model in P is the model on the trie.
+        prior_weight: see `beam_search`.
+        prior_over: see `beam_search`. As probabilities add up to 1, "all" is "allowed" with a smaller weight: a is
+            multiplied by the allowed share m of the prior, and divided by 1 - a + a m.
 
     Returns:
         Candidates with G beams. `scores` are log-probabilities, best first; `draws` holds their inclusion
@@ -63,8 +81,9 @@ def sample_without_replacement(
     """
     temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
+    request = as_request(prior, prior_weight, prior_over)
     return _sample_without_replacement(
-        backbone, index, history, constraint, key, temperature, count=num_candidates
+        backbone, index, history, constraint, key, temperature, request, count=num_candidates
     )
 
 
@@ -77,6 +96,9 @@ def sample(
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
 ) -> Candidates:
     """`num_candidates` semantic IDs of each user, drawn independently: unlike other decoders', they may repeat.
 
@@ -88,6 +110,9 @@ def sample(
         key: random key.
         constraint: see `sample_without_replacement`; a draw that ends without an allowed item is not valid.
         temperature: see `beam_search`.
+        prior: see `sample_without_replacement`.
+        prior_weight: see `beam_search`.
+        prior_over: see `sample_without_replacement`.
 
     Returns:
         Candidates with G beams. `scores` are log-probabilities, best first.
@@ -97,7 +122,10 @@ def sample(
     """
     temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
-    return _sample(backbone, index, history, constraint, key, temperature, count=num_candidates)
+    request = as_request(prior, prior_weight, prior_over)
+    return _sample(
+        backbone, index, history, constraint, key, temperature, request, count=num_candidates
+    )
 
 
 def _checked(backbone: Backbone, num_candidates: int, temperature: float | None) -> Any:
@@ -135,13 +163,14 @@ def _sample_without_replacement(
     constraint: Any,
     key: jax.Array,
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, hidden, cache = model.prefill(history, constraint)
-    source = source_of(index, constraint)
-    batch = len(hidden if logits is None else logits)
+    logits, hidden, cache = first = model.prefill(history, constraint)
+    batch = users_of(first)
+    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
@@ -159,7 +188,8 @@ def _sample_without_replacement(
         distributions.append(among)
         alive.append(log_probs > -jnp.inf)
         longer = log_probs[..., None] + child_log_probs
-        noisy = longer + gumbel(key, depth + 1, longer.shape)
+        ranks = log_scores_behind(source, depth, states, child_tokens, longer)
+        noisy = ranks + gumbel(key, depth + 1, longer.shape)
         noisy = jax.lax.collapse(_with_maximum(noisy, perturbed), 1)
         perturbed, places = top_k(noisy, min(count + 1, noisy.shape[1]))
         parent, _ = split(places, child_tokens.shape[-1])
@@ -174,6 +204,7 @@ def _sample_without_replacement(
         parents.append(parent)
 
     states, rest = source.complete(states)
+    log_probs = log_scores(source, states, log_probs)
     drawn = (perturbed > threshold[:, None]) & source.exist(states)
     beams = Beams(states, perturbed, jnp.where(drawn, log_probs, -jnp.inf), None, None)
     found, order = ranked(source, beams, tokens, parents, count, rest)
@@ -215,13 +246,14 @@ def _sample(
     constraint: Any,
     key: jax.Array,
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, hidden, cache = model.prefill(history, constraint)
-    source = source_of(index, constraint)
-    batch = len(hidden if logits is None else logits)
+    logits, hidden, cache = first = model.prefill(history, constraint)
+    batch = users_of(first)
+    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     tokens, distributions, alive = [], [], []
@@ -239,8 +271,9 @@ def _sample(
         child_log_probs, among = conditionals(child_logits, exist, inverse)
         distributions.append(among)
         alive.append(log_probs > -jnp.inf)
+        ranks = log_conditionals(source, depth, states, child_tokens, log_probs, child_log_probs)
         noise = gumbel(key, depth + 1, (batch, count, child_log_probs.shape[-1]))
-        place = jnp.argmax(child_log_probs + noise, axis=-1)[..., None]
+        place = jnp.argmax(ranks + noise, axis=-1)[..., None]
         # At the root all draws share one distribution.
         child_tokens, child_log_probs = (
             jnp.broadcast_to(array, noise.shape) for array in (child_tokens, child_log_probs)
@@ -252,6 +285,7 @@ def _sample(
         tokens.append(token)
 
     states, rest = source.complete(states)
+    log_probs = log_scores(source, states, log_probs)
     log_probs = jnp.where(source.exist(states), log_probs, -jnp.inf)
     log_probs, rest = spread(log_probs), jax.vmap(spread)(rest)
     states = jax.tree.map(spread, states)

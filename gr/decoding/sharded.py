@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from gr.decoding.beam import search
 from gr.decoding.beam_step import BeamOptions
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import Checked, check_methods
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, with_prior
 from gr.decoding.softmax import as_temperature
 from gr.decoding.sources import OneShard, OneTrie
+from gr.memory import ItemPrior
 from gr.models import Backbone
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
 from gr.trie.constraints import all_of, check_constraint, constraints_of
@@ -34,6 +37,9 @@ def sharded_beam_search(
     batch_axis: str | None = "data",
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
     **options: Any,
 ) -> Candidates:
     """`beam_search` over a sharded index, with the same results.
@@ -51,6 +57,9 @@ def sharded_beam_search(
         batch_axis: the axis over which users are split; None if they are not.
         constraint: `ExcludeItems`, `AttributeFilter`, or a mask of this index made by `sharded_mask`, or several.
         temperature: see `beam_search`.
+        prior: see `beam_search`; its items are those of the whole corpus.
+        prior_weight: see `beam_search`.
+        prior_over: see `beam_search`.
         **options: length_penalty, num_groups, diversity, keep_beams, normalise_over; see `beam_search`.
 
     Returns:
@@ -65,15 +74,19 @@ def sharded_beam_search(
             f"the index has {index.num_shards} shards, mesh axis {axis!r} has {mesh.shape[axis]} devices: "
             "decode on the mesh that it was built for"
         )
+    options = BeamOptions(num_beams, **options)
     check_methods(backbone)
     check_constraint(constraint, index.shards)
+    request = as_request(prior, prior_weight, prior_over)
+    options.check_prior(request)
     return _sharded_beam_search(
         backbone,
         index,
         history,
         tuple(constraints_of(constraint)),
         as_temperature(temperature),
-        options=BeamOptions(num_beams, **options),
+        request,
+        options=options,
         mesh=mesh,
         axis=axis,
         batch_axis=batch_axis,
@@ -87,6 +100,7 @@ def _sharded_beam_search(
     history: Any,
     constraints: tuple[Constraint, ...],
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     options: BeamOptions,
     mesh: Mesh,
@@ -101,13 +115,15 @@ def _sharded_beam_search(
         history: Any,
         constraints: tuple,
         temperature: jax.Array | None,
+        prior: PriorRequest | None,
     ) -> Candidates:
         local, places = local_shard(index)
         mine = [_unstacked(part) for part in constraints]
         model = Checked(backbone, local.vocab_size)
         first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
-        source = OneShard(OneTrie(local, all_of(filters)), axis)
+        source = OneShard(OneTrie(local, all_of(filters)), axis, places)
+        source = with_prior(source, prior, len(first[0]))
         return search(model, source, first, temperature, options)
 
     return jax.shard_map(
@@ -119,10 +135,18 @@ def _sharded_beam_search(
             by_user,
             tuple(_spec_of(part, axis, batch_axis) for part in constraints),
             replicated,
+            _spec_of_prior(prior, by_user),
         ),
         out_specs=by_user,
         check_vma=False,  # Values that are equal along `axis` are so by construction.
-    )(backbone, index, history, constraints, temperature)
+    )(backbone, index, history, constraints, temperature, prior)
+
+
+def _spec_of_prior(prior: PriorRequest | None, by_user: PartitionSpec) -> Any:
+    if prior is None:
+        return None
+    share = by_user if jnp.ndim(prior.prior_weight) else PartitionSpec()
+    return PriorRequest(by_user, by_user, share, prior.over)
 
 
 def _unstacked(constraint: Constraint) -> Constraint:

@@ -9,9 +9,12 @@ import numpy as np
 
 from gr.decoding.candidates import DecodingError
 from gr.decoding.softmax import Softmax, softmax
-from gr.decoding.top_k import take_along, top_k
+from gr.decoding.top_k import split, take_along, top_k
 from gr.decoding.trie_step import Step, allowed_tokens, best_children
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
+from gr.trie.inputs import known_items
+from gr.trie.packed import PackedInts
+from gr.trie.sharding import places_on_shards
 from gr.trie.transitions import (
     Depth,
     child_logits,
@@ -21,9 +24,20 @@ from gr.trie.transitions import (
     descend,
     item_slots,
     node_rows,
+    paths_of,
 )
 
 _MANY = 8  # Up to so many levels without a choice are read one by one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """Where a source has items `[B, S]`; numbers of items that it does not know mean nothing."""
+
+    keys: tuple[jax.Array, ...]  # [B, S] each: in their order items are sorted by semantic ID.
+    tokens: tuple[jax.Array, ...]  # L of [B, S] int32.
+    known: jax.Array  # [B, S] bool: neither unknown nor removed.
+    allowed: jax.Array  # [B, S] bool: known, and allowed by the constraint.
 
 
 class Source(Protocol):
@@ -71,6 +85,14 @@ class Source(Protocol):
         """A number `[B, M]` for each state, unique within its depth; `NO_NODE` where there is none."""
         ...
 
+    def descend(self, depth: Depth, states: Any, tokens: jax.Array) -> Any:
+        """The states `[B, M]` behind `tokens [B, M]`, each a continuation of its state; -1 for no state."""
+        ...
+
+    def locate(self, items: jax.Array) -> Located:
+        """Where item numbers `[B, S]` are, for the B users of the search; negative ones are unknown."""
+        ...
+
 
 class Listing(Source, Protocol):
     """A source that also lists all continuations, for searches that draw among them.
@@ -102,17 +124,14 @@ class Listing(Source, Protocol):
         """Number of items behind each continuation, allowed or not, `[B, M, K]`."""
         ...
 
-    def descend(self, depth: Depth, states: Any, tokens: jax.Array) -> Any:
-        """The states `[B, M]` behind `tokens [B, M]`, each a continuation of its state."""
-        ...
-
 
 @dataclasses.dataclass(frozen=True)
 class OneTrie:
     """One trie, with or without a constraint."""
 
     index: TrieIndex
-    only: Filter | None
+    only: Filter | None  # What may be decoded: what is left of the index, and allowed.
+    left: Filter | None = None  # What is left of an index from which items were removed.
 
     @property
     def length(self) -> int:
@@ -169,7 +188,7 @@ class OneTrie:
         return child_sizes(self.index, depth, states)
 
     def descend(self, depth: Depth, states: Nodes, tokens: jax.Array) -> Nodes:
-        """See `Listing.descend`."""
+        """See `Source.descend`."""
         return descend(self.index, depth, states, tokens)
 
     def complete(self, states: Nodes) -> tuple[Nodes, jax.Array]:
@@ -215,6 +234,21 @@ class OneTrie:
     def names(self, states: Nodes) -> jax.Array:
         """See `Source.names`."""
         return states.names
+
+    def locate(self, items: jax.Array) -> Located:
+        """See `Source.locate`."""
+        layout = self.index.layout
+        items, known = known_items(items, layout.max_item)
+        slots = self.index.slot_of_item[items]
+        return self.of_slots(slots, known & (slots < layout.max_items))
+
+    def of_slots(self, slots: jax.Array, known: jax.Array) -> Located:
+        """The items in `slots [B, S]` where they are `known [B, S]`; see `Source.locate`."""
+        slots = jnp.where(known, slots, 0)
+        if self.left is not None:
+            known &= self.left.slots(self.index, slots)
+        allowed = known if self.only is None else known & self.only.slots(self.index, slots)
+        return Located((slots,), paths_of(self.index, slots), known, allowed)
 
 
 def _no_levels(states: Nodes) -> jax.Array:
@@ -327,7 +361,7 @@ class TwoTries:
     def descend(
         self, depth: Depth, states: tuple[Nodes, Nodes], tokens: jax.Array
     ) -> tuple[Nodes, Nodes]:
-        """See `Listing.descend`."""
+        """See `Source.descend`."""
         return (
             self.base.descend(depth, states[0], tokens),
             self.added.descend(depth, states[1], tokens),
@@ -368,6 +402,19 @@ class TwoTries:
         first = self.base.index.layout.num_names  # Offset of nodes that only `added` has.
         return jnp.where(base != NO_NODE, base, jnp.where(added != NO_NODE, added + first, NO_NODE))
 
+    def locate(self, items: jax.Array) -> Located:
+        """See `Source.locate`."""
+        # The large trie may have room for numbers that it does not hold, those of added items among them.
+        old = items < self.first_added
+        base = self.base.locate(jnp.where(old, items, NO_ITEM))
+        added = self.added.locate(jnp.where(old, NO_ITEM, items - self.first_added))
+        tokens = tuple(
+            jnp.where(old, *both) for both in zip(base.tokens, added.tokens, strict=True)
+        )
+        known = jnp.where(old, base.known, added.known)
+        # Slots of two tries have no common order, so it is that of the tokens.
+        return Located(tokens, tokens, known, jnp.where(old, base.allowed, added.allowed))
+
 
 _ONE_TRIE = "{} needs one trie, and this index has changes: compact it first"
 
@@ -377,10 +424,11 @@ def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | T
     if isinstance(index, TrieIndex):
         return OneTrie(index, prepare(constraint, index))
     for_base, for_added = index.constraints(constraint)
-    base = OneTrie(index.base, prepare(for_base, index.base))
+    base = OneTrie(index.base, prepare(for_base, index.base), index.base_live)
     if index.added is None:
         return base
-    return TwoTries(base, OneTrie(index.added, prepare(for_added, index.added)), index.first_added)
+    added = OneTrie(index.added, prepare(for_added, index.added), index.added_live)
+    return TwoTries(base, added, index.first_added)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,6 +441,7 @@ class OneShard:
 
     local: OneTrie
     axis: str  # Name of the mesh axis.
+    places: PackedInts  # This device's part of the items' places; see `ShardedIndex`.
 
     @property
     def length(self) -> int:
@@ -454,3 +503,18 @@ class OneShard:
         """See `Source.names`."""
         first = jax.lax.axis_index(self.axis) * self.local.index.layout.max_items
         return jax.lax.pmax(jnp.where(states.exist, states.begin + first, NO_NODE), self.axis)
+
+    def descend(self, depth: Depth, states: Nodes, tokens: jax.Array) -> Nodes:
+        """See `Source.descend`."""
+        return self.local.descend(depth, states, tokens)
+
+    def locate(self, items: jax.Array) -> Located:
+        """See `Source.locate`. Shards hold consecutive first tokens, so places are in the order of semantic IDs."""
+        places = places_on_shards(items, self.places, self.axis)
+        room = self.local.index.layout.max_items
+        shard, slots = split(jnp.maximum(places, 0), room)
+        mine = (places >= 0) & (shard == jax.lax.axis_index(self.axis))
+        found = self.local.of_slots(slots, mine)
+        known, allowed = (jax.lax.pmax(part, self.axis) for part in (found.known, found.allowed))
+        tokens = jax.lax.psum(tuple(jnp.where(mine, level, 0) for level in found.tokens), self.axis)
+        return Located((places,), tokens, known, allowed)

@@ -38,8 +38,9 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import TREE_METHODS, Checked, check_methods
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods, users_of
 from gr.decoding.flaws import Flaws
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
@@ -54,6 +55,7 @@ from gr.decoding.ved_step import (
     fitted,
 )
 from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows
+from gr.memory import ItemPrior
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
 from gr.trie.transitions import Depth
@@ -71,6 +73,9 @@ def ved_search(
     key: jax.Array,
     constraint: Constraint | Sequence[Constraint] | None = None,
     temperature: float | None = None,
+    prior: ItemPrior | None = None,
+    prior_weight: float | jax.Array = 0.5,
+    prior_over: str = ALLOWED,
     keep_tree: bool = False,
 ) -> Candidates:
     """The best semantic IDs found by a value-guided tree search of each user with a budget.
@@ -88,6 +93,11 @@ def ved_search(
         key: random key.
         constraint: see `beam_search`.
         temperature: see `beam_search`; of scores, entropies and sampling.
+        prior: see `beam_search`. The mixture P takes the model's place: candidates are ranked by `log P`, and the
+            probability of a code c behind a prefix s is `P(sc) / P(s)`, in the initial beams, in entropies, in sampling
+            and in priorities. Values stay those of the value head. The tree's `log_probs` are `log P`.
+        prior_weight: see `beam_search`; not the config's field of that name, which weighs log-probabilities.
+        prior_over: see `beam_search`.
         keep_tree: whether to return the tree.
 
     Returns:
@@ -105,6 +115,7 @@ def ved_search(
         )
     check_methods(backbone, TREE_METHODS)
     check_search(index, constraint)
+    request = as_request(prior, prior_weight, prior_over)
     temperature = as_temperature(temperature)
     return _ved_search(
         backbone,
@@ -114,6 +125,7 @@ def ved_search(
         constraint,
         key,
         temperature,
+        request,
         config=config,
         keep_tree=keep_tree,
     )
@@ -128,6 +140,7 @@ def _ved_search(
     constraint: Any,
     key: jax.Array,
     temperature: jax.Array | None,
+    prior: PriorRequest | None,
     *,
     config: VedConfig,
     keep_tree: bool,
@@ -135,7 +148,8 @@ def _ved_search(
     model = Checked(backbone, index.vocab_size, with_hidden=True)
     first = model.prefill(history, constraint)
     config.check_budget(index.length)
-    source, inverse = source_of(index, constraint), inverse_of(temperature)
+    source = with_prior(source_of(index, constraint), prior, users_of(first))
+    inverse = inverse_of(temperature)
     search = Search(model, value_head, source, first, key, inverse, config)
     tree, limit = _root(search), config.max_prefixes
     if config.initial_beams:
@@ -183,6 +197,7 @@ def _root(search: Search) -> Tree:
     config, (logits, hidden, cache) = search.config, search.first
     none = jnp.zeros((len(hidden), 1, search.longest), jnp.int32)
     zero = jnp.zeros((len(hidden), 1), jnp.int32)
+    states = search.source.root(len(hidden))
     block = expanded(
         search,
         range(1),
@@ -191,8 +206,9 @@ def _root(search: Search) -> Tree:
         parents=zero,
         paths=none,
         tokens=none,
-        states=search.source.root(len(hidden)),
-        log_probs=zero.astype(jnp.float32),
+        states=states,
+        log_probs=log_scores(search.source, states, zero.astype(jnp.float32)),
+        model_log_probs=zero.astype(jnp.float32) if search.has_prior else None,
         outputs=(
             None if logits is None else logits[:, None],
             hidden[:, None],
@@ -217,6 +233,10 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
     parents, exist, user = choice.parents, choice.exist, jnp.arange(len(tree.size))[:, None]
     tokens = jnp.where(exist, prefixes.child_tokens[user, parents, choice.places], 0)
     log_probs = prefixes.child_log_probs[user, parents, choice.places]
+    model_log_probs = None
+    if search.has_prior:
+        of_model = prefixes.child_model_log_probs[user, parents, choice.places]
+        model_log_probs = rows(prefixes.model_log_probs, parents) + of_model
     depths = rows(prefixes.depths, parents)
     states = jax.tree.map(lambda array: rows(array, parents), prefixes.states)
     paths = rows(prefixes.paths, parents)
@@ -235,6 +255,7 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
         tokens=jnp.where(place == depth, tokens[..., None], rows(prefixes.tokens, parents)),
         states=_descended(search, levels, depths, emptied(states, exist), tokens),
         log_probs=rows(prefixes.log_probs, parents) + log_probs,
+        model_log_probs=model_log_probs,
         outputs=(logits, hidden, backbone.latest(cache)),
     )
     return append(tree, block, exist)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.checked import Checked
+from gr.decoding.prior import WithPrior, log_conditionals, mixes
 from gr.decoding.sampling import conditionals, logits_of
 from gr.decoding.softmax import CHILDREN, LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
@@ -53,6 +54,11 @@ class Search:
         """Whether scores are normalised over a prefix's children, so that an only child has probability 1."""
         return self.config.normalise_over == CHILDREN or self.backbone.scores_children
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether a prior is mixed into the model's probabilities."""
+        return isinstance(self.source, WithPrior)
+
     def fan_out(self, levels: range) -> int:
         """K, places for the children of a prefix of these depths, as `each_level` handles them."""
         most = max(self.source.fan_out(depth) for depth in levels)
@@ -90,6 +96,7 @@ def expanded(
     tokens: jax.Array,
     states: Any,
     log_probs: jax.Array,
+    model_log_probs: jax.Array | None,
     outputs: tuple,
 ) -> Prefixes:
     """Scores and expands new prefixes `[B, n]`, to be appended to the tree.
@@ -104,6 +111,7 @@ def expanded(
         tokens: `[B, n, S]`.
         states: the source's.
         log_probs: see `Prefixes`.
+        model_log_probs: see `Prefixes`.
         outputs: logits `[B, n, V]`, hidden `[B, n, D]`, and the backbone's `latest`.
     """
     logits, hidden, stored = outputs
@@ -124,7 +132,14 @@ def expanded(
     exist &= ~nan[..., None]  # A prefix with NaN has no children.
     lone = search.over_children & (sizes == 1)
     terminal = exist & (lone | (depths == search.longest)[..., None])
+    of_model = child_log_probs = jnp.where(exist, distributions.of(logits), -jnp.inf)
     priority, _ = conditionals(logits, exist, search.inverse)
+    if model_log_probs is not None:
+        child_log_probs = log_conditionals(
+            search.source, depths, states, child_tokens, model_log_probs, of_model
+        )
+        mixed, _ = conditionals(child_log_probs, exist, None)
+        priority = jnp.where(mixes(search.source)[:, None, None], mixed, priority)
     entropies = -jnp.where(exist, jnp.exp(priority) * priority, 0.0).sum(-1)
     grows = exist & ~terminal
     if search.config.sampling_temperature:
@@ -144,12 +159,14 @@ def expanded(
         visits=jnp.zeros_like(depths),
         unexpanded=grows.sum(-1, dtype=jnp.int32),
         child_tokens=child_tokens,
-        child_log_probs=jnp.where(exist, distributions.of(logits), -jnp.inf),
+        child_log_probs=child_log_probs,
         terminal=terminal,
         priority=jnp.where(grows, priority, -jnp.inf),
         states=states,
         hidden=hidden,
         stored=stored,
+        model_log_probs=model_log_probs,
+        child_model_log_probs=None if model_log_probs is None else of_model,
         nan=nan,
         flawed=distributions.flawed | ~jnp.isfinite(values),
     )
@@ -173,6 +190,9 @@ def fitted(search: Search, block: Prefixes) -> Prefixes:
         child_log_probs=jnp.where(kept, log_probs, -jnp.inf),
         terminal=kept & behind,
         priority=jnp.concatenate([priority, jnp.full_like(terminal, -jnp.inf)], axis=-1),
+        child_model_log_probs=jax.tree.map(
+            lambda part: jnp.take_along_axis(part, chosen, axis=-1), block.child_model_log_probs
+        ),
     )
 
 

@@ -24,7 +24,7 @@ class Prefixes:
     # [B, C, S] int32: number of the prefix of t codes at place t; 0 beyond its own depth.
     paths: jax.Array
     tokens: jax.Array  # [B, C, S] int32; 0 beyond its depth.
-    log_probs: jax.Array  # Of all its codes.
+    log_probs: jax.Array  # Of all its codes; with a prior, of the mixture.
     values: jax.Array  # V.
     entropies: jax.Array  # H.
     visits: jax.Array  # int32: N, evaluated prefixes below it.
@@ -38,6 +38,9 @@ class Prefixes:
     states: Any  # The source's.
     hidden: jax.Array  # [B, C, D].
     stored: Any  # The backbone's.
+    # With a prior, the model's own: of the prefix, and [B, C, K] of its children behind it. None without a prior.
+    model_log_probs: jax.Array | None
+    child_model_log_probs: jax.Array | None
     nan: jax.Array  # [B, C] bool: whether its logits or its value were NaN.
     flawed: jax.Array  # [B, C] bool: whether there was NaN, a logit of +inf, or an infinite value.
 
@@ -71,6 +74,9 @@ def empty(block: Prefixes, capacity: int, places: int) -> Tree:
         child_log_probs=room_for_children(block.child_log_probs, -jnp.inf),
         terminal=room_for_children(block.terminal),
         priority=room_for_children(block.priority, -jnp.inf),
+        child_model_log_probs=jax.tree.map(
+            lambda part: room_for_children(part, -jnp.inf), block.child_model_log_probs
+        ),
     )
     return Tree(prefixes, jnp.zeros(len(block.depths), jnp.int32))
 

@@ -22,7 +22,7 @@ from gr.data.sequences import Splits, Targets
 from gr.evaluation.metrics import hit, ndcg
 from gr.evaluation.popularity import SLICE_NAMES, popularity_slices, training_counts
 from gr.evaluation.rankings import EvaluationError, Rankings
-from gr.memory.cooccurrence import recent_weights, windowed_counts
+from gr.memory.counts import recent_weights, windowed_counts
 
 PATHS = ("one_hop", "two_hops", "no_path", "cold")
 TARGET_CLASSES = (*PATHS, *SLICE_NAMES)

@@ -18,6 +18,7 @@ from gr.decoding import Candidates, SearchConfig, rank_items, search
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
+from gr.memory import ItemPrior
 from gr.models import histories_for, scores_children, scores_items
 from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
@@ -65,6 +66,7 @@ def decode_targets(
     batch_size: int = 128,
     exclude_seen: bool = True,
     allowed: ItemMask | None = None,
+    prior: Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]] | None = None,
     temperature: float | None = None,
     normalise_over: str = "vocabulary",
     progress: bool = False,
@@ -86,6 +88,8 @@ def decode_targets(
         batch_size: users decoded at once; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         allowed: the items that may be decoded, for all users; None: all of the index.
+        prior: what is mixed into the model: for target numbers `[B]` (-1 for filler) a prior of B users, and the weight
+            of each `[B]`; see `beam_search`. None: nothing. The targets' `log_probs` stay the model's own.
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
             among the children.
@@ -109,6 +113,7 @@ def decode_targets(
             batch["history"],
             batch["target"] if score_targets else None,
             tuple(part for part in (excluded, allowed) if part is not None),
+            None if prior is None else prior(batch["rows"]),
             of_batch,
             temperature,
             config=config,
@@ -243,6 +248,7 @@ def _decode(
     history: jax.Array,
     target: jax.Array | None,
     constraint: tuple[ExcludeItems | ItemMask, ...],
+    prior: tuple[ItemPrior, jax.Array] | None,
     key: jax.Array | None,
     temperature: jax.Array | None,
     *,
@@ -252,7 +258,9 @@ def _decode(
     """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`."""
     history = histories_for(model, catalogue.tokens, history)
     if scores_items(model):
-        return _decode_items(model, catalogue, history, target, constraint, temperature, config)
+        return _decode_items(
+            model, catalogue, history, target, constraint, prior, temperature, config
+        )
     found = search(
         config,
         model,
@@ -264,6 +272,7 @@ def _decode(
         temperature=temperature,
         normalise_over=normalise_over,
         keep_beams=target is not None,
+        **_prior_arguments(prior),
     )
     decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
     if target is None:
@@ -292,6 +301,7 @@ def _decode_items(
     history: Any,
     target: jax.Array | None,
     constraint: tuple[ExcludeItems | ItemMask, ...],
+    prior: tuple[ItemPrior, jax.Array] | None,
     temperature: jax.Array | None,
     config: SearchConfig,
 ) -> tuple[Decoded, jax.Array]:
@@ -304,6 +314,7 @@ def _decode_items(
         config.num_candidates,
         constraint=constraint,
         temperature=temperature,
+        **_prior_arguments(prior),
     )
     decoded = Decoded(found.items, found.tokens, found.scores, found.evaluations)
     if target is not None:
@@ -312,6 +323,10 @@ def _decode_items(
         hits = (found.items[..., 0] == target[:, None]).any(1, keepdims=True)
         decoded = dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits)
     return decoded, found.bad_step
+
+
+def _prior_arguments(prior: tuple[ItemPrior, jax.Array] | None) -> dict[str, Any]:
+    return {} if prior is None else {"prior": prior[0], "prior_weight": prior[1]}
 
 
 def prefix_hits(index: TrieIndex, candidates: Candidates, target: jax.Array) -> jax.Array:

@@ -16,12 +16,12 @@ from gr.evaluation.metrics import ndcg
 from gr.evaluation.popularity import popularity_order, training_counts
 from gr.evaluation.ranker import RankedRows, Ranker, as_histories, popularity_places
 from gr.evaluation.rankings import NOT_FOUND, EvaluationError
-from gr.memory.cooccurrence import recent_weights, weighted_pairs
+from gr.memory.counts import recent_weights, weighted_pairs
 
 MAX_ITEMS = 5000
 EASE_GRID = {"l2": (10.0, 50.0, 200.0, 1000.0)}
 # Tried one at a time, from the first values on.
-SLIST_GRID = {"l2": (100.0, 10.0), "alpha": (0.5, 0.2, 0.8), "decay": (0.5, 0.8)}
+SLIST_GRID = {"l2": (100.0, 20.0, 500.0), "alpha": (0.2, 0.5), "decay": (0.5, 0.8, 0.9)}
 _CHUNK = 2**22  # Most entries of a dense table of scores.
 _NEGLIGIBLE = 1e-5  # Weights below this share of the largest are left out.
 

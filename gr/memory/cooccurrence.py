@@ -12,19 +12,20 @@ sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recomme
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
 
-from gr.data import NO_ITEM, Histories, Sequences, Splits, training_interactions
+from gr.data import NO_ITEM, Histories, Sequences, Splits
 from gr.data.files import read_arrays, write_arrays
 from gr.errors import GrError
 from gr.fields import Count, NotNegative, ShareAboveZero, check_fields
+from gr.memory.counts import interaction_counts, recent_weights, windowed_counts
 from gr.memory.prior import ItemPrior
 
 GATE_INPUTS = ("largest_mass", "last_item_count", "history_length")
-_CHUNK = 2**22  # Most entries of a sparse matrix that is sorted at once.
+_CHUNK = 2**22  # Most entries of a table that is sorted at once.
 
 
 class ItemMemoryError(GrError):
@@ -39,7 +40,7 @@ class MemorySettings:
         window: the largest distance of two items of a user that counts; 1 or more.
         decay: how much less each further place counts, in (0, 1].
         back: weight of the opposite direction, 0 or more.
-        shrink: added to the counts of items by which weights are normalised, above 0 or 0.
+        shrink: added to the counts of items by which weights are normalised, 0 or more.
         neighbours: most entries of a row; 1 or more.
         recency: how much less each earlier item of a history counts, in (0, 1].
         reach: how many of a history's last items count; 1 or more.
@@ -286,70 +287,6 @@ def normalised(forward: sparse.csr_array, counts: np.ndarray, settings: MemorySe
     return Memory(settings, weights, counts)
 
 
-def interaction_counts(data: Splits | Sequences) -> np.ndarray:
-    """Interactions of each item that may be learnt from, `[N]` int64."""
-    sequences, learnt = _learnt(data)
-    return np.bincount(sequences.items[learnt], minlength=sequences.num_items)
-
-
-def windowed_counts(data: Splits | Sequences, window: int, decay: float) -> sparse.csr_array:
-    """`sum over k of decay^(k-1) C_k`, `[N, N]` float64."""
-    return weighted_pairs(
-        data, range(1, window + 1), lambda distance, after: decay ** (distance - 1)
-    )
-
-
-def weighted_pairs(
-    data: Splits | Sequences,
-    distances: Iterable[int],
-    weight: Callable[[int, np.ndarray], float | np.ndarray],
-) -> sparse.csr_array:
-    """Weights of all pairs of a user's interactions, added up for each first and second item, `[N, N]` float64.
-
-    Args:
-        data: splits, of which only training interactions are read; or sequences, of which all are.
-        distances: of the pairs; at 0 an interaction is paired with itself.
-        weight: of pairs of one distance, given for each how many of the user's interactions come after the second.
-    """
-    sequences, learnt = _learnt(data)
-    num_items, items = sequences.num_items, sequences.items
-    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
-    before = np.concatenate([[0], np.cumsum(learnt)])
-    after = before[np.repeat(sequences.offsets[1:], sequences.lengths)] - before[1:]
-    total = sparse.csr_array((num_items, num_items))
-    # Pairs of several distances are added at once, so that they are sorted once.
-    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    last = int(sequences.lengths.max(initial=0)) - 1
-    distances = [distance for distance in distances if distance <= last]
-    for distance in distances:
-        ends = len(items) - distance
-        first = np.flatnonzero(
-            learnt[:ends] & learnt[distance:] & (users[:ends] == users[distance:])
-        )
-        second = first + distance
-        weights = np.broadcast_to(weight(distance, after[second]), len(first))
-        pairs.append((items[first], items[second], weights))
-        if distance == distances[-1] or sum(len(one) for one, _, _ in pairs) >= _CHUNK:
-            row, column, added = map(np.concatenate, zip(*pairs, strict=True))
-            total = total + sparse.csr_array((added, (row, column)), shape=total.shape)
-            pairs = []
-    return total
-
-
-def recent_weights(
-    histories: Histories, num_items: int, recency: float, reach: int
-) -> sparse.csr_array:
-    """`recency^place` of the last `reach` places of each history, added up for each item: `[n, N]` float32."""
-    place = np.arange(reach)
-    row, back = np.nonzero(place < np.minimum(histories.lengths, reach)[:, None])
-    item = histories.items[histories.stops[row] - 1 - back]
-    weight = (recency ** back.astype(np.float64)).astype(np.float32)
-    recent = sparse.csr_array((weight, (row, item)), shape=(len(histories), num_items))
-    recent.sum_duplicates()
-    recent.eliminate_zeros()  # Powers too small for float32.
-    return recent
-
-
 def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The `count` largest entries of each row, largest first, ties by column; columns of a row are in order.
 
@@ -364,23 +301,25 @@ def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.n
 
 
 def _cut(weights: sparse.csr_array, neighbours: int) -> sparse.csr_array:
-    """Weights with only the `neighbours` largest entries of each row; its columns stay in order."""
+    """Weights with only the `neighbours` largest entries of each row, ties by column; columns stay in order."""
     lengths = np.diff(weights.indptr)
-    long = lengths > neighbours
-    keep = np.repeat(~long, lengths)
-    _, _, best = best_entries(weights[np.flatnonzero(long)], neighbours)  # Few rows, mostly.
-    keep[np.flatnonzero(~keep)[best]] = True
+    long = np.flatnonzero(lengths > neighbours)
+    keep = np.repeat(lengths <= neighbours, lengths)
+    width = int(lengths.max(initial=1))
+    step = max(1, _CHUNK // width)
+    for rows in (long[start : start + step] for start in range(0, len(long), step)):
+        inside = np.arange(width) < lengths[rows, None]
+        entries = (weights.indptr[rows, None] + np.arange(width))[inside]
+        dense = np.full(inside.shape, -np.inf)
+        dense[inside] = weights.data[entries]
+        least = np.partition(dense, width - neighbours, axis=1)[:, width - neighbours, None]
+        above, equal = dense > least, dense == least
+        left = neighbours - above.sum(axis=1, keepdims=True)
+        keep[entries] = (above | (equal & (np.cumsum(equal, axis=1) <= left)))[inside]
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
     return sparse.csr_array(
         (weights.data[keep], weights.indices[keep], indptr), shape=weights.shape
     )
-
-
-def _learnt(data: Splits | Sequences) -> tuple[Sequences, np.ndarray]:
-    """The sequences, and which interactions may be learnt from, bool `[E]`."""
-    if isinstance(data, Sequences):
-        return data, np.ones(len(data.items), dtype=bool)
-    return data.sequences, training_interactions(data)
 
 
 def _without(scores: sparse.csr_array, histories: Histories) -> sparse.csr_array:

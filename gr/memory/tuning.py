@@ -11,10 +11,9 @@ from gr.memory.cooccurrence import (
     ItemMemoryError,
     Memory,
     MemorySettings,
-    interaction_counts,
     normalised,
-    windowed_counts,
 )
+from gr.memory.counts import interaction_counts, windowed_counts
 
 # Where the search begins: what was best on review data (Amazon) and on ratings of films (MovieLens).
 STARTS = (
@@ -22,12 +21,12 @@ STARTS = (
     MemorySettings(window=50, decay=0.97, recency=0.7, reach=10),
 )
 GRID: Mapping[str, Sequence[float]] = {
-    "recency": (0.3, 0.5, 0.7, 0.85, 0.95),
-    "reach": (1, 3, 5, 10, 20, 50),
+    "recency": (0.3, 0.5, 0.7, 0.85),
+    "reach": (3, 5, 10, 20, 50),
     "shrink": (1.0, 10.0, 50.0, 200.0),
     "back": (0.0, 0.25, 0.5, 1.0),
     "decay": (0.6, 0.8, 0.9, 0.97, 1.0),
-    "window": (1, 3, 10, 25, 50, 100),
+    "window": (3, 10, 25, 50, 100),
 }
 MAX_TURNS = 2
 

@@ -151,6 +151,7 @@ def write_comparison(
             for label, by in of_label.items()
         },
         baselines=baseline_metrics(baselines),
+        left_out=baselines[True].left_out,
         curves=curves,
         users=len(next(iter(next(iter(kept.values())).values()))[VARIANTS[True]].targets),
         targets_seen=int(next(iter(baselines[True].rankings.values())).seen.sum()),

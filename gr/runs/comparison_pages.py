@@ -42,6 +42,7 @@ class Comparison:
     curves: Mapping[
         str, Mapping[int, Sequence[Mapping]]
     ]  # Label -> seed -> lines of metrics.jsonl.
+    left_out: Mapping[str, str]  # Baseline -> why it is none of them.
     users: int
     targets_seen: int  # Users whose target is in their history.
     num_beams: int
@@ -122,6 +123,7 @@ def notes(page: Comparison) -> list[str]:
     if page.targets_seen:
         remedy = f"the rule of the other tables, {VARIANTS[False]},"
         lines.append(seen_note(page.targets_seen, page.users, impossible=True, remedy=remedy))
+    lines += [f"{name} was left out: {why}." for name, why in page.left_out.items()]
     if len(set(trained_under(page).values())) > 1:
         lines.append(
             "Not all variants removed seen items from validation while they trained: their validation curves and best "

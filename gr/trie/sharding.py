@@ -119,14 +119,22 @@ def exclude_on_shard(
         axis: name of the mesh axis.
     """
     shard, none = jax.lax.axis_index(axis), index.layout.max_items
-    items, known = known_items(excluded.numbers, 2**31 - 2)
-    local = items - shard * places.size
+    place = places_on_shards(excluded.numbers, places, axis)
+    mine = (place >= 0) & (place // none == shard)
+    return DeadNodes.of_slots(index, jnp.where(mine, place % none, none))
+
+
+def places_on_shards(items: jax.Array, places: PackedInts, axis: str) -> jax.Array:
+    """Inside `shard_map`: shard times `max_items` plus slot, of items `[B, S]` of the whole corpus.
+
+    Numbers beyond the corpus may get -1, or, like places of padding, a shard that no device has.
+    """
+    items, known = known_items(items, 2**31 - 2)
+    local = items - jax.lax.axis_index(axis) * places.size
     known &= (local >= 0) & (local < places.size)
     # One device knows each item's place: the sum over devices shares it.
     found = jnp.where(known, places[jnp.where(known, local, 0)] + 1, 0)
-    place = jax.lax.psum(found, axis) - 1
-    mine = (place >= 0) & (place // none == shard)
-    return DeadNodes.of_slots(index, jnp.where(mine, place % none, none))
+    return jax.lax.psum(found, axis) - 1
 
 
 def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:

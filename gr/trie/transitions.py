@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gr.trie.bit_rows import expand, locate, rank
+from gr.trie.bit_rows import expand, locate, rank, select
 from gr.trie.index import NO_NODE, ROOT, TrieIndex
 from gr.trie.inputs import NO_ITEM, as_int32, integers
 from gr.trie.layout import DENSE, SCAN, SPARSE, TrieError
@@ -286,6 +286,22 @@ def ancestors(index: TrieIndex, slots: jax.Array) -> list[jax.Array]:
         number = first.first_above(number) - 1
         numbers.append(number)
     return numbers[::-1]
+
+
+def paths_of(index: TrieIndex, slots: jax.Array) -> tuple[jax.Array, ...]:
+    """The tokens of the semantic IDs in `slots [...]`, level by level: L of `[...]` int32."""
+    layout, above = index.layout, ancestors(index, slots)
+    tokens = []
+    for depth, level in enumerate(layout.levels):
+        if level.kind == SCAN:
+            tokens.append(slot_tokens(index, depth, slots))
+        elif level.kind == SPARSE:
+            tokens.append(listed_tokens(index, depth, above[depth + 1]))
+        else:
+            ordinal = above[depth + 1] - index.first_child[depth][above[depth]]
+            row = take(index.children[depth], above[depth])
+            tokens.append(select(row, ordinal) + level.base)
+    return tuple(tokens)
 
 
 def items_of(index: TrieIndex, nodes: Nodes) -> jax.Array:

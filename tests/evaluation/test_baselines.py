@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.data import Histories
+from gr.data import Histories, leave_one_out, synthetic_sequences
 from gr.data.sequences import Sequences, Splits, Targets
 from gr.evaluation import (
     EvaluationError,
@@ -20,6 +20,7 @@ from gr.evaluation import (
     fit_own_baseline,
     fit_popularity,
     hit,
+    memory_ranker,
     ndcg,
     rankings_of_baseline,
     training_counts,
@@ -27,6 +28,7 @@ from gr.evaluation import (
 )
 from gr.evaluation import baselines as baselines_module
 from gr.evaluation import ranker as ranker_module
+from gr.memory import fit_memory
 
 
 def splits_of(rows, num_items):
@@ -405,3 +407,18 @@ def test_markov_chain_on_real_data(folder, expected_hit, expected_ndcg):
     ).item_ranks
     assert hit(ranks, 10).mean() == pytest.approx(expected_hit, abs=5e-5)
     assert ndcg(ranks, 10).mean() == pytest.approx(expected_ndcg, abs=5e-5)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_the_memorys_lists_descend_in_its_scores_and_then_in_popularity(exclude):
+    splits = leave_one_out(synthetic_sequences(num_users=60, num_items=50, mean_length=8))
+    past = Histories.of(splits.sequences, splits.test)
+    memory = fit_memory(splits, neighbours=7)
+    ranker = memory_ranker(splits, memory)
+    scores = memory.unsorted_scores(past, exclude=False).toarray()
+    place = {item: rank for rank, item in enumerate(ranker.popular.tolist())}
+    for row, items in enumerate(ranker.rank(past, 20, exclude=exclude)):
+        history = set(past.items[past.starts[row] : past.stops[row]].tolist())
+        allowed = [item for item in range(50) if not (exclude and item in history)]
+        expected = sorted(allowed, key=lambda item: (-scores[row, item], place[item]))[:20]
+        assert items.tolist() == expected

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gr.evaluation import EvaluationError, RunRanks, compare_runs
+from gr.evaluation import EvaluationError, RunRanks, compare_runs, holm
 from gr.evaluation.comparison import survival
 from gr.reports.comparison_plots import prefix_survival_plot, seeds_plot, validation_plot
 from gr.reports.plots import prefix_weight_plot
@@ -68,6 +68,18 @@ def test_means_deviations_and_differences_are_those_of_loops():
         assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.15, abs=1e-9)
         assert found.low <= found.mean <= found.high
     assert compared["CE"].differences == {}
+
+
+def test_p_values_are_adjusted_for_the_variants_that_are_compared():
+    runs = {**RUNS, "third": {0: make_ranks(5)}, "same": RUNS["CE"]}
+    compared = compare_runs(runs, "CE")
+    others = ["other", "third", "same"]
+    for metric, alone in compare_runs(RUNS, "CE")["other"].differences.items():
+        found = [compared[name].differences[metric] for name in others]
+        assert found[0].p == alone.p == alone.p_holm  # A family of one.
+        assert (alone.p < 0.05) == (alone.low > 0 or alone.high < 0)
+        assert [one.p_holm for one in found] == holm(np.array([one.p for one in found])).tolist()
+        assert found[2].p == found[2].p_holm == 1
 
 
 def test_one_seed_has_no_deviation_and_a_missing_reference_no_differences():

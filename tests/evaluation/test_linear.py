@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr.data import Histories, Sequences, leave_one_out, synthetic_sequences, training_interactions
@@ -65,6 +65,7 @@ def slist_by_rows(rows, l2, alpha, decay):
     return np.linalg.solve(inputs.T @ inputs + l2 * np.eye(N), inputs.T @ outputs)
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from([0.5, 3.0, 50.0]))
 def test_ease_is_each_items_regression_on_the_others(rows, l2):
     splits = splits_of(rows)
@@ -72,6 +73,7 @@ def test_ease_is_each_items_regression_on_the_others(rows, l2):
     np.testing.assert_allclose(ease_weights(splits, l2), expected, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(
     ROWS,
     st.sampled_from([1.0, 20.0]),

@@ -67,6 +67,7 @@ SETTINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(ROWS, SETTINGS)
 def test_weights_are_those_of_loops_cut_to_the_largest_of_each_row(rows, how):
     memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
@@ -89,6 +90,7 @@ def test_ties_at_the_cut_go_to_the_items_that_come_first():
     assert memory.weights[[0]].tocoo().col.tolist() == [1, 2]
 
 
+@settings(deadline=None)
 @given(ROWS, ROWS, SETTINGS, st.booleans(), st.integers(1, NUM_ITEMS + 2))
 def test_scores_and_priors_are_those_of_loops(rows, histories, how, exclude, size):
     memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
@@ -118,6 +120,7 @@ def test_scores_and_priors_are_those_of_loops(rows, histories, how, exclude, siz
         assert found.tolist() == [of_prior.max(), support, len(history)]
 
 
+@settings(deadline=None)
 @given(ROWS, ROWS, SETTINGS, st.data())
 def test_shares_of_the_history_are_those_of_loops(rows, histories, how, data):
     memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
@@ -177,6 +180,7 @@ def test_a_chunk_of_users_or_pairs_changes_nothing(monkeypatch):
 
     memory, prior = made()
     monkeypatch.setattr("gr.memory.cooccurrence._CHUNK", 50)
+    monkeypatch.setattr("gr.memory.counts._CHUNK", 50)
     again, in_chunks = made()
     np.testing.assert_allclose(again.weights.toarray(), memory.weights.toarray(), rtol=1e-6)
     np.testing.assert_allclose(in_chunks.weights, prior.weights, rtol=1e-5)
@@ -211,7 +215,7 @@ def test_ranks_of_targets_are_those_of_sorted_scores(seed):
         assert rank == (order.index(target) if row[target] else -1)
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 100), st.booleans())
 def test_tuning_finds_the_best_of_a_small_grid(seed, exclude):
     splits = leave_one_out(

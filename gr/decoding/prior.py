@@ -1,0 +1,461 @@
+"""A prior over items mixed into a search: `P(s) = (1 - a) P_model(s) + a mass(s)` for every prefix s.
+
+`mass(s)` is the share of a user's prior weight on items below s. The mixture is over whole items, not code by code.
+Beams carry `log P_model` and are ranked by `log P`.
+
+The items of a prior, sorted by semantic ID, are a small trie of their own: the items below a prefix stand side by side,
+as an interval. So a state of the search is paired with its interval, and a mass is the difference of two running sums.
+
+The M best children by P are among the M best by P_model and the children with prior items, of which a user has at most
+S: any other child has P = (1 - a) P_model, and M children have at least its P_model. So a step of the search stays what
+it is, and only a few children are added to it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr.decoding.candidates import DecodingError
+from gr.decoding.softmax import LOWEST, Softmax, centred
+from gr.decoding.sources import Source, emptied
+from gr.decoding.top_k import take_along, top_k
+from gr.decoding.trie_step import Step
+from gr.memory import ItemPrior
+from gr.trie.inputs import as_int32, is_known, shown
+from gr.trie.transitions import Depth
+
+# What the weights of a user are divided by: the sum over the items that the request's constraint allows, or over all
+# items of the index. Items that are not allowed have no mass in either case.
+ALLOWED = "allowed"
+ALL = "all"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PriorRequest:
+    """A prior as an argument of a compiled program; made by `as_request`."""
+
+    items: jax.Array  # [B, S] int32.
+    weights: jax.Array  # [B, S] float32.
+    prior_weight: jax.Array  # [] or [B] float32, in [0, 1].
+    over: str = dataclasses.field(metadata={"static": True})
+
+
+def as_request(prior: ItemPrior | None, prior_weight: Any, over: str = ALLOWED) -> Any:
+    """Checks a prior before anything is compiled; None without a prior.
+
+    Args:
+        prior: items and weights `[B, S]`.
+        prior_weight: a number in [0, 1], or one for each user, `[B]`. All numbers share one compiled program.
+        over: ALLOWED or ALL.
+
+    Raises:
+        DecodingError: for a wrong type, shape or value; values of traced arrays are not checked.
+    """
+    if over not in (ALLOWED, ALL):
+        raise DecodingError(f"prior_over={over!r} is unknown: use {ALLOWED} or {ALL}")
+    if prior is None:
+        return None
+    if not isinstance(prior, ItemPrior):
+        raise DecodingError(
+            f"prior must be an ItemPrior(items [B, S], weights [B, S]), got {type(prior).__name__}"
+        )
+    items = _array(prior.items, "prior.items", "integers [B, S]", floats=False)
+    weights = _array(prior.weights, "prior.weights", "numbers [B, S]")
+    if items.ndim != 2 or items.shape != weights.shape:
+        raise DecodingError(
+            "prior.items and prior.weights must both be [B, S], got shapes "
+            f"{list(items.shape)} and {list(weights.shape)}"
+        )
+    share = _array(prior_weight, "prior_weight", "a number, or one a user [B]")
+    if share.shape not in ((), items.shape[:1]):
+        raise DecodingError(
+            f"prior_weight must be a number, or one for each of the prior's {len(items)} users, got shape "
+            f"{list(share.shape)}"
+        )
+    weights, share = weights.astype(np.float32), share.astype(np.float32)
+    _check(weights, "prior.weights", "finite and not negative", 0.0, np.finfo(np.float32).max)
+    _check(share, "prior_weight", "in [0, 1]", 0.0, 1.0)
+    return PriorRequest(as_int32(items), weights, share, over)
+
+
+def _array(values: Any, name: str, wanted: str, floats: bool = True) -> np.ndarray | jax.Array:
+    """Values as an array of integers, or of floats too."""
+    array = values
+    if not isinstance(values, np.ndarray | jax.Array):
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError):
+            raise DecodingError(f"{name} must be {wanted}: rows differ in length") from None
+    if array.dtype.kind not in "iu" and not (floats and jnp.issubdtype(array.dtype, jnp.floating)):
+        raise DecodingError(f"{name} must be {wanted}, got {shown(array)}")
+    return array
+
+
+def _check(array: Any, name: str, wanted: str, low: float, high: float) -> None:
+    if not is_known(array):
+        return
+    with jax.transfer_guard_device_to_host("allow"):
+        values = np.asarray(array)
+    wrong = ~((values >= low) & (values <= high))
+    if wrong.any():
+        raise DecodingError(f"{name} must be {wanted}, got {values[wrong].flat[0]}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SortedPrior:
+    """The items of a prior that may be decoded, sorted by semantic ID; n of a user's S places are in use."""
+
+    tokens: jax.Array  # [B, L, S] int32.
+    # [B, L, S] bool: whether place j is the first of the items that share its first t + 1 codes.
+    first: jax.Array
+    ends: jax.Array  # [B, L, S] int32: the place behind the last of them.
+    # [B, S + 1] float32 each: running sums of the weights, and what float32 loses of them. So the difference of two
+    # sums is as exact as a sum of the few weights in between.
+    sums: jax.Array
+    rests: jax.Array
+    total: jax.Array  # [B] float32: what a mass is divided by; not 0.
+    share: jax.Array  # [B] float32: a; 0 for users without any mass.
+    count: jax.Array  # [B] int32: n.
+
+    @staticmethod
+    def of(source: Source, request: PriorRequest) -> "SortedPrior":
+        """The prior's items as the source knows them."""
+        items = jnp.pad(jnp.asarray(request.items), ((0, 0), (0, 1)), constant_values=-1)  # S >= 1.
+        weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
+        found = source.locate(items)
+        weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
+        # So that no sum overflows, and no reciprocal of one is too small for a float32.
+        largest = weights.max(axis=1, keepdims=True)
+        small = jnp.where(largest < 2.0**-32, 2.0**64, 1.0)
+        weights = weights * jnp.where(largest > 2.0**32, 2.0**-64, small)
+        mine = jnp.where(found.allowed, weights, 0.0)
+
+        place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
+        # Unused places come last.
+        keys = [jnp.where(mine > 0, key, jnp.iinfo(jnp.int32).max) for key in found.keys]
+        *_, order = jax.lax.sort((*keys, place), num_keys=len(keys))
+        mine = take_along(mine, order)
+        count = (mine > 0).sum(axis=1, dtype=jnp.int32)
+        tokens = jnp.stack([take_along(level, order) for level in found.tokens], axis=1)
+        differs = jnp.pad(
+            tokens[..., 1:] != tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True
+        )
+        first = jax.lax.cummax(differs.astype(jnp.int32), axis=1) > 0
+        first |= (place >= count[:, None])[:, None]
+        behind = jnp.where(first, place[:, None], items.shape[1])[..., 1:]
+        behind = jnp.pad(behind, ((0, 0), (0, 0), (0, 1)), constant_values=items.shape[1])
+        ends = jax.lax.cummin(behind, axis=2, reverse=True)
+
+        sums, rests = jax.lax.associative_scan(_added, (mine, jnp.zeros_like(mine)), axis=1)
+        sums, rests = (jnp.pad(part, ((0, 0), (1, 0))) for part in (sums, rests))
+        total = sums[:, -1]
+        if request.over == ALL:
+            total = weights.sum(axis=1)
+        share = jnp.where(count > 0, jnp.asarray(request.prior_weight), 0.0)
+        return SortedPrior(
+            tokens, first, ends, sums, rests, jnp.where(count > 0, total, 1.0), share, count
+        )
+
+    def normalised(self) -> "SortedPrior":
+        """The prior with masses that add up to 1, and with the weight that leaves P the same but for a factor."""
+        mass = self.mass(jnp.zeros_like(self.count)[:, None], self.count[:, None])[:, 0]
+        share = self.share * mass / (1.0 - self.share + self.share * mass)
+        total = jnp.where(self.count > 0, self.sums[:, -1], 1.0)
+        return dataclasses.replace(self, share=jnp.where(self.share > 0, share, 0.0), total=total)
+
+    def mass(self, begin: jax.Array, end: jax.Array) -> jax.Array:
+        """The masses `[B, ...]` of intervals of places; exactly 0 for an empty one."""
+
+        def between(sums: jax.Array) -> jax.Array:
+            return take_along(sums, end) - take_along(sums, begin)
+
+        total = self.total.reshape(-1, *[1] * (begin.ndim - 1))
+        return (between(self.sums) + between(self.rests)) / total
+
+    def log_mixture(self, log_probs: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
+        """`log P [B, ...]` of prefixes by `log P_model` and their intervals; -inf stays, and a = 0 changes nothing."""
+        share = self.share.reshape(-1, *[1] * (begin.ndim - 1))
+        of_model = log_probs + jnp.maximum(jnp.log1p(-share), LOWEST)
+        both = jnp.logaddexp(of_model, jnp.log(share * self.mass(begin, end)))
+        return jnp.where(log_probs == -jnp.inf, -jnp.inf, both)
+
+    def below(
+        self, depth: Depth, begin: jax.Array, end: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The intervals of prefixes of `depth` codes, continued by tokens; empty where no prior item is below.
+
+        Args:
+            depth: static, or like `begin`.
+            begin: with `end` the intervals of the prefixes; like the tokens, or to be broadcast to them.
+            end: see `begin`.
+            tokens: `[B, ...]`.
+        """
+        size = self.tokens.shape[2]
+        row = jnp.asarray(depth, jnp.int32) * size
+        begin, end, row, _ = jnp.broadcast_arrays(begin, end, row, tokens)
+        levels = jax.lax.collapse(self.tokens, 1)
+
+        def halved(_: int, bounds: tuple) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds
+            middle = (low + high) >> 1
+            token = take_along(levels, row + jnp.minimum(middle, size - 1))
+            smaller = (low < high) & (token < tokens)
+            return jnp.where(smaller, middle + 1, low), jnp.where(smaller, high, middle)
+
+        low, _ = jax.lax.fori_loop(0, size.bit_length(), halved, (begin, end))
+        at = row + jnp.minimum(low, size - 1)
+        there = (low < end) & (take_along(levels, at) == tokens)
+        until = take_along(jax.lax.collapse(self.ends, 1), at)
+        return jnp.where(there, low, 0), jnp.where(there, until, 0)
+
+
+def _added(left: tuple, right: tuple) -> tuple[jax.Array, jax.Array]:
+    """The sum of two numbers, each given as a float32 and a small rest (Knuth's two-sum)."""
+    total = left[0] + right[0]
+    part = total - left[0]
+    lost = (left[0] - (total - part)) + (right[0] - part)
+    rest = lost + left[1] + right[1]
+    rounded = total + rest
+    return rounded, rest - (rounded - total)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Below:
+    """States of a source, each with the prior items below it."""
+
+    states: Any  # The source's.
+    begin: jax.Array  # [B, M] int32: the first of them in the `SortedPrior`.
+    end: jax.Array  # [B, M] int32: behind the last; equal to `begin` where there is none.
+
+
+@dataclasses.dataclass(frozen=True)
+class WithPrior:
+    """A source whose beams are ranked by the mixture of model and prior; their scores stay the model's."""
+
+    source: Any  # A `Source`; a `Listing` for searches that list.
+    prior: SortedPrior
+
+    @property
+    def length(self) -> int:
+        """See `Source`."""
+        return self.source.length
+
+    @property
+    def unique_depth(self) -> int:
+        """See `Source`."""
+        return self.source.unique_depth
+
+    @property
+    def scan_depth(self) -> int:
+        """See `Listing`."""
+        return self.source.scan_depth
+
+    @property
+    def scanned_fan_out(self) -> int:
+        """See `Listing`."""
+        return self.source.scanned_fan_out
+
+    def fan_out(self, depth: int) -> int:
+        """See `Listing.fan_out`."""
+        return self.source.fan_out(depth)
+
+    def root(self, batch: int) -> Below:
+        """See `Source.root`."""
+        count = self.prior.count[:, None]
+        return Below(self.source.root(batch), jnp.zeros_like(count), count)
+
+    def best(
+        self,
+        depth: int,
+        states: Below,
+        before: jax.Array,
+        logits: jax.Array,
+        softmax: Softmax,
+        width: int,
+    ) -> Step:
+        """See `Source.best`; ranked by the mixture."""
+        step = self.source.best(depth, states.states, before, logits, softmax, width)
+
+        def log_probs(beams: jax.Array, tokens: jax.Array) -> jax.Array:
+            # Rounded as in `best_children`.
+            at = beams * logits.shape[-1] + tokens
+            offset = take_along(before - softmax.log_total, beams)
+            mine = take_along(jax.lax.collapse(logits, 1), at)
+            return centred(mine, take_along(softmax.largest, beams), softmax.inverse) + offset
+
+        return self.merged(depth, states, step, log_probs)
+
+    def merged(
+        self,
+        depth: int,
+        states: Below,
+        step: Step,
+        log_probs: Callable[[jax.Array, jax.Array], jax.Array],
+    ) -> Step:
+        """The best children by the mixture, from the best by the model and from those with prior items.
+
+        Args:
+            depth: of the states; static.
+            states: the beams `[B, M]`.
+            step: their best children by the model, as the source gives them.
+            log_probs: `log P_model [B, S]` of the children of `beams [B, S]` by `tokens [B, S]`.
+        """
+        prior = self.prior
+        size = prior.tokens.shape[2]
+        place = jnp.arange(size, dtype=jnp.int32)
+        beam = jnp.arange(states.begin.shape[1], dtype=jnp.int32)[:, None]
+        holds = (states.begin[..., None] <= place) & (place < states.end[..., None])
+        beams = jnp.where(holds, beam, -1).max(axis=1)  # [B, S]: that holds the place, or -1.
+        tokens, first = prior.tokens[:, depth], prior.first[:, depth]
+
+        # Children that the model's step has found already are left out.
+        begin, end = (take_along(bound, step.parents) for bound in (states.begin, states.end))
+        begin, end = prior.below(depth, begin, end, step.tokens)
+        exist = step.scores > -jnp.inf
+        begin, end = emptied((begin, end), exist)
+        user = jnp.arange(len(begin))[:, None]
+        found = jnp.zeros((len(begin), size), bool)
+        found = found.at[user, jnp.where(end > begin, begin, size)].set(True, mode="drop")
+        # Without a weight nothing is added, so that rounding cannot change the search.
+        new = first & (beams >= 0) & ~found & (prior.share > 0)[:, None]
+        parents = jnp.maximum(beams, 0)
+        scores = jnp.where(new, log_probs(parents, jnp.where(new, tokens, 0)), -jnp.inf)
+
+        def both(of_model: jax.Array, of_prior: jax.Array) -> jax.Array:
+            return jnp.concatenate([of_model, of_prior], axis=1)
+
+        begin = both(begin, jnp.where(new, place, 0))
+        end = both(end, jnp.where(new, prior.ends[:, depth], 0))
+        scores = both(step.scores, scores)
+        # As many as before: a step that is narrower than asked for holds all children.
+        ranks, chosen = top_k(prior.log_mixture(scores, begin, end), step.scores.shape[1])
+        parents = take_along(both(step.parents, parents), chosen)
+        tokens = take_along(both(step.tokens, tokens), chosen)
+        exist = ranks > -jnp.inf
+        above = jax.tree.map(lambda array: take_along(array, parents), states.states)
+        below = self.source.descend(depth, emptied(above, exist), jnp.where(exist, tokens, -1))
+        bounds = emptied((take_along(begin, chosen), take_along(end, chosen)), exist)
+        return Step(take_along(scores, chosen), parents, tokens, Below(below, *bounds))
+
+    def continuations(self, depth: Depth, states: Below) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.continuations`."""
+        return self.source.continuations(depth, states.states)
+
+    def child_rows(self, depth: Depth, states: Below) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.child_rows`."""
+        return self.source.child_rows(depth, states.states)
+
+    def sizes(self, depth: Depth, states: Below) -> jax.Array:
+        """See `Listing.sizes`."""
+        return self.source.sizes(depth, states.states)
+
+    def descend(self, depth: Depth, states: Below, tokens: jax.Array) -> Below:
+        """See `Listing.descend`."""
+        below = self.source.descend(depth, states.states, tokens)
+        return Below(below, *self.prior.below(depth, states.begin, states.end, tokens))
+
+    def complete(self, states: Below) -> tuple[Below, jax.Array]:
+        """See `Source.complete`; a single item is left below each state, so that masses stay as they are."""
+        inner, tokens = self.source.complete(states.states)
+        return dataclasses.replace(states, states=inner), tokens
+
+    def exist(self, states: Below) -> jax.Array:
+        """See `Source.exist`."""
+        return self.source.exist(states.states)
+
+    def items(self, states: Below) -> jax.Array:
+        """See `Source.items`."""
+        return self.source.items(states.states)
+
+    def softmax(
+        self, depth: Depth, states: Below, logits: jax.Array, inverse: jax.Array | None
+    ) -> Softmax:
+        """See `Source.softmax`."""
+        return self.source.softmax(depth, states.states, logits, inverse)
+
+    def names(self, states: Below) -> jax.Array:
+        """See `Source.names`."""
+        return self.source.names(states.states)
+
+
+def with_prior(
+    source: Any, request: PriorRequest | None, users: int, sums_to_one: bool = False
+) -> Any:
+    """The source with a request's prior, if there is one.
+
+    Args:
+        source: what is searched.
+        request: made by `as_request`.
+        users: B, of the history.
+        sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
+
+    Raises:
+        DecodingError: if the prior is for another number of users.
+    """
+    if request is None:
+        return source
+    if len(request.items) != users:
+        raise DecodingError(
+            f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"
+        )
+    prior = SortedPrior.of(source, request)
+    return WithPrior(source, prior.normalised() if sums_to_one else prior)
+
+
+def log_scores(source: Source, states: Any, log_probs: jax.Array) -> jax.Array:
+    """`log P [B, M]` of states by their `log P_model`; the same where the source has no prior."""
+    if not isinstance(source, WithPrior):
+        return log_probs
+    return source.prior.log_mixture(log_probs, states.begin, states.end)
+
+
+def log_scores_behind(
+    source: Source, depth: Depth, states: Any, tokens: jax.Array, log_probs: jax.Array
+) -> jax.Array:
+    """`log P [B, M, K]` of the children of states by `tokens [B, M, K]`, whose `log P_model` are given.
+
+    `depth` is that of the states: static, or `[B, M]`.
+    """
+    if not isinstance(source, WithPrior):
+        return log_probs
+    depth = depth if isinstance(depth, int) else depth[..., None]
+    bounds = source.prior.below(depth, states.begin[..., None], states.end[..., None], tokens)
+    return source.prior.log_mixture(log_probs, *bounds)
+
+
+def log_conditionals(
+    source: Source,
+    depth: Depth,
+    states: Any,
+    tokens: jax.Array,
+    before: jax.Array,
+    log_probs: jax.Array,
+) -> jax.Array:
+    """`log P(child) / P(state) [B, M, K]`; the model's own for users of whom the prior has nothing.
+
+    Args:
+        source: with or without a prior.
+        depth: see `log_scores_behind`.
+        states: `[B, M]`.
+        tokens: of the children `[B, M, K]`.
+        before: `log P_model` of the states `[B, M]`.
+        log_probs: `log P_model(child) / P_model(state)`, `[B, M, K]`.
+    """
+    if not isinstance(source, WithPrior):
+        return log_probs
+    longer = log_scores_behind(source, depth, states, tokens, before[..., None] + log_probs)
+    longer = longer - log_scores(source, states, before)[..., None]
+    there = mixes(source)[:, None, None] & (log_probs > -jnp.inf)
+    return jnp.where(there, longer, log_probs)
+
+
+def mixes(source: WithPrior) -> jax.Array:
+    """The users for whom the prior changes anything, `[B]` bool."""
+    return source.prior.share > 0

@@ -87,6 +87,15 @@ class ItemDecoderConfig:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemCache:
+    """What the depth decoder keeps of a user: nothing of the history but its last state."""
+
+    of_codes: Cache  # Its shared position is the item state's.
+    last: jax.Array  # [B, D]: the state behind the history's last item, which is added to every code.
+
+
 class ItemDecoder(nnx.Module):
     """Reads a history as items and predicts the next one code by code, or as a whole.
 
@@ -221,7 +230,7 @@ class ItemDecoder(nnx.Module):
 
     # Decoding.
 
-    def prefill(self, history: ItemHistory) -> tuple[jax.Array | None, jax.Array, Cache]:
+    def prefill(self, history: ItemHistory) -> tuple[jax.Array | None, jax.Array, ItemCache]:
         """See `Backbone.prefill`, or `ChildScorer.prefill` with the trie head; at least one item per user."""
         last = self.last_state(history)
         hidden, kept = self._begin(last, [None] * len(self.depth_layers))
@@ -234,28 +243,29 @@ class ItemDecoder(nnx.Module):
             **own_fields(len(kept), empty, self.config.code_length),
         )
         hidden = hidden[:, 0]
-        return self._logits_or_none(hidden), hidden, cache
+        return self._logits_or_none(hidden), hidden, ItemCache(cache, last)
 
-    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
+    def step(self, tokens: jax.Array, cache: ItemCache) -> tuple[jax.Array | None, jax.Array, ItemCache]:
         """See `Backbone.step`, or `ChildScorer.step` with the trie head."""
-        x = self._embed_codes(tokens, None)
-        x, cache = step_layers(self.depth_layers, x, 1 + cache.num_decoded, cache)
+        x, of_codes = self._embed_codes(tokens, None) + cache.last[:, None], cache.of_codes
+        x, of_codes = step_layers(self.depth_layers, x, 1 + of_codes.num_decoded, of_codes)
         hidden = self.depth_norm(x)
-        return self._logits_or_none(hidden), hidden, cache
+        return self._logits_or_none(hidden), hidden, ItemCache(of_codes, cache.last)
 
-    def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
+    def reorder(self, cache: ItemCache, parents: jax.Array) -> ItemCache:
         """See `Backbone.reorder`."""
-        return reorder_cache(cache, parents)
+        return ItemCache(reorder_cache(cache.of_codes, parents), cache.last)
 
-    def latest(self, cache: Cache) -> tuple[Keys, ...]:
+    def latest(self, cache: ItemCache) -> tuple[Keys, ...]:
         """See `TreeBackbone.latest`."""
-        return latest_keys(cache)
+        return latest_keys(cache.of_codes)
 
     def assemble(
-        self, cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array
-    ) -> Cache:
+        self, cache: ItemCache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array
+    ) -> ItemCache:
         """See `TreeBackbone.assemble`; the empty prefix is the item's state, which all beams share."""
-        return assemble_cache(cache, stored, paths, depths, at_root=0)
+        of_codes = assemble_cache(cache.of_codes, stored, paths, depths, at_root=0)
+        return ItemCache(of_codes, cache.last)
 
     # Parts.
 
@@ -297,7 +307,7 @@ class ItemDecoder(nnx.Module):
         embed_seed, first_seed, later_seed = split_seed(seed, 3)
         count = len(self.depth_layers)
         first, kept = self._begin(last, split_seed(first_seed, count))
-        x = self._embed_codes(codes, embed_seed)
+        x = self._embed_codes(codes, embed_seed) + last[:, None, None]
         ends = jnp.ones(len(codes), jnp.int32)
         if codes.shape[-1] == 0:
             return first[:, 0], x

@@ -10,6 +10,8 @@ import numpy as np
 GROUP = 32  # Elements that start at a word's boundary together: 32 elements of w bits fill w words.
 _WORD = 32
 _ARITY = 16  # Of the search.
+_ARITY_OF_MANY = 2  # For so many values that reading them takes longer than the steps do:
+_MANY = 1024
 
 Bits = int | np.ndarray | jax.Array
 
@@ -85,13 +87,14 @@ class PackedInts:
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.
 
-        A search with 15 probes per step: few steps that read many values at once.
+        A search with several probes per step. For few values, few steps that read much at once; for many, few reads.
         """
+        arity = _ARITY if value.size < _MANY else _ARITY_OF_MANY
         low = jnp.zeros(value.shape, jnp.int32)
         places = self.size + 1  # The answer is one of so many places, starting at `low`.
         while places > 1:
-            step = -(-places // _ARITY)
-            probes = low[..., None] + step * np.arange(1, _ARITY, dtype=np.int32) - 1
+            step = -(-places // arity)
+            probes = low[..., None] + step * np.arange(1, arity, dtype=np.int32) - 1
             known = self[jnp.minimum(probes, self.size - 1)] <= value[..., None]
             low += step * (known & (probes < self.size)).sum(-1, dtype=jnp.int32)
             places = step

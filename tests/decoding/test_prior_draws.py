@@ -1,5 +1,6 @@
 """Sampling and value-guided search with a prior: against dictionaries given the mixture, and the same noise."""
 
+import dataclasses
 import functools
 
 import jax
@@ -341,3 +342,35 @@ def test_independent_draws_without_a_weight_are_those_without_a_prior():
     plain = draw()
     jax.tree.map(np.testing.assert_array_equal, draw(prior=prior, prior_weight=0), plain)
     assert (draw(prior=prior, prior_weight=1.0).tokens != plain.tokens).any()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChildTable(TableModel):
+    """A table that scores the children it is asked for; its hidden states are its logits."""
+
+    scores_children = True
+
+    def prefill(self, history):
+        logits, _, cache = super().prefill(history)
+        return None, logits, cache
+
+    def step(self, tokens, cache):
+        logits, _, cache = super().step(tokens, cache)
+        return None, logits, cache
+
+    def score_children(self, hidden, tokens, rows):
+        tokens = jnp.broadcast_to(tokens, (*hidden.shape[:-1], tokens.shape[-1]))
+        return jnp.take_along_axis(hidden, tokens, axis=-1, mode="clip")
+
+
+@pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[3], tries.MIXES[5]], ids="-".join)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_that_scores_children_gets_the_same_mixture(name, kinds):
+    _, index, model, prior = random_case(5, kinds)
+    config = dataclasses.replace(CONFIGS[name], normalise_over="children")
+    options = {"key": jax.random.key(0), "prior": prior, "prior_weight": SHARES}
+    expected = search(config, model, None, index, HISTORY, **options)
+    found = search(config, ChildTable(model.table), None, index, HISTORY, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from gr.trie.sharding import _split_by_first_token
 ON_EIGHT_DEVICES = """
 import dataclasses, json
 import jax, jax.numpy as jnp, numpy as np
-from gr.decoding import DecodingError, beam_search, sharded_beam_search, sharded_mask
+from gr.decoding import DecodingError, ItemPrior, beam_search, sharded_beam_search, sharded_mask
 from gr.training import make_mesh
 from gr.trie import AttributeFilter, ExcludeItems, ItemMask, ShardedIndex, TrieError, TrieIndex
 
@@ -74,7 +74,27 @@ expected = beam_search(model, whole, history, 5, constraint=seen, **over)
 found = sharded_beam_search(model, index, history, 5, mesh=mesh, constraint=seen, **over)
 np.testing.assert_array_equal(found.tokens, expected.tokens)
 np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
+prior = ItemPrior(rng.integers(-1, ITEMS + 9, (USERS, 30)), rng.random((USERS, 30)).astype(np.float32))
+shares = np.array([0.0, 0.3, 0.9, 1.0], np.float32)
+masked = ((seen, ItemMask.build(whole, one)), (seen, sharded_mask(index, one, mesh=mesh)))
+for plain, sharded, share, over in (
+    (None, None, 0.5, "allowed"), (seen, seen, shares, "all"), (wanted, wanted, shares, "allowed"),
+    (*masked, shares, "all"),
+):
+    mixed = {"prior": prior, "prior_weight": share, "prior_over": over}
+    expected = beam_search(model, whole, history, 9, constraint=plain, **mixed)
+    found = sharded_beam_search(model, index, history, 9, mesh=mesh, constraint=sharded, **mixed)
+    for field in ("tokens", "items", "valid"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), err_msg=over)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    without = beam_search(model, whole, history, 9, constraint=plain)
+    differ = (found.tokens != without.tokens).any((1, 2))
+    compared.append(["prior", 9, int(differ.sum())])
 messages = []
+try:
+    sharded_beam_search(model, index, history, 5, mesh=mesh, prior=ItemPrior(prior.items[:2], prior.weights[:2]))
+except DecodingError as error:
+    messages.append(str(error))
 try:
     sharded_beam_search(model, index, history, 5, mesh=make_mesh(data=1, model=8))
 except DecodingError as error:
@@ -124,7 +144,7 @@ def measured():
 
 def test_results_are_those_of_the_whole_index_under_every_constraint(measured):
     # Compared inside; here, that there was something to compare.
-    assert len(measured["compared"]) == 2 + 12
+    assert len(measured["compared"]) == 2 + 12 + 4
     for name, num_beams, count in measured["compared"]:
         assert (count == 0) == (name == "nothing"), (name, num_beams)
 
@@ -135,10 +155,11 @@ def test_every_array_is_split_over_the_devices(measured):
 
 
 def test_bad_requests_get_one_clear_error(measured):
-    assert "has 4 shards, mesh axis 'model' has 8 devices" in measured["messages"][0]
-    assert "the constraint is for 1 users, the history for 2" in measured["messages"][1]
-    assert len(measured["messages"]) == 5
-    for message in measured["messages"][2:]:
+    assert "the prior is for 1 users, the history for 2" in measured["messages"][0]
+    assert "has 4 shards, mesh axis 'model' has 8 devices" in measured["messages"][1]
+    assert "the constraint is for 1 users, the history for 2" in measured["messages"][2]
+    assert len(measured["messages"]) == 6
+    for message in measured["messages"][3:]:
         assert "the ItemMask was made for another index" in message
 
 

@@ -109,12 +109,13 @@ def test_many_groups_are_packed_in_chunks(monkeypatch):
     assert as_integer(packed) == stream_of(columns, [5, 9], 400, fill=3)
 
 
+@pytest.mark.parametrize("count", [43, 2000], ids=["few", "many"])
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 100])
-def test_first_above_is_a_search_from_the_right(size):
+def test_first_above_is_a_search_from_the_right(size, count):
     rng = np.random.default_rng(size)
     values = np.sort(rng.integers(0, 40, size))
     packed = pack(values, 40, size)
-    wanted = np.arange(-1, 42)
+    wanted = np.arange(count) % 43 - 1
     found = packed.first_above(jnp.asarray(wanted))
     np.testing.assert_array_equal(found, np.searchsorted(values, wanted, side="right"))
 

@@ -5,6 +5,10 @@ r"""Amazon Office with a tenth of its items never trained on: STATIC's cold-star
 
 Semantic IDs are k-means of the items' texts (TF-IDF, SVD), fitted without the cold items, which get theirs by that fit.
 The backbone is a field, `--config.backbone=encoder_decoder`.
+
+Measured on one core, shared with other work: 15 epochs in 7 minutes. Test split, seen items removed, means of
+seeds 0 to 2: Recall@10 of in-catalogue targets .068, of cold targets 0, constrained to cold items .139. Content-kNN
+has .067, .062 and .189, a random order of the cold items .041.
 """
 
 from ml_collections import ConfigDict

@@ -42,7 +42,8 @@ def listed(
         bare = source.source if isinstance(source, WithPrior) else source
         root = bare.root(1)
         rows, exist = bare.child_rows(depth, root)
-        logits = model.score_children(hidden, bare.continuations(depth, root)[0], rows)
+        # Which tokens there are does not depend on the constraint, which is one for all users.
+        logits = model.score_children(hidden, tokens[:1], rows)
     else:
         rows, exist = source.child_rows(depth, states)
         logits = model.score_children(hidden, tokens, rows)

@@ -112,11 +112,7 @@ def decode_targets(
             catalogue,
             batch["history"],
             batch["target"] if score_targets else None,
-            excluded
-            if allowed is None
-            else (allowed,)
-            if excluded is None
-            else (excluded, allowed),
+            tuple(part for part in (excluded, allowed) if part is not None),
             None if prior is None else prior(batch["rows"]),
             of_batch,
             temperature,
@@ -251,7 +247,7 @@ def _decode(
     catalogue: Catalogue,
     history: jax.Array,
     target: jax.Array | None,
-    constraint: Any,
+    constraint: tuple[ExcludeItems | ItemMask, ...],
     prior: tuple[ItemPrior, jax.Array] | None,
     key: jax.Array | None,
     temperature: jax.Array | None,
@@ -304,7 +300,7 @@ def _decode_items(
     catalogue: Catalogue,
     history: Any,
     target: jax.Array | None,
-    constraint: Any,
+    constraint: tuple[ExcludeItems | ItemMask, ...],
     prior: tuple[ItemPrior, jax.Array] | None,
     temperature: jax.Array | None,
     config: SearchConfig,

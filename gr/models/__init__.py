@@ -25,6 +25,7 @@ from gr.models.backbone import (
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig
+from gr.models.grown import on_grown_catalogue
 from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.own import backbone_of, load_backbone
 from gr.models.trie_head import TrieHead
@@ -50,6 +51,7 @@ __all__ = [
     "backbone_of",
     "histories_for",
     "load_backbone",
+    "on_grown_catalogue",
     "path_states",
     "scores_children",
     "scores_items",

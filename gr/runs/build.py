@@ -30,6 +30,7 @@ from gr.models import (
     ValueHead,
     load_backbone,
 )
+from gr.models import on_grown_catalogue as on_grown
 from gr.runs import keys
 from gr.runs.experiment import BACKBONES, Experiment, LoopConfig
 from gr.semantic_ids import SemanticIds
@@ -66,12 +67,14 @@ def make_index(
 def make_catalogue(
     experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
 ) -> Catalogue:
-    """Index and token table of the semantic IDs; see `make_index`."""
+    """Index, see `make_index`, and token table of the semantic IDs."""
     return Catalogue.build(make_index(experiment, semantic_ids, cold), semantic_ids.tokens)
 
 
-def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
-    """A freshly initialised backbone for these semantic IDs."""
+def make_model(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+) -> nnx.Module:
+    """A freshly initialised backbone for these semantic IDs; `cold` as for `make_index`."""
     sizes = {
         "vocab_size": semantic_ids.vocab_size,
         "code_length": semantic_ids.num_levels,
@@ -85,12 +88,50 @@ def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
     if experiment.backbone == "item_decoder":
         chosen = dataclasses.asdict(experiment.item_decoder)
-        offsets = make_index(experiment, semantic_ids).layout.node_offsets
+        offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
         depth = min(chosen.pop("node_depth"), semantic_ids.num_levels)
         sizes |= chosen | {"num_items": len(semantic_ids.tokens), "num_nodes": offsets[depth]}
         return ItemDecoder(ItemDecoderConfig(**sizes), rngs=rngs)
     options = sizes | dict(experiment.backbone_options)
     return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)
+
+
+def on_grown_catalogue(
+    experiment: Experiment,
+    model: nnx.Module,
+    trained: SemanticIds,
+    cold: np.ndarray | None,
+    catalogue: Catalogue,
+) -> nnx.Module:
+    """A trained model for a catalogue that may hold further items; see `gr.models.on_grown_catalogue`.
+
+    Args:
+        experiment: the settings.
+        model: as trained.
+        trained: semantic IDs of the data that it was trained on.
+        cold: which of those training did not know, as for `make_index`.
+        catalogue: the items to be decoded: those of `trained`, then others.
+    """
+    num_items = len(catalogue.tokens) - 1
+    if experiment.backbone != "item_decoder" or (cold is None and num_items == trained.num_items):
+        return model  # Others know items by their codes alone.
+    return on_grown(
+        model,
+        make_index(experiment, trained, cold),
+        catalogue.index,
+        np.asarray(catalogue.tokens[:-1]),
+        np.zeros(trained.num_items, bool) if cold is None else cold,
+        experiment.item_decoder.node_depth,
+    )
+
+
+def validation_targets(splits: Splits) -> Targets:
+    """The validation targets that may decide about training: not those of cold items."""
+    targets = splits.validation
+    if splits.cold is None:
+        return targets
+    known = ~splits.cold[splits.sequences.items[targets.positions]]
+    return Targets(users=targets.users[known], positions=targets.positions[known])
 
 
 def num_parameters(model: nnx.Module) -> int:

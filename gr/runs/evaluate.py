@@ -270,7 +270,7 @@ def _beside_baselines(
 def watched_targets(config: Experiment, splits: Splits) -> Targets:
     """The validation targets of the evaluations during training."""
     of_main = config.rl if isinstance(config, ReinforcedExperiment) else config.training
-    return build.spread_targets(splits.validation, of_main.eval_users)
+    return build.spread_targets(build.validation_targets(splits), of_main.eval_users)
 
 
 def _print(run: Run, metrics: Mapping) -> None:

@@ -18,6 +18,7 @@ from gr.runs.workdir import (
 )
 from gr.semantic_ids import SemanticIdError, SemanticIds, with_new_items
 from gr.semantic_ids.arrays import load_npz
+from gr.training import TrainingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,11 @@ def add_items(workdir: str, path: str | os.PathLike[str], *, id_column: str = ""
         DataError: for a file that cannot be read.
     """
     config = saved_experiment(workdir)
+    if config.backbone == "item_decoder" and config.item_decoder.head == "items":
+        raise TrainingError(
+            f"{workdir}: its model scores the items it was trained on and no others (item_decoder.head=items); train "
+            "one that scores codes, item_decoder.head=trie"
+        )
     with occupied(workdir):
         encoder = load_encoder(workdir, config.semantic_ids.path)
         ids_path = os.path.join(workdir, SEMANTIC_IDS_FILE)

@@ -103,14 +103,16 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
         added_items=False,  # It trains on the data's items; others can be added to it afterwards.
         remedy="init_from_other_data=True",
     )
+    if start.splits.cold is not None:
+        raise TrainingError(
+            f"{config.init_from} has cold items, which a search would find and training would see; start from a run "
+            "with another data.split"
+        )
     if has_begun(workdir):
         check_data(workdir, start.splits, resume=True)
     else:
         take_semantic_ids(config.init_from, start.splits, workdir)
-    known, cold = start.catalogue, start.splits.cold
-    if cold is not None:
-        known = build.make_catalogue(config, start.semantic_ids, cold)
-    catalogue = build_rl.with_vectors(known, start.splits)
+    catalogue = build_rl.with_vectors(start.catalogue, start.splits)
     batches = build_rl.make_batches(config, start.splits)
     head = build_rl.make_value_head(config, start.semantic_ids.num_levels)
     model = ActorCritic(start.model, head)

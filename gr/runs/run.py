@@ -82,24 +82,26 @@ def load_run(
         config = dataclasses.replace(config, data_dir=data_dir)
     splits = data.load_data(config, workdir)
     check_data(workdir, splits, allow=other_data, remedy=remedy)
-    if added_items:
-        splits = with_added_items(workdir, splits)
-    semantic_ids = load_semantic_ids(workdir, splits)
-    model, value_head = build.make_model(config, semantic_ids), None
+    trained, cold = load_semantic_ids(workdir, splits), splits.cold
+    model, value_head = build.make_model(config, trained, cold), None
     if isinstance(config, ReinforcedExperiment):
-        model = build_rl.make_model(config, semantic_ids)
+        model = build_rl.make_model(config, trained)
     step = checkpoint_step(workdir, which)  # Read once: a run that is still training may change it.
     model = restore_model(workdir, model, step)
     if isinstance(config, ReinforcedExperiment):
         value_head = model.value_head if config.value.learn else None
         model = model.backbone
+    if added_items:
+        splits = with_added_items(workdir, splits)
+    semantic_ids = load_semantic_ids(workdir, splits)
+    catalogue = build.make_catalogue(config, semantic_ids)
     return Run(
         workdir=workdir,
         config=config,
         splits=splits,
         semantic_ids=semantic_ids,
-        catalogue=build.make_catalogue(config, semantic_ids),
-        model=model,
+        catalogue=catalogue,
+        model=build.on_grown_catalogue(config, model, trained, cold, catalogue),
         step=step,
         value_head=value_head,
     )

@@ -96,23 +96,20 @@ def _train(config: Experiment, workdir: str) -> Run:
     else:
         semantic_ids, report = make_semantic_ids(config, splits, workdir)
         print(report_table(report))
-    catalogue = build.make_catalogue(config, semantic_ids)
+    known = catalogue = build.make_catalogue(config, semantic_ids)
+    if splits.cold is not None:  # Training must not know the cold items.
+        known = build.make_catalogue(config, semantic_ids, splits.cold)
 
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits)
     steps_per_epoch = batches.batches_per_epoch
     total_steps = steps_per_epoch * training.num_epochs
-    model = build.make_model(config, semantic_ids)
+    model = build.make_model(config, semantic_ids, splits.cold)
     if training.init_from and not goes_on:
         model = restore_model(training.init_from, model)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
-    )
-    known = (
-        catalogue
-        if splits.cold is None
-        else build.make_catalogue(config, semantic_ids, splits.cold)
     )
     optimizer, train_step = build.make_optimisation(config, semantic_ids, known, batches, mesh)
     state = build.make_state(config, semantic_ids, model, optimizer)
@@ -128,7 +125,7 @@ def _train(config: Experiment, workdir: str) -> Run:
             log_every=training.log_every,
             eval_every=max(1, round(training.eval_every_epochs * steps_per_epoch)),
             checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps_per_epoch)),
-            evaluate=validation(config, catalogue, splits, training.eval_users),
+            evaluate=validation(config, known, splits, training.eval_users),
             monitor=training.monitor,
             mode="min" if training.monitor == "loss" else "max",
             patience=training.patience or None,
@@ -138,7 +135,8 @@ def _train(config: Experiment, workdir: str) -> Run:
             mesh=mesh,
         )
     step = checkpoint_step(workdir, "best")
-    best = restore_model(workdir, build.make_model(config, semantic_ids), step)
+    best = restore_model(workdir, build.make_model(config, semantic_ids, splits.cold), step)
+    best = build.on_grown_catalogue(config, best, semantic_ids, splits.cold, catalogue)
     return Run(workdir, config, splits, semantic_ids, catalogue, best, step, result=result)
 
 
@@ -150,7 +148,7 @@ def validation(
     Raises:
         EvaluationError: if no target can be hit, because all are in the histories and seen items are removed.
     """
-    targets = build.spread_targets(splits.validation, num_users)
+    targets = build.spread_targets(build.validation_targets(splits), num_users)
     wanted = splits.sequences.items[targets.positions]
     seen = int(Histories.of(splits.sequences, targets).hold(wanted).sum())
     if config.decoding.exclude_seen and seen:

@@ -14,6 +14,7 @@ from configs.table import get_config
 from experiments.tokenize_items import add
 from gr.decoding import beam_search
 from gr.evaluation import EvaluationError
+from gr.models import histories_for
 from gr.runs import (
     add_items,
     build,
@@ -118,6 +119,32 @@ def test_new_items_are_recommended_found_in_histories_and_evaluated(workdir, tmp
     served = beam_search(run.model, editable.index, history, num_beams=27)
     np.testing.assert_array_equal(rebuilt.items[..., 0], served.items[..., 0])
     np.testing.assert_allclose(rebuilt.scores, served.scores, rtol=1e-5)
+
+
+def test_an_item_level_model_scores_new_items_by_their_codes(tmp_path):
+    sizes = {"d_model": 16, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+    fields = {f"item_decoder__{name}": value for name, value in sizes.items()}
+    workdir = str(tmp_path / "run")
+    config = tiny(tmp_path, backbone="item_decoder", semantic_ids__spare_codes=3, **fields)
+    before = train(config, workdir)
+    add_items(workdir, write(tmp_path / "new.csv", NEW))
+    run = load_run(workdir)
+    # The rebuilt trie with the nodes' embeddings moved, and the trained one with items added to it.
+    editable = EditableIndex.build(before.semantic_ids.tokens, before.semantic_ids.vocab_size)
+    editable, _ = editable.add(run.semantic_ids.tokens[24:])
+    rows = np.array([[1, 5, 25, -1]])
+    history = histories_for(run.model, run.catalogue.tokens, rows)
+    options = {"num_beams": 27, **build.distribution(run.config)}
+    rebuilt = beam_search(run.model, run.catalogue.index, history, **options)
+    assert set(np.asarray(rebuilt.items).ravel().tolist()) == set(range(27))
+    served = beam_search(before.model, editable.index, history, **options)
+    np.testing.assert_allclose(rebuilt.scores, served.scores, rtol=1e-4)
+    np.testing.assert_array_equal(rebuilt.items[..., 0], served.items[..., 0])
+    config = json.loads(Path(workdir, "config.json").read_text())
+    config["item_decoder"]["head"] = "items"
+    Path(workdir, "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainingError, match=r"no others.*item_decoder\.head=trie"):
+        add_items(workdir, tmp_path / "new.csv")
 
 
 def test_what_cannot_be_added_changes_nothing(workdir, tmp_path):

@@ -37,14 +37,23 @@ def listed(
 ) -> Listed:
     """Lists and scores the children of beams with states `[B, M]` and hidden states `[B, M, D]`."""
     tokens, allowed = source.continuations(depth, states)
-    if depth == 0:  # All users share the root's children.
-        root = source.root(1)
-        rows, exist = source.child_rows(depth, root)
-        logits = model.score_children(hidden, source.continuations(depth, root)[0], rows)
-    else:
-        rows, exist = source.child_rows(depth, states)
-        logits = model.score_children(hidden, tokens, rows)
+    logits, exist = score_listed(model, source, depth, states, hidden, tokens)
     return Listed(tokens, allowed, logits, softmax(jnp.where(exist, logits, -jnp.inf), inverse))
+
+
+def score_listed(
+    model: Checked,
+    source: Listing,
+    depth: int,
+    states: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Logits `[B, M, K]` of the children `tokens` that `source.continuations` lists, and where `child_rows` has one."""
+    if depth == 0:  # All users share the root's children.
+        states, tokens = source.root(1), tokens[:1]
+    rows, exist = source.child_rows(depth, states)
+    return model.score_children(hidden, tokens, rows), exist
 
 
 def best_listed(

@@ -19,6 +19,7 @@ from gr.models.backbone import (
     Trainable,
     TreeBackbone,
     histories_for,
+    reads_items,
     scores_children,
     scores_items,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "histories_for",
     "load_backbone",
     "path_states",
+    "reads_items",
     "scores_children",
     "scores_items",
 ]

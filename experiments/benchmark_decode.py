@@ -15,7 +15,11 @@ and at the longest history its parts and its floors:
 * `.../prefill`: encoding the histories and the first code's logits, alone;
 * `.../steps`: the beam search alone, given a cache that is filled already;
 * `.../forward_only`: prefill and steps of as many beams without any search: no search over this model can be faster;
-* `.../unconstrained`: no trie, the best beams by raw logits over the whole vocabulary.
+* `.../unconstrained`: no trie, the best beams by raw logits over the whole vocabulary; not for a model that scores the
+  trie's children.
+
+`item_decoder` is as wide as `encoder_decoder`. Its steps do not read the history, so its users/s hardly fall with the
+length: see it with `--config.data.max_history=50`.
 """
 
 import dataclasses
@@ -34,17 +38,23 @@ from experiments.errors import one_line_errors
 from gr.data import Histories, Splits, evaluation_batches
 from gr.decoding import Candidates, beam_search
 from gr.evaluation import distinct_items
-from gr.models import Cache
+from gr.models import Cache, histories_for, scores_children
 from gr.runs import Experiment, build
 from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
-ITEMS = (4, 8, 20)  # Lengths of the random histories, in items, as far as the model sees so many.
+ITEMS = (
+    4,
+    8,
+    20,
+    50,
+)  # Lengths of the random histories, in items, as far as the model sees so many.
 
 # Amazon Office at the reference size, 20 beams, 128 users, on two CPU cores: our target, and others' results.
 TARGETS = {
     "encoder_decoder/80_tokens": ">= 75",
     "encoder_decoder/test_histories": ">= 130",
     "encoder_decoder/test_histories/unseen_only": ">= 130",
+    "item_decoder/80_tokens": ">= 5 x encoder_decoder",
 }
 OTHERS = {
     "encoder_decoder/16_tokens": "plain JAX 145",
@@ -74,10 +84,10 @@ def main(argv: list[str]) -> None:
     del argv
     config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
-    catalogue = build.make_catalogue(config, semantic_ids)
-    requests = make_requests(config, splits, catalogue)
+    requests = make_requests(config, splits, semantic_ids.num_levels)
     results, peaks, compilations = {}, {}, {}
-    for backbone, _, model in benchmarking.models(config, semantic_ids):
+    for backbone, chosen, model in benchmarking.models(config, semantic_ids):
+        catalogue = build.make_catalogue(chosen, semantic_ids)
         workloads = make_workloads(config, model, catalogue, requests)
         measured, peaks[backbone], compilations[backbone] = measure(
             workloads, getattr(config, backbone).dtype, FLAGS.seconds_per_row
@@ -113,12 +123,11 @@ def _share_of_floor(name: str, results: dict[str, dict[str, float]]) -> str:
 
 
 def make_requests(
-    config: Experiment, splits: Splits, catalogue: Catalogue
+    config: Experiment, splits: Splits, length: int
 ) -> dict[str, dict[tuple, Stratum]]:
-    """Batches of users by row name: `history [B, T]` and `seen [B, S]` item rows, `weight [B]`."""
+    """Batches of users by row name: `history [B, T]` and `seen [B, S]` item rows, `weight [B]`; items of `length`."""
     sequences, targets = splits.sequences, splits.test
     max_history, batch_size = config.data.max_history, config.decoding.batch_size
-    length = catalogue.index.length
     rng = np.random.default_rng(config.seed)
     requests = {}
     for items in sorted({min(items, max_history) for items in ITEMS}):
@@ -177,10 +186,11 @@ def make_workloads(
         "forward_only": lambda batch: _forward_only(
             model, tokens, batch["history"], parents, length=length
         ),
-        "unconstrained": lambda batch: _unconstrained(
-            model, tokens, batch["history"], length=length, num_beams=num_beams
-        ),
     }
+    if not scores_children(model):
+        parts["unconstrained"] = lambda batch: _unconstrained(
+            model, tokens, batch["history"], length=length, num_beams=num_beams
+        )
     for part, run in parts.items():
         workloads[f"{longest}/{part}"] = Workload({shape: stratum}, run)
     return dict(sorted(workloads.items(), key=lambda row: _place(row[0], requests)))
@@ -229,12 +239,14 @@ def _search(
     *,
     num_beams: int,
 ) -> Candidates:
-    return beam_search(model, index, tokens[history], num_beams, constraint=seen)
+    return beam_search(
+        model, index, histories_for(model, tokens, history), num_beams, constraint=seen
+    )
 
 
 @jax.jit
 def _prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
-    return model.prefill(tokens[history])
+    return model.prefill(histories_for(model, tokens, history))
 
 
 @jax.tree_util.register_dataclass
@@ -243,6 +255,15 @@ class Prefilled:
     """A backbone whose histories are encoded already: its `history` is what the model's `prefill` returned."""
 
     model: Any
+
+    @property
+    def scores_children(self) -> bool:
+        """See `ChildScorer`."""
+        return scores_children(self.model)
+
+    def score_children(self, *inputs: jax.Array) -> jax.Array:
+        """See `ChildScorer.score_children`."""
+        return self.model.score_children(*inputs)
 
     def prefill(self, history: tuple) -> tuple:
         """See `Backbone.prefill`."""
@@ -260,14 +281,14 @@ class Prefilled:
 @functools.partial(jax.jit, static_argnames="length")
 def _forward_only(
     model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
-) -> list[jax.Array]:
-    """Logits of all steps along beams that are fixed beforehand, by `parents [B, M]`."""
-    logits, _, cache = model.prefill(tokens[history])
-    outputs = [logits]
+) -> list[list[jax.Array | None]]:
+    """Logits and states of all steps along beams that are fixed beforehand, by `parents [B, M]`."""
+    *output, cache = model.prefill(histories_for(model, tokens, history))
+    outputs = [output]
     for depth in range(1, length):
         cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
-        logits, _, cache = model.step(parents % logits.shape[-1], cache)
-        outputs.append(logits)
+        *output, cache = model.step(parents % model.config.vocab_size, cache)
+        outputs.append(output)
     return outputs
 
 
@@ -276,7 +297,7 @@ def _unconstrained(
     model: Any, tokens: jax.Array, history: jax.Array, *, length: int, num_beams: int
 ) -> tuple[jax.Array, jax.Array]:
     """Last tokens and scores of the beams that are best by the sum of their raw logits."""
-    logits, _, cache = model.prefill(tokens[history])
+    logits, _, cache = model.prefill(histories_for(model, tokens, history))
     batch, vocab_size = logits.shape
     scores, chosen = jax.lax.top_k(logits, min(num_beams, vocab_size))
     parents = jnp.zeros_like(chosen)

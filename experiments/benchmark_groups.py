@@ -21,9 +21,10 @@ from experiments.benchmarks import benchmarking
 from experiments.benchmarks.benchmarking import FLAGS
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors
-from gr.losses import group_token_log_probs, token_log_probs
-from gr.models import path_states
+from gr.losses import group_token_log_probs, scored_log_probs, token_log_probs
+from gr.models import histories_for, path_states, scores_children
 from gr.runs import build
+from gr.trie import TrieIndex
 
 HEADER = ("groups", "users/s", "speed-up", "ms a batch", "compile s")
 NOTES = ("speed-up: of encoding the history once over encoding it for each candidate.",)
@@ -35,17 +36,19 @@ def main(argv: list[str]) -> None:
     del argv
     config, on = supervised(FLAGS.config), benchmarking.machine()
     splits, semantic_ids = benchmarking.load(config)
-    tokens = build.make_catalogue(config, semantic_ids).tokens
     rng = np.random.default_rng(config.seed)
     items = splits.sequences.num_items
-    history = tokens[rng.integers(items, size=(FLAGS.users, config.data.max_history))]
+    rows = rng.integers(items, size=(FLAGS.users, config.data.max_history))
     results, compilations = {}, {}
-    for backbone, _, model in benchmarking.models(config, semantic_ids):
+    for backbone, chosen, model in benchmarking.models(config, semantic_ids):
+        catalogue = build.make_catalogue(chosen, semantic_ids)
+        tokens, index = catalogue.tokens, catalogue.index
+        history = histories_for(model, tokens, rows)
         calls: dict[str, Callable[[], Any]] = {}
         for size in map(int, FLAGS.groups):
             candidates = tokens[rng.integers(items, size=(FLAGS.users, size))]
-            calls[f"{size}/once"] = functools.partial(_once, model, history, candidates)
-            calls[f"{size}/each"] = functools.partial(_each, model, history, candidates)
+            calls[f"{size}/once"] = functools.partial(_once, model, index, history, candidates)
+            calls[f"{size}/each"] = functools.partial(_each, model, index, history, candidates)
         timings, compilations[backbone] = benchmarking.time_in_turns(
             calls, FLAGS.seconds_per_row * len(calls)
         )
@@ -74,19 +77,24 @@ def _row(name: str, results: dict[str, dict[str, float]]) -> tuple[str, ...]:
 
 @jax.jit
 @jax.value_and_grad
-def _once(model: Any, history: jax.Array, candidates: jax.Array) -> jax.Array:
+def _once(model: Any, index: TrieIndex, history: Any, candidates: jax.Array) -> jax.Array:
     """Sum of log-probabilities of candidates `[B, G, L]` that continue one encoded history."""
     states = path_states(model, history, candidates[..., :-1])
+    if scores_children(model):
+        return scored_log_probs(model, states, candidates, index).sum()
     first, later = model.logits(states[:, 0, 0]), model.logits(states[:, :, 1:])
     return group_token_log_probs(first, later, candidates).sum()
 
 
 @jax.jit
 @jax.value_and_grad
-def _each(model: Any, history: jax.Array, candidates: jax.Array) -> jax.Array:
+def _each(model: Any, index: TrieIndex, history: Any, candidates: jax.Array) -> jax.Array:
     """The same, of as many histories as candidates."""
-    repeated = jnp.repeat(history, candidates.shape[1], axis=0)
+    count = candidates.shape[1]
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), history)
     flat = candidates.reshape(-1, candidates.shape[-1])
+    if scores_children(model):
+        return scored_log_probs(model, model.target_states(repeated, flat), flat, index).sum()
     return token_log_probs(model.target_logits(repeated, flat), flat).sum()
 
 

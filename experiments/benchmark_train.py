@@ -31,6 +31,7 @@ from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.data import NO_ITEM, Splits, TrainBatches
+from gr.models import reads_items
 from gr.runs import Experiment, build
 from gr.semantic_ids import SemanticIds
 from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
@@ -41,6 +42,7 @@ _BUCKETED = "encoder_decoder/target/bucketed"
 TARGETS = {
     _BUCKETED: ">= 130",
     "encoder_decoder/user": ">= 550",
+    "item_decoder/user": ">= 3 x encoder_decoder",
 }
 OTHERS = {
     "encoder_decoder/target/padded_80": "transformers/torch 33-37, plain JAX 37",
@@ -134,6 +136,8 @@ def settings(config: Experiment, code_length: int) -> list[Setting]:
         ("encoder_decoder", "user", user_level, {"encoder_decoder/user": buckets}),
         ("decoder_only", "target", {}, {"decoder_only/target/bucketed": buckets}),
         ("decoder_only", "user", {}, {"decoder_only/user": buckets}),
+        ("item_decoder", "target", {}, {"item_decoder/target/bucketed": buckets}),
+        ("item_decoder", "user", {}, {"item_decoder/user": buckets}),
     )
     result = []
     for backbone, level, fields, rows in choices:
@@ -279,6 +283,8 @@ def step_gflop(model: nnx.Module, batch: dict[str, np.ndarray], length: int) -> 
     else:
         predicted = batch["target"].size * length
         sequence = batch["history"].size * length
+    if reads_items(model):
+        sequence //= length
     multiplied = 0
     for path, weights in jax.tree_util.tree_leaves_with_path(model):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -289,7 +295,8 @@ def step_gflop(model: nnx.Module, batch: dict[str, np.ndarray], length: int) -> 
         if name.startswith("encoder") or ".kv." in name:
             tokens = sequence
         elif name.startswith("layers"):
-            tokens = sequence if "items" in batch else sequence + predicted
+            together = "items" not in batch and not reads_items(model)
+            tokens = sequence + predicted if together else sequence
         else:
             tokens = predicted
         multiplied += weights.size * tokens

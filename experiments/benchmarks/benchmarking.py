@@ -33,7 +33,7 @@ from gr.runs.data import load_data, load_semantic_ids
 from gr.semantic_ids import SemanticIds
 from gr.training import versions
 
-BACKBONES = ("encoder_decoder", "decoder_only")
+BACKBONES = ("encoder_decoder", "decoder_only", "item_decoder")
 PEAK = "matrix product"  # The call that `machine_peak` adds to those that are timed.
 
 FLAGS = flags.FLAGS
@@ -61,9 +61,7 @@ def backbones() -> list[str]:
     """The backbones to be measured, by `--backbones`."""
     chosen = FLAGS.backbones
     if not chosen or set(chosen) - set(BACKBONES):
-        raise ModelError(
-            f"--backbones={','.join(chosen)}: use one or both of {','.join(BACKBONES)}"
-        )
+        raise ModelError(f"--backbones={','.join(chosen)}: use some of {','.join(BACKBONES)}")
     return [backbone for backbone in BACKBONES if backbone in chosen]
 
 

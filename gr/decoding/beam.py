@@ -176,10 +176,10 @@ def search(
             exist = source.exist(states)
             log_probs = jnp.where(exist, beams.log_probs, -jnp.inf)
             beams = dataclasses.replace(beams, log_probs=log_probs, scores=log_probs)
-        elif source.unique_depth > 0:
-            cache = backbone.reorder(cache, parents[-1])
-            logits, _, cache = backbone.step(tokens[-1], cache)
-        if not backbone.scores_children:
+        else:
+            if source.unique_depth > 0:
+                cache = backbone.reorder(cache, parents[-1])
+                logits, _, cache = backbone.step(tokens[-1], cache)
             over_children = options.normalise_over == CHILDREN
             beams, more = _follow(
                 source, backbone, beams, cache, logits, rest, inverse, over_children
@@ -194,7 +194,7 @@ def search(
     scores = found.scores
     if options.length_penalty:
         scores = scores / source.length**options.length_penalty
-    flaws = Flaws.of_steps(*zip(*seen, strict=True))
+    flaws = Flaws.of_steps(*zip(*seen, strict=True)) if seen else Flaws.none(len(scores))
     return flaws.told(dataclasses.replace(found, scores=scores, beams=tuple(names)))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.checked import Checked
-from gr.decoding.prior import WithPrior, log_scores_behind
+from gr.decoding.prior import log_scores_behind
 from gr.decoding.softmax import Softmax, softmax
 from gr.decoding.sources import Listing
 from gr.decoding.top_k import split, take_along, top_k
@@ -38,16 +38,23 @@ def listed(
 ) -> Listed:
     """Lists and scores the children of beams with states `[B, M]` and hidden states `[B, M, D]`."""
     tokens, allowed = source.continuations(depth, states)
-    if depth == 0:  # All users share the root's children.
-        bare = source.source if isinstance(source, WithPrior) else source
-        root = bare.root(1)
-        rows, exist = bare.child_rows(depth, root)
-        # Which tokens there are does not depend on the constraint, which is one for all users.
-        logits = model.score_children(hidden, tokens[:1], rows)
-    else:
-        rows, exist = source.child_rows(depth, states)
-        logits = model.score_children(hidden, tokens, rows)
+    logits, exist = score_listed(model, source, depth, states, hidden, tokens)
     return Listed(tokens, allowed, logits, softmax(jnp.where(exist, logits, -jnp.inf), inverse))
+
+
+def score_listed(
+    model: Checked,
+    source: Listing,
+    depth: int,
+    states: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Logits `[B, M, K]` of the children `tokens` that `source.continuations` lists, and where `child_rows` has one."""
+    if depth == 0:  # All users share the root's children.
+        states, tokens = source.root(1), tokens[:1]
+    rows, exist = source.child_rows(depth, states)
+    return model.score_children(hidden, tokens, rows), exist
 
 
 def best_listed(

@@ -19,6 +19,11 @@ class Flaws:
     nan: jax.Array  # [B] bool: whether there was NaN.
 
     @staticmethod
+    def none(batch: int) -> "Flaws":
+        """No flaws of so many users, where nothing was asked of the model."""
+        return Flaws(jnp.full(batch, -1, jnp.int32), jnp.zeros(batch, bool))
+
+    @staticmethod
     def of_steps(
         distributions: list[Softmax], alive: list[jax.Array], steps: Sequence[Any] | None = None
     ) -> "Flaws":

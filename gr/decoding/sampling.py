@@ -17,7 +17,7 @@ from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
 from gr.decoding.checked import Checked, check_methods, users_of
-from gr.decoding.child_scores import listed
+from gr.decoding.child_scores import score_listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
     ALLOWED,
@@ -181,7 +181,7 @@ def _sample_without_replacement(
             logits, hidden, cache = model.step(tokens[-1], model.reorder(cache, parents[-1]))
         child_tokens, exist = source.continuations(depth, states)
         if model.scores_children:
-            child_logits = listed(model, source, depth, states, hidden, inverse).logits
+            child_logits, _ = score_listed(model, source, depth, states, hidden, child_tokens)
         else:
             child_logits = logits_of(logits, child_tokens)
         child_log_probs, among = conditionals(child_logits, exist, inverse)
@@ -216,7 +216,11 @@ def _sample_without_replacement(
         perturbed=jnp.where(found.valid, perturbed, -jnp.inf),
         log_inclusion=jnp.where(found.valid, log_inclusion, -jnp.inf),
     )
-    return Flaws.of_steps(distributions, alive).told(dataclasses.replace(found, draws=draws))
+    return _flaws(distributions, alive, batch).told(dataclasses.replace(found, draws=draws))
+
+
+def _flaws(distributions: list[Softmax], alive: list[jax.Array], batch: int) -> Flaws:
+    return Flaws.of_steps(distributions, alive) if alive else Flaws.none(batch)
 
 
 def _with_maximum(noisy: jax.Array, maximum: jax.Array) -> jax.Array:
@@ -265,7 +269,7 @@ def _sample(
             logits, hidden, cache = model.step(tokens[-1], cache)
         child_tokens, exist = _each_alone(source, depth, states)
         if model.scores_children:
-            child_logits = listed(model, source, depth, states, hidden, inverse).logits
+            child_logits, _ = score_listed(model, source, depth, states, hidden, child_tokens)
         else:
             child_logits = logits_of(logits, child_tokens)
         child_log_probs, among = conditionals(child_logits, exist, inverse)
@@ -291,7 +295,7 @@ def _sample(
     states = jax.tree.map(spread, states)
     beams = Beams(states, log_probs, log_probs, None, None)
     found, _ = ranked(source, beams, tokens, [None] * len(tokens), count, rest)
-    return Flaws.of_steps(distributions, alive).told(found)
+    return _flaws(distributions, alive, batch).told(found)
 
 
 def _each_alone(source: Listing, depth: int, states: Any) -> tuple[jax.Array, jax.Array]:

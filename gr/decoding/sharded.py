@@ -17,7 +17,7 @@ from gr.decoding.prior import ALLOWED, PriorRequest, as_request, with_prior
 from gr.decoding.softmax import as_temperature
 from gr.decoding.sources import OneShard, OneTrie
 from gr.memory import ItemPrior
-from gr.models import Backbone
+from gr.models import Backbone, scores_children
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
 from gr.trie.constraints import all_of, check_constraint, constraints_of
 from gr.trie.item_mask import check_allowed
@@ -66,7 +66,7 @@ def sharded_beam_search(
         Candidates; names of nodes in `beams` differ from those of an unsharded index.
 
     Raises:
-        DecodingError: see `beam_search`; also if the mesh is not the index's.
+        DecodingError: see `beam_search`; also if the mesh is not the index's, or the backbone scores children.
         TrieError: for a mask of another index.
     """
     if mesh.shape[axis] != index.num_shards:
@@ -76,6 +76,11 @@ def sharded_beam_search(
         )
     options = BeamOptions(num_beams, **options)
     check_methods(backbone)
+    if scores_children(backbone):
+        raise DecodingError(
+            f"{type(backbone).__name__} scores children by their nodes of the whole trie, which the shards of a "
+            "ShardedIndex do not know: search a TrieIndex"
+        )
     check_constraint(constraint, index.shards)
     request = as_request(prior, prior_weight, prior_over)
     options.check_prior(request)

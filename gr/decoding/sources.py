@@ -390,11 +390,21 @@ class TwoTries:
         inverse: jax.Array | None,
     ) -> Softmax:
         """See `Source.softmax`."""
-        raise DecodingError(_ONE_TRIE.format("normalise_over='children'"))
+        raise DecodingError(
+            "normalise_over='children' needs one trie, and this index has changes: compact it first"
+        )
 
     def sizes(self, depth: Depth, states: tuple[Nodes, Nodes]) -> jax.Array:
-        """See `Listing.sizes`."""
-        raise DecodingError(_ONE_TRIE.format("crowding"))
+        """See `Listing.sizes`. What both tries have counts the items of both, in either place."""
+        base, in_base = child_tokens(self.base.index, depth, states[0])
+        added, in_added = child_tokens(self.added.index, depth, states[1])
+        of_base, of_added = self.base.sizes(depth, states[0]), self.added.sizes(depth, states[1])
+        same = (added[..., :, None] == base[..., None, :]) & in_base[..., None, :]
+        same &= in_added[..., :, None]  # [B, M, K of added, K of base].
+        of_both = of_base + jnp.where(same, of_added[..., :, None], 0).sum(-2)
+        return jnp.concatenate(
+            [of_both, of_added + jnp.where(same, of_base[..., None, :], 0).sum(-1)], axis=-1
+        )
 
     def names(self, states: tuple[Nodes, Nodes]) -> jax.Array:
         """See `Source.names`."""
@@ -414,9 +424,6 @@ class TwoTries:
         known = jnp.where(old, base.known, added.known)
         # Slots of two tries have no common order, so it is that of the tokens.
         return Located(tokens, tokens, known, jnp.where(old, base.allowed, added.allowed))
-
-
-_ONE_TRIE = "{} needs one trie, and this index has changes: compact it first"
 
 
 def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | TwoTries":

@@ -19,6 +19,7 @@ from gr.models.backbone import (
     Trainable,
     TreeBackbone,
     histories_for,
+    reads_items,
     scores_children,
     scores_items,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "load_backbone",
     "on_grown_catalogue",
     "path_states",
+    "reads_items",
     "scores_children",
     "scores_items",
 ]

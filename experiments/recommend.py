@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {titles[item]}  {details[item]}".rstrip())
 
     found = recommend(run, **whose, top_k=_TOP_K.value)
-    rows = [["", "log p", "title", "about"]]
-    rows += [
-        [str(rank), f"{item.score:.2f}", item.title, item.detail]
-        for rank, item in enumerate(found, start=1)
-    ]
+    with_memory = run.config.memory.weight is not None
+    rows = [["", "log p", "title", "about"] + ["memory", "because of"] * with_memory]
+    for rank, item in enumerate(found, start=1):
+        row = [str(rank), f"{item.score:.2f}", item.title, item.detail]
+        rows.append(row + [f"{item.memory_share:.0%}", "; ".join(item.because)] * with_memory)
     print("\nrecommended:")
     print(_left_aligned(rows))
     if len(found) < _TOP_K.value:

@@ -3,13 +3,13 @@
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gr.data import Splits, Targets
 from gr.data.files import read_arrays, write_arrays, write_atomically
-from gr.decoding import PRESETS
+from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation import (
     Decoded,
     EvaluationError,
@@ -32,11 +32,13 @@ from gr.runs.baselines import (
     whole_histories,
 )
 from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
 
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
+ALONE = "model alone"  # The row of a model without its memory.
 
 
 def evaluate(
@@ -67,7 +69,7 @@ def evaluate(
         EvaluationError: for an unknown split; if another run was not evaluated on this split, or with other users or
             codes.
     """
-    splits, targets = run.splits, run.targets(split)
+    targets = run.targets(split)
     exclude = _main_rule(run, exclude_seen)
     other_run = None
     if beside is not None:  # Read first, so that an error is raised before decoding.
@@ -76,26 +78,19 @@ def evaluate(
         report.check_beside(other_run, len(targets), run.semantic_ids.num_levels)
     others = _rows_of_runs(run, split, rows or {})
 
-    # The model, under both rules.
+    # The model, under both rules; if it has a memory, with it and alone.
+    mixture, rules, depth = mixture_of(run), (exclude, not exclude), ranking_depth(run.config)
     if decoded is None:
-        decoded = {
-            rule: build.decode(
-                run.config,
-                run.catalogue,
-                run.model,
-                splits,
-                targets,
-                exclude_seen=rule,
-                progress=True,
-            )
-            for rule in (exclude, not exclude)
-        }
+        decoded = decode_under(run, targets, rules, mixture)
     rankings = _rankings(
-        run,
-        targets,
-        {rule: found.items for rule, found in decoded.items()},
-        ranking_depth(run.config),
+        run, targets, {rule: found.items for rule, found in decoded.items()}, depth
     )
+    if mixture is not None:
+        alone = decode_under(run, targets, rules, None)
+        of_alone = _rankings(
+            run, targets, {rule: found.items for rule, found in alone.items()}, depth
+        )
+        others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
     metrics = _beside_baselines(
         run,
         split,
@@ -114,6 +109,8 @@ def evaluate(
         "prefix_recall": {VARIANTS[rule]: found.prefix_recall for rule, found in decoded.items()},
         "loss": decoded[exclude].loss,
     }
+    if mixture is not None:
+        metrics["memory"] = mixture.summary()
     _print(run, metrics)
     metrics_path = os.path.join(run.workdir, f"metrics_{split}.json")
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
@@ -129,25 +126,12 @@ def evaluate_search(
     run: Run, split: str, decoder: str, budget: int, *, exclude_seen: bool | None = None
 ) -> dict:
     """As `evaluate`, with the candidates of another decoder; returns the content of the file that it writes."""
-    splits, targets = run.splits, run.targets(split)
+    targets = run.targets(split)
     if decoder not in PRESETS:
         raise EvaluationError(f"decoder={decoder!r}: use one of {', '.join(PRESETS)}")
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
-    found = {
-        rule: build.decode(
-            run.config,
-            run.catalogue,
-            run.model,
-            splits,
-            targets,
-            config,
-            value_head=run.value_head,
-            exclude_seen=rule,
-            progress=True,
-        )
-        for rule in (True, False)
-    }
+    found = decode_under(run, targets, (True, False), mixture_of(run), config)
     depth = min(max(KS), config.num_candidates)
     rankings = _rankings(
         run, targets, {rule: searched.items for rule, searched in found.items()}, depth
@@ -167,6 +151,41 @@ def evaluate_search(
     write_atomically(path, json.dumps(metrics, indent=2).encode())
     print(f"wrote {path}")
     return metrics
+
+
+def decode_under(
+    run: Run,
+    targets: Targets,
+    rules: Sequence[bool],
+    mixture: Mixture | None,
+    search: SearchConfig | None = None,
+) -> dict[bool, Decoded]:
+    """The candidates under each rule, of the mixture if there is one.
+
+    Args:
+        run: the trained run.
+        targets: to be decoded.
+        rules: whether seen items are removed.
+        mixture: what `mixture_of` gives; None: the model alone.
+        search: the search; None: the experiment's beam search.
+    """
+    return {
+        rule: build.decode(
+            run.config,
+            run.catalogue,
+            run.model,
+            run.splits,
+            targets,
+            search,
+            value_head=run.value_head,
+            prior=None
+            if mixture is None
+            else mixture.for_targets(run.splits, targets, exclude=rule),
+            exclude_seen=rule,
+            progress=True,
+        )
+        for rule in rules
+    }
 
 
 def _main_rule(run: Run, exclude_seen: bool | None) -> bool:
@@ -276,7 +295,7 @@ def watched_targets(config: Experiment, splits: Splits) -> Targets:
 def _print(run: Run, metrics: Mapping) -> None:
     """Prints the tables at the largest available k up to 10."""
     k = max(k for k in KS if k <= 10 and f"ndcg@{k}" in metrics)
-    print(format_metrics(metrics, model_name=run.config.backbone, k=k))
+    print(format_metrics(metrics, model_name=report.model_name(run.config), k=k))
 
 
 def ranking_depth(config: Experiment) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,11 @@ class Mixture:
     memory: Memory | None = None
     validation: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def summary(self) -> dict[str, Any]:
+        """Weights and settings, for files and reports."""
+        settings = None if self.memory is None else dataclasses.asdict(self.memory.settings)
+        return {"gate": self.gate.to_dict(), "validation": self.validation, "settings": settings}
+
     def of(self, histories: Histories, *, exclude: bool) -> tuple[ItemPrior, np.ndarray]:
         """The priors of n histories, and the weight of each, `[n]` float32."""
         prior = self.prior(histories, size=self.size, exclude=exclude)
@@ -95,12 +101,7 @@ def mixture_of(run: Run) -> Mixture | None:
     mixture = _weighted(run, Mixture(prior, Gate((0.0,)), config.size, memory))
     if memory is not None:
         memory.save(as_path(run.workdir) / _MEMORY)
-    kept = {
-        "made_of": made_of,
-        "gate": mixture.gate.to_dict(),
-        "validation": mixture.validation,
-        "settings": None if memory is None else dataclasses.asdict(memory.settings),
-    }
+    kept = {"made_of": made_of, **mixture.summary()}
     write_atomically(as_path(run.workdir) / _FILE, json.dumps(kept, indent=2).encode())
     return mixture
 

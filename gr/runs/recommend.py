@@ -3,17 +3,22 @@
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from gr.data import NO_ITEM, DataError, Sequences, find_items
+from gr.data import NO_ITEM, DataError, Histories, Sequences, find_items
 from gr.decoding import beam_search
+from gr.decoding import rank_items as rank_whole
 from gr.evaluation import check_finite
-from gr.models import histories_for
+from gr.models import histories_for, scores_items
 from gr.runs import build
+from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.report import item_details
 from gr.runs.run import Run
 from gr.trie import ExcludeItems
+
+_REASONS = 3  # Items of the history that are named.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +27,14 @@ class Recommendation:
 
     item_id: str
     title: str  # The item id if the data has no titles.
-    score: float  # Log-probability of its semantic ID.
+    score: float  # Log-probability of its semantic ID, with a memory that of the mixture.
     detail: str  # Such as its category; "" where the data has none.
+    memory_share: float = (
+        0.0  # How much of its probability came from the memory, 0 to 1; the rest from the model.
+    )
+    because: tuple[
+        str, ...
+    ] = ()  # Titles of the history's items that the memory's part came from, most of it first.
 
 
 def recommend(
@@ -46,19 +57,53 @@ def recommend(
     """
     sequences = run.splits.sequences
     rows = history_rows(sequences, user=user, history=history)
-    items, scores = rank_items(run, rows, top_k)
+    mixture = mixture_of(run)
+    items, scores = rank_items(run, rows, top_k, mixture)
     titles = sequences.titles()
     details = item_details(sequences.item_fields, sequences.num_items)
     places = [(int(item), beam) for beam, row in enumerate(items) for item in row if item >= 0]
+    places = places[:top_k]
+    shares, sources = np.zeros(len(places)), [()] * len(places)
+    if mixture is not None and places:
+        shares, sources = _from_memory(run, mixture, rows, items, scores, places)
     return [
         Recommendation(
             item_id=str(sequences.item_ids[item]),
             title=str(titles[item]),
             score=float(scores[beam]),
             detail=str(details[item]),
+            memory_share=float(share),
+            because=tuple(str(titles[source]) for source in of_item),
         )
-        for item, beam in places[:top_k]
+        for (item, beam), share, of_item in zip(places, shares, sources, strict=True)
     ]
+
+
+def _from_memory(
+    run: Run,
+    mixture: Mixture,
+    history: np.ndarray,
+    items: np.ndarray,
+    scores: np.ndarray,
+    places: Sequence[tuple[int, int]],
+) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """Of each recommended item and its beam: the memory's share of its probability, and the items of the history."""
+    past = Histories.of_rows(np.asarray(history, np.int32)[None])
+    prior, weight = mixture.of(past, exclude=run.config.decoding.exclude_seen)
+    mass = np.zeros(run.splits.sequences.num_items)
+    listed = np.asarray(prior.items[0]) >= 0
+    np.add.at(mass, prior.items[0][listed], prior.weights[0][listed])
+    mass /= max(mass.sum(), np.finfo(np.float32).tiny)
+    of_beam = np.where(items >= 0, mass[items], 0.0).sum(
+        -1
+    )  # Items of one semantic ID share its probability.
+    beams = np.array([beam for _, beam in places])
+    shares = np.clip(weight[0] * of_beam[beams] / np.exp(scores[beams]), 0.0, 1.0)
+    if mixture.memory is None:
+        return shares, [()] * len(places)
+    named = np.array([[item for item, _ in places]], np.int32)
+    sources, _ = mixture.memory.because(past, named)
+    return shares, [tuple(row[row >= 0][:_REASONS].tolist()) for row in sources[0]]
 
 
 def history_rows(
@@ -91,7 +136,9 @@ def user_history(sequences: Sequences, user: str) -> np.ndarray:
     return sequences.of(int(rows[0]))
 
 
-def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+def rank_items(
+    run: Run, history: Sequence[int], top_k: int, mixture: Mixture | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Items `[M, C]` and scores `[M]` of the beams for one history of item rows, under the run's decoding rule.
 
     Histories are padded to a few lengths, so that users share compiled programs.
@@ -108,14 +155,19 @@ def rank_items(run: Run, history: Sequence[int], top_k: int) -> tuple[np.ndarray
     decoding, longest = run.config.decoding, run.config.data.max_history
     recent = _padded(history[-longest:], NO_ITEM, least=min(8, longest))
     excluded = ExcludeItems(_padded(np.unique(history), NO_ITEM, least=64))
-    found = beam_search(
-        run.model,
-        run.catalogue.index,
-        histories_for(run.model, run.catalogue.tokens, recent),
-        num_beams=max(decoding.num_beams, top_k),
-        constraint=excluded if decoding.exclude_seen else None,
-        **build.distribution(run.config),
-    )
+    options: dict[str, Any] = {"constraint": excluded if decoding.exclude_seen else None}
+    options |= build.distribution(run.config)
+    if mixture is not None:
+        past = Histories.of_rows(history.astype(np.int32)[None])
+        prior, weight = mixture.of(past, exclude=decoding.exclude_seen)
+        options |= {"prior": prior, "prior_weight": weight}
+    read = histories_for(run.model, run.catalogue.tokens, recent)
+    index, count = run.catalogue.index, max(decoding.num_beams, top_k)
+    if scores_items(run.model):
+        options.pop("normalise_over")
+        found = rank_whole(run.model, index, run.catalogue.tokens, read, count, **options)
+    else:
+        found = beam_search(run.model, index, read, num_beams=count, **options)
     check_finite(np.asarray(found.bad_step), np.array(["with this history"]))
     return np.asarray(found.items[0]), np.asarray(found.scores[0])
 

@@ -12,7 +12,7 @@ from gr.data.files import as_path, read_json
 from gr.evaluation import Decoded, EvaluationError
 from gr.reports import Candidate, Example, ReportData, target_notes, write_report
 from gr.runs import build
-from gr.runs.experiment import ReinforcedExperiment
+from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.run import Run
 from gr.semantic_ids import SemanticIds
 from gr.training import load_config, read_metrics
@@ -73,6 +73,21 @@ def prefix_recall_beside(
     }
 
 
+def model_name(config: Experiment) -> str:
+    """What tables and reports call a run's recommender."""
+    return config.backbone + ("" if config.memory.weight is None else " + memory")
+
+
+def memory_note(memory: Mapping | None) -> str:
+    """How much of the mixture is the memory's; `memory` is that of the metrics."""
+    if memory is None:
+        return "none"
+    weights, by = memory["gate"]["weights"], memory["gate"]["input"]
+    if not by:
+        return f"weight {weights[0]:g}"
+    return f"weights {', '.join(f'{weight:g}' for weight in weights)} by {by.replace('_', ' ')}"
+
+
 def write_run_report(
     path: str,
     run: Run,
@@ -93,7 +108,7 @@ def write_run_report(
         other_run: whose prefix recall is shown beside this run's.
     """
     sequences, semantic_ids = run.splits.sequences, run.semantic_ids
-    config = run.config
+    config, name = run.config, model_name(run.config)
     prefix_recall = metrics["prefix_recall"]
     if other_run is not None:
         prefix_recall = prefix_recall_beside(prefix_recall, config.loss.name, other_run)
@@ -112,12 +127,13 @@ def write_run_report(
             "semantic ID": " x ".join(map(str, semantic_ids.codebook_sizes)),
             "training": f"{config.loss.name}, {config.training.level} level",
             "beams": config.decoding.num_beams,
+            "memory": memory_note(metrics.get("memory")),
         },
-        metrics={config.backbone: metrics, **metrics["baselines"]},
-        main_row=config.backbone,
+        metrics={name: metrics, **metrics["baselines"]},
+        main_row=name,
         rule=metrics["rule"],
         variants={
-            rule: {config.backbone: of_rule, **of_rule["baselines"]}
+            rule: {name: of_rule, **of_rule["baselines"]}
             for rule, of_rule in metrics["variants"].items()
         },
         notes=target_notes(metrics),

@@ -13,9 +13,8 @@ from gr.evaluation import (
     RunRanks,
     rankings_of_beams,
 )
-from gr.runs import build
 from gr.runs.baselines import Baselines, kept_baselines
-from gr.runs.evaluate import VARIANTS, evaluate, ranking_depth, watched_targets
+from gr.runs.evaluate import VARIANTS, decode_under, evaluate, ranking_depth, watched_targets
 from gr.runs.experiment import (
     Experiment,
     ReinforcedExperiment,
@@ -23,6 +22,7 @@ from gr.runs.experiment import (
     Study,
     check_experiment,
 )
+from gr.runs.mixture import mixture_of
 from gr.runs.reinforce import MAY_DIFFER as MAY_DIFFER_OF_RL
 from gr.runs.reinforce import reinforce, resolved
 from gr.runs.reinforce import report as report_of_rl
@@ -91,12 +91,7 @@ class Job:
         print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
         targets = run.targets(self.split)
         wanted = run.splits.sequences.items[targets.positions]
-        decoded = {
-            rule: build.decode(
-                run.config, run.catalogue, run.model, run.splits, targets, exclude_seen=rule
-            )
-            for rule in VARIANTS
-        }
+        decoded = decode_under(run, targets, tuple(VARIANTS), mixture_of(run))
         if self.with_report:
             if of_rl:
                 report_of_rl(run)

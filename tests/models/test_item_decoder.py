@@ -354,9 +354,10 @@ def test_parameters_and_scores_are_float32_and_activations_as_configured(dtype):
     model = jax.eval_shape(lambda: create(dataclasses.replace(TINY, dtype=dtype)))
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     _, hidden, cache = jax.eval_shape(lambda m: m.prefill(random_history(m, 0)), model)
-    assert {x.dtype for x in jax.tree.leaves((hidden, cache.own, cache.shared))} == {
-        jnp.dtype(dtype)
-    }
+    assert {
+        x.dtype
+        for x in jax.tree.leaves((hidden, cache.last, cache.of_codes.own, cache.of_codes.shared))
+    } == {jnp.dtype(dtype)}
     tokens = jnp.zeros((4, 3), int)
     scores = jax.eval_shape(lambda m, h: m.score_children(h, tokens, tokens), model, hidden)
     assert scores.dtype == jnp.float32

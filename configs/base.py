@@ -21,4 +21,9 @@ def base_rl_config() -> ConfigDict:
 
 def config_dict_of(experiment: Experiment | Reinforcement) -> ConfigDict:
     """An experiment's fields to be changed one by one; a misspelt one is an error, not a new field."""
-    return ConfigDict(experiment.to_dict()).lock()
+    c = ConfigDict(experiment.to_dict())
+    if isinstance(experiment, Experiment):  # None, a number or a word, also on the command line.
+        weight = c.memory.weight
+        c.memory.weight = config_dict.placeholder(object)
+        c.memory.weight = weight
+    return c.lock()

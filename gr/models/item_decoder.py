@@ -15,7 +15,6 @@ from gr.models.backbone import (
     Cache,
     ItemHistory,
     Keys,
-    ModelError,
     assemble_cache,
     check_sizes,
     latest_keys,
@@ -38,7 +37,7 @@ from gr.models.layers import (
     item_lengths,
     split_seed,
 )
-from gr.models.trie_head import TrieHead
+from gr.models.trie_head import Headed, TrieHead, check_head, check_vocabulary_head
 
 HEADS = ("trie", "vocabulary", "items")
 
@@ -66,9 +65,8 @@ class ItemDecoderConfig:
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
-        check_sizes(dataclasses.replace(self, num_nodes=1) if self.num_nodes == 0 else self)
-        if self.head not in HEADS:
-            raise ModelError(f"head={self.head!r} is unknown: use one of {', '.join(HEADS)}")
+        check_sizes(self)
+        check_head(self, HEADS)
         _ = self.layer  # Checks the width.
 
     @property
@@ -86,7 +84,7 @@ class ItemDecoderConfig:
         )
 
 
-class ItemDecoder(nnx.Module):
+class ItemDecoder(Headed, nnx.Module):
     """Reads a history as items and predicts the next one code by code, or as a whole.
 
     With the trie head it has no logits over the vocabulary; it scores the children that it is asked for.
@@ -119,11 +117,6 @@ class ItemDecoder(nnx.Module):
             self.head = Linear(width, config.vocab_size, rngs=rngs, dtype=jnp.float32)
 
     @property
-    def scores_children(self) -> bool:
-        """See `ChildScorer`."""
-        return self.config.head == "trie"
-
-    @property
     def scores_items(self) -> bool:
         """Whether it scores whole items; see `gr.models.scores_items`."""
         return self.config.head == "items"
@@ -132,15 +125,8 @@ class ItemDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `Trainable.logits`; for the vocabulary head."""
-        if self.config.head != "vocabulary":
-            raise ModelError(
-                f"head={self.config.head!r} has no logits over the vocabulary: use head='vocabulary'"
-            )
+        check_vocabulary_head(self.config)
         return self.head(hidden.astype(jnp.float32))
-
-    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-        """See `ChildScorer.score_children`."""
-        return self.head.score(hidden, tokens, rows)
 
     def item_logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[..., N]` float32 of all items, for head "items", of states `[..., D]`."""
@@ -169,16 +155,6 @@ class ItemDecoder(nnx.Module):
         item_seed, depth_seed = split_seed(dropout_seed(key), 2)
         states = self._item_states(_all_but_last(items), item_seed)
         return self._of_places(states, items, depth_seed)
-
-    def target_logits(
-        self, history: ItemHistory, target: jax.Array, *, key: jax.Array | None = None
-    ) -> jax.Array:
-        """See `Trainable.target_logits`; for the vocabulary head."""
-        return self.logits(self.target_states(history, target, key=key))
-
-    def sequence_logits(self, items: ItemHistory, *, key: jax.Array | None = None) -> jax.Array:
-        """See `Trainable.sequence_logits`; for the vocabulary head."""
-        return self.logits(self.sequence_states(items, key=key))
 
     def group_states(
         self, history: ItemHistory, codes: jax.Array, *, key: jax.Array | None = None
@@ -233,14 +209,14 @@ class ItemDecoder(nnx.Module):
             **own_fields(len(kept), empty, self.config.code_length),
         )
         hidden = hidden[:, 0]
-        return self._logits_or_none(hidden), hidden, cache
+        return self.logits_or_none(hidden), hidden, cache
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.step`, or `ChildScorer.step` with the trie head."""
         x = self._embed_codes(tokens, None)
         x, cache = step_layers(self.depth_layers, x, 1 + cache.num_decoded, cache)
         hidden = self.depth_norm(x)
-        return self._logits_or_none(hidden), hidden, cache
+        return self.logits_or_none(hidden), hidden, cache
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -312,9 +288,6 @@ class ItemDecoder(nnx.Module):
     def _embed_codes(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = self.codes_before[...][tokens].astype(self.config.dtype)
         return dropout(x, self.config.dropout, seed)
-
-    def _logits_or_none(self, hidden: jax.Array) -> jax.Array | None:
-        return None if self.scores_children else self.logits(hidden)
 
 
 def _all_but_last(items: ItemHistory) -> ItemHistory:

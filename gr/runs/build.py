@@ -48,8 +48,13 @@ def make_index(experiment: Experiment, semantic_ids: SemanticIds) -> TrieIndex:
         semantic_ids.tokens,
         semantic_ids.vocab_size,
         level_ranges=semantic_ids.level_ranges,
-        listed=experiment.backbone == "item_decoder",
+        listed=_has_trie_head(experiment),
     )
+
+
+def _has_trie_head(experiment: Experiment) -> bool:
+    sizes = getattr(experiment, experiment.backbone, None)  # None for one's own backbone.
+    return getattr(sizes, "head", None) == "trie"
 
 
 def make_catalogue(experiment: Experiment, semantic_ids: SemanticIds) -> Catalogue:
@@ -64,17 +69,17 @@ def make_model(experiment: Experiment, semantic_ids: SemanticIds) -> nnx.Module:
         "code_length": semantic_ids.num_levels,
     }
     rngs = nnx.Rngs(experiment.seed)
+    if experiment.backbone in BACKBONES:
+        sizes |= dataclasses.asdict(getattr(experiment, experiment.backbone))
+        depth = min(sizes.pop("node_depth"), semantic_ids.num_levels)
+        if _has_trie_head(experiment):
+            sizes["num_nodes"] = make_index(experiment, semantic_ids).layout.node_offsets[depth]
     if experiment.backbone == "encoder_decoder":
-        sizes |= dataclasses.asdict(experiment.encoder_decoder)
         return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)
     if experiment.backbone == "decoder_only":
-        sizes |= dataclasses.asdict(experiment.decoder_only)
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
     if experiment.backbone == "item_decoder":
-        chosen = dataclasses.asdict(experiment.item_decoder)
-        offsets = make_index(experiment, semantic_ids).layout.node_offsets
-        depth = min(chosen.pop("node_depth"), semantic_ids.num_levels)
-        sizes |= chosen | {"num_items": len(semantic_ids.tokens), "num_nodes": offsets[depth]}
+        sizes["num_items"] = len(semantic_ids.tokens)
         return ItemDecoder(ItemDecoderConfig(**sizes), rngs=rngs)
     options = sizes | dict(experiment.backbone_options)
     return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)

@@ -22,7 +22,7 @@ TITLES = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
 
 
 def test_every_part_has_a_snippet():
-    assert len(TITLES) == 7 and len(SNIPPETS) == 8
+    assert len(TITLES) == 7 and len(SNIPPETS) == 9
 
 
 @pytest.fixture

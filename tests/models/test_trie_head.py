@@ -152,8 +152,10 @@ def test_the_other_backbones_score_children_too(name):
         expected = score(model, jnp.repeat(history[user][None], len(sids), 0), sids).sum(-1)
         np.testing.assert_allclose(found.scores[user], expected, atol=1e-4)
     np.testing.assert_allclose(np.exp(found.scores).sum(1), 1.0, rtol=1e-4)
-    moved = remap_nodes(model, index, index)
-    np.testing.assert_array_equal(moved.head.nodes[...], model.head.nodes[...])
+    other = TrieIndex.build(np.concatenate([tokens, tokens[:1] + 1]), VOCAB)
+    moved = remap_nodes(remap_nodes(model, index, other), other, index)
+    again = beam_search(moved, index, history, len(tokens))
+    np.testing.assert_allclose(again.scores, found.scores, atol=1e-4)
     with pytest.raises(ModelError, match="head='trie' has no logits over the vocabulary"):
         model.target_logits(history, tokens[:2])
 

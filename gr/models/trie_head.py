@@ -60,25 +60,27 @@ class Headed:
     """
 
     @property
-    def scores_children(self) -> bool:
+    def scores_children(self: Any) -> bool:
         """See `ChildScorer`."""
         return self.config.head == "trie"
 
-    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+    def score_children(
+        self: Any, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> jax.Array:
         """See `ChildScorer.score_children`."""
         return self.head.score(hidden, tokens, rows)
 
     def target_logits(
-        self, history: Any, target: jax.Array, *, key: jax.Array | None = None
+        self: Any, history: Any, target: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
         """See `Trainable.target_logits`; not for the trie head."""
         return self.logits(self.target_states(history, target, key=key))
 
-    def sequence_logits(self, items: Any, *, key: jax.Array | None = None) -> jax.Array:
+    def sequence_logits(self: Any, items: Any, *, key: jax.Array | None = None) -> jax.Array:
         """See `Trainable.sequence_logits`; not for the trie head."""
         return self.logits(self.sequence_states(items, key=key))
 
-    def logits_or_none(self, hidden: jax.Array) -> jax.Array | None:
+    def logits_or_none(self: Any, hidden: jax.Array) -> jax.Array | None:
         """Logits of hidden states, which a model that scores children does not have."""
         return None if self.scores_children else self.logits(hidden)
 

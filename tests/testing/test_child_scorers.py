@@ -123,7 +123,7 @@ FAULTS = {
                 else score(self, h, t, r)
             )
         ),
-        "Scorer.step: beams see each other|logits of beam 0 are not those that it has alone",
+        "Scorer.score_children: scores of children of their own .* are not those of shared ones",
     ),
     "users": (
         dict(score_children=lambda self, h, t, r: score(self, h + 0.1 * h.mean(axis=0), t, r)),

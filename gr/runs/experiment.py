@@ -40,6 +40,7 @@ from gr.training.objectives import LEVELS
 from gr.training.optimizers import DECAYS
 
 BACKBONES = ("encoder_decoder", "decoder_only", "item_decoder")
+Head = Annotated[str, OneOf(("vocabulary", "trie"))]
 Schedule = Annotated[str, OneOf(tuple(DECAYS))]
 
 
@@ -140,6 +141,8 @@ class EncoderDecoderSizes:
         tied_head: whether logits are products with the token embeddings.
         causal_encoder: whether a history token sees itself and earlier ones only; needed by training level "user".
         recency_bias: whether cross-attention has a relative position bias; a causal encoder needs it.
+        head: "vocabulary" (a softmax over all codes) or "trie" (over a node's children; not with `tied_head`).
+        node_depth: see `ItemDecoderSizes`.
         dtype: of activations, "float32" or "bfloat16".
     """
 
@@ -153,6 +156,8 @@ class EncoderDecoderSizes:
     tied_head: bool = False
     causal_encoder: bool = True
     recency_bias: bool = True
+    head: Head = "vocabulary"
+    node_depth: Natural = 8
     dtype: str = "float32"
 
 
@@ -167,6 +172,8 @@ class DecoderOnlySizes:
         num_layers: layers.
         dropout: in [0, 1).
         tied_head: whether logits are products with the token embeddings.
+        head: see `EncoderDecoderSizes`.
+        node_depth: see `ItemDecoderSizes`.
         dtype: of activations, "float32" or "bfloat16".
     """
 
@@ -176,6 +183,8 @@ class DecoderOnlySizes:
     num_layers: Count = 8
     dropout: ShareBelowOne = 0.1
     tied_head: bool = False
+    head: Head = "vocabulary"
+    node_depth: Natural = 8
     dtype: str = "float32"
 
 

@@ -8,7 +8,6 @@ from gr.runs import Experiment, Reinforcement
 def base_config() -> ConfigDict:
     """The default experiment: the encoder-decoder at its published reference size, cross-entropy."""
     c = config_dict_of(Experiment())
-    c.data.time_jitter = config_dict.placeholder(float)  # None, or a number.
     for options in (c.data.options, c.backbone_options):
         options.unlock()  # Named in the config file.
     return c
@@ -22,8 +21,9 @@ def base_rl_config() -> ConfigDict:
 def config_dict_of(experiment: Experiment | Reinforcement) -> ConfigDict:
     """An experiment's fields to be changed one by one; a misspelt one is an error, not a new field."""
     c = ConfigDict(experiment.to_dict())
-    if isinstance(experiment, Experiment):  # None, a number or a word, also on the command line.
-        weight = c.memory.weight
-        c.memory.weight = config_dict.placeholder(object)
-        c.memory.weight = weight
+    if isinstance(
+        experiment, Experiment
+    ):  # Fields that may be None too: a number; a number or a word.
+        for block, name, kind in ((c.data, "time_jitter", float), (c.memory, "weight", object)):
+            block[name] = config_dict.FieldReference(block[name], field_type=kind)
     return c.lock()

@@ -97,8 +97,12 @@ def check_value(name: str, value: Any, hint: Any, error: type[GrError] = GrError
         return
     kinds = [option for option in options if option is not type(None)]
     if len(kinds) > 1:  # Such as a number or a word: the first kind that it is decides.
-        hint = next((one for one in kinds if _is_a(value, _parts(one)[0])), kinds[0])
-        return check_value(name, value, hint, error)
+        known = [_parts(one)[0] for one in kinds]
+        for one, kind in zip(kinds, known, strict=True):
+            if _is_a(value, kind):
+                return check_value(name, value, one, error)
+        wanted = " or ".join(map(_described, known))
+        raise error(f"{name}={value!r} is of type {type(value).__name__}; give {wanted}")
     kind, inner = _parts(kinds[0])
     limits = (*limits, *inner)
     if not _is_a(value, kind):

@@ -1,9 +1,12 @@
-"""A name `module:name` of the user's own."""
+"""Fields that hold one of several kinds, and a name `module:name` of the user's own."""
 
+from typing import Annotated
+
+import numpy as np
 import pytest
 
 from gr.errors import GrError
-from gr.fields import load_own
+from gr.fields import OneOf, Share, check_value, load_own
 
 CHOICES = ("exact_match", "rank_aware")
 NO_FUNCTION = 3.0
@@ -83,3 +86,35 @@ def test_a_module_that_fails_is_told_with_its_line(module, text, told):
 def test_where_the_library_has_no_names():
     with pytest.raises(GrError, match="baseline 'x' is unknown; use module:name"):
         load_own("x", "baseline", ())
+
+
+WEIGHT = Share | Annotated[str, OneOf(("tuned", "gate"))] | None
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.7, 1, np.float32(0.5), "tuned", "gate", None])
+def test_a_field_may_hold_one_of_several_kinds(value):
+    check_value("weight", value, WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1.5, "weight=1.5: use a number from 0 to 1"),
+        (-1, "weight=-1: use a number from 0 to 1"),
+        (float("nan"), "weight=nan: use a number from 0 to 1, and finite"),
+        ("tund", "weight='tund' is unknown; did you mean tuned? Use one of tuned, gate"),
+        ("0.7", "weight='0.7' is unknown; use one of tuned, gate"),
+        ("", "weight='' is unknown; use one of tuned, gate"),
+        (True, "weight=True is of type bool; give a number or a text"),
+        ((0.5,), "weight=(0.5,) is of type tuple; give a number or a text"),
+    ],
+)
+def test_a_value_is_checked_as_the_kind_that_it_is(value, told):
+    with pytest.raises(OwnError) as error:
+        check_value("weight", value, WEIGHT, OwnError)
+    assert str(error.value) == told
+
+
+def test_without_none_among_the_kinds_none_is_refused():
+    with pytest.raises(GrError, match="weight=None is of type NoneType; give a number or a text"):
+        check_value("weight", None, Share | str)

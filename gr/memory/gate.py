@@ -48,7 +48,7 @@ def best_weight(gains: np.ndarray, grid: Sequence[float]) -> Gate:
 
     Args:
         gains: of each user with each weight, such as NDCG@10, `[n, A]`.
-        grid: the weights `[A]`.
+        grid: the weights `[A]`, rising.
     """
     return Gate((float(grid[int(gains.mean(axis=0).argmax())]),))
 
@@ -62,11 +62,13 @@ def fit_gate(inputs: np.ndarray, gains: np.ndarray, grid: Sequence[float]) -> Ga
     Args:
         inputs: `Memory.gate_inputs` `[n, 3]`.
         gains: of each user with each weight, such as NDCG@10, `[n, A]`.
-        grid: the weights `[A]`.
+        grid: the weights `[A]`, rising.
 
     Raises:
-        ItemMemoryError: without users, or if numbers of users or weights differ.
+        ItemMemoryError: without users, if numbers of users or weights differ, or for weights that do not rise.
     """
+    if (np.diff(grid) <= 0).any():
+        raise ItemMemoryError(f"the weights {tuple(grid)} must rise")
     if len(inputs) == 0 or gains.shape != (len(inputs), len(grid)):
         raise ItemMemoryError(
             f"inputs of {len(inputs)} users, gains of shape {gains.shape} and {len(grid)} weights: give gains [n, A]"

@@ -266,6 +266,7 @@ def decode(
         buckets=experiment.data.num_buckets,
         batch_size=decoding.batch_size,
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
+        allowed=allowed,
         prior=prior,
         progress=progress,
         **distribution(experiment),

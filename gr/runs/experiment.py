@@ -401,8 +401,7 @@ class Experiment(_Config):
         name: a title for reports.
         seed: random seed of the whole run; 0 .. 2**32 - 1.
         backbone: "item_decoder" (items in, codes out), "encoder_decoder" (TIGER), "decoder_only" (Llama style), or your
-            own "module:name", see
-            docs/extending.md.
+            own "module:name", see docs/extending.md.
         backbone_options: arguments of your own backbone, by name.
         baselines: your own rankers, "module:name" each, in addition to the standard ones.
         data_dir: folder of the data; "": that of the environment variable GR_DATA.
@@ -535,7 +534,6 @@ class RlConfig(LoopConfig):
 
     Attributes:
         batch_size: users of a step; 1 or more.
-        place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
         num_buckets: number of padded history lengths, each compiled once; 1 or more.
         num_steps: train steps; 1 or more.
         targets: the rewarded targets: "train" targets, on which the policy was trained, or "validation" targets of

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gr.data import Histories, Splits, Targets
-from gr.data.files import as_path, write_atomically
+from gr.data import Histories, Splits, Targets, fingerprint
+from gr.data.files import as_path, read_json, write_json
 from gr.evaluation import ndcg, rankings_of_beams
 from gr.fields import load_own
 from gr.memory import (
     Gate,
+    ItemMemoryError,
     ItemPrior,
     Memory,
     best_weight,
@@ -23,7 +23,8 @@ from gr.memory import (
 )
 from gr.runs import build
 from gr.runs.baselines import whole_histories
-from gr.runs.experiment import ConfigError, Experiment, MemoryConfig
+from gr.runs.data import data_path
+from gr.runs.experiment import ConfigError, MemoryConfig
 from gr.runs.run import Run
 
 GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # Weights that are tried.
@@ -78,62 +79,87 @@ class Mixture:
 def mixture_of(run: Run) -> Mixture | None:
     """The mixture of a trained run, fitted on validation and kept in its workdir; None if it has no memory.
 
-    It is fitted anew for another checkpoint or other settings.
+    It is fitted anew for another checkpoint, other data or settings.
 
     Raises:
-        ConfigError: for a gate without a memory, or your own function that is not found.
+        ConfigError: for a gate without a memory, a weight to be chosen without validation targets, a file of other
+            items, or your own function that is not found.
         GrError: other errors of fitting a memory.
     """
     config = run.config.memory
     if config.weight is None:
         return None
-    kept, made_of = _read(run.workdir), {"memory": dataclasses.asdict(config), "step": run.step}
-    made_of["exclude"] = run.config.decoding.exclude_seen
-    if kept is not None and kept["made_of"] == json.loads(json.dumps(made_of)):
-        memory = None
-        if not _is_own(config):
-            memory = Memory.load(as_path(run.workdir) / _MEMORY)
-        prior = _own(config, run.splits) if memory is None else memory.prior
-        gate = Gate.from_dict(kept["gate"])
-        return Mixture(prior, gate, config.size, memory, kept["validation"])
-    memory = None if _is_own(config) else _fit(config, run.config, run.splits)
-    prior = _own(config, run.splits) if memory is None else memory.prior
-    mixture = _weighted(run, Mixture(prior, Gate((0.0,)), config.size, memory))
+    made_of = _made_of(run)
+    kept = _read(run, made_of)
+    if kept is not None:
+        return kept
+    memory = None if _is_own(config) else _fit(run)
+    mixture = _weighted(run, _mixture(run, memory))
     if memory is not None:
         memory.save(as_path(run.workdir) / _MEMORY)
-    kept = {"made_of": made_of, **mixture.summary()}
-    write_atomically(as_path(run.workdir) / _FILE, json.dumps(kept, indent=2).encode())
+    write_json(as_path(run.workdir) / _FILE, {"made_of": made_of, **mixture.summary()})
     return mixture
 
 
-def _read(workdir: str) -> dict | None:
-    """The file of an earlier fit; None if there is none that can be read."""
+def _made_of(run: Run) -> dict[str, Any]:
+    """All that a mixture depends on, as JSON has it."""
+    checksums = fingerprint(run.splits)["checksums"]
+    made_of = {
+        "memory": dataclasses.asdict(run.config.memory),
+        "decoding": dataclasses.asdict(run.config.decoding),
+        "step": run.step,
+        "data": {name: checksums[name] for name in ("item_ids", "sequences", "splits")},
+    }
+    return json.loads(json.dumps(made_of))
+
+
+def _read(run: Run, made_of: dict[str, Any]) -> Mixture | None:
+    """An earlier fit of the same; None if there is none."""
     try:
-        return json.loads((as_path(os.path.join(workdir, _FILE))).read_text())
-    except (OSError, ValueError):
-        return None
+        kept = read_json(as_path(run.workdir) / _FILE)
+        if kept["made_of"] != made_of:
+            return None
+        own = _is_own(run.config.memory)
+        memory = None if own else Memory.load(as_path(run.workdir) / _MEMORY)
+        gate, validation = Gate.from_dict(kept["gate"]), kept["validation"]
+    except (OSError, KeyError, TypeError, ValueError, ItemMemoryError):
+        return None  # Missing, broken or old: it is fitted anew.
+    return dataclasses.replace(_mixture(run, memory), gate=gate, validation=validation)
 
 
 def _is_own(config: MemoryConfig) -> bool:
-    return ":" in config.source
+    return ":" in config.source and not config.source.endswith(".npz")
 
 
-def _own(config: MemoryConfig, splits: Splits) -> Prior:
-    """The user's own source of priors."""
-    return load_own(config.source, "memory.source", (), ConfigError)(splits)
+def _mixture(run: Run, memory: Memory | None) -> Mixture:
+    """The mixture with a memory, or with the user's own source of priors, before it has a weight."""
+    config = run.config.memory
+    if memory is not None:
+        return Mixture(memory.prior, Gate((0.0,)), config.size, memory)
+    make = load_own(config.source, "memory.source", (), ConfigError)
+    return Mixture(make(run.splits), Gate((0.0,)), config.size)
 
 
-def _fit(config: MemoryConfig, experiment: Experiment, splits: Splits) -> Memory:
+def _fit(run: Run) -> Memory:
+    """The memory of the run's training sequences, or that of a file."""
+    config, splits = run.config.memory, run.splits
     if config.source:
-        return Memory.load(config.source)
+        here = as_path(config.source).exists()  # As with vectors: before the data folder.
+        memory = Memory.load(config.source if here else data_path(run.config, config.source))
+        if memory.num_items != splits.sequences.num_items:
+            raise ConfigError(
+                f"memory.source={config.source!r} is a memory of {memory.num_items} items, and the data have "
+                f"{splits.sequences.num_items}: fit it on these"
+            )
+        return memory
     if not config.tune:
         return fit_memory(splits, **dataclasses.asdict(config.settings))
-    validation = splits.validation
+    validation = build.validation_targets(splits)
     memory, _ = tune_memory(
         splits,
         whole_histories(splits, validation),
         splits.sequences.items[validation.positions],
-        exclude=experiment.decoding.exclude_seen,
+        exclude=run.config.decoding.exclude_seen,
     )
     return memory
 
@@ -146,7 +172,11 @@ def _weighted(run: Run, mixture: Mixture) -> Mixture:
     if config.weight == "gate" and mixture.memory is None:
         raise ConfigError("memory.weight='gate' needs a memory: use 'tuned' with your own source")
     exclude = run.config.decoding.exclude_seen
-    targets = build.spread_targets(run.splits.validation, config.tuning_users)
+    targets = build.spread_targets(build.validation_targets(run.splits), config.tuning_users)
+    if len(targets) == 0:
+        raise ConfigError(
+            f"memory.weight={config.weight!r} needs validation targets: give a number, or keep a share for validation"
+        )
     wanted = run.splits.sequences.items[targets.positions]
     gains = []
     for weight in GRID:

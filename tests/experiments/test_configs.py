@@ -25,9 +25,10 @@ from gr.runs import (
     config_of,
 )
 from gr.runs.data import load_semantic_ids
+from gr.runs.experiment import BACKBONES
 from gr.runs.study import jobs_of
 from gr.semantic_ids import SemanticIds, fit_semantic_ids
-from gr.training import make_mesh, make_optimizer
+from gr.training import init_loss_state, make_mesh, make_optimizer
 from gr.training.objectives import LossConfig, supervised_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,6 @@ STUDIES = [name for name in NAMES if name.endswith("_study")]  # Of several expe
 RL_STUDIES = [name for name in STUDIES if name.endswith("_rl_study")]
 RL = [name for name in NAMES if name.endswith("_rl")]
 NAMES = [name for name in NAMES if name not in STUDIES + RL]
-BACKBONES = ("encoder_decoder", "decoder_only")
 
 
 @pytest.fixture
@@ -161,6 +161,7 @@ def loss_of_a_batch(config):
         level=level,
         targets_per_batch=2.0,
         loss=config.loss,
+        index=build.make_index(config, SEMANTIC_IDS),
     )
     if level == "user":
         batch = {"items": np.zeros((2, 4), np.int32), "weight": np.ones((2, 4), np.float32)}
@@ -169,7 +170,8 @@ def loss_of_a_batch(config):
         batch = {"history": np.zeros((2, 3), np.int32), "target": rows, "weight": np.ones(2)}
 
     def run(key):
-        return loss(build.make_model(config, SEMANTIC_IDS), batch, key, ())
+        state = init_loss_state(config.loss, SEMANTIC_IDS.num_levels)
+        return loss(build.make_model(config, SEMANTIC_IDS), batch, key, state)
 
     return jax.eval_shape(run, jax.random.key(0))
 
@@ -177,14 +179,18 @@ def loss_of_a_batch(config):
 @pytest.mark.parametrize("level", ["user", "target"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_builds_both_backbones_and_their_loss(name, backbone, level, load):
+def test_a_config_builds_every_backbone_and_its_loss(name, backbone, level, load):
     config = load(name, f"--config.backbone={backbone}", f"--config.training.level={level}")
     model = jax.eval_shape(lambda: build.make_model(supervised(config), SEMANTIC_IDS))
-    assert model.embedding.shape == (SEMANTIC_IDS.vocab_size, config[backbone].d_model)
+    codes = model.codes_in if backbone == "item_decoder" else model.embedding
+    assert codes.shape == (SEMANTIC_IDS.vocab_size, config[backbone].d_model)
     assert build.num_parameters(model) > 1000
     value, (metrics, _) = loss_of_a_batch(config)
     assert value.shape == () and value.dtype == jnp.float32
-    assert set(metrics) == {"level_1/loss", "level_2/loss", "level_3/loss"}
+    of_codes = {f"level_{depth}/loss" for depth in (1, 2, 3)}
+    of_prefixes = {f"prefix_{depth}/{what}" for depth in (1, 2, 3) for what in ("loss", "weight")}
+    apao = config.loss.name == "apao_pointwise"
+    assert set(metrics) == (of_codes | of_prefixes if apao else of_codes)
 
 
 def test_what_the_command_line_overrides_reaches_the_model(load):
@@ -199,6 +205,31 @@ def test_the_interaction_level_form_of_the_papers_can_be_asked_for(load):
     assert loss_of_a_batch(load("amazon_office", bidirectional, f"{level}target"))
     with pytest.raises(ModelError, match="needs causal_encoder=True"):
         loss_of_a_batch(load("amazon_office", bidirectional, f"{level}user"))
+
+
+@pytest.mark.parametrize("name", ["ml100k", "ml100k_decoder_only", "table"])
+def test_the_memorys_weight_is_a_number_or_a_word(name, load):
+    for text, expected in (
+        ("tuned", "tuned"),
+        ("gate", "gate"),
+        ("0.7", 0.7),
+        ("1", 1),
+        ("None", None),
+    ):
+        config = load(name, f"--config.memory.weight={text}")
+        assert config_of(config).memory.weight == expected
+    config = load(name)
+    config.memory.weight = 0.3
+    config.memory.weight = "tuned"
+    for text, told in (
+        ("tund", "did you mean tuned? Use one of tuned, gate"),
+        ("2", "memory.weight=2: use a number from 0 to 1"),
+        ("(1, 2)", "memory.weight=(1, 2) is of type tuple; give a number or a text"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            config_of(load(name, f"--config.memory.weight={text}"))
+        assert told in str(caught.value)
+    assert load(name, "--config.data.time_jitter=2.5").data.time_jitter == 2.5
 
 
 def test_unknown_fields_and_wrong_types_are_refused(load):
@@ -263,7 +294,9 @@ def test_a_number_out_of_range_is_refused(config, field):
 
 CAN_BE_0 = {
     *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
-    *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout"),
+    *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout", "data.place_jitter"),
+    *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
+    *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
     *("training.patience", "data.validation_share", "data.test_share", "data.cold_seed"),
     "semantic_ids.spare_codes",
@@ -288,6 +321,13 @@ CAN_BE_0 = {
         ("data.format", "tabel", "did you mean table?"),
         ("data.format", "", "data.format='' is unknown; use one of "),
         ("data.split", "by_tim", "did you mean by_time?"),
+        ("memory.weight", "gated", "did you mean gate? Use one of tuned, gate"),
+        ("memory.weight", -0.1, "memory.weight=-0.1: use a number from 0 to 1"),
+        (
+            "memory.source",
+            "memory.npy",
+            "memory.source='memory.npy' is unknown; use one of '', FILE.npz, or mo",
+        ),
         ("loss.name", "apao_pontwise", "did you mean apao_pointwise?"),
         ("training.schedule", "cosin", "did you mean cosine?"),
         ("training.monitor", "ndgc@10", "did you mean ndcg@10?"),

@@ -86,6 +86,6 @@ def test_rows_of_prefixes_are_different_and_missing_ones_have_none():
 def test_other_heads_have_no_nodes(head):
     tokens, new, before, after = indexes(np.random.default_rng(0), True)
     model = made(before, 2, len(tokens), head=head)
-    grown = on_grown_catalogue(model, before, after, tokens, np.zeros(len(tokens), bool), 2)
+    grown = on_grown_catalogue(model, before, after, np.zeros(len(tokens), bool))
     for one, other in zip(jax.tree.leaves(model), jax.tree.leaves(grown), strict=True):
         np.testing.assert_array_equal(one, other)

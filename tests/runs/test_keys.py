@@ -41,7 +41,7 @@ def test_value_head_and_backbone_share_no_draws():
     options = {"num_users": 20, "num_items": 30, "mean_length": 6.0, "seed": 0}
     splits = leave_one_out(load_sequences("synthetic", **options))
     config = config.override({"semantic_ids.num_levels": 2, "semantic_ids.codebook_size": 8})
-    semantic_ids, _ = load_semantic_ids(config, splits)
+    semantic_ids = load_semantic_ids(config, splits).semantic_ids
     backbone = build.make_model(config, semantic_ids)
     head = build_rl.make_value_head(config, 2)
     assert numbers(nnx.Rngs(config.seed).params()) == numbers(

@@ -26,7 +26,7 @@ from gr.runs import table_experiment
 
 
 def get_config() -> ConfigDict:
-    """A click log without text, a small decoder-only model."""
+    """A click log without text, a small item-level model with a memory."""
     c = config_dict_of(table_experiment())
     c.name = "My clicks"
 
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     # How it is split: each user's last click is the test ("leave_one_out"), or the last tenth of all clicks by time
     # ("by_time", which needs times).
     c.data.split = "leave_one_out"
-    c.data.max_history = 30  # The latest items of a user that the model sees.
+    c.data.max_history = 50  # The latest items of a user that the model sees.
 
     # Semantic IDs: two codes of 64, and a third that tells apart the items that share both. For more than 20,000
     # items take 256 codes.

@@ -38,7 +38,17 @@ def listed(
 ) -> Listed:
     """Lists and scores the children of beams with states `[B, M]` and hidden states `[B, M, D]`."""
     tokens, allowed = source.continuations(depth, states)
-    logits, exist = score_listed(model, source, depth, states, hidden, tokens)
+    if depth == 0:
+        logits, exist = score_listed(model, source, depth, states, hidden, tokens)
+    else:
+        rows, exist = source.child_rows(depth, states)
+        most = source.most_children(depth)
+        if most < tokens.shape[-1]:  # Scores cost more than to bring children together.
+            _, first = jax.lax.top_k((exist | allowed).astype(jnp.int32), most)
+            tokens, allowed, rows, exist = (
+                jnp.take_along_axis(x, first, axis=-1) for x in (tokens, allowed, rows, exist)
+            )
+        logits = model.score_children(hidden, tokens, rows)
     return Listed(tokens, allowed, logits, softmax(jnp.where(exist, logits, -jnp.inf), inverse))
 
 

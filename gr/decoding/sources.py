@@ -107,6 +107,10 @@ class Listing(Source, Protocol):
         """K, the number of places that `continuations` returns."""
         ...
 
+    def most_children(self, depth: int) -> int:
+        """Most children of one state, which may be fewer than there are places."""
+        ...
+
     def continuations(self, depth: Depth, states: Any) -> tuple[jax.Array, jax.Array]:
         """Tokens `[B, M, K]` that may follow a user's distinct states, each token once, and which of them exist."""
         ...
@@ -167,6 +171,10 @@ class OneTrie:
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
         return self.index.layout.levels[depth].fan_out
+
+    def most_children(self, depth: int) -> int:
+        """See `Listing.most_children`."""
+        return self.index.layout.levels[depth].max_children
 
     @property
     def scanned_fan_out(self) -> int:
@@ -331,6 +339,10 @@ class TwoTries:
     def fan_out(self, depth: int) -> int:
         """See `Listing.fan_out`."""
         return self.base.fan_out(depth) + self.added.fan_out(depth)
+
+    def most_children(self, depth: int) -> int:
+        """See `Listing.most_children`."""
+        return self.base.most_children(depth) + self.added.most_children(depth)
 
     @property
     def scanned_fan_out(self) -> int:

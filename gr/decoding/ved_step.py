@@ -118,7 +118,10 @@ def expanded(
     child_tokens, exist, sizes = _continuations(search, levels, states, depths)
     if search.backbone.scores_children:
         child_rows, there = _child_rows(search, levels, states, depths)
-        logits = search.backbone.score_children(hidden, child_tokens, child_rows)
+        asked = child_tokens, child_rows
+        if levels == range(1):  # All users share the root's children.
+            asked = child_tokens[:1], child_rows[:1]
+        logits = search.backbone.score_children(hidden, *asked)
         distributions = softmax(jnp.where(there, logits, -jnp.inf), search.inverse)
     else:
         logits = logits.astype(jnp.float32)

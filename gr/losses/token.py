@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.trie import TrieIndex, child_logits, children, descend, node_rows, root
+from gr.trie import TrieIndex, child_logits, descend, few_children, node_rows, root
 
 Metrics = dict[str, jax.Array]
 
@@ -119,7 +119,7 @@ def scored_children(
     # All semantic IDs share the root, so its children are listed once.
     nodes, shape = root(index, (1,) * (tokens.ndim - 1)), tokens.shape[:-1]
     for depth in range(tokens.shape[-1]):
-        below, child = children(index, depth, nodes)
+        below, child = few_children(index, depth, nodes)
         scores = model.score_children(
             states[..., depth, :], child, node_rows(index, depth + 1, below)
         )

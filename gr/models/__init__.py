@@ -29,7 +29,7 @@ from gr.models.encoder_decoder_layers import EncoderDecoderConfig
 from gr.models.grown import on_grown_catalogue
 from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.own import backbone_of, load_backbone
-from gr.models.trie_head import TrieHead
+from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "on_grown_catalogue",
     "path_states",
     "reads_items",
+    "remap_nodes",
     "scores_children",
     "scores_items",
 ]

@@ -21,8 +21,9 @@ def check_sizes(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.type in (int, "int") and value < 1:
-            raise ModelError(f"{field.name}={value} must be at least 1")
+        least = 0 if field.name == "num_nodes" else 1
+        if field.type in (int, "int") and value < least:
+            raise ModelError(f"{field.name}={value} must be at least {least}")
         if field.name.endswith("dropout") and not 0 <= value < 1:
             raise ModelError(f"{field.name}={value} must lie in [0, 1)")
     if config.dtype == "float16":

@@ -32,6 +32,7 @@ from gr.models.layers import (
     rotate,
     split_seed,
 )
+from gr.models.trie_head import Headed, TrieHead, check_head, check_vocabulary_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,13 @@ class DecoderOnlyConfig:
     num_layers: int = 8
     dropout: float = 0.1
     tied_head: bool = False
+    head: str = "vocabulary"  # Or "trie": a softmax over a node's children.
+    num_nodes: int = 0  # Rows of `gr.trie.node_rows` that the trie head has an embedding for.
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
         check_sizes(self)
+        check_head(self)
         if self.d_model % (2 * self.num_heads):
             raise ModelError(
                 f"d_model={self.d_model} must be a multiple of 2 * num_heads={2 * self.num_heads}: "
@@ -155,7 +159,7 @@ def step_layers(
     return x, cache.grown(own)
 
 
-class DecoderOnly(nnx.Module):
+class DecoderOnly(Headed, nnx.Module):
     """History and target as one token sequence; every item is predicted from all before it in a single pass."""
 
     def __init__(self, config: DecoderOnlyConfig, *, rngs: nnx.Rngs):
@@ -166,22 +170,22 @@ class DecoderOnly(nnx.Module):
         )
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.d_model, dtype=jnp.dtype(config.dtype))
-        if not config.tied_head:
+        if config.head == "trie":
+            self.head = TrieHead(config.d_model, config.vocab_size, config.num_nodes, rngs=rngs)
+        elif not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, rngs=rngs, dtype=jnp.float32)
 
     # Training.
 
-    def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """See `Trainable.sequence_logits`."""
-        states, _ = self._sequence_states(items, dropout_seed(key))
-        return self.logits(states)
+    def sequence_states(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """See `ChildScorer.sequence_states`."""
+        return self._sequence_states(items, dropout_seed(key))[0]
 
-    def target_logits(
+    def target_states(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """See `Trainable.target_logits`."""
-        states, _ = self._target_states(history, target, dropout_seed(key))
-        return self.logits(states)
+        """See `ChildScorer.target_states`."""
+        return self._target_states(history, target, dropout_seed(key))[0]
 
     def group_states(
         self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
@@ -228,7 +232,7 @@ class DecoderOnly(nnx.Module):
 
     # Decoding.
 
-    def prefill(self, history: jax.Array) -> tuple[jax.Array, jax.Array, Cache]:
+    def prefill(self, history: jax.Array) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, at least one item per user."""
         batch, _, length = history.shape
         lengths = item_lengths(history)
@@ -242,14 +246,14 @@ class DecoderOnly(nnx.Module):
             lengths=lengths,
             **own_fields(len(keys), empty, self.config.code_length),
         )
-        return self.logits(last), last, cache
+        return self.logits_or_none(last), last, cache
 
-    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
+    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.step`."""
         positions = cache.lengths[:, None] * self.config.code_length + cache.num_decoded
         x, cache = step_layers(self.layers, self._embed(tokens, None), positions, cache)
         hidden = self.norm(x)
-        return self.logits(hidden), hidden, cache
+        return self.logits_or_none(hidden), hidden, cache
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -308,6 +312,7 @@ class DecoderOnly(nnx.Module):
         return dropout(x, self.config.dropout, seed)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """See `Trainable.logits`."""
+        """See `Trainable.logits`; not for the trie head."""
+        check_vocabulary_head(self.config)
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

@@ -28,10 +28,11 @@ from gr.models.layers import (
     item_lengths,
     split_seed,
 )
+from gr.models.trie_head import Headed, TrieHead, check_vocabulary_head
 from gr.semantic_ids import BOS_TOKEN
 
 
-class EncoderDecoder(nnx.Module):
+class EncoderDecoder(Headed, nnx.Module):
     """The history is encoded once; a decoder that attends to it generates the targets."""
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs):
@@ -53,30 +54,30 @@ class EncoderDecoder(nnx.Module):
             [DecoderLayer(config, rngs=rngs) for _ in range(config.num_decoder_layers)]
         )
         self.decoder_norm = RMSNorm(config.d_model, dtype=dtype)
-        if not config.tied_head:
+        if config.head == "trie":
+            self.head = TrieHead(config.d_model, config.vocab_size, config.num_nodes, rngs=rngs)
+        elif not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, rngs=rngs, dtype=jnp.float32)
 
     # Training.
 
-    def sequence_logits(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """See `Trainable.sequence_logits`: one causal encoder pass; item t attends to the items before it.
+    def sequence_states(self, items: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """See `ChildScorer.sequence_states`: one causal encoder pass; item t attends to the items before it.
 
         Raises:
             ModelError: if the encoder is not causal, which would show it the targets.
         """
-        states, _ = self._sequence_states(items, dropout_seed(key))
-        return self.logits(states)
+        return self._sequence_states(items, dropout_seed(key))[0]
 
-    def target_logits(
+    def target_states(
         self, history: jax.Array, target: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """See `Trainable.target_logits`."""
+        """See `ChildScorer.target_states`."""
         encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
         encoded = self._encode(history, encoder_seed)
         length = target.shape[1]
         bias = self._history_bias(history, jnp.arange(length))
-        hidden, _ = self._teacher_force(target, encoded, bias, decoder_seed)
-        return self.logits(hidden).reshape(*target.shape, -1)
+        return self._teacher_force(target, encoded, bias, decoder_seed)[0]
 
     def group_states(
         self, history: jax.Array, codes: jax.Array, *, key: jax.Array | None = None
@@ -135,7 +136,7 @@ class EncoderDecoder(nnx.Module):
 
     # Decoding.
 
-    def prefill(self, history: jax.Array) -> tuple[jax.Array, jax.Array, Cache]:
+    def prefill(self, history: jax.Array) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0."""
         encoded = self._encode(history, None)
         batch = history.shape[0]
@@ -147,9 +148,9 @@ class EncoderDecoder(nnx.Module):
             **own_fields(len(self.decoder), empty, self.config.code_length),
         )
         logits, hidden, cache = self.step(jnp.full((batch, 1), BOS_TOKEN), cache)
-        return logits[:, 0], hidden[:, 0], cache
+        return None if logits is None else logits[:, 0], hidden[:, 0], cache
 
-    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
+    def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.step`."""
         size = cache.own[0][0].shape[2]
         own_bias = self.decoder_bias(jnp.array([size]), jnp.arange(size + 1))[:, 0]
@@ -167,7 +168,7 @@ class EncoderDecoder(nnx.Module):
             x = layer.finish(x, attend_own(query, mine, own_bias), shared, bias, None)
             own.append(mine)
         hidden = self.decoder_norm(x)
-        return self.logits(hidden), hidden, cache.grown(own)
+        return self.logits_or_none(hidden), hidden, cache.grown(own)
 
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
@@ -315,6 +316,7 @@ class EncoderDecoder(nnx.Module):
         return dropout(x, self.config.dropout, seed)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """See `Trainable.logits`."""
+        """See `Trainable.logits`; not for the trie head."""
+        check_vocabulary_head(self.config)
         hidden = hidden.astype(jnp.float32)
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)

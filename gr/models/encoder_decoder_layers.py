@@ -16,6 +16,7 @@ from gr.models.layers import (
     heads_first,
     split_seed,
 )
+from gr.models.trie_head import check_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,13 @@ class EncoderDecoderConfig:
     tied_head: bool = False
     causal_encoder: bool = False
     recency_bias: bool = False
+    head: str = "vocabulary"  # Or "trie": a softmax over a node's children.
+    num_nodes: int = 0  # Rows of `gr.trie.node_rows` that the trie head has an embedding for.
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
         check_sizes(self)
+        check_head(self)
 
 
 class SelfAttention(nnx.Module):

@@ -15,7 +15,6 @@ from gr.models.backbone import (
     Cache,
     ItemHistory,
     Keys,
-    ModelError,
     assemble_cache,
     check_sizes,
     latest_keys,
@@ -38,7 +37,7 @@ from gr.models.layers import (
     item_lengths,
     split_seed,
 )
-from gr.models.trie_head import TrieHead
+from gr.models.trie_head import Headed, TrieHead, check_head, check_vocabulary_head
 
 HEADS = ("trie", "vocabulary", "items")
 
@@ -67,9 +66,8 @@ class ItemDecoderConfig:
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
 
     def __post_init__(self):
-        check_sizes(dataclasses.replace(self, num_nodes=1) if self.num_nodes == 0 else self)
-        if self.head not in HEADS:
-            raise ModelError(f"head={self.head!r} is unknown: use one of {', '.join(HEADS)}")
+        check_sizes(self)
+        check_head(self, HEADS)
         _ = self.layer  # Checks the width.
 
     @property
@@ -98,7 +96,7 @@ class ItemCache:
     )  # [B, D]: the state behind the history's last item, which is added to every code.
 
 
-class ItemDecoder(nnx.Module):
+class ItemDecoder(Headed, nnx.Module):
     """Reads a history as items and predicts the next one code by code, or as a whole.
 
     With the trie head it has no logits over the vocabulary; it scores the children that it is asked for.
@@ -131,11 +129,6 @@ class ItemDecoder(nnx.Module):
             self.head = Linear(width, config.vocab_size, rngs=rngs, dtype=jnp.float32)
 
     @property
-    def scores_children(self) -> bool:
-        """See `ChildScorer`."""
-        return self.config.head == "trie"
-
-    @property
     def scores_items(self) -> bool:
         """Whether it scores whole items; see `gr.models.scores_items`."""
         return self.config.head == "items"
@@ -144,15 +137,8 @@ class ItemDecoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """See `Trainable.logits`; for the vocabulary head."""
-        if self.config.head != "vocabulary":
-            raise ModelError(
-                f"head={self.config.head!r} has no logits over the vocabulary: use head='vocabulary'"
-            )
+        check_vocabulary_head(self.config)
         return self.head(hidden.astype(jnp.float32))
-
-    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-        """See `ChildScorer.score_children`."""
-        return self.head.score(hidden, tokens, rows)
 
     def item_logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[..., N]` float32 of all items, for head "items", of states `[..., D]`."""
@@ -181,16 +167,6 @@ class ItemDecoder(nnx.Module):
         item_seed, depth_seed = split_seed(dropout_seed(key), 2)
         states = self._item_states(_all_but_last(items), item_seed)
         return self._of_places(states, items, depth_seed)
-
-    def target_logits(
-        self, history: ItemHistory, target: jax.Array, *, key: jax.Array | None = None
-    ) -> jax.Array:
-        """See `Trainable.target_logits`; for the vocabulary head."""
-        return self.logits(self.target_states(history, target, key=key))
-
-    def sequence_logits(self, items: ItemHistory, *, key: jax.Array | None = None) -> jax.Array:
-        """See `Trainable.sequence_logits`; for the vocabulary head."""
-        return self.logits(self.sequence_states(items, key=key))
 
     def group_states(
         self, history: ItemHistory, codes: jax.Array, *, key: jax.Array | None = None
@@ -245,7 +221,7 @@ class ItemDecoder(nnx.Module):
             **own_fields(len(kept), empty, self.config.code_length),
         )
         hidden = hidden[:, 0]
-        return self._logits_or_none(hidden), hidden, ItemCache(cache, last)
+        return self.logits_or_none(hidden), hidden, ItemCache(cache, last)
 
     def step(
         self, tokens: jax.Array, cache: ItemCache
@@ -254,7 +230,7 @@ class ItemDecoder(nnx.Module):
         x, of_codes = self._embed_codes(tokens, None) + cache.last[:, None], cache.of_codes
         x, of_codes = step_layers(self.depth_layers, x, 1 + of_codes.num_decoded, of_codes)
         hidden = self.depth_norm(x)
-        return self._logits_or_none(hidden), hidden, ItemCache(of_codes, cache.last)
+        return self.logits_or_none(hidden), hidden, ItemCache(of_codes, cache.last)
 
     def reorder(self, cache: ItemCache, parents: jax.Array) -> ItemCache:
         """See `Backbone.reorder`."""
@@ -328,9 +304,6 @@ class ItemDecoder(nnx.Module):
     def _embed_codes(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         x = self.codes_before[...][tokens].astype(self.config.dtype)
         return dropout(x, self.config.dropout, seed)
-
-    def _logits_or_none(self, hidden: jax.Array) -> jax.Array | None:
-        return None if self.scores_children else self.logits(hidden)
 
 
 def hidden_items(rows: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:

@@ -1,10 +1,16 @@
-"""The trie head: scores the children of a node, instead of all tokens of the vocabulary."""
+"""The trie head: scores the children of a node, instead of all tokens of the vocabulary; what backbones share of it."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from gr.trie import NO_NODE
+from gr.models.backbone import ModelError
+from gr.trie import NO_NODE, Nodes, TrieIndex, children, descend, node_rows, root
 
 
 class TrieHead(nnx.Module):
@@ -45,3 +51,111 @@ class TrieHead(nnx.Module):
         known = (rows != NO_NODE) & (rows < count)
         nodes = self.nodes[...].at[jnp.where(known, rows, 0)].get(mode="promise_in_bounds")
         return codes + jnp.where(known[..., None], nodes, 0.0)
+
+
+class Headed:
+    """What a backbone does with its `head`: a `TrieHead` if `config.head` is "trie", else logits over the vocabulary.
+
+    The backbone offers `logits`, `target_states` and `sequence_states`.
+    """
+
+    @property
+    def scores_children(self: Any) -> bool:
+        """See `ChildScorer`."""
+        return self.config.head == "trie"
+
+    def score_children(
+        self: Any, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        """See `ChildScorer.score_children`."""
+        return self.head.score(hidden, tokens, rows)
+
+    def target_logits(
+        self: Any, history: Any, target: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """See `Trainable.target_logits`; not for the trie head."""
+        return self.logits(self.target_states(history, target, key=key))
+
+    def sequence_logits(self: Any, items: Any, *, key: jax.Array | None = None) -> jax.Array:
+        """See `Trainable.sequence_logits`; not for the trie head."""
+        return self.logits(self.sequence_states(items, key=key))
+
+    def logits_or_none(self: Any, hidden: jax.Array) -> jax.Array | None:
+        """Logits of hidden states, which a model that scores children does not have."""
+        return None if self.scores_children else self.logits(hidden)
+
+
+def check_head(config: Any, heads: tuple[str, ...] = ("vocabulary", "trie")) -> None:
+    """Raises ModelError for a head that is unknown, or both tied and a trie head."""
+    if config.head not in heads:
+        raise ModelError(f"head={config.head!r} is unknown: use one of {', '.join(heads)}")
+    if config.head == "trie" and getattr(config, "tied_head", False):
+        raise ModelError(
+            "tied_head=True is for head='vocabulary': the trie head has vectors of its own"
+        )
+
+
+def check_vocabulary_head(config: Any) -> None:
+    """Raises ModelError unless there are logits over the vocabulary."""
+    if config.head != "vocabulary":
+        raise ModelError(
+            f"head={config.head!r} has no logits over the vocabulary: use head='vocabulary'"
+        )
+
+
+def remap_nodes(model: Any, old: TrieIndex, new: TrieIndex) -> Any:
+    """The model with the embeddings of its trie nodes moved to the rows of another trie, on the host.
+
+    Needed when the trie is built anew, compacted or swapped, since rows are places in one trie. A prefix that both
+    tries have keeps its embedding. Prefixes that are new get 0, so they are scored by their code alone.
+
+    Args:
+        model: a backbone with a trie head, and `num_nodes` in its config.
+        old: the trie whose rows the model has now.
+        new: the trie to be searched.
+
+    Returns:
+        A copy of the model; optimiser states are not moved.
+
+    Raises:
+        ModelError: for a model without a trie head, one whose rows are not those of `old`, or tries of different
+            lengths.
+    """
+    if not isinstance(getattr(model, "head", None), TrieHead):
+        raise ModelError(f"{type(model).__name__} has no trie head, whose nodes could be moved")
+    if old.length != new.length:
+        raise ModelError(
+            f"the old trie has {old.length} codes, the new one {new.length}: train another model"
+        )
+    before = np.asarray(model.head.nodes[...])
+    offsets = old.layout.node_offsets
+    if len(before) not in offsets:
+        raise ModelError(
+            f"the model has {len(before)} node embeddings, and the depths of the old trie end at rows {offsets}: pass "
+            "the trie that it was trained on"
+        )
+    depth = offsets.index(len(before))
+    after = np.zeros((new.layout.node_offsets[depth], before.shape[1]), before.dtype)
+    for old_rows, new_rows in _rows_of_both(old, new, depth):
+        after[new_rows] = before[old_rows]
+    model = nnx.clone(model)
+    model.config = dataclasses.replace(model.config, num_nodes=len(after))
+    model.head.nodes = nnx.Param(jnp.asarray(after))
+    return model
+
+
+def _rows_of_both(
+    old: TrieIndex, new: TrieIndex, depth: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each of the first depths, the rows of the prefixes that both tries have."""
+    in_old, in_new = root(old, (1,)), root(new, (1,))
+    for level in range(depth):
+        below, tokens = children(new, level, in_new)
+        parents = jax.tree.map(lambda x, of=tokens: jnp.broadcast_to(x[:, None], of.shape), in_old)
+        same = descend(old, level, parents, tokens)
+        both = np.asarray(below.exist & same.exist)
+        in_new, in_old = (Nodes(of.begin[both], of.end[both]) for of in (below, same))
+        yield (
+            np.asarray(node_rows(old, level + 1, in_old)),
+            np.asarray(node_rows(new, level + 1, in_new)),
+        )

@@ -60,7 +60,7 @@ def make_index(
         semantic_ids.vocab_size,
         items=None if cold is None else np.flatnonzero(~cold),
         level_ranges=semantic_ids.level_ranges,
-        listed=experiment.backbone == "item_decoder",
+        listed=_has_trie_head(experiment),
     )
 
 
@@ -69,6 +69,11 @@ def make_catalogue(
 ) -> Catalogue:
     """Index, see `make_index`, and token table of the semantic IDs."""
     return Catalogue.build(make_index(experiment, semantic_ids, cold), semantic_ids.tokens)
+
+
+def _has_trie_head(experiment: Experiment) -> bool:
+    sizes = getattr(experiment, experiment.backbone, None)  # None for one's own backbone.
+    return getattr(sizes, "head", None) == "trie"
 
 
 def make_model(
@@ -80,17 +85,19 @@ def make_model(
         "code_length": semantic_ids.num_levels,
     }
     rngs = nnx.Rngs(experiment.seed)
+    if experiment.backbone in BACKBONES:
+        sizes |= dataclasses.asdict(getattr(experiment, experiment.backbone))
+        depth = min(sizes.pop("node_depth"), semantic_ids.num_levels)
+        if _has_trie_head(experiment):
+            sizes["num_nodes"] = make_index(experiment, semantic_ids, cold).layout.node_offsets[
+                depth
+            ]
     if experiment.backbone == "encoder_decoder":
-        sizes |= dataclasses.asdict(experiment.encoder_decoder)
         return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)
     if experiment.backbone == "decoder_only":
-        sizes |= dataclasses.asdict(experiment.decoder_only)
         return DecoderOnly(DecoderOnlyConfig(**sizes), rngs=rngs)
     if experiment.backbone == "item_decoder":
-        chosen = dataclasses.asdict(experiment.item_decoder)
-        offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
-        depth = min(chosen.pop("node_depth"), semantic_ids.num_levels)
-        sizes |= chosen | {"num_items": len(semantic_ids.tokens), "num_nodes": offsets[depth]}
+        sizes["num_items"] = len(semantic_ids.tokens)
         return ItemDecoder(ItemDecoderConfig(**sizes), rngs=rngs)
     options = sizes | dict(experiment.backbone_options)
     return load_backbone(experiment.backbone, BACKBONES, rngs=rngs, **options)
@@ -113,16 +120,10 @@ def on_grown_catalogue(
         catalogue: the items to be decoded: those of `trained`, then others.
     """
     num_items = len(catalogue.tokens) - 1
-    if experiment.backbone != "item_decoder" or (cold is None and num_items == trained.num_items):
-        return model  # Others know items by their codes alone.
-    return on_grown(
-        model,
-        make_index(experiment, trained, cold),
-        catalogue.index,
-        np.asarray(catalogue.tokens[:-1]),
-        np.zeros(trained.num_items, bool) if cold is None else cold,
-        experiment.item_decoder.node_depth,
-    )
+    if cold is None and num_items == trained.num_items:
+        return model
+    unknown = np.zeros(trained.num_items, bool) if cold is None else cold
+    return on_grown(model, make_index(experiment, trained, cold), catalogue.index, unknown)
 
 
 def validation_targets(splits: Splits) -> Targets:

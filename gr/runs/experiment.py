@@ -40,6 +40,7 @@ from gr.training.objectives import LEVELS
 from gr.training.optimizers import DECAYS
 
 BACKBONES = ("encoder_decoder", "decoder_only", "item_decoder")
+Head = Annotated[str, OneOf(("vocabulary", "trie"))]
 Schedule = Annotated[str, OneOf(tuple(DECAYS))]
 
 
@@ -140,6 +141,8 @@ class EncoderDecoderSizes:
         tied_head: whether logits are products with the token embeddings.
         causal_encoder: whether a history token sees itself and earlier ones only; needed by training level "user".
         recency_bias: whether cross-attention has a relative position bias; a causal encoder needs it.
+        head: "vocabulary" (a softmax over all codes) or "trie" (over a node's children; not with `tied_head`).
+        node_depth: see `ItemDecoderSizes`.
         dtype: of activations, "float32" or "bfloat16".
     """
 
@@ -153,6 +156,8 @@ class EncoderDecoderSizes:
     tied_head: bool = False
     causal_encoder: bool = True
     recency_bias: bool = True
+    head: Head = "vocabulary"
+    node_depth: Natural = 8
     dtype: str = "float32"
 
 
@@ -167,6 +172,8 @@ class DecoderOnlySizes:
         num_layers: layers.
         dropout: in [0, 1).
         tied_head: whether logits are products with the token embeddings.
+        head: see `EncoderDecoderSizes`.
+        node_depth: see `ItemDecoderSizes`.
         dtype: of activations, "float32" or "bfloat16".
     """
 
@@ -176,6 +183,8 @@ class DecoderOnlySizes:
     num_layers: Count = 8
     dropout: ShareBelowOne = 0.1
     tied_head: bool = False
+    head: Head = "vocabulary"
+    node_depth: Natural = 8
     dtype: str = "float32"
 
 
@@ -429,7 +438,7 @@ class Experiment(_Config):
 def table_experiment(
     path: str = "", *, user: str = "", item: str = "", time: str | None = None, **options: Any
 ) -> Experiment:
-    """An experiment on a table of interactions without text: a small decoder-only model for a laptop.
+    """An experiment on a table of interactions without text: a small item-level model for a laptop, with a memory.
 
     Made for 100 to 20,000 items and up to a few million interactions; with more items set
     `semantic_ids.codebook_size=256`.
@@ -443,21 +452,26 @@ def table_experiment(
     """
     options = {"user": user, "item": item, "time": time, **options}
     return Experiment(
-        backbone="decoder_only",
+        backbone="item_decoder",
         data=DataConfig(
             format="table",
             path=path,
             options={name: value for name, value in options.items() if value not in (None, "")},
-            max_history=30,
+            max_history=50,
             num_buckets=2,
         ),
         # With few items, a level's codes may be used unevenly.
         semantic_ids=SemanticIdsConfig(vectors="interactions", num_levels=2, min_perplexity=0.0),
-        decoder_only=DecoderOnlySizes(d_model=96, num_heads=2, d_ff=256, num_layers=2),
+        item_decoder=ItemDecoderSizes(d_model=96, num_heads=2, dropout=0.2),
         training=TrainingConfig(
-            items_per_batch=1024, num_epochs=16, learning_rate=3e-3, patience=5
+            items_per_batch=1024,
+            num_epochs=16,
+            learning_rate=2e-3,
+            weight_decay=0.2,
+            patience=5,
         ),
         decoding=DecodingConfig(num_beams=50),
+        memory=MemoryConfig(weight="tuned"),
     )
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from gr.decoding import DecodingError
 from gr.decoding.checked import METHODS, TREE_METHODS, Checked, check_methods
 from gr.errors import GrError
+from gr.models import ItemHistory, reads_items, scores_children
 from gr.testing.semantic_ids import random_paths
-from gr.trie import TrieIndex
+from gr.trie import NO_NODE, TrieIndex, walk
 
 _LARGEST_CONSTANT = 64  # Elements; a larger array of floats that is no leaf counts as weights.
 _PLACES = 4  # Items of a sequence that are checked.
@@ -45,7 +46,8 @@ def check_backbone(
     """Checks a backbone against the protocols of `gr.models`: `Backbone`, `TreeBackbone` and `Trainable`.
 
     A backbone with `latest` or `assemble` is a `TreeBackbone`. Of `Trainable`, the methods that exist are checked; a
-    method that raises a `GrError`, because it does not support these settings, is skipped.
+    method that raises a `GrError`, because it does not support these settings, is skipped. A backbone that says
+    `scores_children` is a `ChildScorer`: its scores of nodes of the trie are compared in place of logits.
 
     Mistakes show in the logits, so these must depend on the inputs: use trained parameters, or random ones larger than
     at initialisation, and histories of several items.
@@ -53,7 +55,8 @@ def check_backbone(
     Args:
         backbone: the backbone to check, without dropout.
         history: the input of `prefill`, with leading axis B, of two or more users with different histories. To check
-            methods of `Trainable`: tokens `[B, T, L]`, right-padded with 0.
+            methods of `Trainable`: tokens `[B, T, L]`, right-padded with 0, or an `ItemHistory` for a backbone that
+            says `reads_items`.
         index: a trie of several semantic IDs in the backbone's vocabulary.
         num_beams: M, beams of a user, 2 or more.
         rtol: the largest difference, as a share of the spread of the logits; 0.05 for bfloat16.
@@ -73,11 +76,19 @@ def check_backbone(
     except DecodingError as error:
         raise ConformanceError(str(error)) from error
     _check_pytree(backbone)
+    if reads_items(backbone) != isinstance(history, ItemHistory):
+        raise ConformanceError(
+            f"{type(backbone).__name__}: a backbone that says reads_items, and no other, is given histories as "
+            "gr.models.ItemHistory"
+        )
     history = jax.tree.map(jnp.asarray, history)
     users = _check_histories(history)
     paths, others = _different_paths(index, users, num_beams, seed)
 
     check = _Check(backbone, history, index, paths, is_tree, rtol)
+    if check.asked:
+        check.children()
+        methods = (*methods, "score_children")
     check.users(others)
     check.beams(others)
     check.cache(others)
@@ -104,6 +115,8 @@ class _Check:
         self.backbone, self.history, self.index, self.paths = backbone, history, index, paths
         self.is_tree = is_tree
         self.name, self.length, self.vocab = type(backbone).__name__, index.length, index.vocab_size
+        # Tokens and rows `[K]` of nodes that a `ChildScorer` is asked for behind every prefix.
+        self.asked = _nodes(index) if scores_children(backbone) else None
         self.decode = self.compiled(self._decode)
         self.plain = _numbers(self.decode(history, paths))  # [B, M, L, V].
         for code in range(self.length):
@@ -155,6 +168,48 @@ class _Check:
                 "which parents of 0 must give to every beam",
                 self.decode(self.history, self.paths[:, [beam]]),
                 self.plain[:, [beam]],
+            )
+
+    def children(self) -> None:
+        """Whether a child's score depends on other children, or on how it is asked for."""
+        count = len(self.asked[0])
+        order = np.random.default_rng(0).permutation(count)
+
+        def scores(model: _Model, history: Any, paths: jax.Array) -> tuple[jax.Array, ...]:
+            hidden = self._decode(model, history, paths, lambda _, hidden: hidden)
+            tokens, rows = (
+                jnp.broadcast_to(x, (*hidden.shape[:-1], count))
+                for x in map(jnp.asarray, self.asked)
+            )
+            return (
+                model.call("score_children", hidden, tokens, rows),
+                model.call("score_children", hidden, tokens[..., order], rows[..., order]),
+                model.call("score_children", hidden, tokens[..., ::2], rows[..., ::2]),
+                model.call("score_children", hidden, tokens, jnp.full_like(rows, NO_NODE)),
+            )
+
+        alone, ordered, few, without = map(
+            _numbers, self.compiled(scores)(self.history, self.paths)
+        )
+        for told, found, expected in (
+            (
+                "scores of children of their own for each prefix are not those of shared ones",
+                alone,
+                self.plain,
+            ),
+            ("scores depend on the order of the children", ordered, self.plain[..., order]),
+            (
+                "a child's score depends on the other children that are asked for: give logits, which the search "
+                "normalises",
+                few,
+                self.plain[..., ::2],
+            ),
+        ):
+            self.compare("score_children", told, found, expected)
+        if not (without < np.inf).all():
+            raise self.error(
+                "score_children",
+                "NaN or +inf for a child whose row is NO_NODE, as of items that were added",
             )
 
     def cache(self, others: jax.Array) -> None:
@@ -280,8 +335,8 @@ class _Check:
     def training(self, others: jax.Array) -> list[str]:
         """Whether losses see the logits of decoding; returns the methods that exist."""
         checks: dict[str, Callable[[jax.Array], None]] = {
-            "target_logits": self.target_logits,
-            "sequence_logits": self.sequence_logits,
+            self.method("target"): self.target_logits,
+            self.method("sequence"): self.sequence_logits,
             "group_states": self.group_states,
             "target_and_group_states": self.target_and_group_states,
             "sequence_and_group_states": self.sequence_and_group_states,
@@ -290,7 +345,7 @@ class _Check:
         for method, check in checks.items():
             if not hasattr(self.backbone, method) or ("group" in method and self.length == 1):
                 continue
-            shape = getattr(self.history, "shape", ())
+            shape = getattr(_tokens(self.history), "shape", ())
             if len(shape) != 3 or shape[1] < 2 or shape[2] != self.length:
                 raise ConformanceError(
                     f"{self.name} has {method}: to check it, give histories of tokens [B, T, L], T of 2 or more and "
@@ -303,20 +358,23 @@ class _Check:
             done.append(method)
         return done
 
-    def target_logits(self, others: jax.Array) -> None:
-        """See `Trainable.target_logits`."""
-        users = len(self.paths)
+    def method(self, of: str) -> str:
+        """The method of a pass over a "target" or a "sequence"."""
+        return f"{of}_{'states' if self.asked else 'logits'}"
 
-        def forced(model: _Model, history: jax.Array, target: jax.Array) -> jax.Array:
-            logits = model.call("target_logits", history, target)
-            return model.shaped("target_logits", logits, users, self.length)
+    def target_logits(self, others: jax.Array) -> None:
+        """See `Trainable.target_logits` or `ChildScorer.target_states`."""
+        users, method = len(self.paths), self.method("target")
+
+        def forced(model: _Model, history: Any, target: jax.Array) -> jax.Array:
+            return model.forced(method, (history, target), users, self.length)
 
         run, target = self.compiled(forced), self.paths[:, 0]
         found = run(self.history, target)
         for code in range(self.length):
             changed = jnp.concatenate([target[:, :code], others[:, 0, code:]], axis=1)
             self.compare(
-                "target_logits",
+                method,
                 f"a code sees itself or later ones: logits up to code {code + 1} change when only codes of the target "
                 "from there on do",
                 run(self.history, changed),
@@ -325,19 +383,18 @@ class _Check:
                 np.broadcast_to(np.arange(self.length) <= code, (users, self.length)),
             )
         told = "teacher-forced logits are not those of prefill and step"
-        self.compare("target_logits", told, found, self.plain[:, 0], "user code")
+        self.compare(method, told, found, self.plain[:, 0], "user code")
 
     def sequence_logits(self, others: jax.Array) -> None:
-        """See `Trainable.sequence_logits`."""
-        items = self.history
+        """See `Trainable.sequence_logits` or `ChildScorer.sequence_states`."""
+        items, method = _tokens(self.history), self.method("sequence")
         users, size, _ = items.shape
 
-        def forced(model: _Model, items: jax.Array) -> jax.Array:
-            logits = model.call("sequence_logits", items)
-            return model.shaped("sequence_logits", logits, users, size - 1, self.length)
+        def forced(model: _Model, items: Any) -> jax.Array:
+            return model.forced(method, (items,), users, size - 1, self.length)
 
         run = self.compiled(forced)
-        found, place = run(items), np.arange(1, size)
+        found, place = run(self.history), np.arange(1, size)
         there = (place < self.lengths()[:, None])[..., None]  # [B, T - 1, 1].
         chosen = np.unique(np.linspace(1, size - 1, _PLACES).round().astype(int))
         for item in chosen:
@@ -346,18 +403,18 @@ class _Check:
                 (place == item)[:, None] & (np.arange(self.length) == 0)
             )
             self.compare(
-                "sequence_logits",
+                method,
                 f"a code sees itself or later ones: logits up to the first code of item {item} change when only item "
                 f"{item} of the sequences does",
-                run(changed),
+                run(_with_tokens(self.history, changed)),
                 found,
                 "user place code",
                 there & before,
             )
         for item in chosen:
-            history = items.at[:, item:].set(0)
+            history = _with_tokens(self.history, items.at[:, item:].set(0))
             self.compare(
-                "sequence_logits",
+                method,
                 f"logits of item {item} are not those of prefill and step behind the items before it",
                 _numbers(found)[:, item - 1],
                 _numbers(self.decode(history, items[:, None, item]))[:, 0],
@@ -400,14 +457,18 @@ class _Check:
     def sequence_and_group_states(self, others: jax.Array) -> None:
         """See `Trainable.sequence_and_group_states`."""
         method, rows, (_, count, _) = "sequence_and_group_states", np.array([1, 0]), others.shape
-        users, size, _ = self.history.shape
+        items = _tokens(self.history)
+        users, size, _ = items.shape
         places = np.maximum(self.lengths() - 1, 1)
 
         def forced(model: _Model, *inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             states, later = model.pair(method, *inputs)
             states = model.logits(method, states, users, size - 1, self.length)
             later = model.logits(method, later, len(rows), count, self.length - 1)
-            return states, later, model.call("sequence_logits", inputs[0])[..., : self.vocab]
+            expected = model.forced(
+                self.method("sequence"), inputs[:1], users, size - 1, self.length
+            )
+            return states, later, expected
 
         inputs = (jnp.asarray(rows), jnp.asarray(places[rows]), self.paths[rows, :, :-1])
         states, later, expected = self.compiled(forced)(self.history, *inputs)
@@ -416,7 +477,8 @@ class _Check:
         told = "logits of the sequences' states are not those of sequence_logits"
         self.compare(method, told, states, expected, "user place code", there)
         before = (jnp.arange(size) < places[:, None])[..., None]
-        plain = _numbers(self.decode(jnp.where(before, self.history, 0), self.paths))
+        history = _with_tokens(self.history, jnp.where(before, items, 0))
+        plain = _numbers(self.decode(history, self.paths))
         self.candidates(method, later, plain[rows])
 
     def candidates(self, method: str, later: jax.Array, plain: np.ndarray) -> None:
@@ -433,15 +495,24 @@ class _Check:
 
     def lengths(self) -> np.ndarray:
         """Items of each history `[B]`."""
-        return np.asarray((self.history != 0).any(-1).sum(-1))
+        return np.asarray((_tokens(self.history) != 0).any(-1).sum(-1))
 
-    def _decode(self, model: "_Model", history: Any, paths: jax.Array) -> jax.Array:
-        """Logits `[B, M, L, V]` of all codes of paths `[B, M, L]`, decoded side by side and not reordered."""
-        logits, cache = model.start(history, paths.shape[1])
-        found = [logits]
+    def _decode(
+        self,
+        model: "_Model",
+        history: Any,
+        paths: jax.Array,
+        kept: Callable[[Any, Any], Any] = lambda logits, hidden: logits,
+    ) -> jax.Array:
+        """Logits `[B, M, L, V]` of all codes of paths `[B, M, L]`, decoded side by side and not reordered.
+
+        `kept(logits, hidden)` is what is kept of each code in place of its logits.
+        """
+        logits, hidden, cache = model.begun(history, paths.shape[1])
+        found = [kept(logits, hidden)]
         for code in range(self.length - 1):
-            logits, _, cache = model.step(paths[:, :, code], cache)
-            found.append(logits)
+            logits, hidden, cache = model.step(paths[:, :, code], cache)
+            found.append(kept(logits, hidden))
         return jnp.stack(found, axis=2)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -510,23 +581,40 @@ class _Model:
     def prefill(self, history: Any) -> tuple:
         """See `Backbone.prefill`."""
         logits, hidden, cache = self.call("prefill", history)
+        logits = self.compared(logits, hidden)
         users = len(jax.tree.leaves(history)[0])
         if len(logits) != users:
             raise self.check.error(
                 "prefill", f"logits of {len(logits)} users for the histories of {users}"
             )
-        return logits[..., : self.check.vocab], hidden, cache
+        return logits, hidden, cache
+
+    def compared(self, logits: Any, hidden: Any) -> jax.Array:
+        """The logits of the vocabulary, or the scores of the nodes that are asked for, `[..., V or K]`."""
+        if not self.check.asked:
+            return logits[..., : self.check.vocab]
+        nodes = (jnp.reshape(x, (1,) * (hidden.ndim - 1) + (-1,)) for x in self.check.asked)
+        return self.call("score_children", hidden, *nodes)
+
+    def begun(self, history: Any, beams: int) -> tuple[jax.Array, Any, Any]:
+        """The first code's logits `[B, M, V]` and states, and the cache of the beams, as at the start of a search."""
+        logits, hidden, cache = self.prefill(history)
+        users = len(logits)
+        cache = self.reorder(cache, jnp.zeros((users, beams), jnp.int32))
+        logits = jnp.broadcast_to(logits[:, None], (users, beams, logits.shape[-1]))
+        if self.check.asked:
+            hidden = jnp.broadcast_to(hidden[:, None], (users, beams, hidden.shape[-1]))
+        return logits, hidden, cache
 
     def start(self, history: Any, beams: int) -> tuple[jax.Array, Any]:
-        """The first code's logits `[B, M, V]` and the cache of the beams, as at the start of a search."""
-        logits, _, cache = self.prefill(history)
-        cache = self.reorder(cache, jnp.zeros((len(logits), beams), jnp.int32))
-        return jnp.broadcast_to(logits[:, None], (len(logits), beams, self.check.vocab)), cache
+        """The first code's logits `[B, M, V]` and the cache of the beams."""
+        logits, _, cache = self.begun(history, beams)
+        return logits, cache
 
     def step(self, tokens: jax.Array, cache: Any) -> tuple:
         """See `Backbone.step`."""
         logits, hidden, cache = self.call("step", tokens, cache)
-        return logits[..., : self.check.vocab], hidden, cache
+        return self.compared(logits, hidden), hidden, cache
 
     def reorder(self, cache: Any, parents: jax.Array) -> Any:
         """See `Backbone.reorder`."""
@@ -561,7 +649,16 @@ class _Model:
             raise self.check.error(
                 method, f"states of shape {list(jnp.shape(states))} instead of [{wanted}, D]"
             )
+        if self.check.asked:
+            return self.compared(None, states)
         return self.shaped("logits", self.call("logits", states), *leading)
+
+    def forced(self, method: str, inputs: tuple, *leading: int) -> jax.Array:
+        """Logits of a pass over targets or sequences, or scores by its states."""
+        outputs = self.call(method, *inputs)
+        if self.check.asked:
+            return self.logits(method, outputs, *leading)
+        return self.shaped(method, outputs, *leading)
 
     def shaped(self, method: str, logits: Any, *leading: int) -> jax.Array:
         """Logits, if they are `[*leading, V]`."""
@@ -572,6 +669,29 @@ class _Model:
                 method, f"logits {list(shape)} instead of [{wanted}, V], V >= {self.check.vocab}"
             )
         return logits[..., : self.check.vocab]
+
+
+def _tokens(history: Any) -> Any:
+    """The tokens `[B, T, L]` of histories."""
+    return history.tokens if isinstance(history, ItemHistory) else history
+
+
+def _with_tokens(history: Any, tokens: jax.Array) -> Any:
+    """The histories with other tokens, 0 for none; items whose tokens are others have other rows too."""
+    if not isinstance(history, ItemHistory):
+        return tokens
+    other = (history.rows + 1) % (history.rows.max() + 1)
+    other = jnp.where((tokens != 0).any(-1), other, -1)
+    same = (tokens == history.tokens).all(-1)
+    return ItemHistory(jnp.where(same, history.rows, other), tokens)
+
+
+def _nodes(index: TrieIndex, count: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and rows `[K]` of different nodes of all depths."""
+    paths = np.asarray(random_paths(index, jax.random.key(0), (count,)))
+    rows = np.asarray(walk(index, paths)) + np.array(index.layout.node_offsets[:-1])
+    rows, first = np.unique(rows, return_index=True)
+    return paths.reshape(-1)[first], rows.astype(np.int32)
 
 
 def _check_pytree(backbone: Any) -> None:

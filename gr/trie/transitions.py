@@ -122,6 +122,16 @@ def children(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[Nodes, jax.A
     return enter(index, depth + 1, jnp.where(exist, number, 0), exist), tokens
 
 
+def few_children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax.Array]:
+    """`children` in as few places as a node has children: a SCAN level has a place for every item below it."""
+    below, tokens = children(index, depth, nodes)
+    most = index.layout.levels[depth].max_children
+    if kind_of(index, depth) != SCAN or most >= tokens.shape[-1]:
+        return below, tokens
+    _, first = jax.lax.top_k(below.exist.astype(jnp.int32), most)  # Of equals, those to the left.
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, first, axis=-1), (below, tokens))
+
+
 def child_tokens(index: TrieIndex, depth: Depth, nodes: Nodes) -> tuple[jax.Array, jax.Array]:
     """Tokens that may follow nodes of one depth, and which exist; `children` also finds the nodes.
 

@@ -34,7 +34,7 @@ def get_config():
     c.semantic_ids.dim = 8
     c.semantic_ids.num_levels = 1
     c.semantic_ids.codebook_size = 8
-    for sizes in (c.encoder_decoder, c.decoder_only):
+    for sizes in (c.encoder_decoder, c.decoder_only, c.item_decoder):
         sizes.d_model, sizes.num_heads, sizes.d_ff = 16, 2, 32
     c.encoder_decoder.head_dim = 8
     c.encoder_decoder.num_encoder_layers = c.encoder_decoder.num_decoder_layers = 1
@@ -78,9 +78,9 @@ def measured(tmp_path_factory):
     processes = {}
     for name, backbone in (
         ("train", "encoder_decoder"),
-        ("decode", "decoder_only"),
-        ("search", "encoder_decoder"),
-        ("groups", "encoder_decoder"),
+        ("decode", "decoder_only,item_decoder"),
+        ("search", "encoder_decoder,item_decoder"),
+        ("groups", "encoder_decoder,item_decoder"),
     ):
         command = [sys.executable, "-m", f"experiments.benchmark_{name}"]
         command += [f"--config={folder}/tiny.py", f"--json={folder}/{name}.json"]
@@ -134,6 +134,8 @@ def test_train_benchmark_times_each_shape_of_an_epoch(measured):
 def test_decode_benchmark_measures_every_row(measured):
     content, output = measured["decode"]
     rows = [f"decoder_only/{row}" for row in DECODE_ROWS]
+    # A model that scores children has no logits to be unconstrained by.
+    rows += [f"item_decoder/{row}" for row in DECODE_ROWS if not row.endswith("unconstrained")]
     assert list(content["users_per_second"]) == rows
     for quantity in ("users_per_second", "seconds_per_batch", "compile_seconds"):
         _assert_positive(content[quantity], rows, or_zero=quantity == "compile_seconds")
@@ -142,21 +144,23 @@ def test_decode_benchmark_measures_every_row(measured):
 
 def test_groups_benchmark_measures_both_ways(measured):
     content, output = measured["groups"]
-    rows = ["encoder_decoder/2/once", "encoder_decoder/2/each"]
+    backbones = ("encoder_decoder", "item_decoder")
+    rows = [f"{backbone}/2/{way}" for backbone in backbones for way in ("once", "each")]
     assert list(content["users_per_second"]) == rows and all(row in output for row in rows)
     _assert_positive(content["users_per_second"], rows)
-    assert content["compilations_while_timing"] == {"encoder_decoder": 0}
+    assert content["compilations_while_timing"] == dict.fromkeys(backbones, 0)
 
 
 def test_search_benchmark_measures_every_row(measured):
     content, output = measured["search"]
-    rows = [f"encoder_decoder/{row}" for row in SEARCH_ROWS]
+    walked = [f"encoder_decoder/{row}" for row in SEARCH_ROWS]
+    rows = walked + [f"item_decoder/{row}" for row in SEARCH_ROWS if not row.endswith("walk")]
     assert list(content["users_per_second"]) == rows
     for quantity in ("users_per_second", "tokens_per_second", "tokens_per_user"):
         _assert_positive(content[quantity], rows)
     # The tiny trie has fewer prefixes than the budget allows: every search gives the model all of them, but for the
     # one that spends nothing on codes without an alternative.
-    tokens = dict(content["tokens_per_user"])
+    tokens = {row: content["tokens_per_user"][row] for row in walked}
     assert tokens.pop("encoder_decoder/best_first/1/2") <= min(tokens.values())
     assert len(set(tokens.values())) == 1
     assert all(row in output for row in rows)
@@ -164,9 +168,12 @@ def test_search_benchmark_measures_every_row(measured):
 
 def test_nothing_compiles_while_timing(measured):
     train, decode = measured["train"][0], measured["decode"][0]
-    assert measured["search"][0]["compilations_while_timing"] == {"encoder_decoder": 0}
+    assert measured["search"][0]["compilations_while_timing"] == {
+        "encoder_decoder": 0,
+        "item_decoder": 0,
+    }
     assert train["compilations_while_timing"] == dict.fromkeys(TRAIN_ROWS, 0)
-    assert decode["compilations_while_timing"] == {"decoder_only": 0}
+    assert decode["compilations_while_timing"] == {"decoder_only": 0, "item_decoder": 0}
 
 
 def test_machine_is_named(measured):
@@ -184,7 +191,7 @@ def test_unknown_backbone_is_one_line(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == [
-        "error: --backbones=rnn: use one or both of encoder_decoder,decoder_only"
+        "error: --backbones=rnn: use some of encoder_decoder,decoder_only,item_decoder"
     ]
 
 

@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from gr.models import ItemDecoder, ItemDecoderConfig, on_grown_catalogue
-from gr.models.grown import prefix_rows
-from gr.trie import NO_NODE, TrieIndex
+from gr.trie import NO_NODE, TrieIndex, descend, node_rows, root
 
 V, L, D = 40, 3, 4
 
@@ -22,6 +21,15 @@ def indexes(rng, listed):
     old = np.flatnonzero(~new)
     before = TrieIndex.build(tokens[old], V, items=old, listed=listed)
     return tokens, new, before, TrieIndex.build(tokens, V, listed=listed)
+
+
+def prefix_rows(index, tokens):
+    """The `node_rows` of all prefixes of semantic IDs `[N, L]`."""
+    nodes, rows = root(index, (len(tokens),)), []
+    for depth in range(tokens.shape[1]):
+        nodes = descend(index, depth, nodes, jnp.asarray(tokens[:, depth], jnp.int32))
+        rows.append(np.asarray(node_rows(index, depth + 1, nodes)))
+    return np.stack(rows, axis=1)
 
 
 def made(before, depth, num_items, **options):
@@ -47,7 +55,7 @@ def test_a_node_has_its_embedding_or_none(seed, depth, listed):
     table = rng.normal(size=model.head.nodes.shape).astype(np.float32)
     model.head.nodes = nnx.Param(jnp.asarray(table))
     own = np.asarray(model.items_in[...])
-    grown = on_grown_catalogue(model, before, after, tokens, new, depth)
+    grown = on_grown_catalogue(model, before, after, new)
     found = np.asarray(grown.head.nodes[...])
     assert grown.config.num_nodes == len(found) == after.layout.node_offsets[depth]
     by_prefix = {}
@@ -78,6 +86,6 @@ def test_rows_of_prefixes_are_different_and_missing_ones_have_none():
 def test_other_heads_have_no_nodes(head):
     tokens, new, before, after = indexes(np.random.default_rng(0), True)
     model = made(before, 2, len(tokens), head=head)
-    grown = on_grown_catalogue(model, before, after, tokens, np.zeros(len(tokens), bool), 2)
+    grown = on_grown_catalogue(model, before, after, np.zeros(len(tokens), bool))
     for one, other in zip(jax.tree.leaves(model), jax.tree.leaves(grown), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -257,8 +257,8 @@ def test_every_item_of_the_history_and_its_place_count():
     model = make_model("trie")
     history = histories_for(model, TABLE, jnp.arange(4)[None])
     plain = model.last_state(history)
-    for order in map(np.array, ([1, 0, 2, 3], [0, 2, 1, 3], [0, 1, 3, 2])):
-        moved = jax.tree.map(lambda x, order=order: x[:, order], history)
+    for order in ([1, 0, 2, 3], [0, 2, 1, 3], [0, 1, 3, 2]):
+        moved = ItemHistory(*(x[:, np.array(order)] for x in history))
         assert np.abs(model.last_state(moved) - plain).max() > 1e-3
     shorter = taken(history, [0])
     shorter = jax.tree.map(lambda x: x[:, 1:], shorter)

@@ -1,5 +1,6 @@
 """The step of reinforcement learning: against naive scoring and a plain loop, what it leaves alone, that it learns."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -15,13 +16,15 @@ import pytest
 from flax import nnx
 from toy_run import compilations
 
-from gr.decoding import SearchConfig
+from gr.decoding import SearchConfig, beam_search
 from gr.losses import PolicyConfig, policy_objective, token_log_probs
 from gr.models import (
     DecoderOnly,
     DecoderOnlyConfig,
     EncoderDecoder,
     EncoderDecoderConfig,
+    ItemDecoder,
+    ItemDecoderConfig,
     ValueHead,
     ValueHeadConfig,
     path_states,
@@ -64,6 +67,10 @@ def make_model(kind="encoder_decoder"):
             **sizes, head_dim=8, num_encoder_layers=1, num_decoder_layers=1, dropout=0.0
         )
         backbone = EncoderDecoder(config, rngs=nnx.Rngs(1))
+    elif kind == "item_decoder":
+        items, nodes = len(catalogue().tokens) - 1, catalogue().index.layout.node_offsets[-1]
+        config = ItemDecoderConfig(num_items=items, num_nodes=nodes, dropout=0.0, **sizes)
+        backbone = ItemDecoder(config, rngs=nnx.Rngs(1))
     else:
         config = DecoderOnlyConfig(**sizes, num_layers=1, dropout=0.0)
         backbone = DecoderOnly(config, rngs=nnx.Rngs(1))
@@ -152,6 +159,30 @@ def test_candidates_are_scored_as_one_by_one(kind, normalise_over):
                 np.testing.assert_allclose(rollouts.entropy[user, place, depth], entropy, atol=2e-5)
     assert float(metrics["candidates/target_share"]) == pytest.approx(hits / (USERS - 1))
     assert float(metrics["candidates/valid"]) == 6.0
+
+
+def test_a_model_that_scores_children_scores_candidates_as_its_search_does():
+    model, batch, temperature = make_model("item_decoder"), make_batch(), 1.5
+    nodes = model.backbone.head.nodes
+    nodes[...] = jax.random.normal(jax.random.key(9), nodes.shape)
+    config = rollout_config("sample", temperature=temperature)
+    rollouts, _ = rolled_out(config, model, batch, jax.random.key(3))
+    assert rollouts.valid[:-1].all() and not rollouts.valid[-1].any()
+    index, everything = catalogue().index, len(catalogue().tokens)
+    found = beam_search(
+        model.backbone, index, rollouts.history, everything, temperature=temperature
+    )
+    for user in range(USERS - 1):
+        sids = map(tuple, found.tokens[user].tolist())
+        score_of = dict(zip(sids, found.scores[user].tolist(), strict=True))
+        mine = [score_of[tuple(row)] for row in rollouts.tokens[user].tolist()]
+        for logp in (rollouts.logp, rollouts.reference_logp):
+            np.testing.assert_allclose(logp[user].sum(-1), mine, atol=1e-4)
+        first = collections.defaultdict(float)
+        for sid, score in score_of.items():
+            first[sid[0]] += np.exp(score)
+        entropy = -sum(chance * np.log(chance) for chance in first.values() if chance)
+        np.testing.assert_allclose(rollouts.entropy[user, :, 0], entropy, atol=1e-4)
 
 
 def test_drawn_candidates_are_weighted_by_their_chance():
@@ -263,17 +294,24 @@ def test_a_step_is_a_plain_loop_of_updates():
 
 
 @pytest.mark.parametrize(
-    ("policy", "search"), [("grpo", "sample"), ("sibling_grpo", "ved"), ("tempo", "beam")]
+    ("policy", "search", "kind"),
+    [
+        ("grpo", "sample", "encoder_decoder"),
+        ("sibling_grpo", "ved", "encoder_decoder"),
+        ("tempo", "beam", "encoder_decoder"),
+        ("sibling_grpo", "ved", "item_decoder"),
+    ],
 )
-def test_reward_rises_and_the_second_call_does_not_compile(policy, search):
+def test_reward_rises_and_the_second_call_does_not_compile(policy, search, kind):
     def hits(outcome):  # That the first code is the target's is easier to come by.
         return (outcome.tokens[..., 0] == outcome.target[:, None, 0]).astype(jnp.float32)
 
     batch = make_batch()
     rollout = rollout_config(search, normalise_over="children")
-    learning = LearningConfig(num_epochs=2, num_minibatches=2)
+    demonstrated = 0.01 if kind == "item_decoder" else 0.0
+    learning = LearningConfig(num_epochs=2, num_minibatches=2, supervised_weight=demonstrated)
     step = make_step(rollout, PolicyConfig(policy), learning, reward=hits)
-    state, first = step(make_state(make_model()), batch)
+    state, first = step(make_state(make_model(kind)), batch)
     first = float(first["reward/mean"])
     with compilations() as compiled:
         for _ in range(25):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import gr
-from gr.models import DecoderOnlyConfig, EncoderDecoderConfig
+from gr.models import DecoderOnlyConfig, EncoderDecoderConfig, ItemDecoderConfig
 from gr.runs.workdir import check_same_experiment, saved_experiment
 from gr.training import save_run_info
 
@@ -69,9 +69,12 @@ def test_sizes_of_backbones_have_the_fields_and_defaults_of_their_configs():
             ("causal_encoder", "recency_bias"),
         ),
         (gr.runs.DecoderOnlySizes(), DecoderOnlyConfig(8, 3), ()),
+        (gr.runs.ItemDecoderSizes(), ItemDecoderConfig(8, 3, 5), ()),
     ):
         mine, its = dataclasses.asdict(sizes), dataclasses.asdict(config)
-        assert its.keys() - mine.keys() == {"vocab_size", "code_length"}
+        del mine["node_depth"]  # From which, and from the trie, follow the `num_nodes`.
+        given_by_ids = {"vocab_size", "code_length", "num_items", "num_nodes"}
+        assert its.keys() - mine.keys() == given_by_ids & its.keys() and mine.keys() <= its.keys()
         assert {name for name in mine if mine[name] != its[name]} == set(given)
 
 

@@ -9,7 +9,14 @@ from flax import nnx
 
 from gr.data import NO_ITEM
 from gr.losses import cross_entropy, token_log_probs
-from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig
+from gr.models import (
+    DecoderOnly,
+    DecoderOnlyConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ItemDecoder,
+    ItemDecoderConfig,
+)
 from gr.training import TrainingError
 from gr.training.objectives import (
     LossConfig,
@@ -32,11 +39,19 @@ FILLER_ROWS = 2
 
 @functools.cache
 def make_model(name):
-    if name == "decoder_only":
+    backbone, _, head = name.partition("/")
+    nodes = {"head": "trie", "num_nodes": 2 * ITEMS} if head == "trie" else {}
+    if backbone == "decoder_only":
         config = DecoderOnlyConfig(
-            VOCAB, LENGTH, d_model=16, num_heads=2, d_ff=24, num_layers=1, dropout=0.0
+            VOCAB, LENGTH, d_model=16, num_heads=2, d_ff=24, num_layers=1, dropout=0.0, **nodes
         )
         create = functools.partial(DecoderOnly, config)
+    elif backbone == "item_decoder":
+        config = ItemDecoderConfig(
+            VOCAB, LENGTH, ITEMS, 2 * ITEMS, d_model=16, num_heads=2, d_ff=24, dropout=0.0
+        )
+        config = dataclasses.replace(config, head=head or "trie")
+        create = functools.partial(ItemDecoder, config)
     else:
         config = EncoderDecoderConfig(
             VOCAB,
@@ -50,6 +65,7 @@ def make_model(name):
             dropout=0.0,
             causal_encoder=True,
             recency_bias=True,
+            **nodes,
         )
         create = functools.partial(EncoderDecoder, config)
     # Larger numbers than at initialisation, so that every part counts.

@@ -9,8 +9,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+from scorers import node_rows
 
+from gr.models import histories_for, scores_children
 from gr.training import LossConfig, TrainingError, init_loss_state, supervised_loss
 from gr.training.objectives import draw_places
 from gr.trie import TrieIndex
@@ -35,6 +38,13 @@ CONFIG = LossConfig(
 )
 PREFIXES = [{tuple(row[:t]) for row in TOKENS.tolist()} for t in range(1, LENGTH + 1)]
 KEY = jax.random.key(5)
+MODELS = [
+    "encoder_decoder",
+    "decoder_only",
+    "encoder_decoder/trie",
+    "decoder_only/trie",
+    "item_decoder",
+]
 
 
 def run(name, level, config=CONFIG, batch=None, state=None):
@@ -56,12 +66,35 @@ def run(name, level, config=CONFIG, batch=None, state=None):
 def log_probs(name, histories, items):
     """Log-probabilities `[n, L]` of the codes of `items [n]` behind `histories [n, T]`, each computed alone."""
     table = np.concatenate([TOKENS, np.zeros((1, LENGTH), int)])
+    if scores_children(make_model(name)):
+        history = histories_for(make_model(name), table, histories)
+        return log_probs_over_children(make_model(name), history, TOKENS[items])
     logits = jax.jit(lambda model, *inputs: model.target_logits(*inputs))(
         make_model(name), table[histories], TOKENS[items]
     )
     logits = np.asarray(logits, float)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return np.take_along_axis(log_p, TOKENS[items][..., None], -1)[..., 0]
+
+
+def log_probs_over_children(model, history, targets):
+    """Log-probabilities `[n, L]` of the codes of targets among their siblings, by dictionaries."""
+    states = np.asarray(
+        jax.jit(lambda m, *inputs: m.target_states(*inputs))(model, history, targets)
+    )
+    row_of = node_rows(TOKENS, TrieIndex.build(TOKENS, VOCAB).layout)
+    codes, nodes = np.asarray(model.head.codes[...]), np.asarray(model.head.nodes[...])
+    found = np.zeros(targets.shape)
+    for place, depth in np.ndindex(targets.shape):
+        prefix = tuple(targets[place, :depth].tolist())
+        siblings = sorted(sid for sid in PREFIXES[depth] if sid[:-1] == prefix)
+        vectors = [
+            codes[sid[-1]] + (nodes[row_of[sid]] if row_of[sid] < len(nodes) else 0.0)
+            for sid in siblings
+        ]
+        chances = oracles.log_softmax(np.array(vectors, float) @ states[place, depth])
+        found[place, depth] = chances[siblings.index((*prefix, targets[place, depth]))]
+    return found
 
 
 def expected_losses(name, histories, targets, negatives, config=CONFIG):
@@ -89,7 +122,7 @@ def drawn_negatives(key, *shape):
     return np.asarray(jax.random.randint(key, (*shape, CONFIG.num_negatives), 0, ITEMS))
 
 
-@pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
+@pytest.mark.parametrize("name", MODELS)
 def test_target_level_is_the_formula_for_the_drawn_targets_and_negatives(name):
     value, metrics, weights, _ = run(name, "target")
     batch = {column: x[:-FILLER_ROWS] for column, x in target_batch().items()}
@@ -110,7 +143,7 @@ def test_target_level_is_the_formula_for_the_drawn_targets_and_negatives(name):
     assert value == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
+@pytest.mark.parametrize("name", MODELS)
 def test_user_level_is_the_formula_at_the_drawn_places(name):
     _, metrics, _, _ = run(name, "user")
     batch = user_batch()
@@ -132,15 +165,16 @@ def test_user_level_is_the_formula_at_the_drawn_places(name):
         )
 
 
+@pytest.mark.parametrize("model", ["decoder_only", "item_decoder"])
 @pytest.mark.parametrize("level", BATCHES)
-def test_all_first_codes_make_depth_1_exact(level):
-    exact = run("decoder_only", level, dataclasses.replace(CONFIG, all_first_codes=True))[1]
-    sampled = run("decoder_only", level)[1]
+def test_all_first_codes_make_depth_1_exact(level, model):
+    exact = run(model, level, dataclasses.replace(CONFIG, all_first_codes=True))[1]
+    sampled = run(model, level)[1]
     batch = {column: x[:-FILLER_ROWS] for column, x in target_batch().items()}
     first_of = {code: np.flatnonzero(TOKENS[:, 0] == code)[0] for (code,) in PREFIXES[0]}
     codes, items = list(first_of), np.array(list(first_of.values()))
     histories = np.repeat(batch["history"], len(codes), axis=0)
-    log_p = log_probs("decoder_only", histories, np.tile(items, NUM_TARGETS))[:, 0]
+    log_p = log_probs(model, histories, np.tile(items, NUM_TARGETS))[:, 0]
     scores = np.exp(log_p.reshape(NUM_TARGETS, -1) / CONFIG.tau)
     own = [codes.index(code) for code in TOKENS[batch["target"], 0]]
     loss = -np.log(scores[np.arange(NUM_TARGETS), own] / scores.sum(axis=1)).sum()
@@ -151,13 +185,14 @@ def test_all_first_codes_make_depth_1_exact(level):
         assert exact[name] == pytest.approx(sampled[name], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["decoder_only", "item_decoder"])
 @pytest.mark.parametrize("level", BATCHES)
-def test_gradients_are_slopes_and_the_weights_have_none(level):
-    model, config = make_model("decoder_only"), dataclasses.replace(CONFIG, with_ce=False)
+def test_gradients_are_slopes_and_the_weights_have_none(level, name):
+    model, config = make_model(name), dataclasses.replace(CONFIG, with_ce=False)
     # Weights that do not depend on the losses: eta 0 keeps those of the step before.
     config = dataclasses.replace(config, eta=0.0)
     before = jnp.array([0.5, 0.3, 0.2])
-    grads = run("decoder_only", level, config, state=before)[3]
+    grads = run(name, level, config, state=before)[3]
     loss = supervised_loss(
         TOKENS,
         level=level,

@@ -1,0 +1,174 @@
+"""Node embeddings follow their prefixes into another trie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scorers import node_rows
+
+from gr.decoding import beam_search
+from gr.losses import scored_log_probs
+from gr.models import (
+    DecoderOnly,
+    DecoderOnlyConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ItemDecoder,
+    ItemDecoderConfig,
+    ItemHistory,
+    ModelError,
+    remap_nodes,
+)
+from gr.trie import EditableIndex, TrieIndex
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+VOCAB, LENGTH, WIDTH = 40, 3, 8
+
+
+def random_ids(rng, count):
+    return rng.integers([2, 6, 12], [6, 12, 40], (count, LENGTH))
+
+
+def make_model(num_nodes):
+    config = ItemDecoderConfig(VOCAB, LENGTH, 9, num_nodes, d_model=WIDTH, num_heads=2, d_ff=16)
+    model = ItemDecoder(config, rngs=nnx.Rngs(0))
+    rows = np.random.default_rng(0).normal(size=(num_nodes, WIDTH))
+    model.head.nodes[...] = jnp.asarray(rows, jnp.float32)
+    return model
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10**6), depth=st.integers(0, LENGTH), listed=st.booleans())
+def test_a_prefix_keeps_its_embedding_and_a_new_one_has_none(seed, depth, listed):
+    rng = np.random.default_rng(seed)
+    first, more = random_ids(rng, 150), random_ids(rng, 60)
+    other = np.concatenate([first[rng.random(150) < 0.7], more])
+    old = TrieIndex.build(first, VOCAB, headroom=0.1)
+    new = TrieIndex.build(other, VOCAB, listed=listed)
+    model = make_model(old.layout.node_offsets[depth])
+    moved = remap_nodes(model, old, new)
+    assert moved.config.num_nodes == len(moved.head.nodes[...]) == new.layout.node_offsets[depth]
+    before, after = np.asarray(model.head.nodes[...]), np.asarray(moved.head.nodes[...])
+    row_before, row_after = node_rows(first, old.layout), node_rows(other, new.layout)
+    expected = np.zeros_like(after)
+    for prefix, row in row_after.items():
+        if len(prefix) <= depth and prefix in row_before:
+            expected[row] = before[row_before[prefix]]
+    np.testing.assert_array_equal(after, expected)
+    # All else is the same, and the old model is as it was.
+    np.testing.assert_array_equal(moved.head.codes[...], model.head.codes[...])
+    assert model.config.num_nodes == len(before)
+
+
+def test_a_compacted_index_is_searched_as_before():
+    rng = np.random.default_rng(1)
+    tokens, more = random_ids(rng, 30), random_ids(rng, 12)
+    editable, _ = EditableIndex.build(tokens, VOCAB).add(more)
+    model = make_model(editable.index.base.layout.node_offsets[-1])
+    history = ItemHistory(
+        jnp.array([[0, 3], [5, -1]]), jnp.array([tokens[[0, 3]], [tokens[5], [0] * 3]])
+    )
+    before = beam_search(model, editable.index, history, 50)
+    compacted = editable.compact()
+    moved = remap_nodes(model, editable.index.base, compacted.index.base)
+    after = beam_search(moved, compacted.index, history, 50)
+    np.testing.assert_allclose(after.scores, before.scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(np.sort(after.items[..., 0]), np.sort(before.items[..., 0]))
+    unmoved = beam_search(model, compacted.index, history, 50)
+    assert np.abs(np.asarray(unmoved.scores[:, 0] - before.scores[:, 0])).max() > 1e-3
+
+
+def test_what_cannot_be_moved_is_one_clear_error():
+    rng = np.random.default_rng(2)
+    tokens = random_ids(rng, 30)
+    index = TrieIndex.build(tokens, VOCAB)
+    with pytest.raises(
+        ModelError, match="7 node embeddings.* pass the trie that it was trained on"
+    ):
+        remap_nodes(make_model(7), index, index)
+    with pytest.raises(ModelError, match="the old trie has 3 codes, the new one 2"):
+        remap_nodes(make_model(0), index, TrieIndex.build(tokens[:, :2], VOCAB))
+    plain = DecoderOnly(
+        DecoderOnlyConfig(VOCAB, LENGTH, d_model=8, num_heads=2, d_ff=8, num_layers=1),
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(ModelError, match="DecoderOnly has no trie head"):
+        remap_nodes(plain, index, index)
+
+
+# The trie head of the other backbones.
+
+BACKBONES = {
+    "encoder_decoder": lambda head: EncoderDecoder(
+        EncoderDecoderConfig(
+            VOCAB,
+            LENGTH,
+            d_model=WIDTH,
+            num_heads=2,
+            head_dim=4,
+            d_ff=16,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            causal_encoder=True,
+            recency_bias=True,
+            **head,
+        ),
+        rngs=nnx.Rngs(0),
+    ),
+    "decoder_only": lambda head: DecoderOnly(
+        DecoderOnlyConfig(VOCAB, LENGTH, d_model=WIDTH, num_heads=2, d_ff=16, num_layers=1, **head),
+        rngs=nnx.Rngs(0),
+    ),
+}
+
+
+def with_trie_head(name, num_nodes):
+    """A model of larger numbers than at initialisation."""
+    shapes = jax.eval_shape(lambda: BACKBONES[name]({"head": "trie", "num_nodes": num_nodes}))
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.5, jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_other_backbones_score_children_too(name):
+    rng = np.random.default_rng(4)
+    tokens = np.unique(random_ids(rng, 40), axis=0)
+    index = TrieIndex.build(tokens, VOCAB, listed=True)
+    model = with_trie_head(name, index.layout.node_offsets[2])
+    history = jnp.asarray(tokens[rng.integers(0, len(tokens), (2, 3))]).at[1, 2].set(0)
+    logits, hidden, _ = jax.jit(lambda m: m.prefill(history))(model)
+    assert logits is None and hidden.shape == (2, WIDTH)
+    # Every item's score is the sum of what the loss sees, and together they have probability 1.
+    found = beam_search(model, index, history, len(tokens))
+    score = jax.jit(
+        lambda m, history, sids: scored_log_probs(m, m.target_states(history, sids), sids, index)
+    )
+    for user in range(2):
+        sids = found.tokens[user]
+        expected = score(model, jnp.repeat(history[user][None], len(sids), 0), sids).sum(-1)
+        np.testing.assert_allclose(found.scores[user], expected, atol=1e-4)
+    np.testing.assert_allclose(np.exp(found.scores).sum(1), 1.0, rtol=1e-4)
+    other = TrieIndex.build(np.concatenate([tokens, tokens[:1] + 1]), VOCAB)
+    moved = remap_nodes(remap_nodes(model, index, other), other, index)
+    again = beam_search(moved, index, history, len(tokens))
+    np.testing.assert_allclose(again.scores, found.scores, atol=1e-4)
+    with pytest.raises(ModelError, match="head='trie' has no logits over the vocabulary"):
+        model.target_logits(history, tokens[:2])
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_vocabulary_head_is_as_before_and_needs_no_nodes(name):
+    one, other = (BACKBONES[name](head) for head in ({}, {"head": "vocabulary", "num_nodes": 7}))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not one.scores_children
+    for wrong, message in (
+        ({"head": "items"}, "head='items' is unknown: use one of vocabulary, trie"),
+        ({"head": "trie", "tied_head": True}, "tied_head=True is for head='vocabulary'"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            BACKBONES[name](wrong)

@@ -266,6 +266,10 @@ class WithPrior:
         """See `Listing.fan_out`."""
         return self.source.fan_out(depth)
 
+    def most_children(self, depth: int) -> int:
+        """See `Listing.most_children`."""
+        return self.source.most_children(depth)
+
     def root(self, batch: int) -> Below:
         """See `Source.root`."""
         count = self.prior.count[:, None]

@@ -21,9 +21,8 @@ def base_rl_config() -> ConfigDict:
 def config_dict_of(experiment: Experiment | Reinforcement) -> ConfigDict:
     """An experiment's fields to be changed one by one; a misspelt one is an error, not a new field."""
     c = ConfigDict(experiment.to_dict())
-    if isinstance(
-        experiment, Experiment
-    ):  # Fields that may be None too: a number; a number or a word.
+    if isinstance(experiment, Experiment):
+        # May be None too: a number; a number or a word.
         for block, name, kind in ((c.data, "time_jitter", float), (c.memory, "weight", object)):
             block[name] = config_dict.FieldReference(block[name], field_type=kind)
     return c.lock()

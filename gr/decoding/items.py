@@ -46,10 +46,16 @@ def rank_items(
         Candidates with M items, one each (C = 1); `scores` are log-probabilities of items.
 
     Raises:
-        DecodingError: if `num_candidates` is not positive, or the constraint is for another number of users.
+        DecodingError: if `num_candidates` is not positive, the index is an edited one, or constraint or prior are for
+            another number of users.
     """
     if num_candidates < 1:
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
+    if not isinstance(index, TrieIndex):
+        raise DecodingError(
+            f"an edited index ({type(index).__name__}) does not fit a model that scores the items it was trained on: "
+            "give the TrieIndex of these, and leave removed ones out by an ItemMask"
+        )
     check_search(index, constraint)
     temperature = as_temperature(temperature)
     request = as_request(prior, prior_weight)

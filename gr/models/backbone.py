@@ -24,8 +24,8 @@ def check_sizes(config: Any) -> None:
         least = 0 if field.name == "num_nodes" else 1
         if field.type in (int, "int") and value < least:
             raise ModelError(f"{field.name}={value} must be at least {least}")
-    if not 0 <= config.dropout < 1:
-        raise ModelError(f"dropout={config.dropout} must lie in [0, 1)")
+        if field.name.endswith("dropout") and not 0 <= value < 1:
+            raise ModelError(f"{field.name}={value} must lie in [0, 1)")
     if config.dtype == "float16":
         raise ModelError(
             "dtype='float16' is not offered: its gradients vanish below 6e-8 and overflow above 65504, and losses are "

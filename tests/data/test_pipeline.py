@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr.data import NO_ITEM, DataError, Sequences, Targets, leave_one_out
+from gr.data.jitter import make_jitter
 from gr.data.pipeline import (
     bucket_lengths,
     evaluation_batches,
@@ -539,7 +540,7 @@ def test_bad_lengths_are_refused():
         bucket_lengths(np.array([3]), 5, 0)
 
 
-def orders_of_an_epoch(jitter):
+def orders_of_an_epoch(jitter, places=0.0):
     # One user; the last two of the three interactions at time 3 are held out.
     sequences = Sequences(
         items=np.arange(7, dtype=np.int32),
@@ -550,6 +551,7 @@ def orders_of_an_epoch(jitter):
     )
     targets = Targets(users=np.zeros(4, np.int32), positions=np.array([1, 2, 3, 4]))
     shared = {"max_history": 6, "buckets": 1, "seed": 0, "time_jitter": jitter}
+    shared |= {"place_jitter": places}
     by_user = train_batches_by_user(sequences, targets, items_per_batch=7, **shared)
     by_target = train_batches_by_target(sequences, targets, batch_size=4, **shared)
     orders = {tuple(by_user.plan[epoch]["items"][0, :5].tolist()) for epoch in range(200)}
@@ -577,6 +579,40 @@ def test_without_jitter_the_order_stays():
     assert orders_of_an_epoch(None) == {(0, 1, 2, 3, 4)}
 
 
+def test_jitter_by_place_mixes_neighbours_within_its_places_whatever_their_times():
+    # A delay of less than a place changes nothing; of up to two places, an item passes one that is a place away.
+    assert orders_of_an_epoch(None, 0.99) == {(0, 1, 2, 3, 4)}
+    orders = orders_of_an_epoch(None, 1.5)
+    assert (0, 1, 2, 3, 4) in orders and {(1, 0, 2, 3, 4), (0, 1, 2, 4, 3)} <= orders
+    for order in orders:  # Nothing that is held out, and never before what came two places earlier.
+        assert sorted(order) == [0, 1, 2, 3, 4]
+        assert all(order.index(item) < order.index(item + 2) for item in range(3))
+    assert any(order.index(2) < order.index(0) for order in orders_of_an_epoch(None, 2.5))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0.1, 9), st.integers(0, 99))
+def test_jitter_by_place_is_a_sort_of_delayed_places(lengths, places, seed):
+    sequences = Sequences(
+        items=np.arange(sum(lengths), dtype=np.int32),
+        offsets=np.cumsum([0, *lengths]),
+        user_ids=np.arange(len(lengths)).astype(str),
+        item_ids=np.arange(max(1, sum(lengths))).astype(str),
+    )
+    # The last target of a user with three interactions or more is the third from the end.
+    users = [user for user, length in enumerate(lengths) if length >= 3]
+    last = sequences.offsets[1:][users] - 3
+    jitter = make_jitter(sequences, Targets(np.array(users, np.int32), last), places=places)
+    noise = np.random.default_rng(seed).random(sum(lengths))
+    expected = []
+    for user, length in enumerate(lengths):
+        start = int(sequences.offsets[user])
+        cut = start + (length - 2 if length >= 3 else 0)
+        for part in (range(start, cut), range(cut, start + length)):
+            expected += sorted(part, key=lambda place: place + places * noise[place])
+    assert jitter.order(np.random.default_rng(seed)).tolist() == expected
+
+
 def test_jitter_needs_times_and_no_negative_seconds():
     sequences = Sequences(
         items=np.arange(3, dtype=np.int32),
@@ -595,3 +631,11 @@ def test_jitter_needs_times_and_no_negative_seconds():
             seed=0,
             time_jitter=0.0,
         )
+    for arguments, told in (
+        ({"places": -1.0}, "place_jitter=-1.0 must not be negative"),
+        ({"seconds": -2.0}, "time_jitter=-2.0 must not be negative"),
+        ({"seconds": 0.0, "places": 1.0}, "time_jitter=0.0 and place_jitter=1.0: use one of them"),
+    ):
+        with pytest.raises(DataError, match=told):
+            make_jitter(sequences, targets, **arguments)
+    assert make_jitter(sequences, targets) is None

@@ -296,6 +296,7 @@ CAN_BE_0 = {
     *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
     *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout", "data.place_jitter"),
     *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
+    *("encoder_decoder.node_depth", "decoder_only.node_depth"),
     *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
     *("training.patience", "data.validation_share", "data.test_share", "data.cold_seed"),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -115,6 +116,29 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
     assert wrong.returncode == 1
     assert "'no such thing' is no item id and no title" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_recommend_says_what_came_from_the_memory(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "mixed")
+    path = tmp_path / "mixed" / "config.json"
+    config = json.loads(path.read_text())
+    config["memory"] |= {"weight": 0.9, "tune": False}
+    path.write_text(json.dumps(config))
+    done = run("recommend", f"--workdir={tmp_path / 'mixed'}", "--user=3", "--top_k=5")
+    history, listed = done.stdout.split("recommended:")
+    header, *lines = listed.strip().splitlines()
+    assert re.split(r"\s{2,}", header.strip()) == [
+        "log p",
+        "title",
+        "about",
+        "memory",
+        "because of",
+    ]
+    assert len(lines) == 5
+    for line in lines:
+        *_, share, because = re.split(r"\s{2,}", line.strip())
+        assert 0 < int(share.removesuffix("%")) <= 100
+        assert all(title in history for title in because.split("; "))
 
 
 def test_recommending_to_many_users_compiles_once_for_each_padded_length(workdir):

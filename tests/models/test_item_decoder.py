@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr.models import ItemDecoder, ItemDecoderConfig, ItemHistory, ModelError, histories_for
+from gr.models import (
+    ItemDecoder,
+    ItemDecoderConfig,
+    ItemHistory,
+    ModelError,
+    histories_for,
+    item_decoder,
+)
+from gr.models.item_decoder import hidden_items
+from gr.models.layers import dropout_seed
 from gr.trie import NO_NODE, TrieIndex, item_token_table, node_rows
 from gr.trie.transitions import children, root
 
@@ -345,9 +354,10 @@ def test_parameters_and_scores_are_float32_and_activations_as_configured(dtype):
     model = jax.eval_shape(lambda: create(dataclasses.replace(TINY, dtype=dtype)))
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     _, hidden, cache = jax.eval_shape(lambda m: m.prefill(random_history(m, 0)), model)
-    assert {x.dtype for x in jax.tree.leaves((hidden, cache.own, cache.shared))} == {
-        jnp.dtype(dtype)
-    }
+    assert {
+        x.dtype
+        for x in jax.tree.leaves((hidden, cache.last, cache.of_codes.own, cache.of_codes.shared))
+    } == {jnp.dtype(dtype)}
     tokens = jnp.zeros((4, 3), int)
     scores = jax.eval_shape(lambda m, h: m.score_children(h, tokens, tokens), model, hidden)
     assert scores.dtype == jnp.float32
@@ -386,3 +396,61 @@ def test_dropout_at_rate_0_is_none():
     items = random_history(model, 9)
     found = model.sequence_states(items, key=jax.random.key(0))
     np.testing.assert_allclose(found, model.sequence_states(items), atol=1e-5)
+
+
+# Hidden items.
+
+
+def test_items_are_hidden_at_their_rate_and_only_with_a_key():
+    rows = jnp.zeros((200, 50), jnp.int32)
+    for rate in (0.1, 0.5):
+        seen = hidden_items(rows, rate, dropout_seed(jax.random.key(3)))
+        assert seen.shape == rows.shape and set(np.unique(seen).tolist()) == {0.0, 1.0}
+        assert abs(float(1 - seen.mean()) - rate) < 4 * (rate * (1 - rate) / seen.size) ** 0.5
+        assert 0 < np.ptp(np.asarray(seen.mean(axis=1)))  # Each history loses others.
+    assert (hidden_items(rows, 0.5, None) == 1).all() and (hidden_items(rows, 0.0, 7) == 1).all()
+
+
+def hiding(rate):
+    """The trie model without any other dropout, and with items of histories hidden at this rate."""
+    made = jax.eval_shape(lambda: create(dataclasses.replace(TINY, dropout=0.0, item_dropout=rate)))
+    return jax.tree.unflatten(jax.tree.structure(made), jax.tree.leaves(make_model("trie")))
+
+
+def test_a_hidden_item_is_read_as_one_without_embeddings(monkeypatch):
+    model, history = hiding(0.5), random_history(make_model("trie"), 4, [5] * 4)
+    plain = model.item_states(history)
+    np.testing.assert_array_equal(plain, hiding(0.0).item_states(history, key=jax.random.key(0)))
+    seen, read = [], item_decoder.hidden_items
+
+    def spy(*arguments):
+        seen.append(np.asarray(read(*arguments)))
+        return seen[-1]
+
+    monkeypatch.setattr(item_decoder, "hidden_items", spy)
+    found = model.item_states(history, key=jax.random.key(0))
+    (of_items,) = seen
+    assert 0 < of_items.mean() < 1
+    # By hand: token 0 and an unknown row, of a model whose token 0 counts nothing.
+    tokens = jnp.where(of_items[..., None] > 0, history.tokens, 0)
+    silent = hiding(0.0)
+    silent.codes_in[...] = silent.codes_in[...].at[0].set(0.0)
+    rows = jnp.where(of_items > 0, history.rows, ITEMS + 1)
+    np.testing.assert_allclose(found, silent.item_states(ItemHistory(rows, tokens)), atol=1e-5)
+    first = np.argmin(of_items, axis=1)  # Up to the first hidden item nothing has changed.
+    for row, place in enumerate(first):
+        np.testing.assert_allclose(found[row, :place], plain[row, :place], atol=1e-5)
+        assert of_items[row].all() or np.abs(found[row, place] - plain[row, place]).max() > 1e-3
+
+
+@pytest.mark.parametrize("call", ["last_state", "sequence_states"])
+def test_items_are_hidden_in_every_pass_of_training(call):
+    model, history = hiding(0.5), random_history(make_model("trie"), 4, [5] * 4)
+    run = jax.jit(getattr(model, call))
+    assert np.abs(run(history, key=jax.random.key(0)) - run(history)).max() > 1e-3
+    np.testing.assert_array_equal(run(history), getattr(hiding(0.0), call)(history))
+
+
+def test_a_share_of_hidden_items_is_below_1():
+    with pytest.raises(ModelError, match="item_dropout"):
+        dataclasses.replace(TINY, item_dropout=1.0)

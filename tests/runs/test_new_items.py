@@ -1,5 +1,6 @@
 """Items that join a trained run, and a run whose cold items nobody trained on."""
 
+import dataclasses
 import json
 import random
 import re
@@ -27,6 +28,7 @@ from gr.runs import (
     train,
 )
 from gr.runs.baselines import whole_histories
+from gr.runs.mixture import mixture_of
 from gr.runs.workdir import load_encoder, take_semantic_ids
 from gr.semantic_ids import SemanticIdError, SemanticIds
 from gr.training import TrainingError
@@ -119,6 +121,26 @@ def test_new_items_are_recommended_found_in_histories_and_evaluated(workdir, tmp
     served = beam_search(run.model, editable.index, history, num_beams=27)
     np.testing.assert_array_equal(rebuilt.items[..., 0], served.items[..., 0])
     np.testing.assert_allclose(rebuilt.scores, served.scores, rtol=1e-5)
+
+
+def test_a_memory_knows_new_items_and_has_nothing_to_say_of_them(workdir, tmp_path):
+    def mixed():
+        run = load_run(workdir)
+        config = run.config.override({"memory.weight": 0.5, "memory.tune": False})
+        return dataclasses.replace(run, config=config)
+
+    before = mixture_of(mixed())
+    add_items(workdir, write(tmp_path / "new.csv", NEW))
+    after = mixture_of(mixed())
+    assert (before.memory.num_items, after.memory.num_items) == (24, 27)
+    old = after.memory.weights[:24, :24]
+    assert (old != before.memory.weights).nnz == 0 and old.nnz == after.memory.weights.nnz
+    listed = recommend(mixed(), history=["n1", "i0"], top_k=27)
+    assert {item.item_id for item in listed} == {f"i{item}" for item in range(1, 24)} | {"n0", "n2"}
+    for item in listed:
+        assert item.because == ((ITEMS[0].split(",")[1],) if item.memory_share else ())
+        assert item.item_id[0] == "i" or not item.memory_share
+    assert any(item.memory_share > 0 for item in listed)
 
 
 def test_an_item_level_model_scores_new_items_by_their_codes(tmp_path):

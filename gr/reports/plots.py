@@ -133,12 +133,16 @@ def slice_bars(
     """Grouped bars: for each slice of the catalogue, one bar for each row that has `<slice>/<name>`."""
     rows = [row for row in metrics if any(f"{part}/{name}" in metrics[row] for part in slices)]
     colours = row_colours(list(metrics), main_row)
-    figure, (axes,) = figure_of(1, 3.3)
-    width = 0.82 / max(len(rows), 1)
+    figure, (axes,) = figure_of(1, 2.4 + 0.22 * len(rows))  # Room for the legend, a line a row.
+    width, drawn = 0.82 / max(len(rows), 1), []
     for index, row in enumerate(rows):
         values = [_number(metrics[row].get(f"{part}/{name}")) or 0.0 for part in slices]
         places = np.arange(len(slices)) + (index - (len(rows) - 1) / 2) * width
-        axes.bar(places, values, width=0.9 * width, color=colours[row], label=plain_text(row))
+        look = {"color": colours[row], "label": plain_text(row)}
+        if colours[row] in drawn:  # Colours begin again, with stripes.
+            look |= {"hatch": "////", "edgecolor": "white", "linewidth": 0}
+        drawn.append(colours[row])
+        axes.bar(places, values, width=0.9 * width, **look)
     axes.set_xticks(range(len(slices)), slices)
     style(
         axes,

@@ -86,7 +86,8 @@ def evaluate(
         run, targets, {rule: found.items for rule, found in decoded.items()}, depth
     )
     if mixture is not None:
-        alone = decode_under(run, targets, rules, None)
+        # With a weight of 0 the search is the model's own, by the program that is compiled already.
+        alone = decode_under(run, targets, rules, mixture.weighted(0.0))
         of_alone = _rankings(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )

@@ -52,6 +52,10 @@ class Mixture:
     memory: Memory | None = None
     validation: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def weighted(self, weight: float) -> "Mixture":
+        """The same with one weight for all users."""
+        return dataclasses.replace(self, gate=Gate((weight,)))
+
     def summary(self) -> dict[str, Any]:
         """Weights and settings, for files and reports."""
         settings = None if self.memory is None else dataclasses.asdict(self.memory.settings)
@@ -180,7 +184,7 @@ def _weighted(run: Run, mixture: Mixture) -> Mixture:
     wanted = run.splits.sequences.items[targets.positions]
     gains = []
     for weight in GRID:
-        tried = dataclasses.replace(mixture, gate=Gate((weight,)))
+        tried = mixture.weighted(weight)
         found = build.decode(
             run.config,
             run.catalogue,

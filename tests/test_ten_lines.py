@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     experiment = experiment.override(
         {
             **{"semantic_ids.codebook_size": 4, "semantic_ids.dim": 4, "decoding.num_beams": 12},
-            **{"decoder_only.d_model": 16, "decoder_only.d_ff": 16, "training.num_epochs": 4},
+            **{"item_decoder.d_model": 16, "item_decoder.d_ff": 16, "training.num_epochs": 4},
             **{"data.num_buckets": 1, "decoding.exclude_seen": False},
         }
     )

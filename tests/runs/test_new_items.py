@@ -54,6 +54,7 @@ def write(path, rows, header="item,title,brand"):
 def tiny(folder, **fields):
     """A config of a few steps on a table of clicks and one of texts."""
     c = get_config()
+    c.backbone, c.memory.weight = "decoder_only", None
     c.data.path = write(folder / "x.csv", CLICKS, "user,item")
     c.data.options.user, c.data.options.item = "user", "item"
     c.data.options.items_path = write(folder / "items.csv", ITEMS)

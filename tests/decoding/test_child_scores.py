@@ -16,6 +16,7 @@ from scorers import over_siblings, random_scorer
 
 from gr.decoding import (
     DecodingError,
+    ItemPrior,
     beam_search,
     sample,
     sample_without_replacement,
@@ -176,6 +177,67 @@ def test_a_second_search_compiles_nothing():
     for _ in range(2):
         search(random_scorer(rng, 3, tries.VOCAB, count))
     assert search._cache_size() == 1
+
+
+# With a prior.
+
+SHARES = np.array([0.2, 0.7, 0.95], np.float32)
+
+
+def random_prior(rng, num_items):
+    """Some items more than once, some unknown, some of padding."""
+    items = rng.integers(-1, num_items + 5, (USERS, 9))
+    return ItemPrior(items, np.exp(rng.normal(size=items.shape) * 3).astype(np.float32))
+
+
+def check_mixed(found, user, tokens, log_prob, num_beams, prior, demands=(), left=None):
+    of_user = prior.items[user], prior.weights[user]
+    masses = oracles.prior_masses(tokens, *of_user, demands, left=left)
+    share, by_sid = float(SHARES[user]), oracles.items_by_sid(tokens)
+    beams = oracles.mixed_beam_search(tokens, log_prob, num_beams, masses, share, demands)
+    expected = [(s, sid, oracles.allowed_items(by_sid[sid], demands)) for s, sid in beams]
+    assert_same_ranking(rows(found, user), expected)
+    if num_beams >= len(tokens):
+        ranking = oracles.mixed_ranking(tokens, log_prob, masses, share, demands)
+        assert_same_ranking(rows(found, user), ranking)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("count", "length", "codes"), [(30, 1, 40), (60, 3, 30), (40, 5, 3)])
+def test_beams_are_ranked_by_the_mixture_with_a_prior(count, length, codes, listed):
+    rng = np.random.default_rng(count + length)
+    tokens = rng.integers(0, codes, (count, length))
+    index = TrieIndex.build(tokens, codes, listed=listed)
+    scorer = random_scorer(rng, length, codes, index.layout.node_offsets[-1])
+    prior, out = random_prior(rng, count), rng.integers(0, count, (USERS, 2))
+    mixed = {"prior": prior, "prior_weight": SHARES}
+    for num_beams in (4, count):
+        free = beam_search(scorer, index, HISTORY, num_beams, **mixed)
+        excluding = ExcludeItems(out)
+        found = beam_search(scorer, index, HISTORY, num_beams, constraint=excluding, **mixed)
+        for user in range(USERS):
+            log_prob = over_siblings(scorer, user, tokens, index.layout)
+            check_mixed(free, user, tokens, log_prob, num_beams, prior)
+            demands = oracles.excluding(set(out[user].tolist()))
+            check_mixed(found, user, tokens, log_prob, num_beams, prior, demands)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_prior_may_hold_items_that_were_added_and_removed(seed):
+    rng = np.random.default_rng(seed)
+    tokens, more = random_tokens(rng, 14), random_tokens(rng, 8)
+    editable, _ = EditableIndex.build(tokens, tries.VOCAB).add(more)
+    layout, both = editable.index.base.layout, np.concatenate([tokens, more])
+    scorer = random_scorer(rng, 3, tries.VOCAB, layout.node_offsets[-1])
+    gone = set(rng.integers(0, len(both), 4).tolist())
+    index, prior = editable.remove(np.array(sorted(gone))).index, random_prior(rng, len(both))
+    for num_beams in (3, EVERYTHING):
+        found = beam_search(scorer, index, HISTORY, num_beams, prior=prior, prior_weight=SHARES)
+        for user in range(USERS):
+            log_prob = over_siblings(scorer, user, tokens, layout, siblings=both)
+            left = [item for item in range(len(both)) if item not in gone]
+            demands = oracles.excluding(gone)
+            check_mixed(found, user, both, log_prob, num_beams, prior, demands, left)
 
 
 # Indexes with recent changes.

@@ -74,7 +74,7 @@ def test_a_loop_gives_what_single_steps_give(name, over, monkeypatch):
 
     def search():
         decode = jax.jit(functools.partial(beam._beam_search.__wrapped__, options=options))
-        return decode(model, index, HISTORY, constraint, jnp.float32(0.7))
+        return decode(model, index, HISTORY, constraint, jnp.float32(0.7), None)
 
     found = search()
     assert bool(loops) == (name != "static")

@@ -311,7 +311,7 @@ def test_weights_are_the_same_on_every_device_of_a_mesh():
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.join(os.getcwd(), "tests")]),
     }
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True

@@ -11,7 +11,7 @@ import numpy as np
 
 from gr.decoding.beam_step import BeamOptions, Beams, choose, choose_listed, start
 from gr.decoding.candidates import Candidates
-from gr.decoding.checked import Checked, check_methods, users_of
+from gr.decoding.checked import Checked, check_methods, check_nodes, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
@@ -98,6 +98,7 @@ def beam_search(
     )
     check_methods(backbone)
     check_search(index, constraint)
+    check_nodes(backbone, index)
     request = as_request(prior, prior_weight, prior_over)
     options.check_prior(request)
     temperature = as_temperature(temperature)

@@ -42,6 +42,20 @@ def check_methods(backbone: Any, methods: tuple[str, ...] = METHODS) -> None:
         )
 
 
+def check_nodes(backbone: Any, index: Any) -> None:
+    """Raises DecodingError if a model's trie nodes are not those of the index, where their number tells."""
+    if not scores_children(backbone):
+        return
+    count = getattr(getattr(backbone, "config", None), "num_nodes", 0)
+    offsets = getattr(index, "base", index).layout.node_offsets  # An edited index has a base.
+    if count not in offsets:
+        raise DecodingError(
+            f"the model has embeddings of {count} trie nodes, and the depths of this index end at {offsets}: search "
+            "the index that it was trained with, build one of the same layout, or move them by "
+            "`gr.models.remap_nodes`"
+        )
+
+
 def users_of(outputs: tuple) -> int:
     """B, of the outputs of `prefill`."""
     logits, hidden, _ = outputs

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
-from gr.decoding.checked import Checked, check_methods, users_of
+from gr.decoding.checked import Checked, check_methods, check_nodes, users_of
 from gr.decoding.child_scores import score_listed
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
@@ -81,6 +81,7 @@ def sample_without_replacement(
     """
     temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
+    check_nodes(backbone, index)
     request = as_request(prior, prior_weight, prior_over)
     return _sample_without_replacement(
         backbone, index, history, constraint, key, temperature, request, count=num_candidates
@@ -122,6 +123,7 @@ def sample(
     """
     temperature = _checked(backbone, num_candidates, temperature)
     check_search(index, constraint)
+    check_nodes(backbone, index)
     request = as_request(prior, prior_weight, prior_over)
     return _sample(
         backbone, index, history, constraint, key, temperature, request, count=num_candidates

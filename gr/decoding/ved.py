@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import TREE_METHODS, Checked, check_methods, users_of
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes, users_of
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
@@ -115,6 +115,7 @@ def ved_search(
         )
     check_methods(backbone, TREE_METHODS)
     check_search(index, constraint)
+    check_nodes(backbone, index)
     request = as_request(prior, prior_weight, prior_over)
     temperature = as_temperature(temperature)
     return _ved_search(

@@ -22,7 +22,7 @@ from gr.trie.exclusion import ExcludeItems
 from gr.trie.index import TrieIndex
 from gr.trie.inputs import NO_ITEM, as_int32, host_integers, is_known, shown
 from gr.trie.item_mask import ItemMask, check_allowed, item_numbers, of_one_index
-from gr.trie.layout import MAX_ITEMS, TrieError
+from gr.trie.layout import MAX_ITEMS, Layout, TrieError
 
 # Spare room of the small index, so that adding items rarely makes a search compile anew.
 _HEADROOM = 1.0
@@ -196,10 +196,17 @@ class EditableIndex:
 
     @staticmethod
     def build(
-        tokens: np.ndarray, vocab_size: int, *, attributes: np.ndarray | None = None
+        tokens: np.ndarray,
+        vocab_size: int,
+        *,
+        attributes: np.ndarray | None = None,
+        layout: Layout | None = None,
     ) -> "EditableIndex":
-        """An index of items 0..N-1 that can be edited; see `TrieIndex.build`."""
-        index = TrieIndex.build(tokens, vocab_size, attributes=attributes)
+        """An index of items 0..N-1 that can be edited; see `TrieIndex.build`.
+
+        For a model that scores children give the layout of the index that it was trained with.
+        """
+        index = TrieIndex.build(tokens, vocab_size, attributes=attributes, layout=layout)
         # Copies, so that the caller cannot change them; int32 holds every token below 2**31.
         tokens = np.array(tokens).astype(np.int32)
         if attributes is not None:

@@ -38,7 +38,7 @@ def tiny(path, **fields):
     c.data.options.user, c.data.options.item = "user", "item"
     c.data.max_history, c.data.num_buckets = 5, 1
     c.semantic_ids.dim, c.semantic_ids.codebook_size = 8, 4
-    c.decoder_only.d_model, c.decoder_only.d_ff, c.decoder_only.num_layers = 16, 16, 1
+    c.item_decoder.d_model, c.item_decoder.d_ff, c.item_decoder.num_layers = 16, 16, 1
     c.training.items_per_batch, c.training.num_epochs = 64, 1
     c.decoding.num_beams = 10
     c.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
@@ -155,7 +155,7 @@ def test_a_start_that_fails_binds_nobody_and_loses_nothing(tmp_path, capsys):
         "data__path": (str(tmp_path / "missing.csv"), DataError),
         "data__options__user": ("usr", DataError),
         "mesh__data": (64, TrainingError),
-        "decoder_only__num_heads": (3, ModelError),
+        "item_decoder__num_heads": (3, ModelError),
         "training__monitor": ("ndcg@20", ConfigError),
     }
     for field, (value, error) in failing.items():
@@ -165,7 +165,7 @@ def test_a_start_that_fails_binds_nobody_and_loses_nothing(tmp_path, capsys):
     made = (workdir / "semantic_ids.npz").stat().st_mtime_ns
     assert "those of" not in capsys.readouterr().out
     with pytest.raises(ModelError):  # Other IDs are made anew,
-        train(tiny(path, semantic_ids__num_levels=1, decoder_only__num_heads=3), str(workdir))
+        train(tiny(path, semantic_ids__num_levels=1, item_decoder__num_heads=3), str(workdir))
     assert (workdir / "semantic_ids.npz").stat().st_mtime_ns > made
     made = (workdir / "semantic_ids.npz").stat().st_mtime_ns
     trained = train(tiny(path, semantic_ids__num_levels=1, training__num_epochs=2), str(workdir))

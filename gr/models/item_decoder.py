@@ -15,6 +15,7 @@ from gr.models.backbone import (
     Cache,
     ItemHistory,
     Keys,
+    ModelError,
     assemble_cache,
     check_sizes,
     latest_keys,
@@ -251,6 +252,11 @@ class ItemDecoder(Headed, nnx.Module):
 
     def _item_states(self, history: ItemHistory, seed: jax.Array | None) -> jax.Array:
         """States `[B, T, D]` of right-padded histories."""
+        if not isinstance(history, ItemHistory):
+            raise ModelError(
+                f"a history must be an ItemHistory(rows [B, T], tokens [B, T, L]), got {type(history).__name__}: "
+                "make it by `gr.models.histories_for`"
+            )
         hide_seed, embed_seed, *layer_seeds = split_seed(seed, 2 + len(self.layers))
         x = self.codes_in[...][history.tokens].sum(axis=-2)
         if self.config.item_embeddings:

@@ -401,6 +401,12 @@ def test_dropout_at_rate_0_is_none():
 # Hidden items.
 
 
+def test_tokens_alone_are_no_history():
+    model, history = make_model("trie"), random_history(make_model("trie"), 0)
+    with pytest.raises(ModelError, match="ItemHistory.*histories_for"):
+        model.prefill(history.tokens)
+
+
 def test_items_are_hidden_at_their_rate_and_only_with_a_key():
     rows = jnp.zeros((200, 50), jnp.int32)
     for rate in (0.1, 0.5):

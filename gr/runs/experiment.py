@@ -307,6 +307,9 @@ class MemoryConfig:
             history, fitted on validation too; or None, no memory.
         tune: whether the memory's own settings are tuned on validation; else they are `settings`.
         settings: see `gr.memory.MemorySettings`.
+        content: which similarities of items' content are tried beside co-occurrence when the settings are tuned:
+            "codes", of semantic IDs; "text", of item fields; "vectors", those by which semantic IDs were fitted; "all"
+            that the data have; or "none".
         size: items that the memory proposes to a user; 1 or more.
         source: "" for the memory of the training sequences, a `.npz` file that `Memory.save` wrote, or your own
             "module:name", a function `Splits -> prior` where `prior(histories, *, size, exclude)` is an `ItemPrior`.
@@ -316,6 +319,7 @@ class MemoryConfig:
     weight: Share | Annotated[str, OneOf(("tuned", "gate"))] | None = None
     tune: bool = True
     settings: MemorySettings = MemorySettings()
+    content: Annotated[str, OneOf(("all", "none", "codes", "text", "vectors"))] = "all"
     size: Count = 500
     source: Annotated[str, OneOf(("",), or_path=(".npz",), or_own=True)] = ""
     tuning_users: Natural = 2048

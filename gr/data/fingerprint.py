@@ -1,7 +1,7 @@
 """Fingerprints of data: counts, and checksums that do not depend on path, machine or library versions."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,17 @@ def fingerprint(splits: Splits) -> dict[str, Any]:
         "validation targets": len(splits.validation),
         "test targets": len(splits.test),
         "checksums": {
-            "item_ids": _checksum(_texts(sequences.item_ids)),
-            "user_ids": _checksum(_texts(sequences.user_ids)),
-            "sequences": _checksum(
+            "item_ids": checksum(_texts(sequences.item_ids)),
+            "user_ids": checksum(_texts(sequences.user_ids)),
+            "sequences": checksum(
                 [
                     sequences.items.astype("<i4", copy=False),
                     sequences.offsets.astype("<i8", copy=False),
                 ]
             ),
-            "splits": _checksum([roles]),
-            "times": _checksum(times),
-            "texts": _checksum(
+            "splits": checksum([roles]),
+            "times": checksum(times),
+            "texts": checksum(
                 [
                     array
                     for name in fields
@@ -87,9 +87,12 @@ def _texts(values: Collection[str]) -> list[np.ndarray]:
     return [lengths, np.frombuffer(joined, np.uint8)]
 
 
-def _checksum(arrays: Collection[np.ndarray]) -> str:
+def checksum(arrays: Iterable[np.ndarray]) -> str:
+    """A checksum of the bytes and lengths of arrays, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
+        array = np.atleast_1d(array)
         digest.update(len(array).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(array))
+        # As bytes, since `hashlib` does not know bfloat16.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Decodes the targets of a split with any search, in batches, and keeps the outputs for the metrics."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import Mesh, PartitionSpec
 
 from gr.data import NO_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
@@ -20,6 +22,7 @@ from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
 from gr.memory import ItemPrior
 from gr.models import histories_for, scores_children, scores_items
+from gr.training import replicate, shard_batch
 from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
@@ -69,7 +72,8 @@ def decode_targets(
     prior: Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]] | None = None,
     temperature: float | None = None,
     normalise_over: str = "vocabulary",
-    progress: bool = False,
+    mesh: Mesh | None = None,
+    progress: bool | tqdm.tqdm = False,
 ) -> Decoded:
     """Decodes every target from its history by any search.
 
@@ -85,7 +89,7 @@ def decode_targets(
         key: random key; only beam search needs none.
         score_targets: whether the targets are scored too, in one more pass of the model: `log_probs`, and for beam
             search `prefix_hits`.
-        batch_size: users decoded at once; fewer where they have seen more than a thousand items.
+        batch_size: users decoded at once on a device; fewer where they have seen more than a thousand items.
         exclude_seen: whether items of the user's whole history, also beyond `max_history`, may not be decoded.
         allowed: the items that may be decoded, for all users; None: all of the index.
         prior: what is mixed into the model: for target numbers `[B]` (-1 for filler) a prior of B users, and the weight
@@ -93,7 +97,9 @@ def decode_targets(
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
             among the children.
-        progress: whether to show a progress bar.
+        mesh: of devices of this process; each decodes its own users, those along "data" `batch_size` each. None: the
+            default device.
+        progress: whether to show a progress bar; or one of the caller's, to be moved on.
 
     Raises:
         EvaluationError: if a search other than beam search has no `key`, or numbers of the model are NaN or infinite,
@@ -102,18 +108,24 @@ def decode_targets(
     if key is None and config.name != "beam":
         raise EvaluationError(f"search {config.name!r} draws random numbers: give their `key`")
     temperature = as_temperature(temperature)
+    decode_users, put = decode_batch, lambda part: part
+    if mesh is not None:
+        whole = (model, value_head, catalogue, allowed)
+        model, value_head, catalogue, allowed = replicate(whole, mesh)
+        decode_users = functools.partial(decode_on_mesh, mesh=mesh)
+        put = functools.partial(shard_batch, mesh=mesh)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
         # The first row of a batch is real, so its number identifies the batch.
         of_batch = None if key is None else jax.random.fold_in(key, int(batch["rows"][0]))
-        return _decode(
+        return decode_users(
             model,
             value_head,
             catalogue,
-            batch["history"],
-            batch["target"] if score_targets else None,
-            tuple(part for part in (excluded, allowed) if part is not None),
-            None if prior is None else prior(batch["rows"]),
+            put(batch["history"]),
+            put(batch["target"]) if score_targets else None,
+            tuple(part for part in (put(excluded), allowed) if part is not None),
+            None if prior is None else put(prior(batch["rows"])),
             of_batch,
             temperature,
             config=config,
@@ -127,6 +139,7 @@ def decode_targets(
         max_history=max_history,
         buckets=buckets,
         batch_size=batch_size,
+        devices=1 if mesh is None else mesh.shape["data"],
         exclude_seen=exclude_seen,
         progress=progress,
     )
@@ -141,19 +154,20 @@ def decoded_by_target(
     buckets: int | Sequence[int],
     batch_size: int,
     exclude_seen: bool,
-    progress: bool,
+    progress: bool | tqdm.tqdm,
+    devices: int = 1,
 ) -> Any:
     """Runs `decode(batch, excluded)` on batches; its arrays `[B, ...]` become `[n, ...]`, in the targets' order.
 
     Batches are those of `evaluation_batches`; `excluded` holds the items that their users have seen. Users who have
     seen very many items are in smaller batches. `decode` returns a pytree of arrays, and `Candidates.bad_step`, which
-    is checked. The other arguments are those of `decode_targets`.
+    is checked. A batch has users for so many devices. The other arguments are those of `decode_targets`.
     """
     # Resolved here, so that batches of all sizes have the same buckets; this also checks the targets.
     lengths = target_examples(sequences, targets, max_history).lengths
     shape = {"max_history": max_history, "buckets": resolve_buckets(buckets, lengths, max_history)}
     seen = Histories.of(sequences, targets) if exclude_seen else None
-    batches = _batches(sequences, targets, seen, batch_size=batch_size, **shape)
+    batches = _batches(sequences, targets, seen, batch_size=batch_size, devices=devices, **shape)
 
     def decoded() -> Iterator[tuple[np.ndarray, tuple]]:
         for batch in batches:
@@ -163,7 +177,7 @@ def decoded_by_target(
             yield rows, decode(batch, excluded)
 
     whole = None  # The results of `decode` for all targets.
-    with tqdm.tqdm(total=len(targets), desc="decode", unit=" users", disable=not progress) as bar:
+    with _bar(progress, len(targets)) as bar:
         for rows, (found, bad_step) in fetched(decoded()):
             if whole is None:
                 whole = jax.tree.map(
@@ -177,8 +191,20 @@ def decoded_by_target(
     return whole
 
 
+def _bar(progress: bool | tqdm.tqdm, total: int) -> contextlib.AbstractContextManager[tqdm.tqdm]:
+    if not isinstance(progress, bool):
+        return contextlib.nullcontext(progress)
+    return tqdm.tqdm(total=total, desc="decode", unit=" users", disable=not progress)
+
+
 def _batches(
-    sequences: Sequences, targets: Targets, seen: Histories | None, *, batch_size: int, **shape: Any
+    sequences: Sequences,
+    targets: Targets,
+    seen: Histories | None,
+    *,
+    batch_size: int,
+    devices: int,
+    **shape: Any,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`evaluation_batches` with fewer users for long seen lists: a quarter for each factor of four above `_MANY`."""
     quartered = np.zeros(len(targets), int)
@@ -189,7 +215,7 @@ def _batches(
     for times in np.unique(quartered):
         chosen = np.flatnonzero(quartered == times)
         part = Targets(targets.users[chosen], targets.positions[chosen])
-        size = max(1, batch_size >> 2 * times)
+        size = max(1, batch_size >> 2 * times) * devices
         for batch in evaluation_batches(sequences, part, batch_size=size, **shape):
             rows = np.where(batch["rows"] < 0, -1, chosen[batch["rows"]])
             yield {**batch, "rows": rows}
@@ -241,7 +267,7 @@ def check_finite(bad_step: np.ndarray, user_ids: np.ndarray) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalise_over"))
-def _decode(
+def decode_batch(
     model: Any,
     value_head: Any | None,
     catalogue: Catalogue,
@@ -255,7 +281,7 @@ def _decode(
     config: SearchConfig,
     normalise_over: str,
 ) -> tuple[Decoded, jax.Array]:
-    """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`."""
+    """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`; see `decode_targets`."""
     history = histories_for(model, catalogue.tokens, history)
     if scores_items(model):
         return _decode_items(
@@ -293,6 +319,39 @@ def _decode(
         bad_step = jnp.where((bad_step < 0) & flawed.any(-1), flawed.argmax(-1), bad_step)
     hits = prefix_hits(catalogue.index, found, target) if found.beams else None
     return dataclasses.replace(decoded, log_probs=log_probs, prefix_hits=hits), bad_step
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "config", "normalise_over"))
+def decode_on_mesh(
+    *arguments: Any, mesh: Mesh, config: SearchConfig, normalise_over: str
+) -> tuple[Decoded, jax.Array]:
+    """`decode_batch`, in which each device along "data" decodes its own users, without communication.
+
+    XLA by itself would gather the users of all devices for every top-k.
+    """
+    whole, users = PartitionSpec(), PartitionSpec("data")
+
+    def split(part: Any) -> Any:
+        return jax.tree.map(lambda array: users if array.ndim else whole, part)
+
+    def on_each_device(*arguments: Any) -> tuple[Decoded, jax.Array]:
+        *others, key, temperature = arguments
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        return decode_batch(*others, key, temperature, config=config, normalise_over=normalise_over)
+
+    model, value_head, catalogue, history, target, constraint, prior, key, temperature = arguments
+    of_constraint = (
+        split(part) if isinstance(part, ExcludeItems) else whole for part in constraint
+    )
+    of_users = (split(history), split(target), tuple(of_constraint), split(prior))
+    return jax.shard_map(
+        on_each_device,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, *of_users, whole, whole),
+        out_specs=users,
+        check_vma=False,  # Devices along other axes do the same.
+    )(*arguments)
 
 
 def _decode_items(

@@ -38,6 +38,7 @@ from gr.runs.experiment import (
 )
 from gr.runs.new_items import AddedItems, add_items
 from gr.runs.recommend import Recommendation, history_rows, recommend
+from gr.runs.recommend_all import recommend_all
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
 from gr.runs.train import train
@@ -75,6 +76,7 @@ __all__ = [
     "load_data",
     "load_run",
     "recommend",
+    "recommend_all",
     "reinforce",
     "table_experiment",
     "train",

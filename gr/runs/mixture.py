@@ -74,7 +74,12 @@ class Mixture:
         self, splits: Splits, targets: Targets, *, exclude: bool
     ) -> Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]]:
         """The argument `prior` of `decode_targets`."""
-        past = Histories.of(splits.sequences, targets)
+        return self.for_histories(Histories.of(splits.sequences, targets), exclude=exclude)
+
+    def for_histories(
+        self, past: Histories, *, exclude: bool
+    ) -> Callable[[np.ndarray], tuple[ItemPrior, np.ndarray]]:
+        """The same for the histories of the targets."""
 
         def of_rows(rows: np.ndarray) -> tuple[ItemPrior, np.ndarray]:
             return self.of(past[np.where(rows < 0, rows[0], rows)], exclude=exclude)

@@ -13,7 +13,7 @@ from gr.decoding import rank_items as rank_whole
 from gr.evaluation import check_finite
 from gr.models import histories_for, scores_items
 from gr.runs import build
-from gr.runs.mixture import Mixture, mixture_of
+from gr.runs.mixture import Mixture
 from gr.runs.report import item_details
 from gr.runs.run import Run
 from gr.trie import ExcludeItems
@@ -57,7 +57,7 @@ def recommend(
     """
     sequences = run.splits.sequences
     rows = history_rows(sequences, user=user, history=history)
-    mixture = mixture_of(run)
+    mixture = run.mixture
     items, scores = rank_items(run, rows, top_k, mixture)
     titles = sequences.titles()
     details = item_details(sequences.item_fields, sequences.num_items)
@@ -131,9 +131,14 @@ def user_history(sequences: Sequences, user: str) -> np.ndarray:
     """
     rows = np.flatnonzero(sequences.user_ids == user)
     if len(rows) == 0:
-        close = difflib.get_close_matches(user, sequences.user_ids.tolist(), n=5, cutoff=0.0)
-        raise DataError(f"user {user!r} is not in the data; ids look like {', '.join(close)}")
+        raise DataError(unknown_user(sequences, user))
     return sequences.of(int(rows[0]))
+
+
+def unknown_user(sequences: Sequences, user: str) -> str:
+    """What is told of a user who is not in the data."""
+    close = difflib.get_close_matches(user, sequences.user_ids.tolist(), n=5, cutoff=0.0)
+    return f"user {user!r} is not in the data; ids look like {', '.join(close)}"
 
 
 def rank_items(

@@ -1,6 +1,8 @@
 """A trained run, read from its workdir."""
 
 import dataclasses
+import functools
+from typing import TYPE_CHECKING
 
 from flax import nnx
 
@@ -14,6 +16,9 @@ from gr.runs.workdir import check_data, load_semantic_ids, saved_experiment
 from gr.semantic_ids import SemanticIds
 from gr.training import FitResult, TrainingError, checkpoint_step, restore_model
 from gr.trie import Catalogue
+
+if TYPE_CHECKING:
+    from gr.runs.mixture import Mixture
 
 SPLITS = ("validation", "test")  # Whose targets are ranked.
 
@@ -41,6 +46,13 @@ class Run:
         if split not in SPLITS:
             raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
         return getattr(self.splits, split)
+
+    @functools.cached_property
+    def mixture(self) -> "Mixture | None":
+        """What `mixture_of` gives, read or fitted once."""
+        from gr.runs.mixture import mixture_of  # It takes runs, so it imports this module.
+
+        return mixture_of(self)
 
     @property
     def reinforced(self) -> ReinforcedExperiment:

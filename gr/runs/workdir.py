@@ -44,7 +44,7 @@ _LEFT = {
 }
 
 # A trained model scores items by their semantic IDs, so times and texts do not affect its recommendations.
-_OF_NO_MATTER_TO_A_MODEL = ("times", "texts")
+OF_NO_MATTER_TO_A_MODEL = ("times", "texts")
 
 
 def saved_experiment(workdir: str) -> Experiment:
@@ -180,7 +180,7 @@ def check_data(
     before = _data_of(workdir)
     if before is None:
         return
-    ignore = _OF_NO_MATTER_TO_A_MODEL
+    ignore = OF_NO_MATTER_TO_A_MODEL
     if resume:  # Supervised training already has its IDs; rewards may use the texts again.
         ignore = () if "init_from" in load_config(workdir) else ("texts",)
     differences = fingerprint_differences(before, fingerprint(splits), ignore=ignore)
@@ -202,7 +202,7 @@ def check_same_data(workdir: str, other: str) -> None:
     paths = [os.path.join(folder, DATA_FILE) for folder in (workdir, other)]
     if all(as_path(path).exists() for path in paths):
         differences = fingerprint_differences(
-            _data_of(workdir), _data_of(other), ignore=_OF_NO_MATTER_TO_A_MODEL
+            _data_of(workdir), _data_of(other), ignore=OF_NO_MATTER_TO_A_MODEL
         )
         if differences:
             raise TrainingError(

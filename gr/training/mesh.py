@@ -1,5 +1,6 @@
 """The device mesh, and how batches and states are placed on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gr.training.state import TrainingError
 
 
-def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with axes `("data", "model")` over the first `data * model` devices; one device is the 1x1 mesh.
+
+    Args:
+        data: devices that share a batch.
+        model: devices that share the parameters.
+        devices: from which the mesh is made; None: all, of all processes.
 
     Raises:
         TrainingError: if there are fewer devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     if data < 1 or model < 1 or data * model > len(devices):
         raise TrainingError(
             f"a mesh of data={data} x model={model} does not fit on {len(devices)} {devices[0].platform} device(s); "
@@ -32,12 +38,12 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts host arrays `[B, ...]` on the mesh, B split over "data"; scalars go everywhere.
 
-    With several processes each passes its own rows; the global batch is all of them in process order.
+    If the mesh spans several processes, each passes its own rows; the global batch is all of them in process order.
 
     Raises:
         TrainingError: if B is not a multiple of the data axis.
     """
-    processes = jax.process_count()
+    processes = _num_processes(mesh)
     parts = mesh.shape["data"]
 
     def put(path: Any, array: np.ndarray) -> jax.Array:
@@ -59,7 +65,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Replicates every array of the tree on all devices of the mesh; all processes must hold the same values."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    if jax.process_count() == 1:
+    if _num_processes(mesh) == 1:
         return jax.device_put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
@@ -71,3 +77,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(put, tree)
+
+
+def _num_processes(mesh: Mesh) -> int:
+    return len({device.process_index for device in mesh.devices.flat})

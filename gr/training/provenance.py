@@ -54,23 +54,29 @@ def check_run_info(
         TrainingError: if the workdir belongs to a run with another configuration, or there is none.
     """
     before = load_config(workdir) if before is None else before
-    # As they are read again: tuples are lists.
-    before, now = (_flatten(json.loads(json.dumps(values))) for values in (before, config))
-    differing = [
-        field
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field, MISSING) != now.get(field, MISSING) and field not in may_differ
-    ]
+    told = differing_fields(before, config)
+    differing = [field for field in told if field not in may_differ]
     if differing:
-        told = "; ".join(
-            f"{field} was {before.get(field, MISSING)!r} and is {now.get(field, MISSING)!r}"
-            for field in differing
-        )
         ways = "".join(f". {ways_out[field]}" for field in differing if field in ways_out)
         raise TrainingError(
-            f"{as_path(workdir) / 'config.json'} is of another run: {told}. Use the same values to resume that "
-            f"run, or another workdir{ways}"
+            f"{as_path(workdir) / 'config.json'} is of another run: {'; '.join(told[field] for field in differing)}. "
+            f"Use the same values to resume that run, or another workdir{ways}"
         )
+
+
+def differing_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Where two nested mappings of JSON values differ: dotted field -> "FIELD was VALUE and is VALUE"."""
+    # As they are read again: tuples are lists.
+    before, now = (_flatten(json.loads(json.dumps(values))) for values in (before, now))
+    values = {
+        field: (before.get(field, MISSING), now.get(field, MISSING))
+        for field in sorted(before.keys() | now.keys())
+    }
+    return {
+        field: f"{field} was {was!r} and is {is_!r}"
+        for field, (was, is_) in values.items()
+        if was != is_
+    }
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:

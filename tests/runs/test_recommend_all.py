@@ -1,0 +1,267 @@
+"""Lists of all users beside `recommend`, one user after the other; interrupted, shared, refused."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mains import ENVIRONMENT, ROOT
+
+import gr
+from gr.data import DataError, Sequences, leave_one_out
+from gr.evaluation.decode import decode_batch
+from gr.memory import Memory
+from gr.runs import ConfigError, Experiment, build, recommend, recommend_all
+from gr.runs.recommend_all import with_next_place
+from gr.runs.run import Run
+from gr.semantic_ids import SemanticIds
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+USERS, ITEMS, MAX_HISTORY = 23, 27, 6
+ITEM_IDS = np.array([f"i{item}" for item in range(ITEMS)])
+SIZES = {"d_model": 8, "num_heads": 2, "d_ff": 8}
+
+
+def make_sequences():
+    """Users of 3 to 25 different items each, so that histories have many lengths, and little may be left."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 10, USERS)
+    lengths[[4, 15]] = 25
+    rows = [rng.permutation(ITEMS)[:length] for length in lengths]
+    return Sequences(
+        items=np.concatenate(rows).astype(np.int32),
+        offsets=np.cumsum([0, *lengths]),
+        user_ids=np.array([f"u{user}" for user in range(USERS)]),
+        item_ids=ITEM_IDS,
+    )
+
+
+def make_run(folder, backbone="decoder_only", sequences=None, seed=1, step=3, **fields):
+    """A run of an untrained model. Items 4 and 5 share a semantic ID."""
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (3, 3, 3)), axis=1)
+    codes[5] = codes[4]
+    semantic_ids = SemanticIds(codes, (3, 3, 3), ITEM_IDS)
+    config = Experiment(name="lists", backbone=backbone).override(
+        {f"{backbone}.{name}": size for name, size in SIZES.items()}
+        | {"data.max_history": MAX_HISTORY, "data.num_buckets": 2, "memory.tune": False}
+        | {"decoding.num_beams": 6, "decoding.batch_size": 4}
+        | {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    rng, model = np.random.default_rng(seed), build.make_model(config, semantic_ids)
+    Path(folder).mkdir(exist_ok=True)
+    return Run(
+        workdir=str(folder),
+        config=config,
+        splits=leave_one_out(sequences or make_sequences()),
+        semantic_ids=semantic_ids,
+        catalogue=build.make_catalogue(config, semantic_ids),
+        model=jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(x.dtype), model),
+        step=step,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def lists(output):
+    """User -> items, scores and ranks, of all files of a folder in order."""
+    found = {}
+    for path in sorted(Path(output).glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            of_user = found.setdefault(row["user_id"], ([], [], []))
+            for column, name in zip(of_user, ("item_id", "score", "rank"), strict=True):
+                column.append(row[name])
+    return found
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in Path(output).iterdir()}
+
+
+def check_equal_to_recommend(run, output, num_items):
+    found = lists(output)
+    for user in run.splits.sequences.user_ids.tolist():
+        expected = recommend(run, user=user, top_k=num_items)
+        items, scores, ranks = found.pop(user, ([], [], []))
+        assert items == [item.item_id for item in expected], user
+        assert scores == pytest.approx([item.score for item in expected], abs=1e-4)
+        assert ranks == list(range(1, len(expected) + 1))
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fields"),
+    [
+        ("decoder_only", {}),
+        ("decoder_only", {"decoding__exclude_seen": False, "decoding__normalise_over": "children"}),
+        ("encoder_decoder", {"encoder_decoder__head_dim": 4, "memory__weight": 0.4}),
+        ("item_decoder", {"memory__weight": "gate"}),
+        ("item_decoder", {"item_decoder__head": "trie", "memory__weight": 0.4}),
+        ("item_decoder", {"item_decoder__head": "items", "memory__weight": 0.4}),
+        ("item_decoder", {"item_decoder__head": "items"}),
+    ],
+)
+def test_lists_are_those_of_recommend(tmp_path, backbone, fields):
+    run = make_run(tmp_path / "run", backbone, **fields)
+    written = recommend_all(run, tmp_path / "lists", shards=3, num_items=5)
+    assert [Path(path).name for path in written] == [
+        f"shard-0000{shard}-of-00003.parquet" for shard in range(3)
+    ]
+    check_equal_to_recommend(run, tmp_path / "lists", 5)
+
+
+def test_more_items_than_beams_and_fewer_than_were_asked_for(tmp_path, run):
+    recommend_all(run, tmp_path / "lists", num_items=20)
+    check_equal_to_recommend(run, tmp_path / "lists", 20)
+    found = lists(tmp_path / "lists")
+    assert len(found["u4"][0]) == len(found["u15"][0]) == 2
+    assert sum(len(items) == 20 for items, _, _ in found.values()) > 10
+
+
+def test_users_without_anything_to_say_have_no_rows(tmp_path, capsys):
+    sequences = make_sequences()
+    items = np.concatenate([np.arange(ITEMS), sequences.items]).astype(np.int32)
+    offsets = np.concatenate([[0], sequences.offsets + ITEMS, [len(items)]])
+    ids = np.array(["full", *sequences.user_ids, "empty"])
+    sequences = dataclasses.replace(sequences, items=items, offsets=offsets, user_ids=ids)
+    run = make_run(tmp_path / "run")
+    run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, sequences=sequences))
+    recommend_all(run, tmp_path / "lists", num_items=3)
+    assert "note: 1 users have no interactions, so no list" in capsys.readouterr().out
+    assert set(lists(tmp_path / "lists")) == {f"u{user}" for user in range(USERS)}
+    with pytest.raises(DataError, match=r"^user 'empty' has no interactions; leave it out$"):
+        recommend_all(run, tmp_path / "lists", users=["u1", "empty"])
+
+
+def test_nothing_is_compiled_for_another_shard(tmp_path, run):
+    before = decode_batch._cache_size()
+    recommend_all(run, tmp_path / "lists", shards=7)
+    assert decode_batch._cache_size() - before == 2  # Padded lengths of histories.
+
+
+def test_sequences_of_a_part():
+    sequences = make_sequences()
+    rows = np.array([7, 2, 20])
+    part, targets = with_next_place(sequences, rows)
+    assert part.user_ids.tolist() == ["u7", "u2", "u20"]
+    assert (part.items[targets.positions] == -1).all()
+    for place, row in enumerate(rows):
+        assert part.of(place).tolist() == [*sequences.of(row), -1]
+
+
+# Interrupted and shared.
+
+KILLED = """
+import os, signal, sys
+from gr.data import files
+from gr.runs import recommend_all
+from test_recommend_all import make_run
+
+replace, written = os.replace, []
+
+def kill(source, path):
+    # While the file is written, before it has its name.
+    written.append(path)
+    if len(written) == 4:  # The manifest, two shards, this one.
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, path)
+
+os.replace = kill
+recommend_all(make_run(sys.argv[1]), sys.argv[2], shards=5)
+"""
+PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "runs")))
+
+
+def python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=ENVIRONMENT | {"PYTHONPATH": PATHS} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_killed_call_is_repeated_and_gives_the_same_files(tmp_path, run, capsys):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done = python(KILLED, run.workdir, killed)
+    assert done.returncode == -9, done.stderr
+    names = {"manifest.json", *(f"shard-0000{shard}-of-00005.parquet" for shard in range(5))}
+    there = {path.name for path in killed.iterdir() if not path.name.startswith(".")}
+    assert there == {"manifest.json", *sorted(names)[1:3]}
+    kept = {name: (killed / name).stat().st_mtime_ns for name in there}
+    written = recommend_all(run, killed, shards=5)
+    assert [Path(path).name for path in written] == sorted(names)[3:]
+    assert "2 of 5 shards are there already" in capsys.readouterr().out
+    assert {name: (killed / name).stat().st_mtime_ns for name in there} == kept
+    recommend_all(run, whole, shards=5)
+    assert {name: (killed / name).read_bytes() for name in names} == contents(whole)
+    assert recommend_all(run, whole, shards=5) == []
+
+
+def test_processes_share_the_shards(tmp_path, run):
+    one, two = tmp_path / "one", tmp_path / "two"
+    recommend_all(run, one, shards=5)
+    for process, expected in ((1, [1, 3]), (0, [0, 2, 4])):
+        written = recommend_all(run, two, shards=5, process_id=process, num_processes=2)
+        assert [int(Path(path).name[6:11]) for path in written] == expected
+    assert contents(one) == contents(two)
+    assert recommend_all(run, tmp_path / "more", shards=2, process_id=2, num_processes=3) == []
+    for numbers in ({"process_id": 2, "num_processes": 2}, {"process_id": -1}):
+        with pytest.raises(ConfigError, match=r"process_id=-?\d with num_processes=\d: "):
+            recommend_all(run, two, shards=5, **numbers)
+
+
+def test_a_damaged_file_is_made_anew(tmp_path, run, capsys):
+    output = tmp_path / "lists"
+    written = recommend_all(run, output, shards=3)
+    before = contents(output)
+    other = recommend_all(run, tmp_path / "other", shards=3, num_items=3)
+    Path(written[0]).write_bytes(before[Path(written[0]).name][:-9])
+    Path(written[2]).write_bytes(Path(other[2]).read_bytes())
+    assert recommend_all(run, output, shards=3) == [written[0], written[2]]
+    assert capsys.readouterr().out.count("is damaged or was made of something else") == 2
+    assert contents(output) == before
+
+
+def test_lists_of_something_else_are_refused(tmp_path, run):
+    output = tmp_path / "lists"
+    recommend_all(run, output, shards=3)
+    before = contents(output)
+    sequences = make_sequences()
+    other = dataclasses.replace(sequences, items=sequences.items[::-1].copy())
+    remedy = rf"; name another folder than output={output}, or delete what is in it$"
+    for told, of_run, options in [
+        (r"run\.step was 3 and is 4", dataclasses.replace(run, step=4), {}),
+        (r"run\.model was '\w+' and is '\w+'", make_run(tmp_path / "run", seed=2), {}),
+        (r"run\.memory.* settings", None, {}),
+        (r"the counts agree, but not what users took", make_run(tmp_path, sequences=other), {}),
+        (r"settings\.num_items was 10 and is 7", run, {"num_items": 7}),
+        (r"shards was 3 and is 4", run, {"shards": 4}),
+        (r"users\.number was 23 and is 4; users.rows", run, {"users": ["u1", "u2", "u3", "u9"]}),
+    ]:
+        if of_run is None:
+            of_run = make_run(tmp_path / "mixed", memory__weight=0.4)
+            told = r"run\.memory was None and is '\(missing\)'|run\.memory\.gate"
+        with pytest.raises(ConfigError, match=f"{output} holds lists of something else: .*") as e:
+            recommend_all(of_run, output, **({"shards": 3} | options))
+        assert gr_search(told, str(e.value)) and gr_search(remedy, str(e.value))
+    assert contents(output) == before
+    moved = dataclasses.replace(run, workdir=str(tmp_path / "moved"))
+    assert recommend_all(moved, output, shards=3) == []
+
+
+def gr_search(pattern, text):
+    import re
+
+    return re.search(pattern, text)

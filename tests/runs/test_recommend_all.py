@@ -1,24 +1,29 @@
 """Lists of all users beside `recommend`, one user after the other; interrupted, shared, refused."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import jax.monitoring
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mains import ENVIRONMENT, ROOT
 
-import gr
 from gr.data import DataError, Sequences, leave_one_out
 from gr.evaluation.decode import decode_batch
 from gr.memory import Memory
-from gr.runs import ConfigError, Experiment, build, recommend, recommend_all
+from gr.runs import (
+    ConfigError,
+    Experiment,
+    build,
+    recommend,
+    recommend_all,
+    table_experiment,
+    train,
+)
 from gr.runs.recommend_all import with_next_place
 from gr.runs.run import Run
 from gr.semantic_ids import SemanticIds
@@ -28,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 USERS, ITEMS, MAX_HISTORY = 23, 27, 6
 ITEM_IDS = np.array([f"i{item}" for item in range(ITEMS)])
 SIZES = {"d_model": 8, "num_heads": 2, "d_ff": 8}
+ITEM_HEAD = {"backbone": "item_decoder", "item_decoder__head": "items"}
 
 
 def make_sequences():
@@ -51,7 +57,7 @@ def make_run(folder, backbone="decoder_only", sequences=None, seed=1, step=3, **
     semantic_ids = SemanticIds(codes, (3, 3, 3), ITEM_IDS)
     config = Experiment(name="lists", backbone=backbone).override(
         {f"{backbone}.{name}": size for name, size in SIZES.items()}
-        | {"data.max_history": MAX_HISTORY, "data.num_buckets": 2, "memory.tune": False}
+        | {"data.max_history": MAX_HISTORY, "data.num_buckets": 1, "memory.tune": False}
         | {"decoding.num_beams": 6, "decoding.batch_size": 4}
         | {name.replace("__", "."): value for name, value in fields.items()}
     )
@@ -63,14 +69,15 @@ def make_run(folder, backbone="decoder_only", sequences=None, seed=1, step=3, **
         splits=leave_one_out(sequences or make_sequences()),
         semantic_ids=semantic_ids,
         catalogue=build.make_catalogue(config, semantic_ids),
-        model=jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(x.dtype), model),
+        model=jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), model),
         step=step,
     )
 
 
 @pytest.fixture
 def run(tmp_path):
-    return make_run(tmp_path / "run")
+    """The one whose programs are compiled fastest."""
+    return make_run(tmp_path / "run", **ITEM_HEAD)
 
 
 def lists(output):
@@ -103,12 +110,11 @@ def check_equal_to_recommend(run, output, num_items):
     ("backbone", "fields"),
     [
         ("decoder_only", {}),
-        ("decoder_only", {"decoding__exclude_seen": False, "decoding__normalise_over": "children"}),
         ("encoder_decoder", {"encoder_decoder__head_dim": 4, "memory__weight": 0.4}),
-        ("item_decoder", {"memory__weight": "gate"}),
+        ("item_decoder", {"memory__weight": 0.4, "decoding__normalise_over": "children"}),
         ("item_decoder", {"item_decoder__head": "trie", "memory__weight": 0.4}),
-        ("item_decoder", {"item_decoder__head": "items", "memory__weight": 0.4}),
-        ("item_decoder", {"item_decoder__head": "items"}),
+        ("item_decoder", {"item_decoder__head": "items", "memory__weight": "gate"}),
+        ("item_decoder", {"item_decoder__head": "items", "decoding__exclude_seen": False}),
     ],
 )
 def test_lists_are_those_of_recommend(tmp_path, backbone, fields):
@@ -134,7 +140,7 @@ def test_users_without_anything_to_say_have_no_rows(tmp_path, capsys):
     offsets = np.concatenate([[0], sequences.offsets + ITEMS, [len(items)]])
     ids = np.array(["full", *sequences.user_ids, "empty"])
     sequences = dataclasses.replace(sequences, items=items, offsets=offsets, user_ids=ids)
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", **ITEM_HEAD)
     run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, sequences=sequences))
     recommend_all(run, tmp_path / "lists", num_items=3)
     assert "note: 1 users have no interactions, so no list" in capsys.readouterr().out
@@ -143,7 +149,8 @@ def test_users_without_anything_to_say_have_no_rows(tmp_path, capsys):
         recommend_all(run, tmp_path / "lists", users=["u1", "empty"])
 
 
-def test_nothing_is_compiled_for_another_shard(tmp_path, run):
+def test_nothing_is_compiled_for_another_shard(tmp_path):
+    run = make_run(tmp_path, **ITEM_HEAD, data__num_buckets=2, decoding__batch_size=1)
     before = decode_batch._cache_size()
     recommend_all(run, tmp_path / "lists", shards=7)
     assert decode_batch._cache_size() - before == 2  # Padded lengths of histories.
@@ -165,7 +172,7 @@ KILLED = """
 import os, signal, sys
 from gr.data import files
 from gr.runs import recommend_all
-from test_recommend_all import make_run
+from test_recommend_all import ITEM_HEAD, make_run
 
 replace, written = os.replace, []
 
@@ -177,7 +184,7 @@ def kill(source, path):
     replace(source, path)
 
 os.replace = kill
-recommend_all(make_run(sys.argv[1]), sys.argv[2], shards=5)
+recommend_all(make_run(sys.argv[1], **ITEM_HEAD), sys.argv[2], shards=5)
 """
 PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "runs")))
 
@@ -240,28 +247,165 @@ def test_lists_of_something_else_are_refused(tmp_path, run):
     before = contents(output)
     sequences = make_sequences()
     other = dataclasses.replace(sequences, items=sequences.items[::-1].copy())
-    remedy = rf"; name another folder than output={output}, or delete what is in it$"
+    renamed = dataclasses.replace(sequences, item_fields={"title": ITEM_IDS})
+    codes = dataclasses.replace(run.semantic_ids, codes=run.semantic_ids.codes[::-1])
     for told, of_run, options in [
         (r"run\.step was 3 and is 4", dataclasses.replace(run, step=4), {}),
-        (r"run\.model was '\w+' and is '\w+'", make_run(tmp_path / "run", seed=2), {}),
-        (r"run\.memory.* settings", None, {}),
-        (r"the counts agree, but not what users took", make_run(tmp_path, sequences=other), {}),
+        (r"run\.model was '\w+' and is '\w+'", make_run(tmp_path, **ITEM_HEAD, seed=2), {}),
+        (r"run\.semantic_ids was", dataclasses.replace(run, semantic_ids=codes), {}),
+        (r"run\.memory was None", make_run(tmp_path, **ITEM_HEAD, memory__weight=0.4), {}),
+        (
+            "the counts agree, but not what users took",
+            make_run(tmp_path, **ITEM_HEAD, sequences=other),
+            {},
+        ),
         (r"settings\.num_items was 10 and is 7", run, {"num_items": 7}),
         (r"shards was 3 and is 4", run, {"shards": 4}),
-        (r"users\.number was 23 and is 4; users.rows", run, {"users": ["u1", "u2", "u3", "u9"]}),
+        (r"users\.number was 23 and is 4", run, {"users": ["u1", "u2", "u3", "u9"]}),
     ]:
-        if of_run is None:
-            of_run = make_run(tmp_path / "mixed", memory__weight=0.4)
-            told = r"run\.memory was None and is '\(missing\)'|run\.memory\.gate"
-        with pytest.raises(ConfigError, match=f"{output} holds lists of something else: .*") as e:
+        told = rf"^{output} holds lists of something else: (.*; )?{told}.*; "
+        told += rf"name another folder than output={output}, or delete what is in it$"
+        with pytest.raises(ConfigError, match=told):
             recommend_all(of_run, output, **({"shards": 3} | options))
-        assert gr_search(told, str(e.value)) and gr_search(remedy, str(e.value))
     assert contents(output) == before
-    moved = dataclasses.replace(run, workdir=str(tmp_path / "moved"))
-    assert recommend_all(moved, output, shards=3) == []
+    for same in (
+        dataclasses.replace(run, workdir="moved"),
+        make_run(tmp_path, **ITEM_HEAD, sequences=renamed),
+    ):
+        assert recommend_all(same, output, shards=3) == []
 
 
-def gr_search(pattern, text):
-    import re
+def test_folders_of_others_are_refused(tmp_path, run):
+    output = tmp_path / "lists"
+    written = recommend_all(run, output)
+    (output / "manifest.json").unlink()
+    for content, told in [
+        (None, "holds shard-00000-of-00001.parquet, but no manifest.json says what it was made of"),
+        ("{", "manifest.json is no manifest of lists"),
+        ("[]", "manifest.json is no manifest of lists"),
+        ('{"shards": []}', "manifest.json is no manifest of lists"),
+    ]:
+        if content is not None:
+            (output / "manifest.json").write_text(content)
+        with pytest.raises(ConfigError, match=f"{told}.*name another folder than output="):
+            recommend_all(run, output)
+    with pytest.raises(ConfigError, match="parquet is no folder; name a new or empty one"):
+        recommend_all(run, written[0])
+    for options, told in [
+        ({"num_items": 0}, "num_items=0: use 1 or more"),
+        ({"shards": 0}, "shards=0 for 23 users: use 1 to 23"),
+        ({"shards": 24}, "shards=24 for 23 users: use 1 to 23"),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            recommend_all(run, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
 
-    return re.search(pattern, text)
+
+def test_users_may_be_named(tmp_path, run):
+    file = tmp_path / "users.txt"
+    file.write_text("u7\n\n u2\r\nu20\n")
+    recommend_all(run, tmp_path / "of_file", users=file, shards=2)
+    recommend_all(run, tmp_path / "of_list", users=["u7", "u2", "u20"], shards=2)
+    recommend_all(run, tmp_path / "of_all")
+    assert contents(tmp_path / "of_file") == contents(tmp_path / "of_list")
+    found, of_all = lists(tmp_path / "of_file"), lists(tmp_path / "of_all")
+    assert list(found) == ["u7", "u2", "u20"]
+    for user, (items, scores, _) in found.items():
+        assert items == of_all[user][0] and scores == pytest.approx(of_all[user][1], abs=1e-4)
+    for text, told in [
+        ("u1\n\nuser_id\n", r"line 3: user 'user_id' is not in the data; ids look like u"),
+        ("u1\nu2\nu1\n", r"line 3: user 'u1' is named twice; leave it out"),
+        ("\n", r"^users=.*users.txt names nobody"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(DataError, match=told):
+            recommend_all(run, tmp_path / "new", users=str(file))
+    with pytest.raises(DataError, match=r"^users=\[\] names nobody"):
+        recommend_all(run, tmp_path / "new", users=[])
+    with pytest.raises(DataError, match=r"^user 'x' is not in the data"):
+        recommend_all(run, tmp_path / "new", users=["u1", "x"])
+
+
+def test_the_folder_may_be_in_an_object_store(tmp_path, run, bucket):
+    written = recommend_all(run, "gs://bucket/lists", shards=2)
+    assert written == [f"gs://bucket/lists/shard-0000{shard}-of-00002.parquet" for shard in (0, 1)]
+    recommend_all(run, tmp_path / "lists", shards=2)
+    assert bucket() == {
+        f"lists/{name}": text for name, text in contents(tmp_path / "lists").items()
+    }
+    assert recommend_all(run, "gs://bucket/lists", shards=2) == []
+    with pytest.raises(
+        ConfigError, match="shards was 2 and is 3; name another folder than output=gs:"
+    ):
+        recommend_all(run, "gs://bucket/lists", shards=3)
+
+
+def test_a_mixture_is_read_once(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert make_run(folder, **ITEM_HEAD, memory__weight=0.4).mixture  # Fitted and kept.
+    run, read = make_run(folder, **ITEM_HEAD, memory__weight=0.4), []
+    load = Memory.load
+    monkeypatch.setattr(Memory, "load", lambda path: read.append(path) or load(path))
+    first = recommend(run, user="u1")
+    assert recommend(run, user="u1") == first and len(read) == 1
+    recommend_all(run, tmp_path / "lists")
+    assert len(read) == 1
+
+
+# Devices and the command.
+
+ON_FOUR_DEVICES = """
+import sys, jax
+from gr.runs import recommend_all
+from test_recommend_all import ITEM_HEAD, check_equal_to_recommend, make_run
+
+assert len(jax.local_devices()) == 4
+run = make_run(sys.argv[1], **ITEM_HEAD, memory__weight=0.4)
+recommend_all(run, sys.argv[2], shards=2, num_items=5)
+check_equal_to_recommend(run, sys.argv[2], 5)
+"""
+
+
+def test_users_are_split_over_devices(tmp_path):
+    four = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    done = python(ON_FOUR_DEVICES, tmp_path / "run", tmp_path / "lists", XLA_FLAGS=four)
+    assert done.returncode == 0, done.stderr
+    assert len(lists(tmp_path / "lists")) == USERS
+
+
+def test_two_commands_at_once(tmp_path):
+    sequences = make_sequences()
+    clicks = {
+        "user": np.repeat(sequences.user_ids, sequences.lengths),
+        "item": ITEM_IDS[sequences.items],
+    }
+    experiment = table_experiment(user="user", item="item").override(
+        {f"item_decoder.{name}": size for name, size in SIZES.items()}
+        | {"item_decoder.head": "items", "training.num_epochs": 1, "data.num_buckets": 1}
+        | {"semantic_ids.codebook_size": 4, "semantic_ids.dim": 4, "decoding.num_beams": 10}
+    )
+    run = train(experiment, str(tmp_path / "run"), frame=clicks)
+    output = tmp_path / "lists"
+    command = [sys.executable, "-m", "experiments.recommend_all", f"--output={output}"]
+    command += [f"--workdir={run.workdir}", "--shards=3", "--num_items=4", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={process}"],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert "wrote 2 files into" in told[0][0] and "wrote 1 file into" in told[1][0]
+    assert "users/s" in told[0][1]
+    check_equal_to_recommend(run, output, 4)
+    refused = subprocess.run(
+        [*command, "--num_items=5"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "num_items was 4 and is 5; name another folder than --output=" in refused.stderr

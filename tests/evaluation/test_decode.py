@@ -1,6 +1,9 @@
 import dataclasses
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +206,60 @@ def test_results_do_not_depend_on_how_many_users_with_long_histories_share_a_bat
     found, whole = decode(make_sequences(), last_items()), decode_all()
     np.testing.assert_array_equal(found.items, whole.items)
     np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)
+
+
+ON_FOUR_DEVICES = """
+import dataclasses, re
+import jax, numpy as np
+from gr.decoding import PRESETS
+from gr.evaluation import decode as decode_module
+from gr.memory import ItemPrior
+from gr.training import make_mesh
+from gr.trie import ItemMask
+from test_decode import ITEMS, decode, last_items, make_catalogue, make_sequences
+
+def prior(rows):
+    items = np.where(rows[:, None] < 0, 0, rows[:, None] * 3 + np.arange(3)).astype(np.int32)
+    return ItemPrior(items, np.ones(items.shape, np.float32)), np.full(len(rows), 0.3, np.float32)
+
+allowed = ItemMask.allow(make_catalogue().index, np.arange(2, ITEMS))
+options = {"prior": prior, "allowed": allowed, "buckets": (4,)}
+mesh, texts, on_mesh = make_mesh(data=2, model=2), [], decode_module.decode_on_mesh
+
+def watched(*arguments, **static):
+    if not texts:
+        texts.append(on_mesh.lower(*arguments, **static).compile().as_text())
+    return on_mesh(*arguments, **static)
+
+decode_module.decode_on_mesh = watched
+one = decode(make_sequences(), last_items(), **options)
+for few in (1024, 1):  # With batches of 4 users a device, and of 1 for those who have seen more.
+    decode_module._MANY = few
+    found = decode(make_sequences(), last_items(), mesh=mesh, **options)
+    for field in dataclasses.fields(one):
+        mine, other = getattr(one, field.name), getattr(found, field.name)
+        np.testing.assert_allclose(mine, other, atol=1e-5, err_msg=field.name)
+assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", *texts)
+
+same = last_items(np.full(8, 3))
+drawn = decode(
+    make_sequences(), same, config=PRESETS["sample"], key=jax.random.key(0), mesh=mesh, score_targets=False
+).tokens
+assert (drawn[:4] != drawn[4:]).any()  # Devices draw numbers of their own.
+"""
+
+
+def test_each_device_decodes_its_own_users():
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_FOUR_DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_batch_holds_of_the_seen_does_not_grow_with_one_long_history():

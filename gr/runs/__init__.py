@@ -4,6 +4,7 @@
     run = gr.runs.train(experiment, "runs/clicks", frame=clicks)
     metrics = gr.runs.evaluate(run, "test")
     items = gr.runs.recommend(run, user="42", top_k=10)
+    paths = gr.runs.recommend_all(run, "lists", shards=4)
 
 An `Experiment` holds every setting of a run. `reinforce` continues a trained run as a `Reinforcement` says, `load_run`
 reads a workdir, `add_items` gives it new items, and `compare` runs a `Study` of several experiments.

@@ -1,16 +1,27 @@
-"""What the items of a run have in common besides their interactions, for its memory."""
+"""What is known of the items of a run: likeness of content for its memory, vectors that its model starts from."""
 
 import os
 
+import numpy as np
 from scipy import sparse
 
+from gr.data import Splits, training_interactions
 from gr.memory import similar_by_codes, similar_by_vectors
 from gr.memory.content import MAX_ITEMS
+from gr.models import ItemDecoder, start_from_vectors, unit_vectors
 from gr.runs.data import semantic_id_options
-from gr.runs.experiment import ConfigError
+from gr.runs.experiment import ConfigError, Experiment
 from gr.runs.run import Run
 from gr.runs.workdir import load_encoder
-from gr.semantic_ids import SemanticIdError, content_vectors, item_texts, text_vectors
+from gr.semantic_ids import (
+    SemanticIdError,
+    SemanticIds,
+    content_vectors,
+    interaction_vectors,
+    item_texts,
+    text_vectors,
+)
+from gr.trie import Catalogue
 
 _TEXT_DIM = 128
 
@@ -26,7 +37,7 @@ def similar_items(run: Run, kind: str) -> dict[str, sparse.csr_array]:
         ConfigError: if the data do not have the one that is named.
         SemanticIdError: if it cannot be used; for "all" it is left out with a note.
     """
-    offered = {"codes": True, "text": _has_text(run), "vectors": _has_vectors(run)}
+    offered = {"codes": True, "text": _has_text(run.splits), "vectors": _has_vectors(run)}
     names = [name for name, there in offered.items() if there] if kind == "all" else [kind]
     if kind == "none":
         return {}
@@ -54,8 +65,56 @@ def similar_items(run: Run, kind: str) -> dict[str, sparse.csr_array]:
     return similar
 
 
-def _has_text(run: Run) -> bool:
-    return any(any(texts) for texts in run.splits.sequences.item_fields.values())
+def from_vectors(
+    config: Experiment,
+    model: ItemDecoder,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    catalogue: Catalogue,
+) -> ItemDecoder:
+    """The freshly initialised model, started from what `item_decoder.start_from` says.
+
+    Args:
+        config: the settings.
+        model: of the backbone "item_decoder".
+        splits: the data; of interactions only those of training are used.
+        semantic_ids: of all items.
+        catalogue: what the model is trained with.
+
+    Raises:
+        SemanticIdError: if the data do not have what is named; for "all" it is left out with a note.
+    """
+    sizes, blocks = config.item_decoder, []
+    kinds = ("text", "interactions") if sizes.start_from == "all" else (sizes.start_from,)
+    if sizes.start_from == "none":
+        return model
+    if sizes.start_from == "all" and not _has_text(splits):
+        kinds = ("interactions",)
+    for place, kind in enumerate(kinds):
+        width = sizes.d_model * (place + 1) // len(kinds) - sizes.d_model * place // len(kinds)
+        try:
+            blocks.append(_block(kind, splits, width, config.seed))
+        except SemanticIdError as error:  # Such as texts without a word.
+            if sizes.start_from != "all":
+                raise
+            print(f"note: item_decoder.start_from='all' goes without {kind}: {error}")
+    if not blocks:
+        return model
+    missing = sizes.d_model - sum(block.shape[1] for block in blocks)
+    vectors = np.pad(unit_vectors(blocks), ((0, 0), (0, missing)))
+    return start_from_vectors(
+        model, catalogue.index, semantic_ids.tokens, vectors, sizes.start_scale
+    )
+
+
+def _block(kind: str, splits: Splits, width: int, seed: int) -> np.ndarray:
+    if kind == "text":
+        return text_vectors(item_texts(splits.sequences), width, seed)
+    return interaction_vectors(splits.sequences, training_interactions(splits), width, seed)
+
+
+def _has_text(splits: Splits) -> bool:
+    return any(any(texts) for texts in splits.sequences.item_fields.values())
 
 
 def _has_vectors(run: Run) -> bool:

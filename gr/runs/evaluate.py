@@ -38,6 +38,7 @@ from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
+from gr.trie import ItemMask
 
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
@@ -168,6 +169,8 @@ def decode_under(
     rules: Sequence[bool],
     mixture: Mixture | None,
     search: SearchConfig | None = None,
+    *,
+    allowed: ItemMask | None = None,
 ) -> dict[bool, Decoded]:
     """The candidates under each rule, of the mixture if there is one.
 
@@ -177,6 +180,7 @@ def decode_under(
         rules: whether seen items are removed.
         mixture: what `mixture_of` gives; None: the model alone.
         search: the search; None: the experiment's beam search.
+        allowed: the items that may be decoded; None: all.
     """
     return {
         rule: build.decode(
@@ -191,6 +195,7 @@ def decode_under(
             if mixture is None
             else mixture.for_targets(run.splits, targets, exclude=rule),
             exclude_seen=rule,
+            allowed=allowed,
             progress=True,
         )
         for rule in rules

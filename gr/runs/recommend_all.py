@@ -1,9 +1,10 @@
 """Recommends items to all users of a trained run: a folder of Parquet files, each for a share of the users."""
 
+import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def recommend_all(
     num_processes = jax.process_count() if num_processes is None else num_processes
     if not 0 <= process_id < num_processes:
         raise ConfigError(
-            f"process_id={process_id} with num_processes={num_processes}: processes count from 0"
+            f"process_id={process_id} with num_processes={num_processes}: count from 0 up to one less"
         )
     if num_items < 1:
         raise ConfigError(f"num_items={num_items}: use 1 or more")
@@ -100,7 +101,8 @@ def recommend_all(
     search = SearchConfig("beam", num_candidates=max(decoding.num_beams, num_items))
     options = {"max_history": run.config.data.max_history, "exclude_seen": decoding.exclude_seen}
     options |= build.distribution(run.config)
-    settings = {"num_items": num_items, "num_beams": search.num_candidates, **options}
+    settings = dataclasses.asdict(decoding) | options
+    settings |= {"num_items": num_items, "num_beams": search.num_candidates}
     names = [f"shard-{shard:05}-of-{shards:05}.parquet" for shard in range(shards)]
     made_of = _claim(output, _manifest(run, rows, settings, names))
     mine = range(process_id, shards, num_processes)
@@ -131,7 +133,10 @@ def recommend_all(
     item_ids = pa.array(sequences.item_ids, pa.string())
     total = sum(len(parts[shard]) for shard in missing)
     written = []
-    with tqdm.tqdm(total=total, desc="recommend", unit=" users", dynamic_ncols=True) as bar:
+    bar = tqdm.tqdm(
+        total=total, desc="recommend", unit=" users", dynamic_ncols=True, disable=not missing
+    )
+    with bar:
         for shard in missing:
             part, targets = with_next_place(sequences, parts[shard])
             prior = None
@@ -159,7 +164,8 @@ def user_rows(
     if users is None:
         rows = np.flatnonzero(sequences.lengths > 0)
         if len(rows) < sequences.num_users:
-            print(f"note: {sequences.num_users - len(rows)} users have no interactions, so no list")
+            without = sequences.num_users - len(rows)
+            print(f"note: users without interactions, who get no list: {without:,}")
         return rows
     from_file = isinstance(users, str | os.PathLike)
     if from_file:
@@ -253,13 +259,11 @@ def _manifest(
     return json.loads(json.dumps(manifest))
 
 
-def _arrays(model: Any) -> list[np.ndarray]:
+def _arrays(model: Any) -> Iterator[np.ndarray]:
     """The arrays of a model but for its random keys, which decoding does not use."""
-    return [
-        np.asarray(leaf)
-        for leaf in jax.tree.leaves(model)
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    ]
+    for leaf in jax.tree.leaves(model):
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            yield np.asarray(leaf)
 
 
 def _memory(run: Run) -> dict[str, Any] | None:

@@ -143,7 +143,7 @@ def test_users_without_anything_to_say_have_no_rows(tmp_path, capsys):
     run = make_run(tmp_path / "run", **ITEM_HEAD)
     run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, sequences=sequences))
     recommend_all(run, tmp_path / "lists", num_items=3)
-    assert "note: 1 users have no interactions, so no list" in capsys.readouterr().out
+    assert "users without interactions, who get no list: 1\n" in capsys.readouterr().out
     assert set(lists(tmp_path / "lists")) == {f"u{user}" for user in range(USERS)}
     with pytest.raises(DataError, match=r"^user 'empty' has no interactions; leave it out$"):
         recommend_all(run, tmp_path / "lists", users=["u1", "empty"])

@@ -3,7 +3,7 @@ r"""Recommends items to all users of a trained run, into a folder of Parquet fil
     python -m experiments.recommend_all --workdir=DIR --output=FOLDER --shards=4
     python -m experiments.recommend_all --workdir=DIR --output=FOLDER --users=FILE --num_items=50
 
-A file has the columns `user_id`, `rank` (from 1), `item_id` and `score`; `manifest.json` says what the lists were made
+A file has the columns `user_id`, `rank` (from 1), `item_id` and `score`; `_manifest.json` says what the lists were made
 of. Items and scores are those of `experiments.recommend`. `--users=FILE` names users, one id a line.
 
 The same command goes on where it was stopped: complete files stay, and the others are made as if nothing had happened.

@@ -36,7 +36,7 @@ from gr.runs.workdir import OF_NO_MATTER_TO_A_MODEL
 from gr.training import make_mesh, replicate
 from gr.training.provenance import differing_fields
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # Readers of a folder of tables leave out names that begin so.
 # A user's rows stand together, best item first; ranks count from 1.
 SCHEMA = pa.schema(
     {"user_id": pa.string(), "rank": pa.int32(), "item_id": pa.string(), "score": pa.float32()}
@@ -57,7 +57,7 @@ def recommend_all(
     """Writes the best items of every user, as `recommend` ranks them, into a folder of Parquet files.
 
     Their columns are `user_id`, `rank` (from 1), `item_id` and `score`: the log-probability of the item's semantic ID,
-    with a memory that of the mixture. A user for whom fewer items are left has fewer rows. `manifest.json` says what
+    with a memory that of the mixture. A user for whom fewer items are left has fewer rows. `_manifest.json` says what
     the lists were made of.
 
     A file appears when it is complete. After an interruption the same call skips the files that are there, and makes

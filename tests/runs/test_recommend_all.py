@@ -83,11 +83,10 @@ def run(tmp_path):
 def lists(output):
     """User -> items, scores and ranks, of all files of a folder in order."""
     found = {}
-    for path in sorted(Path(output).glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            of_user = found.setdefault(row["user_id"], ([], [], []))
-            for column, name in zip(of_user, ("item_id", "score", "rank"), strict=True):
-                column.append(row[name])
+    for row in pq.read_table(output).to_pylist():  # The folder is one table.
+        of_user = found.setdefault(row["user_id"], ([], [], []))
+        for column, name in zip(of_user, ("item_id", "score", "rank"), strict=True):
+            column.append(row[name])
     return found
 
 
@@ -203,9 +202,9 @@ def test_a_killed_call_is_repeated_and_gives_the_same_files(tmp_path, run, capsy
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = python(KILLED, run.workdir, killed)
     assert done.returncode == -9, done.stderr
-    names = {"manifest.json", *(f"shard-0000{shard}-of-00005.parquet" for shard in range(5))}
+    names = {"_manifest.json", *(f"shard-0000{shard}-of-00005.parquet" for shard in range(5))}
     there = {path.name for path in killed.iterdir() if not path.name.startswith(".")}
-    assert there == {"manifest.json", *sorted(names)[1:3]}
+    assert there == {"_manifest.json", *sorted(names)[1:3]}
     kept = {name: (killed / name).stat().st_mtime_ns for name in there}
     written = recommend_all(run, killed, shards=5)
     assert [Path(path).name for path in written] == sorted(names)[3:]
@@ -278,15 +277,18 @@ def test_lists_of_something_else_are_refused(tmp_path, run):
 def test_folders_of_others_are_refused(tmp_path, run):
     output = tmp_path / "lists"
     written = recommend_all(run, output)
-    (output / "manifest.json").unlink()
+    (output / "_manifest.json").unlink()
     for content, told in [
-        (None, "holds shard-00000-of-00001.parquet, but no manifest.json says what it was made of"),
-        ("{", "manifest.json is no manifest of lists"),
-        ("[]", "manifest.json is no manifest of lists"),
-        ('{"shards": []}', "manifest.json is no manifest of lists"),
+        (
+            None,
+            "holds shard-00000-of-00001.parquet, but no _manifest.json says what it was made of",
+        ),
+        ("{", "_manifest.json is no manifest of lists"),
+        ("[]", "_manifest.json is no manifest of lists"),
+        ('{"shards": []}', "_manifest.json is no manifest of lists"),
     ]:
         if content is not None:
-            (output / "manifest.json").write_text(content)
+            (output / "_manifest.json").write_text(content)
         with pytest.raises(ConfigError, match=f"{told}.*name another folder than output="):
             recommend_all(run, output)
     with pytest.raises(ConfigError, match="parquet is no folder; name a new or empty one"):

@@ -106,7 +106,7 @@ def decode_targets(
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
         # The first row of a batch is real, so its number identifies the batch.
         of_batch = None if key is None else jax.random.fold_in(key, int(batch["rows"][0]))
-        return _decode(
+        return decode_batch(
             model,
             value_head,
             catalogue,
@@ -241,7 +241,7 @@ def check_finite(bad_step: np.ndarray, user_ids: np.ndarray) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "normalise_over"))
-def _decode(
+def decode_batch(
     model: Any,
     value_head: Any | None,
     catalogue: Catalogue,

@@ -1,5 +1,6 @@
 """The device mesh, and how batches and states are placed on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,14 +9,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gr.training.state import TrainingError
 
+_DESCRIBED = "compile_only_runtime"  # What JAX calls the runtime of devices that are only described.
 
-def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+
+def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with axes `("data", "model")` over the first `data * model` devices; one device is the 1x1 mesh.
+
+    Args:
+        data: size of that axis.
+        model: size of that axis.
+        devices: by default those that JAX computes on. They may also be those of a described topology
+            (`jax.experimental.topologies`), which programs can be compiled for: `shard_batch` and `replicate` then
+            return shapes in place of arrays.
 
     Raises:
         TrainingError: if there are fewer devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     if data < 1 or model < 1 or data * model > len(devices):
         raise TrainingError(
             f"a mesh of data={data} x model={model} does not fit on {len(devices)} {devices[0].platform} device(s); "
@@ -50,7 +60,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         spec = PartitionSpec("data") if array.ndim else PartitionSpec()
         sharding = NamedSharding(mesh, spec)
         if processes == 1:
-            return jax.device_put(array, sharding)
+            return _put(array, sharding)
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree_util.tree_map_with_path(put, batch)
@@ -60,7 +70,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Replicates every array of the tree on all devices of the mesh; all processes must hold the same values."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+        return _put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -71,3 +81,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
     return jax.tree.map(put, tree)
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree's arrays placed by `sharding`; their shapes where its devices are only described."""
+    if sharding.mesh.devices.flat[0].client.runtime_type != _DESCRIBED:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda tree: tree, tree),
+    )

@@ -18,7 +18,10 @@ MENDABLE = (GrError, TrainingInterrupted)
 
 # Experiment fields and `gr.runs` arguments that are flags of the mains.
 _FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
-_ARGUMENTS = "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history|add|id_column"
+_ARGUMENTS = (
+    "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history|add|id_column|programs|"
+    "target"
+)
 
 
 def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = True) -> None:

@@ -1,7 +1,9 @@
 """Compiles programs for accelerators that are not there, and reads off what they will cost (docs/accelerators.md)."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +14,7 @@ from jax.experimental import topologies
 
 from gr.fields import did_you_mean
 from gr.runs.experiment import ConfigError
-from gr.runs.hlo import COLLECTIVES, COPIES, GATHERS, SORTS, Costs, read_costs
+from gr.runs.hlo import COLLECTIVES, COPIES, GATHERS, SORTS, TRANSFERS, Costs, read_costs
 from gr.runs.programs import Program
 from gr.training import make_mesh
 
@@ -44,6 +46,15 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+# Read by libtpu when it starts: it shall neither look for a machine of Google's cloud around it, which takes minutes,
+# nor mind another process that uses it.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +102,8 @@ def described_devices(target: str) -> list[jax.Device]:
             f"target={target} needs {wanted.package}, which holds its compiler: {remedy}"
         )
     if wanted.platform == "tpu":
-        # Otherwise libtpu looks for a machine of Google's cloud around it, for minutes, and complains.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        for name, value in _LIBTPU.items():
+            os.environ.setdefault(name, value)
     try:
         described = topologies.get_topology_desc(
             wanted.topology, platform=wanted.platform, **wanted.options
@@ -106,6 +115,12 @@ def described_devices(target: str) -> list[jax.Device]:
             f"jax {jax.__version__}: {remedy}"
         ) from error
     return list(described.devices)
+
+
+def compiler(target: str) -> str:
+    """Name and release of what compiles for a target."""
+    package = TARGETS[target].package
+    return f"{package} {importlib.metadata.version(package)}"
 
 
 def compile_programs(
@@ -168,12 +183,21 @@ def _compiled(
         "trace_seconds": traced - start,
         "compile_seconds": done - traced,
         "cycles": costs.cycles,
-        "optimal_seconds": estimates.get("optimal_seconds"),
+        **_seconds(estimates.get("optimal_seconds")),
         "flops": estimates.get("flops"),
         "bytes": estimates.get("bytes accessed"),
         **_memory(compiled, wanted.memory_bytes),
         **_of_text(costs, program.rounds),
         "text_bytes": len(text),
+    }
+
+
+def _seconds(told: float | None) -> dict[str, float | int | None]:
+    """XLA's estimate of the time; an operation that it does not know counts as -1 s, and no program takes a second."""
+    unknown = 0 if told is None else max(0, math.ceil(-told))
+    return {
+        "optimal_seconds": None if told is None else told + unknown,
+        "without_optimal_seconds": unknown,
     }
 
 
@@ -196,7 +220,7 @@ def _of_text(costs: Costs, rounds: int) -> dict[str, Any]:
     return {
         **{
             kind: {name: getattr(costs.of(kind), name) for name in ("count", "elements", "bytes")}
-            for kind in (GATHERS, SORTS, COPIES, COLLECTIVES)
+            for kind in (GATHERS, SORTS, COPIES, TRANSFERS, COLLECTIVES)
         },
         "constant_bytes": costs.constant_bytes,
         "unestimated": sum(cost.unestimated for cost in kinds.values()),

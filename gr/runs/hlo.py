@@ -15,8 +15,8 @@ from pathlib import Path
 import gr
 
 # Kinds of operations. One that fuses several operations is of the first kind that it holds.
-GATHERS, SORTS, COPIES, COLLECTIVES = "gathers", "sorts", "copies", "collectives"
-PRODUCTS, ELEMENTWISE = "products", "elementwise"
+GATHERS, SORTS, COPIES = "gathers", "sorts", "copies"
+COLLECTIVES, TRANSFERS, ELEMENTWISE = "collectives", "transfers", "elementwise"
 KINDS = {
     COLLECTIVES: {
         "all-gather",
@@ -27,7 +27,8 @@ KINDS = {
         "ragged-all-to-all",
         "reduce-scatter",
     },
-    PRODUCTS: {"convolution", "dot", "__cublas$gemm", "__cublas$lt$matmul"},
+    TRANSFERS: {"copy-done", "slice-done"},  # Between memories, while the chip computes.
+    "products": {"convolution", "dot", "__cublas$gemm", "__cublas$lt$matmul"},
     SORTS: {"sort", "topk", "__gpu$topk", "__cub$deviceradixsort"},
     GATHERS: {"gather"},
     "scatters": {"scatter"},
@@ -37,20 +38,19 @@ KINDS = {
     "concatenations": {"concatenate", "pad"},
 }
 _MOVES = {"copy", "reshape", "transpose"}  # An operation of nothing else is a copy.
-# These only name a value, or transfer it between memories while the chip computes.
+# These only name a value, or begin what another operation ends.
 _FREE = {
     "after-all",
     "async-done",
     "async-update",
     "bitcast",
+    "concatbitcast",  # Puts together what was transferred in parts.
     "constant",
-    "copy-done",
     "copy-start",
     "get-tuple-element",
     "opt-barrier",
     "parameter",
     "partition-id",
-    "slice-done",
     "slice-start",
     "tuple",
 }
@@ -243,7 +243,7 @@ class _Program:
                     for way in ("true_computation", "false_computation"):
                         for computation in instruction.called(way):
                             yield from walk(computation, times)
-                elif instruction.opcode not in _FREE:
+                elif not {instruction.opcode, instruction.operation} & _FREE:
                     yield self._cost(instruction, self.computations[name], times)
 
         of_lines = _summed(walk(self.entry, 1))

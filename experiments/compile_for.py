@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
     results = compile_programs(
         FLAGS.target, programs, split=FLAGS.split, progress=lambda line: print(line, flush=True)
     )
-    print(f"\n{FLAGS.target} ({compiler(FLAGS.target)}), compiled on {benchmarking.machine_line(on)}")
+    print(
+        f"\n{FLAGS.target} ({compiler(FLAGS.target)}), compiled on {benchmarking.machine_line(on)}"
+    )
     print(compile_report.text(results, FLAGS.lines))
     benchmarking.write(
         on, {"target": FLAGS.target, "compiler": compiler(FLAGS.target), "programs": results}
@@ -79,7 +81,13 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     flags.DEFINE_string("target", None, f"What to compile for: {', '.join(TARGETS)}.")
     flags.DEFINE_list("programs", [TRIE, *PROGRAMS], "What to compile.")
-    sizes = {"num_items": "1e6", "vocab_size": "2048", "length": "8", "batch": "2,16", "beams": "70"}
+    sizes = {
+        "num_items": "1e6",
+        "vocab_size": "2048",
+        "length": "8",
+        "batch": "2,16",
+        "beams": "70",
+    }
     for axis in AXES:
         flags.DEFINE_list(axis, sizes[axis], "Of `trie`: a number such as 1e6, or several.")
     flags.DEFINE_integer("tokens_per_beam", 30, "Of the published trie at its second step.", 1)

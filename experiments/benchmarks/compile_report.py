@@ -6,9 +6,10 @@ from typing import Any
 from gr.reports import format_table
 from gr.runs.compile_for import CHIPS
 
-NOTES = """cycles: the compiler's estimates; what has none counts nothing. of floor: over the fastest program that does only
-what cannot be left out. GB: operands and results of all operations, a loop's once. gathers, sorts, copies: how many
-are executed, and their elements. transfers: between the chip's memories, while it computes. constants: arrays that are
+NOTES = """\
+cycles: the compiler's estimates; what has none counts nothing. of floor: over the fastest program that does only what
+cannot be left out. GB: operands and results of all operations, a loop's once. gathers, sorts, copies: how many are
+executed, and their elements. transfers: between the chip's memories, while it computes. constants: arrays that are
 part of the program. peak: share of the chip's memory."""
 
 
@@ -32,7 +33,16 @@ def text(results: Mapping[str, Mapping[str, Any]], lines: int) -> str:
 
 def _programs(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     header = ["program", "compile s", "cycles", "of floor", "estimated us", "of floor", "GB"]
-    header += ["of floor", "temporary MB", "peak", "gathers", "sorts", "copies", "transfers MB", "constants"]
+    header += [
+        "of floor",
+        "temporary MB",
+        "peak",
+        "gathers",
+        "sorts",
+        "copies",
+        "transfers MB",
+        "constants",
+    ]
     rows = [header]
     for name, of in results.items():
         seconds = of["optimal_seconds"]

@@ -45,7 +45,9 @@ def trie_programs(cases: Sequence[Case], tokens_per_beam: int, seed: int) -> dic
         if why:
             print(f"{name}/published is skipped: {why}")
             continue
-        published = _lowering(_published(case, tokens_per_beam), logits, lambda c=corpus: c.published)
+        published = _lowering(
+            _published(case, tokens_per_beam), logits, lambda c=corpus: c.published
+        )
         programs[f"{name}/published"] = Program(published, floors)
     return programs
 

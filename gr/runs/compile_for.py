@@ -20,7 +20,7 @@ from gr.training import make_mesh
 
 CHIPS = 4  # Of a described topology.
 
-# What the compiler has to know of a GPU, as CUDA tells it of an H100 (SXM, 80 GB), in the form of XLA's GpuTargetConfig.
+# What the compiler has to know of a GPU: what CUDA tells of an H100 (SXM, 80 GB), in the form of XLA's GpuTargetConfig.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -244,7 +244,5 @@ def _compared(
     }
 
 
-def _ratio(
-    result: Mapping[str, Any], floor: Mapping[str, Any], quantity: str
-) -> float | None:
+def _ratio(result: Mapping[str, Any], floor: Mapping[str, Any], quantity: str) -> float | None:
     return result[quantity] / floor[quantity] if result[quantity] and floor.get(quantity) else None

@@ -4,7 +4,6 @@ A TPU's compiler writes an estimate of cycles behind most operations; gathers, s
 inside a loop counts as often as the loop runs; of a conditional every branch counts.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -12,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import gr
+from gr import errors
 
 # Kinds of operations. One that fuses several operations is of the first kind that it holds.
 GATHERS, SORTS, COPIES = "gathers", "sorts", "copies"
@@ -54,7 +53,10 @@ _FREE = {
     "slice-start",
     "tuple",
 }
-_INNER = {"calls", "to_apply"}  # How a fusion, a call or an asynchronous operation names its computation.
+_INNER = {
+    "calls",
+    "to_apply",
+}  # How a fusion, a call or an asynchronous operation names its computation.
 _LEAST_CONSTANT = 1024  # Bytes. Smaller constants are numbers of the program itself.
 _OURS = ("gr", "experiments")
 
@@ -262,7 +264,9 @@ class _Program:
             (inside[name] for name in KINDS.get(kind, ()) if name in inside), instruction.type
         )
         elements, size = _size(measured)
-        cycles = None if kind == SORTS else instruction.cycles  # A GPU's are the same for all sizes.
+        cycles = (
+            None if kind == SORTS else instruction.cycles
+        )  # A GPU's are the same for all sizes.
         return Cost(
             kind,
             self.frames(instruction.frame),
@@ -321,7 +325,9 @@ class _Program:
         numbers = [
             int(term.inputs)
             for term in (start, limit)
-            if term is not None and term.opcode == "constant" and re.fullmatch(r"-?\d+", term.inputs)
+            if term is not None
+            and term.opcode == "constant"
+            and re.fullmatch(r"-?\d+", term.inputs)
         ]
         return numbers[1] - numbers[0] if len(numbers) == 2 else None
 
@@ -356,7 +362,7 @@ def _frames(text: str) -> Callable[[str | None], str]:
             r"^(FileNames|FileLocations|StackFrames)\n((?:\d+ .*\n)*)", text, re.M
         )
     }
-    root = Path(gr.__file__).parents[1]
+    root = Path(errors.__file__).parents[1]
 
     def number(entry: str, field: str) -> str | None:
         found = re.search(rf"\b{field}=(\d+)", entry)

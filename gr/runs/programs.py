@@ -221,7 +221,9 @@ def _rl_programs(
 ) -> dict[str, Program]:
     reinforced = _reinforced(experiment)
     if splits.cold is not None:
-        raise ConfigError(f"programs={RL}: reinforcement learning takes no cold items; leave it out")
+        raise ConfigError(
+            f"programs={RL}: reinforcement learning takes no cold items; leave it out"
+        )
 
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
         catalogue = build.make_catalogue(reinforced, semantic_ids)

@@ -9,7 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gr.training.state import TrainingError
 
-_DESCRIBED = "compile_only_runtime"  # What JAX calls the runtime of devices that are only described.
+_DESCRIBED = (
+    "compile_only_runtime"  # What JAX calls the runtime of devices that are only described.
+)
 
 
 def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -75,7 +75,9 @@ def test_a_product_is_counted_and_its_batch_split(target):
     assert of["floor"] == "half" and of["bytes_over_floor"] > 1
     assert of["kinds"]["products"]["count"] == 1 and of["constant_bytes"] == 0
     if target == "tpu:v5e":  # Whose compiler tells its estimates.
-        assert of["cycles"] > 0 and of["cycles_over_floor"] == of["cycles"] / results["half"]["cycles"]
+        assert (
+            of["cycles"] > 0 and of["cycles_over_floor"] == of["cycles"] / results["half"]["cycles"]
+        )
     assert of["collectives"]["count"] == 0
     split = of[f"on_{CHIPS}_chips"]
     assert split["collectives"]["count"] == 1  # The sums of four chips.
@@ -94,7 +96,9 @@ def test_a_program_that_does_not_fit_is_refused():
             )
         )
 
-    with pytest.raises(ConfigError, match=r"program large cannot be compiled.*lower the batch size"):
+    with pytest.raises(
+        ConfigError, match=r"program large cannot be compiled.*lower the batch size"
+    ):
         compile_programs("tpu:v5e", {"large": Program(lower)})
 
 
@@ -113,7 +117,13 @@ def test_the_programs_of_an_experiment():
     splits = load_data(TINY, "")
     semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
     programs = experiment_programs(TINY, splits, semantic_ids, ["decode", "train"])
-    assert list(programs) == ["decode", "decode/forward", "decode/prefill", "train", "train/forward"]
+    assert list(programs) == [
+        "decode",
+        "decode/forward",
+        "decode/prefill",
+        "train",
+        "train/forward",
+    ]
     results = compile_programs("tpu:v5e", programs, split=False)
     for name in ("decode", "train"):
         of = results[name]

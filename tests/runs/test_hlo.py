@@ -47,9 +47,9 @@ StackFrames
   %state = (s32[], f32[100]{0}, s32[6]{0}, /*index=3*/s32[]) parameter(0)
   %table = f32[100]{0} get-tuple-element(%state), index=1
   %places = s32[6]{0} get-tuple-element(%state), index=2
-  %gather_fusion = f32[6]{0} fusion(%table, %places), kind=kCustom, calls=%fused_computation, metadata={op_name="jit(f)/gather" stack_frame_id=2}
-  %add.1 = f32[6]{0} add(%gather_fusion, %gather_fusion), metadata={op_name="jit(f)/add" stack_frame_id=1}, backend_config={"window_config":{"estimated_cycles":"100"}}
-  ROOT %copied = (s32[], f32[100]{0}, s32[6]{0}, s32[]) copy(%state), backend_config={"window_config":{"estimated_cycles":"7"}}
+  %gather_fusion = f32[6]{0} fusion(%table, %places), kind=kCustom, calls=%fused_computation, FRAME(2)
+  %add.1 = f32[6]{0} add(%gather_fusion, %gather_fusion), FRAME(1), ESTIMATE(100)
+  ROOT %copied = (s32[], f32[100]{0}, s32[6]{0}, s32[]) copy(%state), ESTIMATE(7)
 }
 
 ENTRY %main (x: f32[2,70], i: s32[6]) -> f32[2,70] {
@@ -60,16 +60,20 @@ ENTRY %main (x: f32[2,70], i: s32[6]) -> f32[2,70] {
   %four = s32[]{:T(128)} constant(4)
   %baked = f32[1000]{0:T(1024)} constant({...})
   %small = f32[2]{0} constant({1, 2})
-  %slice.1 = f32[100]{0} slice(%baked), slice={[0:100]}, backend_config={"window_config":{"estimated_cycles":"5"}}
+  %slice.1 = f32[100]{0} slice(%baked), slice={[0:100]}, ESTIMATE(5)
   %begin = (s32[], f32[100]{0}, s32[6]{0}, s32[]) tuple(%one_again, %slice.1, %i, %four)
   %while.1 = (s32[], f32[100]{0}, s32[6]{0}, s32[]) while(%begin), condition=%condition, body=%body
   %sum = f32[2,70]{1,0} all-reduce(%x), channel_id=1, replica_groups={}, to_apply=%condition
   %start = (bf16[3]{0}, bf16[3]{0}) all-reduce-start(%small), channel_id=2, replica_groups={}
   %done = bf16[3]{0} all-reduce-done(%start)
-  %best = (f32[2,5]{1,0}, s32[2,5]{1,0}) custom-call(%sum), custom_call_target="TopK", metadata={op_name="jit(f)/top_k" stack_frame_id=3}, backend_config={"window_config":{"estimated_cycles":"9"}}
-  ROOT %y = f32[2,70]{1,0} copy(%sum), backend_config={"window_config":{"estimated_cycles":"20"}}
+  %best = (f32[2,5]{1,0}, s32[2,5]{1,0}) custom-call(%sum), custom_call_target="TopK", FRAME(3), ESTIMATE(9)
+  ROOT %y = f32[2,70]{1,0} copy(%sum), ESTIMATE(20)
 }
-""".replace("ROOT/", gr.__file__.removesuffix("gr/__init__.py"))
+"""
+PROGRAM = PROGRAM.replace("ROOT/", gr.__file__.removesuffix("gr/__init__.py"))
+PROGRAM = re.sub(r"FRAME\((\d)\)", r'metadata={op_name="jit(f)/x" stack_frame_id=\1}', PROGRAM)
+ESTIMATE = r'backend_config={"window_config":{"estimated_cycles":"\1","iteration_bounds":["1"]}}'
+PROGRAM = re.sub(r"ESTIMATE\((\d+)\)", ESTIMATE, PROGRAM)
 
 
 def test_a_program_written_by_hand():

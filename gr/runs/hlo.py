@@ -59,6 +59,12 @@ _INNER = {
 }  # How a fusion, a call or an asynchronous operation names its computation.
 _LEAST_CONSTANT = 1024  # Bytes. Smaller constants are numbers of the program itself.
 _OURS = ("gr", "experiments")
+# A TPU's; a GPU's, whose model of indexing is the one that knows kernels made of tiles.
+_ESTIMATES = (
+    r'"estimated_cycles":"(\d+)"',
+    r'"end_to_end_cycles":(\d+)[^}]*"name":"indexing-cost-model"',
+    r'"end_to_end_cycles":(\d+)',
+)
 
 _NAMES = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -154,8 +160,11 @@ class _Instruction:
     @property
     def cycles(self) -> int | None:
         """What the compiler of a TPU, or of a GPU, estimates."""
-        found = self.attribute(r'"(?:estimated_cycles":"|end_to_end_cycles":)(\d+)')
-        return None if found is None else int(found)
+        for estimate in _ESTIMATES:
+            found = self.attribute(estimate)
+            if found is not None:
+                return int(found)
+        return None
 
     @property
     def frame(self) -> str | None:

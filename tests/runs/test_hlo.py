@@ -113,6 +113,20 @@ def test_a_program_without_estimates_has_no_cycles():
     assert read_costs(text).of("gathers").count == 3
 
 
+def test_estimates_of_a_gpu():
+    def cost(cycles, name):
+        return f'{{"end_to_end_cycles":{cycles}.5,"exec_time_us":1,"name":"{name}"}}'
+
+    plain, tiles = cost(9, ""), cost(4, "indexing-cost-model")
+    for costs, cycles in ((plain, 9), (f"{plain},{tiles},{cost(0, 'sol')}", 4), ("", None)):
+        text = re.sub(
+            r'"window_config":\{"estimated_cycles":"20".*\}\}',
+            f'"reification_cost":[{costs}]}}',
+            PROGRAM,
+        )
+        assert (read_costs(text).cycles - (read_costs(PROGRAM).cycles - 20) or None) == cycles
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["told", "counted"])
 def test_programs_of_this_machine(told):
     table = jnp.asarray(np.random.default_rng(0).random(5000, np.float32))  # Baked in.

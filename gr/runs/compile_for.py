@@ -204,7 +204,8 @@ def _seconds(told: float | None) -> dict[str, float | int | None]:
 def _memory(compiled: jax.stages.Compiled, of_chip: int) -> dict[str, float]:
     stats = compiled.memory_analysis()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    most = max(stats.peak_memory_in_bytes, held + stats.temp_size_in_bytes)
+    told = getattr(stats, "peak_memory_in_bytes", 0)  # Older releases of JAX do not tell it.
+    most = max(told, held + stats.temp_size_in_bytes)
     return {
         "argument_bytes": stats.argument_size_in_bytes,
         "output_bytes": stats.output_size_in_bytes,

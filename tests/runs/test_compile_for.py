@@ -39,6 +39,16 @@ TINY = Experiment().override(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_anew():
+    """What is compiled for devices that are not there cannot be loaded from the cache of compiled programs."""
+    name = "jax_enable_compilation_cache"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 def of_sum(size):
     """A program that adds up the rows of a batch, which it gets as shapes."""
 

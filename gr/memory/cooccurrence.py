@@ -6,13 +6,16 @@ With `C_k[i, j]` the number of times that item j came k places after item i in a
     What = D W D,  D = diag(1 / sqrt(count + shrink)),  each row cut to its largest `neighbours` entries
     score of j after a history h = sum over place < reach of recency^place What[h[-1 - place], j]
 
+With items of like content (`gr.memory.content`), rows S[i] of which sum to 1, What becomes D W D + content m S, where m
+is the median of the row sums of D W D: the rarer an item, the more its content says of what follows it.
+
 Windowed counts of a Markov chain, made symmetric in part and normalised as the cosine of item-kNN is; a relative of
 sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from scipy import sparse
@@ -44,6 +47,9 @@ class MemorySettings:
         neighbours: most entries of a row; 1 or more.
         recency: how much less each earlier item of a history counts, in (0, 1].
         reach: how many of a history's last items count; 1 or more.
+        content: weight of items of like content beside those that came together; 0 or more, in units of the median
+            row of the latter.
+        content_of: which similarity of content that is; "" for none.
     """
 
     window: Count = 10
@@ -53,9 +59,16 @@ class MemorySettings:
     neighbours: Count = 500
     recency: ShareAboveZero = 0.5
     reach: Count = 5
+    content: NotNegative = 0.0
+    content_of: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, "memory.", ItemMemoryError)
+        if bool(self.content) != bool(self.content_of):
+            raise ItemMemoryError(
+                f"memory.content={self.content} and memory.content_of={self.content_of!r}: give both, a weight above 0 "
+                "and the name of a similarity, or neither"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,8 +214,8 @@ class Memory:
         """
         try:
             arrays = read_arrays(path)
-            names = [field.name for field in dataclasses.fields(MemorySettings)]
-            settings = MemorySettings(**{name: arrays[f"settings/{name}"].item() for name in names})
+            kept = {key.removeprefix("settings/"): key for key in arrays if "/" in key}
+            settings = MemorySettings(**{name: arrays[key].item() for name, key in kept.items()})
             counts, indptr = arrays["counts"], arrays["indptr"]
             weights = sparse.csr_array(
                 (arrays["data"], arrays["indices"], indptr), shape=(len(counts), len(counts))
@@ -252,8 +265,11 @@ def fit_memory(
     neighbours: int = MemorySettings.neighbours,
     recency: float = MemorySettings.recency,
     reach: int = MemorySettings.reach,
+    content: float = MemorySettings.content,
+    content_of: str = MemorySettings.content_of,
+    similar: Mapping[str, sparse.csr_array] | None = None,
 ) -> Memory:
-    """Counts which items come with which; the arguments are the fields of `MemorySettings`.
+    """Counts which items come with which; the arguments but `similar` are the fields of `MemorySettings`.
 
     Args:
         data: splits, of which only training interactions are read; or sequences, of which all are.
@@ -264,16 +280,26 @@ def fit_memory(
         neighbours: most entries of a row.
         recency: how much less each earlier item of a history counts.
         reach: how many of a history's last items count.
+        content: weight of items of like content.
+        content_of: the name of their similarity in `similar`.
+        similar: similarities of content, name -> `[N, N]`, as `similar_by_codes` and `similar_by_vectors` make them.
 
     Raises:
-        ItemMemoryError: for a setting out of range.
+        ItemMemoryError: for a setting out of range, or a similarity that is missing or of other items.
     """
-    settings = MemorySettings(window, decay, back, shrink, neighbours, recency, reach)
+    settings = MemorySettings(
+        *(window, decay, back, shrink, neighbours, recency, reach, content, content_of)
+    )
     counts = interaction_counts(data)
-    return normalised(windowed_counts(data, window, decay), counts, settings)
+    return normalised(windowed_counts(data, window, decay), counts, settings, similar or {})
 
 
-def normalised(forward: sparse.csr_array, counts: np.ndarray, settings: MemorySettings) -> Memory:
+def normalised(
+    forward: sparse.csr_array,
+    counts: np.ndarray,
+    settings: MemorySettings,
+    similar: Mapping[str, sparse.csr_array],
+) -> Memory:
     """A memory from what `windowed_counts` made for the window and the decay of the settings."""
     weights = (forward + settings.back * forward.T).tocsr()
     weights.eliminate_zeros()
@@ -282,9 +308,29 @@ def normalised(forward: sparse.csr_array, counts: np.ndarray, settings: MemorySe
     factor = 1 / np.sqrt(np.maximum(counts + settings.shrink, np.finfo(float).tiny))
     lengths = np.diff(weights.indptr)
     weights.data *= np.repeat(factor, lengths) * factor[weights.indices]
+    if settings.content_of:
+        sums = weights.sum(axis=1)
+        median = np.median(sums[sums > 0]) if weights.nnz else 1.0
+        of_content = _similarity(similar, settings.content_of, len(counts))
+        weights = (weights + settings.content * median * of_content).tocsr()
     weights = _cut(weights, settings.neighbours).astype(np.float32)
     weights.eliminate_zeros()
     return Memory(settings, weights, counts)
+
+
+def _similarity(
+    similar: Mapping[str, sparse.csr_array], name: str, num_items: int
+) -> sparse.csr_array:
+    if name not in similar:
+        raise ItemMemoryError(
+            f"memory.content_of={name!r} is not given: the data offer {', '.join(sorted(similar)) or 'no content'}"
+        )
+    if similar[name].shape != (num_items, num_items):
+        raise ItemMemoryError(
+            f"similar[{name!r}] has shape {list(similar[name].shape)}: give one row and one column for each of the "
+            f"{num_items} items"
+        )
+    return similar[name]
 
 
 def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

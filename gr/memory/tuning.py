@@ -1,7 +1,7 @@
 """The settings of a memory that rank validation targets best."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -21,6 +21,7 @@ STARTS = (
     MemorySettings(window=50, decay=0.97, recency=0.7, reach=10),
 )
 GRID: Mapping[str, Sequence[float]] = {
+    "content": (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
     "recency": (0.3, 0.5, 0.7, 0.85),
     "reach": (3, 5, 10, 20, 50),
     "shrink": (1.0, 10.0, 50.0, 200.0),
@@ -39,6 +40,7 @@ def tune_memory(
     exclude: bool = False,
     starts: Sequence[MemorySettings] = STARTS,
     grid: Mapping[str, Sequence[float]] = GRID,
+    similar: Mapping[str, sparse.csr_array] | None = None,
     max_users: int = 5000,
 ) -> tuple[Memory, float]:
     """The memory with the best item-level NDCG@10 on validation data, found one setting at a time.
@@ -52,7 +54,8 @@ def tune_memory(
         targets: item numbers `[n]`.
         exclude: whether items of a history are left out of its scores.
         starts: settings that the search begins with; the first of equal ones is taken.
-        grid: the values of each setting that are tried.
+        grid: the values of each setting that are tried; those of `content` for each of `similar`.
+        similar: similarities of content, as for `fit_memory`.
         max_users: if there are more targets, this many evenly spaced ones are used.
 
     Returns:
@@ -69,7 +72,7 @@ def tune_memory(
         histories = Histories.of_rows(np.asarray(histories))
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(max_users, len(targets))).astype(int))
     histories, targets = histories[chosen], np.asarray(targets)[chosen]
-    counts = interaction_counts(splits)
+    counts, similar = interaction_counts(splits), similar or {}
     tried: dict[MemorySettings, float] = {}
     # The last matrices only, since they are large; neighbouring settings share them.
     forward: dict[tuple[int, float], sparse.csr_array] = {}
@@ -83,7 +86,7 @@ def tune_memory(
             if key not in forward:
                 forward.clear()
                 forward[key] = windowed_counts(splits, *key)
-            fitted[of_matrix] = normalised(forward[key], counts, of_matrix)
+            fitted[of_matrix] = normalised(forward[key], counts, of_matrix, similar)
         return dataclasses.replace(fitted[of_matrix], settings=settings)
 
     def quality(settings: MemorySettings) -> float:
@@ -95,15 +98,24 @@ def tune_memory(
     for _ in range(MAX_TURNS):
         before = best
         for name, values in grid.items():
-            best = max([best, *(_with(best, name, value) for value in values)], key=quality)
+            best = max([best, *_choices(best, name, values, similar)], key=quality)
         if best == before:
             break
     return memory(best), tried[best]
 
 
-def _with(settings: MemorySettings, name: str, value: float) -> MemorySettings:
+def _choices(
+    settings: MemorySettings, name: str, values: Sequence[float], similar: Iterable[str]
+) -> list[MemorySettings]:
+    """The settings with each value of one of them; a weight of content goes with each of the similarities."""
+    if name == "content":
+        return [
+            dataclasses.replace(settings, content=value, content_of=of if value else "")
+            for of in similar
+            for value in values
+        ]
     try:
-        return dataclasses.replace(settings, **{name: value})
+        return [dataclasses.replace(settings, **{name: value}) for value in values]
     except TypeError as error:
         known = ", ".join(field.name for field in dataclasses.fields(MemorySettings))
         raise ItemMemoryError(f"grid names {name!r}: a memory has {known}") from error

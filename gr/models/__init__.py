@@ -31,6 +31,7 @@ from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.own import backbone_of, load_backbone
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
+from gr.models.vectors_start import start_from_vectors, unit_vectors
 
 __all__ = [
     "Backbone",
@@ -58,4 +59,6 @@ __all__ = [
     "remap_nodes",
     "scores_children",
     "scores_items",
+    "start_from_vectors",
+    "unit_vectors",
 ]

@@ -88,6 +88,8 @@ def make_model(
     if experiment.backbone in BACKBONES:
         sizes |= dataclasses.asdict(getattr(experiment, experiment.backbone))
         depth = min(sizes.pop("node_depth"), semantic_ids.num_levels)
+        for of_start in ("start_from", "start_scale"):
+            sizes.pop(of_start, None)
         if _has_trie_head(experiment):
             sizes["num_nodes"] = make_index(experiment, semantic_ids, cold).layout.node_offsets[
                 depth

@@ -25,10 +25,10 @@ from gr.evaluation import (
     tune_content_knn,
 )
 from gr.reports import format_table
-from gr.runs import build, data
+from gr.runs import data, report
 from gr.runs.baselines import whole_histories
-from gr.runs.evaluate import KS, VARIANTS, ranking_depth
-from gr.runs.report import sid_numbers
+from gr.runs.evaluate import ALONE, KS, VARIANTS, decode_under, ranking_depth
+from gr.runs.mixture import mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import load_encoder
 from gr.semantic_ids import content_vectors
@@ -44,9 +44,9 @@ GROUPS = {
 def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | None = None) -> dict:
     """Recall and NDCG of in-catalogue and cold targets apart; returns the content of `metrics_SPLIT_cold.json`.
 
-    Beside the model: content-kNN on the vectors whose text or content the semantic IDs cluster (its number of recent
-    items tuned on validation, for each group), and without a constraint a Markov chain and popularity. Under the
-    constraint also the expectation of a random order.
+    Beside the model, with its memory and alone: content-kNN on the vectors whose text or content the semantic IDs
+    cluster (its number of recent items tuned on validation, for each group), and without a constraint a Markov chain
+    and popularity. Under the constraint also the expectation of a random order.
 
     Args:
         run: a run on the split "cold_start".
@@ -76,25 +76,25 @@ def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | N
         )
     cold_targets, ks = _some(targets, is_cold), tuple(k for k in KS if k <= depth)
 
-    # The model.
-    def of_model(chosen: Targets, allowed: ItemMask | None = None) -> Rankings:
-        found = build.decode(
-            run.config,
-            run.catalogue,
-            run.model,
-            splits,
-            chosen,
-            exclude_seen=exclude,
-            allowed=allowed,
-            progress=True,
-        )
+    # The model, and if it has a memory, with it and alone.
+    mixture, named = mixture_of(run), report.model_name(run.config)
+    mixtures = {named: mixture} | ({} if mixture is None else {ALONE: mixture.weighted(0.0)})
+
+    def of_models(chosen: Targets, allowed: ItemMask | None = None) -> dict[str, Rankings]:
         wanted = items[chosen.positions]
         seen = whole_histories(splits, chosen).hold(wanted)
-        return rankings_of_beams(found.items, wanted, depth=depth, seen=seen, exclude=exclude)
+        found = {
+            name: decode_under(run, chosen, (exclude,), mixed, allowed=allowed)[exclude].items
+            for name, mixed in mixtures.items()
+        }
+        return {
+            name: rankings_of_beams(of, wanted, depth=depth, seen=seen, exclude=exclude)
+            for name, of in found.items()
+        }
 
-    free = of_model(targets)
+    free = of_models(targets)
     only_cold = ItemMask.allow(run.catalogue.index, np.flatnonzero(cold).astype(np.int32))
-    constrained = of_model(cold_targets, only_cold)
+    constrained = of_models(cold_targets, only_cold)
 
     # Baselines.
     config = run.config.semantic_ids
@@ -105,7 +105,7 @@ def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | N
         item_ids=options["item_ids"],
         order=options["order"],
     )
-    sid_of_item = sid_numbers(run.semantic_ids)
+    sid_of_item = report.sid_numbers(run.semantic_ids)
     cold_validation = cold[items[validation.positions]]
     recents: dict[str, int | None] = {}
 
@@ -130,14 +130,14 @@ def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | N
     for group, mask in (("in_catalogue", ~is_cold), ("cold", is_cold)):
         chosen = _some(targets, mask)
         groups[group] = {
-            run.config.backbone: select_rankings(free, mask),
+            **{name: select_rankings(ranked, mask) for name, ranked in free.items()},
             "content_knn": content(
                 group, chosen, cold_validation if group == "cold" else ~cold_validation
             ),
             **{name: ranked(ranker, chosen) for name, ranker in closed.items()},
         }
     groups["cold_constrained"] = {
-        run.config.backbone: constrained,
+        **constrained,
         "content_knn": content("cold_constrained", cold_targets, cold_validation),
     }
     metrics = {name: recall_table(rankings, ks=ks) for name, rankings in groups.items()}

@@ -17,11 +17,14 @@ from gr.evaluation import (
     breakdown_by_class,
     equal_budget,
     evaluate_with_baselines,
+    memory_ranker,
+    rankings_of_baseline,
     rankings_of_beams,
     target_classes,
     training_counts,
 )
 from gr.evaluation.linear import MAX_ITEMS
+from gr.memory import Memory
 from gr.reports import format_metrics
 from gr.runs import build, report
 from gr.runs.baselines import (
@@ -35,10 +38,14 @@ from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
+from gr.trie import ItemMask
 
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 ALONE = "model alone"  # The row of a model without its memory.
+OF_CONTENT = (
+    "memory with content"  # That of its memory alone, where this adds content to co-occurrence.
+)
 
 
 def evaluate(
@@ -92,6 +99,8 @@ def evaluate(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )
         others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
+        if mixture.memory is not None and mixture.memory.settings.content:
+            others[OF_CONTENT] = _rankings_of_memory(run, targets, rules, mixture.memory, depth)
     metrics = _beside_baselines(
         run,
         split,
@@ -160,6 +169,8 @@ def decode_under(
     rules: Sequence[bool],
     mixture: Mixture | None,
     search: SearchConfig | None = None,
+    *,
+    allowed: ItemMask | None = None,
 ) -> dict[bool, Decoded]:
     """The candidates under each rule, of the mixture if there is one.
 
@@ -169,6 +180,7 @@ def decode_under(
         rules: whether seen items are removed.
         mixture: what `mixture_of` gives; None: the model alone.
         search: the search; None: the experiment's beam search.
+        allowed: the items that may be decoded; None: all.
     """
     return {
         rule: build.decode(
@@ -183,6 +195,7 @@ def decode_under(
             if mixture is None
             else mixture.for_targets(run.splits, targets, exclude=rule),
             exclude_seen=rule,
+            allowed=allowed,
             progress=True,
         )
         for rule in rules
@@ -202,6 +215,21 @@ def _rankings(
     return {
         rule: rankings_of_beams(found, wanted, depth=depth, seen=seen, exclude=rule)
         for rule, found in items.items()
+    }
+
+
+def _rankings_of_memory(
+    run: Run, targets: Targets, rules: Sequence[bool], memory: Memory, depth: int
+) -> dict[str, Rankings]:
+    """The rankings of a memory without the model, under each rule."""
+    past = whole_histories(run.splits, targets)
+    wanted = run.splits.sequences.items[targets.positions]
+    ranker, sid_of_item = memory_ranker(run.splits, memory), report.sid_numbers(run.semantic_ids)
+    return {
+        VARIANTS[rule]: rankings_of_baseline(
+            ranker, past, wanted, sid_of_item, depth=depth, exclude=rule
+        )
+        for rule in rules
     }
 
 

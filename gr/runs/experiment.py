@@ -198,6 +198,10 @@ class ItemDecoderSizes:
         node_depth: number of depths whose trie nodes have embeddings of their own, for the trie head: 0 is none, and
             more than there are codes is all.
         item_embeddings: whether items of the history have embeddings of their own, beside those of their codes.
+        start_from: what embeddings of items and trie nodes start from: "text" of the items, "interactions", vectors of
+            their co-occurrence in training; "all" that the data have; or "none", at random. See
+            `gr.models.start_from_vectors`.
+        start_scale: length of these vectors, those of text and those of interactions each; 0 or more.
         d_model: width D, a multiple of 2 num_heads.
         num_heads: attention heads.
         d_ff: width of the feed-forward layers.
@@ -211,6 +215,8 @@ class ItemDecoderSizes:
     head: Annotated[str, OneOf(HEADS)] = "trie"
     node_depth: Natural = 8
     item_embeddings: bool = True
+    start_from: Annotated[str, OneOf(("all", "none", "text", "interactions"))] = "all"
+    start_scale: NotNegative = 0.3
     d_model: Count = 128
     num_heads: Count = 4
     d_ff: Count = 256
@@ -307,6 +313,9 @@ class MemoryConfig:
             history, fitted on validation too; or None, no memory.
         tune: whether the memory's own settings are tuned on validation; else they are `settings`.
         settings: see `gr.memory.MemorySettings`.
+        content: which similarities of items' content are tried beside co-occurrence when the settings are tuned:
+            "codes", of semantic IDs; "text", of item fields; "vectors", those by which semantic IDs were fitted; "all"
+            that the data have; or "none".
         size: items that the memory proposes to a user; 1 or more.
         source: "" for the memory of the training sequences, a `.npz` file that `Memory.save` wrote, or your own
             "module:name", a function `Splits -> prior` where `prior(histories, *, size, exclude)` is an `ItemPrior`.
@@ -316,6 +325,7 @@ class MemoryConfig:
     weight: Share | Annotated[str, OneOf(("tuned", "gate"))] | None = None
     tune: bool = True
     settings: MemorySettings = MemorySettings()
+    content: Annotated[str, OneOf(("all", "none", "codes", "text", "vectors"))] = "all"
     size: Count = 500
     source: Annotated[str, OneOf(("",), or_path=(".npz",), or_own=True)] = ""
     tuning_users: Natural = 2048

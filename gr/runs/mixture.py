@@ -23,6 +23,7 @@ from gr.memory import (
 )
 from gr.runs import build
 from gr.runs.baselines import whole_histories
+from gr.runs.content import similar_items
 from gr.runs.data import data_path
 from gr.runs.experiment import ConfigError, MemoryConfig
 from gr.runs.run import Run
@@ -30,6 +31,7 @@ from gr.runs.run import Run
 GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # Weights that are tried.
 _FILE, _MEMORY = "mixture.json", "memory.npz"
 _K = 10
+_TUNING_USERS = 10_000  # By which the memory's settings are chosen, which costs less than decoding.
 
 Prior = Callable[..., ItemPrior]  # (histories, *, size, exclude).
 
@@ -112,7 +114,7 @@ def _made_of(run: Run) -> dict[str, Any]:
         "memory": dataclasses.asdict(run.config.memory),
         "decoding": dataclasses.asdict(run.config.decoding),
         "step": run.step,
-        "data": {name: checksums[name] for name in ("item_ids", "sequences", "splits")},
+        "data": {name: checksums[name] for name in ("item_ids", "sequences", "splits", "texts")},
     }
     return json.loads(json.dumps(made_of))
 
@@ -157,13 +159,16 @@ def _fit(run: Run) -> Memory:
             )
         return memory
     if not config.tune:
-        return fit_memory(splits, **dataclasses.asdict(config.settings))
+        of_content = similar_items(run, config.settings.content_of or "none")
+        return fit_memory(splits, **dataclasses.asdict(config.settings), similar=of_content)
     validation = build.validation_targets(splits)
     memory, _ = tune_memory(
         splits,
         whole_histories(splits, validation),
         splits.sequences.items[validation.positions],
         exclude=run.config.decoding.exclude_seen,
+        similar=similar_items(run, config.content),
+        max_users=_TUNING_USERS,
     )
     return memory
 

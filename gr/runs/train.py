@@ -10,6 +10,7 @@ from gr.data import Histories, Splits
 from gr.evaluation import EvaluationError, hit, ndcg, sid_ranks
 from gr.reports import seen_note
 from gr.runs import build, data
+from gr.runs.content import from_vectors
 from gr.runs.experiment import Experiment, check_experiment
 from gr.runs.run import Run
 from gr.runs.workdir import (
@@ -107,6 +108,8 @@ def _train(config: Experiment, workdir: str) -> Run:
     model = build.make_model(config, semantic_ids, splits.cold)
     if training.init_from and not goes_on:
         model = restore_model(training.init_from, model)
+    elif config.backbone == "item_decoder" and not goes_on:
+        model = from_vectors(config, model, splits, semantic_ids, known)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"

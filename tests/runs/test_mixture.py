@@ -13,15 +13,26 @@ import pytest
 
 from gr.data import DataError, Sequences, Targets, leave_one_out
 from gr.evaluation import ndcg
-from gr.memory import Gate, ItemMemoryError, ItemPrior, fit_gate, fit_memory
+from gr.memory import (
+    Gate,
+    ItemMemoryError,
+    ItemPrior,
+    MemorySettings,
+    fit_gate,
+    fit_memory,
+    similar_by_codes,
+    similar_by_vectors,
+    tune_memory,
+)
 from gr.models import histories_for
 from gr.runs import ConfigError, Experiment, build, evaluate, recommend
 from gr.runs import mixture as mixture_module
 from gr.runs.baselines import whole_histories
+from gr.runs.content import similar_items
 from gr.runs.mixture import GRID, mixture_of
 from gr.runs.recommend import rank_items
 from gr.runs.run import Run
-from gr.semantic_ids import SemanticIds
+from gr.semantic_ids import SemanticIdError, SemanticIds, fit_semantic_ids, item_texts, text_vectors
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -276,6 +287,107 @@ def test_the_prior_may_be_a_function_of_ones_own(make_run):
         ConfigError, match=r"memory\.source .* has no 'next_on_the_circel'; did you"
     ):
         mixture_of(make_run(weight=0.5, source=f"{__name__}:next_on_the_circel"))
+
+
+# Content.
+
+
+def with_texts(splits):
+    """The splits with texts that say of each item in which third of the circle it lies."""
+    titles = np.array(
+        [f"thing {'apple pear plum'.split()[item * 3 // ITEMS]}" for item in range(ITEMS)]
+    )
+    sequences = dataclasses.replace(splits.sequences, item_fields={"title": titles})
+    return dataclasses.replace(splits, sequences=sequences)
+
+
+def test_all_content_that_the_data_have_is_tried(make_run, capsys):
+    run = make_run(with_texts(make_splits()), weight=0.5, tune=True)
+    similar = similar_items(run, "all")
+    vectors = text_vectors(item_texts(run.splits.sequences), 128, seed=0)
+    expected = {
+        "codes": similar_by_codes(run.semantic_ids.codes),
+        "text": similar_by_vectors(vectors),
+    }
+    assert list(similar) == list(expected) and similar_items(run, "none") == {}
+    for name, of_name in expected.items():
+        assert (similar[name] != of_name).nnz == 0
+        assert list(similar_items(run, name)) == [name]
+    validation = run.splits.validation
+    tuned, _ = tune_memory(
+        run.splits,
+        whole_histories(run.splits, validation),
+        run.splits.sequences.items[validation.positions],
+        exclude=True,
+        similar=expected,
+    )
+    made = mixture_of(run)
+    assert (
+        made.memory.settings == tuned.settings and (made.memory.weights != tuned.weights).nnz == 0
+    )
+    again = mixture_of(run)  # Read.
+    assert again.memory.settings == tuned.settings
+    # Other texts, another memory.
+    fewer = dataclasses.replace(
+        run.splits.sequences, item_fields={"title": np.full(ITEMS, "the same")}
+    )
+    other = dataclasses.replace(run, splits=dataclasses.replace(run.splits, sequences=fewer))
+    assert mixture_of(other).memory.settings.content_of != "text"
+    assert "goes without text: no usable words" in capsys.readouterr().out
+    with pytest.raises(SemanticIdError, match="no usable words"):
+        similar_items(other, "text")
+    none = make_run(with_texts(make_splits()), weight=0.5, tune=True, content="none")
+    assert mixture_of(none).memory.settings.content == 0.0
+
+
+def test_vectors_of_semantic_ids_are_content_too(make_run, tmp_path):
+    vectors = np.random.default_rng(3).normal(size=(ITEMS, 4)).astype(np.float32)
+    np.savez(tmp_path / "vectors.npz", vectors=vectors, item_ids=NAMES)
+    run = make_run()
+    options = {"vectors": str(tmp_path / "vectors.npz"), "num_levels": 2, "codebook_size": 4}
+    fit_semantic_ids(run.splits, **options).encoder.save(Path(run.workdir) / "item_encoder.npz")
+    fields = {f"semantic_ids.{name}": value for name, value in options.items()}
+    run = dataclasses.replace(run, config=run.config.override(fields))
+    similar = similar_items(run, "all")
+    assert list(similar) == ["codes", "vectors"]
+    np.testing.assert_allclose(
+        similar["vectors"].toarray(), similar_by_vectors(vectors).toarray(), rtol=1e-4
+    )
+
+
+def test_content_that_the_data_lack_is_refused(make_run, monkeypatch):
+    for kind in ("text", "vectors"):
+        with pytest.raises(ConfigError, match=f"memory.content='{kind}': the items have no {kind}"):
+            mixture_of(make_run(weight=0.5, tune=True, content=kind))
+    settings = {**dataclasses.asdict(MemorySettings(content=0.2, content_of="text"))}
+    with pytest.raises(ConfigError, match="the items have no text"):
+        mixture_of(make_run(weight=0.5, settings=settings))
+    monkeypatch.setattr("gr.runs.content.MAX_ITEMS", ITEMS - 1)
+    run = make_run(with_texts(make_splits()), weight=0.5)
+    assert list(similar_items(run, "all")) == ["codes"]
+    with pytest.raises(ConfigError, match="compares all pairs of up to 26 items; these are 27"):
+        similar_items(run, "text")
+
+
+def test_a_memory_with_content_has_a_row_of_its_own(make_run):
+    how = {"content": 0.3, "content_of": "codes"}
+    settings = {**dataclasses.asdict(MemorySettings()), **how}
+    run = make_run(weight=0.5, settings=settings)
+    row = evaluate(run, "test")["baselines"]["memory with content"]
+    memory = fit_memory(
+        run.splits, **settings, similar={"codes": similar_by_codes(run.semantic_ids.codes)}
+    )
+    rows, ranks = run.splits.sequences.items.reshape(USERS, LENGTH), []
+    for of_user in rows:
+        scores = memory.scores(of_user[None, :-1], exclude=True).toarray()[0]
+        target = of_user[-1]
+        level = scores[target]
+        ranks.append(int((scores > level).sum()) if level else -1)
+    alike = np.unique(np.round(memory.weights.data, 6)).size > ITEMS
+    assert alike and row["item_ndcg@10"] == pytest.approx(
+        ndcg(np.array(ranks), 10).mean(), abs=0.02
+    )
+    assert "memory with content" not in evaluate(make_run(weight=0.5), "test")["baselines"]
 
 
 def test_without_validation_targets_the_weight_has_to_be_given(make_run):

@@ -338,6 +338,33 @@ def test_cold_targets_are_ranked_apart_freely_and_among_cold_items(cold_run):
     )
 
 
+def test_a_memory_with_content_finds_cold_items_that_the_model_does_not(cold_run, tmp_path):
+    run, _ = cold_run
+    alone = evaluate_cold_start(run, "test")
+    shutil.copytree(run.workdir, tmp_path / "run")
+    how = {"content": 0.5, "content_of": "text"}
+    fields = {"memory.weight": 1.0, "memory.tune": False}
+    fields |= {f"memory.settings.{name}": value for name, value in how.items()}
+    run = dataclasses.replace(
+        run, workdir=str(tmp_path / "run"), config=run.config.override(fields)
+    )
+    result, memory = evaluate_cold_start(run, "test"), mixture_of(run).memory
+    targets = run.splits.test
+    wanted = run.splits.sequences.items[targets.positions]
+    is_cold = run.splits.cold[wanted]
+    scores = memory.scores(whole_histories(run.splits, targets), exclude=True).toarray()
+    assert (scores[:, run.splits.cold] > 0).any()
+    of_target = scores[np.arange(len(wanted)), wanted]
+    rank = (scores > of_target[:, None]).sum(axis=1)
+    found = (of_target > 0) & (rank < 10)
+    for group, chosen in (("in_catalogue", ~is_cold), ("cold", is_cold)):
+        expected = alone[group]["decoder_only"]
+        assert expected.items() <= result[group]["model alone"].items()
+        row = result[group]["decoder_only + memory"]
+        assert row["recall@10"] == pytest.approx(found[chosen].mean(), abs=0.03)  # But for ties.
+    assert result["cold_constrained"]["decoder_only + memory"]["users"] == is_cold.sum()
+
+
 def test_a_run_without_cold_items_says_so(workdir):
     with pytest.raises(EvaluationError, match=r"has no cold items.*data\.split=cold_start"):
         evaluate_cold_start(load_run(workdir))

@@ -60,5 +60,7 @@ setup(
         "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        # Compiles for TPUs without one; JAX's own extra names the releases that fit it.
+        "aot": ["jax[tpu]", "libtpu"],
     },
 )

@@ -40,6 +40,7 @@ from gr.decoding import Candidates, beam_search
 from gr.evaluation import distinct_items
 from gr.models import Cache, histories_for, scores_children
 from gr.runs import Experiment, build
+from gr.runs.programs import forward_only, prefill
 from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 ITEMS = (
@@ -178,12 +179,12 @@ def make_workloads(
         workloads[f"{name}/unseen_only"] = Workload(requests[name], search_unseen)
 
     ((shape, stratum),) = requests[longest].items()
-    filled = functools.cache(lambda: _prefill(model, tokens, stratum.batches[0]["history"]))
+    filled = functools.cache(lambda: prefill(model, tokens, stratum.batches[0]["history"]))
     parents = np.tile(np.arange(num_beams, dtype=np.int32), (shape[0], 1))
     parts = {
-        "prefill": lambda batch: _prefill(model, tokens, batch["history"]),
+        "prefill": lambda batch: prefill(model, tokens, batch["history"]),
         "steps": lambda batch: beam_search(Prefilled(model), index, filled(), num_beams),
-        "forward_only": lambda batch: _forward_only(
+        "forward_only": lambda batch: forward_only(
             model, tokens, batch["history"], parents, length=length
         ),
     }
@@ -244,11 +245,6 @@ def _search(
     )
 
 
-@jax.jit
-def _prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
-    return model.prefill(histories_for(model, tokens, history))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefilled:
@@ -276,20 +272,6 @@ class Prefilled:
     def reorder(self, cache: Cache, parents: jax.Array) -> Cache:
         """See `Backbone.reorder`."""
         return self.model.reorder(cache, parents)
-
-
-@functools.partial(jax.jit, static_argnames="length")
-def _forward_only(
-    model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
-) -> list[list[jax.Array | None]]:
-    """Logits and states of all steps along beams that are fixed beforehand, by `parents [B, M]`."""
-    *output, cache = model.prefill(histories_for(model, tokens, history))
-    outputs = [output]
-    for depth in range(1, length):
-        cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
-        *output, cache = model.step(parents % model.config.vocab_size, cache)
-        outputs.append(output)
-    return outputs
 
 
 @functools.partial(jax.jit, static_argnames=("length", "num_beams"))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from gr.fields import did_you_mean
 from gr.runs import ConfigError, Experiment, Reinforcement, Study, config_of
 from gr.runs.experiment import unknown_field
+from gr.runs.reinforce import resolved
 
 _KINDS = {
     Experiment: "a supervised experiment (it has neither init_from nor variants): train it with python -m "
@@ -126,6 +127,17 @@ def of_reinforcement(config: ConfigDict) -> Reinforcement:
 def study_of(config: ConfigDict) -> Study:
     """The study of a config for `experiments.compare`; see `supervised`."""
     return _of_kind(config, Study)
+
+
+def supervised_or_reinforced(config: ConfigDict) -> Experiment:
+    """The experiment of a config for `experiments.train`, or the whole one of a config for `experiments.rl`.
+
+    Raises:
+        ConfigError: if it is a study, or cannot be used.
+        TrainingError: if the supervised run of reinforcement learning is missing.
+    """
+    experiment = config_of(config)
+    return resolved(experiment) if isinstance(experiment, Reinforcement) else supervised(config)
 
 
 def _of_kind(config: ConfigDict, kind: type) -> Any:

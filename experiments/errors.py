@@ -19,8 +19,8 @@ MENDABLE = (GrError, TrainingInterrupted)
 # Experiment fields and `gr.runs` arguments that are flags of the mains.
 _FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
 _ARGUMENTS = (
-    "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history|add|id_column"
-    "|output|shards|num_items|process_id|num_processes"
+    "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history|add|id_column|programs|"
+    "target|output|shards|num_items|process_id|num_processes"
 )
 
 

@@ -9,6 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gr.training.state import TrainingError
 
+# What JAX calls the runtime of devices that are only described.
+_DESCRIBED = "compile_only_runtime"
+
 
 def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh with axes `("data", "model")` over the first `data * model` devices; one device is the 1x1 mesh.
@@ -16,7 +19,9 @@ def make_mesh(data: int = 1, model: int = 1, devices: Sequence[jax.Device] | Non
     Args:
         data: devices that share a batch.
         model: devices that share the parameters.
-        devices: from which the mesh is made; None: all, of all processes.
+        devices: from which the mesh is made; None: all that JAX computes on, of all processes. They may also be those
+            of a described topology (`jax.experimental.topologies`), which programs can be compiled for: `shard_batch`
+            and `replicate` then return shapes in place of arrays.
 
     Raises:
         TrainingError: if there are fewer devices.
@@ -56,7 +61,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         spec = PartitionSpec("data") if array.ndim else PartitionSpec()
         sharding = NamedSharding(mesh, spec)
         if processes == 1:
-            return jax.device_put(array, sharding)
+            return _put(array, sharding)
         return jax.make_array_from_process_local_data(sharding, array)
 
     return jax.tree_util.tree_map_with_path(put, batch)
@@ -66,7 +71,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Replicates every array of the tree on all devices of the mesh; all processes must hold the same values."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if _num_processes(mesh) == 1:
-        return jax.device_put(tree, sharding)
+        return _put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -81,3 +86,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def _num_processes(mesh: Mesh) -> int:
     return len({device.process_index for device in mesh.devices.flat})
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree's arrays placed by `sharding`; their shapes where its devices are only described."""
+    if sharding.mesh.devices.flat[0].client.runtime_type != _DESCRIBED:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda tree: tree, tree),
+    )

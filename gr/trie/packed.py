@@ -40,14 +40,25 @@ class PackedInts:
         Several parts at once by arrays `first` and `bits` int32: all three are broadcast together.
         """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
+        value = jax.lax.platform_dependent(
+            word, shift, tpu=self._in_two_reads, default=self._in_one_read
+        )
+        return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+
+    def _in_one_read(self, word: jax.Array, shift: jax.Array) -> jax.Array:
+        """32 bits that begin at bit `shift [...]` of word `word [...]`."""
         shift = shift[..., None]
         pair = take(self.words, word[..., None] + np.arange(2, dtype=np.int32))
         # The rest of the first word, then the beginning of the second; shifted twice, since a shift by 32 is undefined.
         # They are summed rather than ORed: XLA keeps the result of a reduction, but would recompute a few shifts for
         # every use.
         pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
-        value = pieces.sum(-1, dtype=jnp.uint32)
-        return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+        return pieces.sum(-1, dtype=jnp.uint32)
+
+    def _in_two_reads(self, word: jax.Array, shift: jax.Array) -> jax.Array:
+        """The same for a TPU, which would pad an axis of two to 128 lanes."""
+        low, high = take(self.words, word), take(self.words, word + 1)
+        return (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
 
     def parts(
         self, index: jax.Array, firsts: Sequence[int], bits: Sequence[int]

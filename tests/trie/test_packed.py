@@ -50,6 +50,18 @@ def random_columns(bits, count, seed=0):
 
 
 @pytest.mark.parametrize("width", range(1, 32))
+def test_both_ways_to_read_two_words_agree(width):
+    """One for each kind of hardware."""
+    (values,) = random_columns([width], 70, seed=width)
+    packed = pack(values, 2**width - 1, 70)
+    places = word_and_shift(jnp.arange(70), width, 0)
+    for read in (packed._in_one_read, packed._in_two_reads):
+        found = np.asarray(read(*places))
+        assert found.dtype == np.uint32
+        np.testing.assert_array_equal(found & (2**width - 1), values)
+
+
+@pytest.mark.parametrize("width", range(1, 32))
 def test_every_width_is_read_back(width):
     (values,) = random_columns([width], 70)
     packed = pack(values, 2**width - 1, 70)

@@ -1,0 +1,271 @@
+"""The programs that an experiment runs on a device, as they are compiled: searches and training steps.
+
+They are lowered for a mesh whose devices need not exist. Data, semantic IDs and index are the experiment's, weights are
+untrained. Shapes are those of the largest batch: the longest history, and all users of a batch.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gr.data import Splits, TrainBatches
+from gr.decoding import PRESETS, SearchConfig
+from gr.evaluation.decode import decode_batch
+from gr.models import histories_for, scores_items
+from gr.rl import ActorCritic, roll_out
+from gr.runs import build, build_rl, keys
+from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment, Reinforcement
+from gr.semantic_ids import SemanticIds
+from gr.training import CompiledStep, TrainState, replicate, shard_batch
+from gr.trie import ExcludeItems
+
+DECODE, SEARCH, TRAIN, RL = "decode", "search", "train", "rl"
+PROGRAMS = (DECODE, SEARCH, TRAIN, RL)
+
+_SEEN = 64  # Items that are excluded for a user; nearly all have seen fewer.
+_BATCHES = 64  # Batches of which the largest is taken.
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that can be compiled without being run."""
+
+    lower: Callable[[Mesh], jax.stages.Lowered]  # For the devices of a mesh.
+    # Programs that do a part of its work which it cannot do without, in several forms: it is compared with the fastest.
+    floors: tuple[str, ...] = ()
+    rounds: int = 1  # How often its loops run whose number of rounds depends on data.
+    splits: bool = False  # Whether a batch can be split over devices.
+
+
+def experiment_programs(
+    experiment: Experiment, splits: Splits, semantic_ids: SemanticIds, names: Collection[str]
+) -> dict[str, Program]:
+    """The programs of an experiment by name, with those that they are compared with.
+
+    * `decode`: the beam search of evaluation and recommendations. Its floor is `decode/forward`: the same passes of the
+      model along beams that are fixed beforehand. `decode/prefill` is the part of it that encodes histories.
+    * `search`, `search/best_first` and `search/sample`: value-guided search as published, ours, and sampling. They give
+      the model as many tokens as their floor, `decode`.
+    * `train`: a step of supervised training. Its floor is `train/forward`: the loss alone.
+    * `rl`: a step of reinforcement learning. Its floor is `rl/rollouts`: search, rewards and log-probabilities, without
+      learning.
+
+    Args:
+        experiment: the settings; for `rl` those of reinforcement learning, or else their defaults are taken.
+        splits: its data.
+        semantic_ids: its semantic IDs.
+        names: of `PROGRAMS`.
+
+    Raises:
+        ConfigError: if its model has no such program.
+    """
+    if SEARCH in names and _has_item_head(experiment, semantic_ids):
+        raise ConfigError(
+            f"programs={SEARCH}: this model scores whole items, which tree searches do not; leave it out"
+        )
+    made: dict[str, Program] = {}
+    if {DECODE, SEARCH} & set(names):
+        made |= _decode_programs(experiment, semantic_ids, SEARCH in names)
+    if TRAIN in names:
+        made |= _train_programs(experiment, splits, semantic_ids)
+    if RL in names:
+        made |= _rl_programs(experiment, splits, semantic_ids)
+    return made
+
+
+def _has_item_head(experiment: Experiment, semantic_ids: SemanticIds) -> bool:
+    return scores_items(build.make_model(experiment, semantic_ids))
+
+
+# Decoding.
+
+
+def _decode_programs(
+    experiment: Experiment, semantic_ids: SemanticIds, with_searches: bool
+) -> dict[str, Program]:
+    model = build.make_model(experiment, semantic_ids)
+    catalogue = build.make_catalogue(experiment, semantic_ids)
+    decoding, length = experiment.decoding, semantic_ids.num_levels
+    users, num_beams = decoding.batch_size, decoding.num_beams
+    history = np.zeros((users, experiment.data.max_history), np.int32)
+    seen = np.zeros((users, _SEEN), np.int32)
+    head = functools.cache(
+        lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels)
+    )
+    distribution = build.distribution(experiment)
+
+    def lower_search(config: SearchConfig, mesh: Mesh) -> jax.stages.Lowered:
+        value_head = head() if config.is_tree_search else None
+        key = keys.make_key(experiment.seed, keys.SEARCH_EVALUATION)
+        temperature = distribution["temperature"]
+        excluded = (ExcludeItems(shard_batch(seen, mesh)),) if decoding.exclude_seen else ()
+        return decode_batch.lower(
+            *replicate((model, value_head, catalogue), mesh),
+            shard_batch(history, mesh),
+            None,
+            excluded,
+            None,
+            None if config.name == "beam" else replicate(key, mesh),
+            None if temperature is None else replicate(np.float32(temperature), mesh),
+            config=config,
+            normalise_over=distribution["normalise_over"],
+        )
+
+    def searching(config: SearchConfig, *floors: str) -> Program:
+        return Program(
+            functools.partial(lower_search, config), floors, _rounds(config, length), splits=True
+        )
+
+    def lower_prefill(mesh: Mesh) -> jax.stages.Lowered:
+        weights, tokens = replicate((model, catalogue.tokens), mesh)
+        return prefill.lower(weights, tokens, shard_batch(history, mesh))
+
+    def lower_forward(mesh: Mesh) -> jax.stages.Lowered:
+        weights, tokens = replicate((model, catalogue.tokens), mesh)
+        parents = np.zeros((users, num_beams), np.int32)
+        inputs = shard_batch((history, parents), mesh)
+        return forward_only.lower(weights, tokens, *inputs, length=length)
+
+    beam = SearchConfig("beam", num_candidates=num_beams)
+    if scores_items(model):  # One pass ranks all items.
+        return {DECODE: searching(beam)}
+    programs = {
+        DECODE: searching(beam, f"{DECODE}/forward"),
+        f"{DECODE}/forward": Program(lower_forward),
+        f"{DECODE}/prefill": Program(lower_prefill),
+    }
+    if with_searches:
+        fields = {"num_candidates": num_beams, "budget": num_beams * (length - 1)}
+        for search, name in (
+            ("ved", SEARCH),
+            ("best_first", f"{SEARCH}/best_first"),
+            ("sample", f"{SEARCH}/sample"),
+        ):
+            beams = min(num_beams, PRESETS[search].initial_beams)
+            config = dataclasses.replace(PRESETS[search], initial_beams=beams, **fields)
+            programs[name] = searching(config, DECODE)
+    return programs
+
+
+def _rounds(config: SearchConfig, length: int) -> int:
+    """How often a tree search chooses what to evaluate next, until its budget is spent."""
+    if not config.is_tree_search:
+        return 1
+    left = config.budget - config.initial_beams * (length - 1)
+    return max(1, -(-left // config.width))
+
+
+@jax.jit
+def prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
+    """The model's `prefill` of item rows `history [B, T]`, with the items' `tokens [N + 1, L]`."""
+    return model.prefill(histories_for(model, tokens, history))
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def forward_only(
+    model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
+) -> list[list[jax.Array | None]]:
+    """Logits and states of all `length` steps along beams that are fixed beforehand, by `parents [B, M]`."""
+    *output, cache = model.prefill(histories_for(model, tokens, history))
+    outputs = [output]
+    for depth in range(1, length):
+        cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
+        *output, cache = model.step(parents % model.config.vocab_size, cache)
+        outputs.append(output)
+    return outputs
+
+
+# Training.
+
+
+def _train_programs(
+    experiment: Experiment, splits: Splits, semantic_ids: SemanticIds
+) -> dict[str, Program]:
+    def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
+        on_mesh = _on(mesh, experiment)
+        batches = build.make_train_batches(on_mesh, splits)
+        catalogue = build.make_catalogue(on_mesh, semantic_ids, splits.cold)
+        optimizer, step = build.make_optimisation(on_mesh, semantic_ids, catalogue, batches, mesh)
+        model = build.make_model(on_mesh, semantic_ids, splits.cold)
+        state = build.make_state(on_mesh, semantic_ids, model, optimizer)
+        return step, replicate(state, mesh), shard_batch(_largest(batches), mesh)
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        step, state, batch = begun(mesh)
+        return step.lower(state, batch)
+
+    def lower_forward(mesh: Mesh) -> jax.stages.Lowered:
+        step, state, batch = begun(mesh)
+        return _loss.lower(step.fixed, state.model, batch, state.key, state.loss_state)
+
+    return {
+        TRAIN: Program(lower, (f"{TRAIN}/forward",), splits=True),
+        f"{TRAIN}/forward": Program(lower_forward),
+    }
+
+
+@jax.jit
+def _loss(loss: Any, model: Any, batch: Any, key: jax.Array, loss_state: Any) -> jax.Array:
+    return loss(model, batch, key, loss_state)[0]
+
+
+def _rl_programs(
+    experiment: Experiment, splits: Splits, semantic_ids: SemanticIds
+) -> dict[str, Program]:
+    reinforced = _reinforced(experiment)
+    if splits.cold is not None:
+        raise ConfigError(
+            f"programs={RL}: reinforcement learning takes no cold items; leave it out"
+        )
+
+    def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
+        catalogue = build.make_catalogue(reinforced, semantic_ids)
+        catalogue = build_rl.with_vectors(catalogue, splits)
+        optimizer, step = build_rl.make_optimisation(
+            reinforced, catalogue, reinforced.rl.num_steps, mesh, learn_policy=True
+        )
+        model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
+        key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
+        state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
+        batch = _largest(build_rl.make_batches(reinforced, splits))
+        return step, replicate(state, mesh), shard_batch(batch, mesh)
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        step, state, batch = begun(mesh)
+        return step.lower(state, batch)
+
+    def lower_rollouts(mesh: Mesh) -> jax.stages.Lowered:
+        step, state, batch = begun(mesh)
+        config = build_rl.rollout_config(reinforced)
+        rollouts = jax.jit(functools.partial(roll_out, config))
+        return rollouts.lower(*step.fixed, state.model, state.loss_state, batch, state.key)
+
+    rounds = _rounds(reinforced.search, semantic_ids.num_levels)
+    return {
+        RL: Program(lower, (f"{RL}/rollouts",), rounds, splits=True),
+        f"{RL}/rollouts": Program(lower_rollouts, rounds=rounds),
+    }
+
+
+def _reinforced(experiment: Experiment) -> ReinforcedExperiment:
+    if isinstance(experiment, ReinforcedExperiment):
+        return experiment
+    return Reinforcement().applied_to(experiment)
+
+
+def _on(mesh: Mesh, experiment: Experiment) -> Experiment:
+    return experiment.override({f"mesh.{axis}": size for axis, size in mesh.shape.items()})
+
+
+def _largest(batches: TrainBatches) -> dict[str, np.ndarray]:
+    return max(
+        itertools.islice(batches, _BATCHES),
+        key=lambda batch: sum(array.size for array in batch.values()),
+    )

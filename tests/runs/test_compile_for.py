@@ -1,0 +1,158 @@
+"""Programs compiled for TPUs that are not there, where their compiler is installed; and what is said where not."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr.runs import ConfigError, Experiment
+from gr.runs.compile_for import CHIPS, compile_programs, described_devices
+from gr.runs.data import load_data, load_semantic_ids
+from gr.runs.programs import PROGRAMS, Program, experiment_programs
+from gr.training import make_mesh, replicate, shard_batch
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
+)
+SIZES = {"d_model": 16, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+TINY = Experiment().override(
+    {
+        "data.format": "synthetic",
+        "data.options": {"num_users": 60, "num_items": 40, "mean_length": 8.0},
+        "data.max_history": 4,
+        "data.num_buckets": 1,
+        "semantic_ids.vectors": "interactions",
+        "semantic_ids.dim": 8,
+        "semantic_ids.num_levels": 2,
+        "semantic_ids.codebook_size": 8,
+        "backbone": "decoder_only",
+        **{f"decoder_only.{name}": size for name, size in SIZES.items()},
+        "training.batch_size": 8,
+        "training.items_per_batch": 64,
+        "decoding.num_beams": 4,
+        "decoding.batch_size": 8,
+    }
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_anew():
+    """What is compiled for devices that are not there cannot be loaded from the cache of compiled programs."""
+    name = "jax_enable_compilation_cache"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
+def of_sum(size):
+    """A program that adds up the rows of a batch, which it gets as shapes."""
+
+    def lower(mesh):
+        weights = replicate(np.ones((size, 128), np.float32), mesh)
+        batch = shard_batch(np.ones((8, size), np.float32), mesh)
+        return jax.jit(lambda w, x: (x @ w).sum(0)).lower(weights, batch)
+
+    return Program(lower, splits=True)
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ConfigError, match="target=tpu:v5 is unknown.*did you mean tpu:v5e"):
+        described_devices("tpu:v5")
+
+
+@pytest.mark.parametrize(
+    "target, package, extra", [("tpu:v6e", "libtpu", "aot"), ("gpu:h100", "jax_cuda12", "cuda")]
+)
+def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch, target, package, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"needs {package}.*pip install -e '\.\[{extra}\]'"):
+        described_devices(target)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("target", ["tpu:v5e", "tpu:v6e"])
+def test_a_product_is_counted_and_its_batch_split(target):
+    half = dataclasses.replace(of_sum(256), splits=False)
+    whole = dataclasses.replace(of_sum(512), floors=("half", "whole"))
+    results = compile_programs(target, {"whole": whole, "half": half})
+    of = results["whole"]
+    assert of["argument_bytes"] >= 4 * (512 * 128 + 8 * 512)
+    assert of["floor"] == "half" and of["bytes_over_floor"] > 1
+    assert of["kinds"]["products"]["count"] == 1 and of["constant_bytes"] == 0
+    if target == "tpu:v5e":  # Whose compiler tells its estimates.
+        assert (
+            of["cycles"] > 0 and of["cycles_over_floor"] == of["cycles"] / results["half"]["cycles"]
+        )
+    assert of["collectives"]["count"] == 0
+    split = of[f"on_{CHIPS}_chips"]
+    assert split["collectives"]["count"] == 1  # The sums of four chips.
+    assert split["collectives"]["bytes"] >= 4 * 128
+    assert split["argument_bytes"] == of["argument_bytes"] - 3 * 4 * 8 * 512 // 4
+    assert f"on_{CHIPS}_chips" not in results["half"]
+
+
+@needs_libtpu
+def test_a_program_that_does_not_fit_is_refused():
+    def lower(mesh):
+        return jax.jit(lambda x: x + 1).lower(
+            jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct((5 << 30,), s.dtype, sharding=s.sharding),
+                replicate(np.float32(0), mesh),
+            )
+        )
+
+    with pytest.raises(
+        ConfigError, match=r"program large cannot be compiled.*lower the batch size"
+    ):
+        compile_programs("tpu:v5e", {"large": Program(lower)})
+
+
+@needs_libtpu
+def test_a_described_mesh_gives_shapes():
+    mesh = make_mesh(data=2, model=2, devices=described_devices("tpu:v5e"))
+    key, x = jax.random.key(0), np.zeros((4, 3), np.int64)
+    batch = shard_batch({"x": x}, mesh)["x"]
+    assert isinstance(batch, jax.ShapeDtypeStruct) and batch.dtype == jnp.int32
+    assert batch.sharding.shard_shape(batch.shape) == (2, 3)
+    assert replicate(key, mesh).dtype == key.dtype
+
+
+@needs_libtpu
+def test_the_programs_of_an_experiment():
+    splits = load_data(TINY, "")
+    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
+    programs = experiment_programs(TINY, splits, semantic_ids, ["decode", "train"])
+    assert list(programs) == [
+        "decode",
+        "decode/forward",
+        "decode/prefill",
+        "train",
+        "train/forward",
+    ]
+    results = compile_programs("tpu:v5e", programs, split=False)
+    for name in ("decode", "train"):
+        of = results[name]
+        assert of["floor"] == f"{name}/forward"
+        assert of["cycles"] > results[of["floor"]]["cycles"] > 0
+        assert of["constant_bytes"] == 0 and 0 < of["share_of_memory"] < 0.01
+        assert any(line["source"].startswith("gr/models/") for line in of["lines"])
+    assert results["decode"]["gathers"]["count"] > 0
+    assert any(line["source"].startswith("gr/decoding/") for line in results["decode"]["lines"])
+
+
+def test_programs_are_lowered_for_real_devices_too():
+    """The same programs, of all kinds, without the compiler of a TPU."""
+    splits = load_data(TINY, "")
+    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
+    programs = experiment_programs(TINY, splits, semantic_ids, PROGRAMS)
+    assert programs["search"].rounds == programs["search/sample"].rounds == 1
+    assert programs["rl"].rounds == programs["rl/rollouts"].rounds
+    mesh = make_mesh()
+    for name, program in programs.items():
+        assert "func.func public @main" in program.lower(mesh).as_text(), name
+        assert set(program.floors) <= programs.keys()

@@ -38,7 +38,9 @@ class Located:
     tokens: tuple[jax.Array, ...]  # L of [B, S] int32.
     known: jax.Array  # [B, S] bool: neither unknown nor removed.
     allowed: jax.Array  # [B, S] bool: known, and allowed by the constraint.
-    below: int | None = None  # Upper bound (exclusive) of a single key that is not negative; None if unknown.
+    below: int | None = (
+        None  # Upper bound (exclusive) of a single key that is not negative; None if unknown.
+    )
 
 
 class Source(Protocol):

@@ -119,7 +119,9 @@ class ValueHead(nnx.Module):
         query, *own = self._projected(x)
         kept = tuple(part[..., None, :, :] for part in own)
         if before is not None:
-            kept = tuple(jnp.concatenate(parts, axis=-3) for parts in zip(before, kept, strict=True))
+            kept = tuple(
+                jnp.concatenate(parts, axis=-3) for parts in zip(before, kept, strict=True)
+            )
         keys, values = kept
         # One query and few keys: sums of products are faster than a matrix product per head.
         logits = (query[..., None, :, :] * keys).astype(jnp.float32).sum(-1)

@@ -43,7 +43,10 @@ def random_states(*batch, seed=1):
 
 def test_values_code_by_code_are_those_of_the_path():
     head, states = make_head(), random_states(3, 5)
-    expected, step = np.asarray(values_of(head, states)), jax.jit(lambda head, *args: head.step(*args))
+    expected, step = (
+        np.asarray(values_of(head, states)),
+        jax.jit(lambda head, *args: head.step(*args)),
+    )
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, 2, WIDTH // 2)))
     kept = (noise, noise)
     for depth in range(DEPTHS):

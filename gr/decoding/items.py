@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.prior import PriorRequest, as_request
+from gr.decoding.prior import PriorRequest, as_request, moderate
 from gr.decoding.softmax import LOWEST, as_temperature, inverse_of, softmax
 from gr.decoding.top_k import take_along, top_k
 from gr.memory import ItemPrior
@@ -113,12 +113,9 @@ def _mixed(log_probs: jax.Array, allowed: jax.Array, prior: PriorRequest) -> jax
             f"the prior is for {len(prior.items)} users, the history for {batch}: pass one row per user"
         )
     items = jnp.where(prior.items < 0, num_items, prior.items)  # Written out of range.
-    mass = (
-        jnp.zeros_like(log_probs)
-        .at[jnp.arange(batch)[:, None], items]
-        .add(prior.weights, mode="drop")
-    )
-    mass = jnp.where(allowed, mass, 0.0)
+    known = take_along(allowed, jnp.minimum(items, num_items - 1)) & (items < num_items)
+    weights = moderate(jnp.where(known, prior.weights, 0.0))
+    mass = jnp.zeros_like(log_probs).at[jnp.arange(batch)[:, None], items].add(weights, mode="drop")
     total = mass.sum(axis=1, keepdims=True)
     share = jnp.where(total > 0, jnp.reshape(jnp.asarray(prior.prior_weight), (-1, 1)), 0.0)
     of_prior = jnp.log(share * mass / jnp.where(total > 0, total, 1.0))

@@ -106,6 +106,13 @@ def _check(array: Any, name: str, wanted: str, low: float, high: float) -> None:
         raise DecodingError(f"{name} must be {wanted}, got {values[wrong].flat[0]}")
 
 
+def moderate(weights: jax.Array) -> jax.Array:
+    """Weights `[B, S]`, multiplied so that no sum overflows, and no reciprocal of one is too small for a float32."""
+    largest = weights.max(axis=1, keepdims=True)
+    small = jnp.where(largest < 2.0**-32, 2.0**64, 1.0)
+    return weights * jnp.where(largest > 2.0**32, 2.0**-64, small)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SortedPrior:
@@ -130,10 +137,7 @@ class SortedPrior:
         weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
         found = source.locate(items)
         weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
-        # So that no sum overflows, and no reciprocal of one is too small for a float32.
-        largest = weights.max(axis=1, keepdims=True)
-        small = jnp.where(largest < 2.0**-32, 2.0**64, 1.0)
-        weights = weights * jnp.where(largest > 2.0**32, 2.0**-64, small)
+        weights = moderate(weights)
         mine = jnp.where(found.allowed, weights, 0.0)
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 MAX_ITEMS = 100_000  # By vectors, all pairs of items are compared.
+MAX_PAIRS = 50_000_000  # By codes, of similar items.
 _CHUNK = 2**24  # Most similarities that are held at once.
 _ROUNDING = 1e-6  # Cosines up to here count as 0.
 
@@ -17,7 +18,7 @@ def similar_by_codes(codes: np.ndarray, *, neighbours: int = 500) -> sparse.csr_
     """Shares of items in each item's content, by the codes that their semantic IDs have in common.
 
     Two items with the same first n codes have weight n^2. Where a first code is so common that an item would have more
-    than `neighbours` of them on average, more codes must agree.
+    than `neighbours` of them on average, or all together more than `MAX_PAIRS`, more codes must agree.
 
     Args:
         codes: `[N, L]`.
@@ -27,11 +28,11 @@ def similar_by_codes(codes: np.ndarray, *, neighbours: int = 500) -> sparse.csr_
         `[N, N]` float32: rows sum to 1, or are empty; columns of a row in order.
     """
     num_items, length = codes.shape
-    weights = sparse.csr_array((num_items, num_items))
+    weights, most = sparse.csr_array((num_items, num_items)), min(neighbours * num_items, MAX_PAIRS)
     for depth in range(1, length + 1):
         _, group = np.unique(codes[:, :depth], axis=0, return_inverse=True)
         group = group.reshape(-1)
-        if np.square(np.bincount(group, minlength=1)).sum() > neighbours * num_items:
+        if np.square(np.bincount(group, minlength=1)).sum() > most:
             continue
         of_group = sparse.csr_array((np.ones(num_items), (np.arange(num_items), group)))
         # From (n - 1)^2 to n^2, or from 0 at the first depth that counts.

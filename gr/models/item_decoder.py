@@ -252,11 +252,7 @@ class ItemDecoder(Headed, nnx.Module):
 
     def _item_states(self, history: ItemHistory, seed: jax.Array | None) -> jax.Array:
         """States `[B, T, D]` of right-padded histories."""
-        if not isinstance(history, ItemHistory):
-            raise ModelError(
-                f"a history must be an ItemHistory(rows [B, T], tokens [B, T, L]), got {type(history).__name__}: "
-                "make it by `gr.models.histories_for`"
-            )
+        _check_history(history)
         hide_seed, embed_seed, *layer_seeds = split_seed(seed, 2 + len(self.layers))
         x = self.codes_in[...][history.tokens].sum(axis=-2)
         if self.config.item_embeddings:
@@ -317,5 +313,14 @@ def hidden_items(rows: jax.Array, rate: float, seed: jax.Array | None) -> jax.Ar
     return (dropout(jnp.ones(rows.shape), rate, seed) > 0).astype(jnp.float32)
 
 
+def _check_history(history: ItemHistory) -> None:
+    if not isinstance(history, ItemHistory):
+        raise ModelError(
+            f"a history must be an ItemHistory(rows [B, T], tokens [B, T, L]), got {type(history).__name__}: "
+            "make it by `gr.models.histories_for`"
+        )
+
+
 def _all_but_last(items: ItemHistory) -> ItemHistory:
+    _check_history(items)
     return ItemHistory(items.rows[:, :-1], items.tokens[:, :-1])

@@ -48,7 +48,7 @@ def start_from_vectors(
 
 
 def unit_vectors(blocks: list[np.ndarray]) -> np.ndarray:
-    """Blocks of vectors `[N, D_b]` side by side, each centred and its rows of length 1, all together of length 1.
+    """Blocks of vectors `[N, D_b]` side by side, each centred and its rows of length 1.
 
     Rows of zeros, items of which a block knows nothing, stay zeros. Returns `[N, sum D_b]` float32.
     """
@@ -59,7 +59,7 @@ def unit_vectors(blocks: list[np.ndarray]) -> np.ndarray:
         centred = np.where(known, block - centre, 0.0)
         lengths = np.linalg.norm(centred, axis=1, keepdims=True)
         parts.append(centred / np.maximum(lengths, 1e-6))
-    return (np.concatenate(parts, axis=1) / np.sqrt(len(parts))).astype(np.float32)
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _of_nodes(

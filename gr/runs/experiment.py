@@ -201,7 +201,7 @@ class ItemDecoderSizes:
         start_from: what embeddings of items and trie nodes start from: "text" of the items, "interactions", vectors of
             their co-occurrence in training; "all" that the data have; or "none", at random. See
             `gr.models.start_from_vectors`.
-        start_scale: length of these vectors, 0 or more.
+        start_scale: length of these vectors, those of text and those of interactions each; 0 or more.
         d_model: width D, a multiple of 2 num_heads.
         num_heads: attention heads.
         d_ff: width of the feed-forward layers.

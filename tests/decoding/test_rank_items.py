@@ -134,6 +134,17 @@ def test_items_without_mass_come_last_where_only_the_prior_counts():
         np.testing.assert_allclose(np.exp(found.scores[user]), [0.75, 0.25] + [0] * 10, rtol=1e-4)
 
 
+def test_weights_of_any_size_keep_their_proportions():
+    rng, tokens, index, model = small(3)
+    prior = random_prior(rng, 12)
+    options = {"constraint": ExcludeItems([[0], [1, 2], []]), "prior_weight": 0.5}
+    expected = rank_items(model, index, jnp.asarray(tokens), HISTORY, 12, prior=prior, **options)
+    for factor in (1e-30, 1e36):
+        scaled = ItemPrior(prior.items, np.float32(factor) * np.asarray(prior.weights, np.float32))
+        found = rank_items(model, index, jnp.asarray(tokens), HISTORY, 12, prior=scaled, **options)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+
+
 def test_constraints_hold_together():
     rng, tokens, index, model = small(2)
     allowed = np.arange(12) % 3 > 0

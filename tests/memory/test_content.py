@@ -57,7 +57,7 @@ def test_codes_in_common_count_as_their_square(codes):
     assert found.dtype == np.float32 and found.has_sorted_indices
 
 
-def test_a_first_code_that_too_many_share_does_not_count():
+def test_a_first_code_that_too_many_share_does_not_count(monkeypatch):
     codes = np.array([[0, item // 2] for item in range(8)])  # All share the first, pairs both.
     found = similar_by_codes(codes, neighbours=7)
     np.testing.assert_array_equal(
@@ -65,6 +65,8 @@ def test_a_first_code_that_too_many_share_does_not_count():
     )
     everyone = similar_by_codes(codes, neighbours=8).toarray()
     np.testing.assert_allclose(everyone[0], [0, 0.4] + [0.1] * 6, rtol=1e-6)
+    monkeypatch.setattr("gr.memory.content.MAX_PAIRS", 63)
+    assert (similar_by_codes(codes) != found).nnz == 0
 
 
 @settings(deadline=None)

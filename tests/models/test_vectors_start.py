@@ -100,6 +100,6 @@ def test_blocks_are_centred_and_count_alike():
         expected = (
             (of_text - centre) / np.linalg.norm(of_text - centre) if of_text.any() else of_text
         )
-        np.testing.assert_allclose(row[:2], expected / np.sqrt(2), rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(row[2], np.sign(of_other[0]) / np.sqrt(2), rtol=1e-6)
+        np.testing.assert_allclose(row[:2], expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(row[2], np.sign(of_other[0]), rtol=1e-6)
     assert not unit_vectors([np.ones((3, 2))]).any()  # Equal vectors say nothing.

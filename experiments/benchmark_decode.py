@@ -10,8 +10,9 @@ batches of `decoding.batch_size` users with `decoding.num_beams` beams, one prog
 * `test_histories`: the test users' real histories in their length buckets, each bucket counted as often as it occurs;
 * `.../unseen_only`: the same, and items of the history are excluded;
 
-and at the longest history its parts and its floors:
+and at the longest history the search with a prior, its parts and its floors:
 
+* `.../prior`: mixed with a prior of 500 random items a user;
 * `.../prefill`: encoding the histories and the first code's logits, alone;
 * `.../steps`: the beam search alone, given a cache that is filled already;
 * `.../forward_only`: prefill and steps of as many beams without any search: no search over this model can be faster;
@@ -36,7 +37,7 @@ from experiments.benchmarks.benchmarking import FLAGS, PEAK, Stratum
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors
 from gr.data import Histories, Splits, evaluation_batches
-from gr.decoding import Candidates, beam_search
+from gr.decoding import Candidates, ItemPrior, beam_search
 from gr.evaluation import distinct_items
 from gr.models import Cache, histories_for, scores_children
 from gr.runs import Experiment, build
@@ -50,12 +51,15 @@ ITEMS = (
     50,
 )  # Lengths of the random histories, in items, as far as the model sees so many.
 
+PRIOR_ITEMS = 500  # Of a user, the default of `memory.size`.
+
 # Amazon Office at the reference size, 20 beams, 128 users, on two CPU cores: our target, and others' results.
 TARGETS = {
     "encoder_decoder/80_tokens": ">= 75",
     "encoder_decoder/test_histories": ">= 130",
     "encoder_decoder/test_histories/unseen_only": ">= 130",
     "item_decoder/80_tokens": ">= 5 x encoder_decoder",
+    **{f"{backbone}/80_tokens/prior": "<= 1.10 x its time" for backbone in benchmarking.BACKBONES},
 }
 OTHERS = {
     "encoder_decoder/16_tokens": "plain JAX 145",
@@ -167,11 +171,14 @@ def make_workloads(
     length = index.length
 
     def search(batch: dict[str, np.ndarray]) -> Candidates:
-        return _search(model, index, tokens, batch["history"], None, num_beams=num_beams)
+        return _search(model, index, tokens, batch["history"], None, None, num_beams=num_beams)
 
     def search_unseen(batch: dict[str, np.ndarray]) -> Candidates:
         seen = ExcludeItems(jnp.asarray(batch["seen"]))
-        return _search(model, index, tokens, batch["history"], seen, num_beams=num_beams)
+        return _search(model, index, tokens, batch["history"], seen, None, num_beams=num_beams)
+
+    def search_mixed(batch: dict[str, np.ndarray]) -> Candidates:
+        return _search(model, index, tokens, batch["history"], None, prior(), num_beams=num_beams)
 
     workloads = {name: Workload(strata, search) for name, strata in requests.items()}
     *_, longest, real = requests  # The rows whose parts and constraint are of interest.
@@ -179,6 +186,8 @@ def make_workloads(
         workloads[f"{name}/unseen_only"] = Workload(requests[name], search_unseen)
 
     ((shape, stratum),) = requests[longest].items()
+    prior = functools.cache(lambda: random_prior(shape[0], len(tokens) - 1))
+    workloads[f"{longest}/prior"] = Workload(requests[longest], search_mixed)
     filled = functools.cache(lambda: prefill(model, tokens, stratum.batches[0]["history"]))
     parents = np.tile(np.arange(num_beams, dtype=np.int32), (shape[0], 1))
     parts = {
@@ -195,6 +204,14 @@ def make_workloads(
     for part, run in parts.items():
         workloads[f"{longest}/{part}"] = Workload({shape: stratum}, run)
     return dict(sorted(workloads.items(), key=lambda row: _place(row[0], requests)))
+
+
+def random_prior(users: int, num_items: int) -> ItemPrior:
+    """Different items a user, as many as there are up to `PRIOR_ITEMS`, of random weights."""
+    rng = np.random.default_rng(0)
+    count = min(PRIOR_ITEMS, num_items)
+    items = [rng.choice(num_items, count, replace=False).astype(np.int32) for _ in range(users)]
+    return ItemPrior(jnp.stack(items), jnp.asarray(rng.random((users, count)), jnp.float32))
 
 
 def _place(name: str, requests: dict[str, Any]) -> int:
@@ -237,12 +254,12 @@ def _search(
     tokens: jax.Array,
     history: jax.Array,
     seen: ExcludeItems | None,
+    prior: ItemPrior | None,
     *,
     num_beams: int,
 ) -> Candidates:
-    return beam_search(
-        model, index, histories_for(model, tokens, history), num_beams, constraint=seen
-    )
+    read = histories_for(model, tokens, history)
+    return beam_search(model, index, read, num_beams, constraint=seen, prior=prior)
 
 
 @jax.tree_util.register_dataclass

@@ -21,7 +21,7 @@ import numpy as np
 
 from gr.decoding.candidates import DecodingError
 from gr.decoding.softmax import LOWEST, Softmax, centred
-from gr.decoding.sources import Source, emptied
+from gr.decoding.sources import Located, Source, emptied
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
 from gr.memory import ItemPrior
@@ -141,9 +141,7 @@ class SortedPrior:
         mine = jnp.where(found.allowed, weights, 0.0)
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
-        # Unused places come last.
-        keys = [jnp.where(mine > 0, key, jnp.iinfo(jnp.int32).max) for key in found.keys]
-        *_, order = jax.lax.sort((*keys, place), num_keys=len(keys))
+        order = _order(found, mine > 0, place)
         mine = take_along(mine, order)
         count = (mine > 0).sum(axis=1, dtype=jnp.int32)
         tokens = jnp.stack([take_along(level, order) for level in found.tokens], axis=1)
@@ -205,18 +203,32 @@ class SortedPrior:
         begin, end, row, _ = jnp.broadcast_arrays(begin, end, row, tokens)
         levels = jax.lax.collapse(self.tokens, 1)
 
-        def halved(_: int, bounds: tuple) -> tuple[jax.Array, jax.Array]:
+        def halved(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             low, high = bounds
             middle = (low + high) >> 1
             token = take_along(levels, row + jnp.minimum(middle, size - 1))
             smaller = (low < high) & (token < tokens)
             return jnp.where(smaller, middle + 1, low), jnp.where(smaller, high, middle)
 
-        low, _ = jax.lax.fori_loop(0, size.bit_length(), halved, (begin, end))
+        # Deep down the intervals are short, and so is the search.
+        low, _ = jax.lax.while_loop(
+            lambda bounds: (bounds[0] < bounds[1]).any(), halved, (begin, end)
+        )
         at = row + jnp.minimum(low, size - 1)
         there = (low < end) & (take_along(levels, at) == tokens)
         until = take_along(jax.lax.collapse(self.ends, 1), at)
         return jnp.where(there, low, 0), jnp.where(there, until, 0)
+
+
+def _order(found: Located, used: jax.Array, place: jax.Array) -> jax.Array:
+    """The places `[B, S]` of items in the order of their keys; unused places come last."""
+    size = place.shape[1]
+    if found.below is not None and (found.below + 1) * size <= 2**31:
+        # Key and place in one number: numbers alone are sorted several times faster than pairs.
+        keys = jnp.where(used, found.keys[0], found.below)
+        return jax.lax.rem(jax.lax.sort(keys * size + place), jnp.int32(size))
+    keys = [jnp.where(used, key, jnp.iinfo(jnp.int32).max) for key in found.keys]
+    return jax.lax.sort((*keys, place), num_keys=len(keys))[-1]
 
 
 def _added(left: tuple, right: tuple) -> tuple[jax.Array, jax.Array]:
@@ -318,9 +330,14 @@ class WithPrior:
         prior = self.prior
         size = prior.tokens.shape[2]
         place = jnp.arange(size, dtype=jnp.int32)
-        beam = jnp.arange(states.begin.shape[1], dtype=jnp.int32)[:, None]
-        holds = (states.begin[..., None] <= place) & (place < states.end[..., None])
-        beams = jnp.where(holds, beam, -1).max(axis=1)  # [B, S]: that holds the place, or -1.
+        user = jnp.arange(len(states.begin))[:, None]
+        # The beam that holds each place, or -1: beams are named by the ends of their intervals, which all differ.
+        beam = jnp.broadcast_to(jnp.arange(states.end.shape[1], dtype=jnp.int32), states.end.shape)
+        of_end = jnp.full((len(beam), size + 1), -1)
+        ends = jnp.where(states.end > states.begin, states.end, size + 1)
+        of_end = of_end.at[user, ends].set(beam, mode="drop")
+        mine = prior.ends[:, depth - 1] if depth else prior.count[:, None]
+        beams = take_along(of_end, jnp.where(place < prior.count[:, None], mine, 0))
         tokens, first = prior.tokens[:, depth], prior.first[:, depth]
 
         # Children that the model's step has found already are left out.
@@ -328,7 +345,6 @@ class WithPrior:
         begin, end = prior.below(depth, begin, end, step.tokens)
         exist = step.scores > -jnp.inf
         begin, end = emptied((begin, end), exist)
-        user = jnp.arange(len(begin))[:, None]
         found = jnp.zeros((len(begin), size), bool)
         found = found.at[user, jnp.where(end > begin, begin, size)].set(True, mode="drop")
         # Without a weight nothing is added, so that rounding cannot change the search.

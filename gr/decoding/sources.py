@@ -13,7 +13,7 @@ from gr.decoding.top_k import split, take_along, top_k
 from gr.decoding.trie_step import Step, allowed_tokens, best_children
 from gr.trie import NO_ITEM, NO_NODE, Filter, Nodes, OverlaidIndex, TrieIndex, prepare, root
 from gr.trie.inputs import known_items
-from gr.trie.packed import PackedInts
+from gr.trie.packed import PackedInts, take
 from gr.trie.sharding import places_on_shards
 from gr.trie.transitions import (
     Depth,
@@ -38,6 +38,9 @@ class Located:
     tokens: tuple[jax.Array, ...]  # L of [B, S] int32.
     known: jax.Array  # [B, S] bool: neither unknown nor removed.
     allowed: jax.Array  # [B, S] bool: known, and allowed by the constraint.
+    below: int | None = (
+        None  # Upper bound (exclusive) of a single key that is not negative; None if unknown.
+    )
 
 
 class Source(Protocol):
@@ -256,7 +259,13 @@ class OneTrie:
         if self.left is not None:
             known &= self.left.slots(self.index, slots)
         allowed = known if self.only is None else known & self.only.slots(self.index, slots)
-        return Located((slots,), paths_of(self.index, slots), known, allowed)
+        count = self.index.layout.max_items
+        if slots.size > count:  # All paths once, rather than most of them many times.
+            every = paths_of(self.index, jnp.arange(count, dtype=jnp.int32))
+            tokens = tuple(take(level, slots) for level in every)
+        else:
+            tokens = paths_of(self.index, slots)
+        return Located((slots,), tokens, known, allowed, count)
 
 
 def _no_levels(states: Nodes) -> jax.Array:

@@ -23,11 +23,19 @@ from gr.trie.transitions import Depth
 class ValueHead(Protocol):
     """The interface of a value head; must be a pytree."""
 
-    def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
-        """Values `[...]` of the prefixes of `depths [...]` codes, from the states of their positions.
+    def step(
+        self, hidden: jax.Array, depths: jax.Array, before: Any | None
+    ) -> tuple[jax.Array, Any]:
+        """Values of new prefixes, from their last hidden states and what was kept of the prefixes above them.
 
-        `states [..., S, D]`: place t holds the state of the prefix of t codes; place 0 predicts the first code. Places
-        beyond a prefix's depth are arbitrary.
+        Args:
+            hidden: `[B, n, D]`.
+            depths: `[B, n]` int32.
+            before: `[B, n, S, ...]` each: at place t what this method kept of the prefix of t codes; arbitrary from the
+                prefix's own depth on. None where all depths are 0.
+
+        Returns:
+            Values `[B, n]`, and what is to be kept of these prefixes: a pytree of arrays `[B, n, ...]`.
         """
         ...
 
@@ -130,7 +138,7 @@ def expanded(
         else:
             distributions = softmax(logits, search.inverse)
         logits = logits_of(logits, child_tokens)
-    values = _values(search, levels, tree, depths, paths, hidden)
+    values, of_value = _values(search, levels, tree, depths, paths, hidden)
     nan = distributions.nan | jnp.isnan(values)
     exist &= ~nan[..., None]  # A prefix with NaN has no children.
     lone = search.over_children & (sizes == 1)
@@ -166,7 +174,7 @@ def expanded(
         terminal=terminal,
         priority=jnp.where(grows, priority, -jnp.inf),
         states=states,
-        hidden=hidden,
+        of_value=of_value,
         stored=stored,
         model_log_probs=model_log_probs,
         child_model_log_probs=None if model_log_probs is None else of_model,
@@ -296,17 +304,18 @@ def _values(
     depths: jax.Array,
     paths: jax.Array,
     hidden: jax.Array,
-) -> jax.Array:
-    """V `[B, n]` of prefixes with these last hidden states; 0 for prefixes that do not grow."""
-    if search.value_head is None or levels.start >= search.longest:
-        return jnp.zeros(depths.shape)
-    # Values are causal: later positions need no states.
-    place = jnp.arange(min(levels.stop, search.longest))
-    last = place == depths[..., None]
-    along = hidden[:, :, None, :]
+) -> tuple[jax.Array, Any]:
+    """V `[B, n]` of prefixes with these last hidden states, and what is kept for longer ones; 0 if they do not grow."""
+    if search.value_head is None:
+        return jnp.zeros(depths.shape), ()
+    if levels.start >= search.longest:
+        kept = () if tree is None else tree.prefixes.of_value
+        return jnp.zeros(depths.shape), jax.tree.map(
+            lambda part: jnp.zeros_like(part, shape=(*depths.shape, *part.shape[2:])), kept
+        )
+    places = min(levels.stop, search.longest) - 1  # Of the prefixes above.
+    before = None
     if tree is not None:
-        before = rows(tree.prefixes.hidden, paths[..., : len(place)])
-        along = jnp.where(last[..., None], along, before)
-    along = jnp.broadcast_to(along, (*last.shape, hidden.shape[-1]))
-    values = search.value_head.at(along, jnp.minimum(depths, len(place) - 1))
-    return jnp.where(depths < search.longest, values, 0.0)
+        before = jax.tree.map(lambda part: rows(part, paths[..., :places]), tree.prefixes.of_value)
+    values, kept = search.value_head.step(hidden, jnp.minimum(depths, places), before)
+    return jnp.where(depths < search.longest, values, 0.0), kept

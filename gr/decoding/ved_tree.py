@@ -36,7 +36,7 @@ class Prefixes:
         jax.Array
     )  # [B, C, K]: the child with the largest is tried next; -inf: tried, or not to be tried.
     states: Any  # The source's.
-    hidden: jax.Array  # [B, C, D].
+    of_value: Any  # What the value head keeps.
     stored: Any  # The backbone's.
     # With a prior, the model's own: of the prefix, and [B, C, K] of its children behind it. None without a prior.
     model_log_probs: jax.Array | None

@@ -85,9 +85,10 @@ class Layer(nnx.Module):
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated query and key, and value, each `[B, S, H, D]`, of `x [B, S, D]`."""
-        heads = (*x.shape[:-1], 3, self.config.num_heads, self.config.head_dim)
-        qkv = self.qkv(self.attention_norm(x)).reshape(heads)
-        query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        heads = (*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+        # Split, not indexed: the backward pass then lays the three gradients side by side, instead of adding them up.
+        qkv = jnp.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
+        query, key, value = (part.reshape(heads) for part in qkv)
         return rotate(query, positions), rotate(key, positions), value
 
     def finish(self, x: jax.Array, mixed: jax.Array, seed: jax.Array | None) -> jax.Array:

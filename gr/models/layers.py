@@ -275,9 +275,10 @@ def attend_suffixes(
     far = far.reshape(rows, heads, num, length, -1) + shared_bias
 
     # Few tokens per suffix: sums of products per position are fused; thousands of tiny matrix products would be slow.
+    queries, own_keys, own_values = (_places(x) for x in (query, *own))
     near = []
     for i in range(length):
-        place = [_inner(query[:, :, i], own[0][:, :, j]) for j in range(i + 1)]
+        place = [_inner(queries[i], own_keys[j]) for j in range(i + 1)]
         near.append(jnp.stack(place + [jnp.full_like(place[0], MASKED)] * (length - 1 - i), -1))
     near = jnp.stack(near, axis=-2).transpose(0, 2, 1, 3, 4)  # [R, H, n, S, S].
     if own_bias is not None:
@@ -294,10 +295,14 @@ def attend_suffixes(
     mixed = mixed.reshape(rows, heads, num, length, width).transpose(0, 2, 3, 1, 4)
     near = near.transpose(0, 2, 3, 1, 4)  # [R, n, S, H, S].
     places = [
-        sum(near[:, :, i, :, j, None] * own[1][:, :, j] for j in range(i + 1))
-        for i in range(length)
+        sum(near[:, :, i, :, j, None] * own_values[j] for j in range(i + 1)) for i in range(length)
     ]
     return mixed + jnp.stack(places, axis=2)
+
+
+def _places(x: jax.Array) -> list[jax.Array]:
+    """The places `[R, n, H, D]` of `[R, n, S, H, D]`; their gradients are laid side by side, not added up."""
+    return [place[:, :, 0] for place in jnp.split(x, x.shape[2], axis=2)]
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The trie head: scores the children of a node, instead of all tokens of the vocabulary; what backbones share of it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,11 @@ from flax import nnx
 
 from gr.models.backbone import ModelError
 from gr.trie import NO_NODE, Nodes, TrieIndex, children, descend, node_rows, root
+
+# Numbers in the children's vectors that are gathered at a time. On a CPU they should fit into a core's cache; elsewhere
+# parts only bound the memory.
+_GATHERED_ON_CPU = 1 << 17
+_GATHERED = 1 << 26
 
 
 class TrieHead(nnx.Module):
@@ -37,10 +43,38 @@ class TrieHead(nnx.Module):
         Returns:
             `[..., K]` float32; arbitrary where there is no child.
         """
-        hidden = hidden.astype(jnp.float32)
-        if tokens.size == tokens.shape[-1]:
+        hidden, count = hidden.astype(jnp.float32), tokens.shape[-1]
+        if tokens.size == count:
             return hidden @ self._vectors(tokens.reshape(-1), rows.reshape(-1)).T
-        return (self._vectors(tokens, rows) * hidden[..., None, :]).sum(-1)
+        shape = (*hidden.shape[:-1], count)
+        listed = (jnp.broadcast_to(x, shape).reshape(-1, count) for x in (tokens, rows))
+        states = hidden.reshape(-1, hidden.shape[-1])
+        return self._of_each(states, *listed).reshape(shape)
+
+    def _of_each(self, states: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+        """Logits `[P, K]` of the children `[P, K]` of each state `[P, D]`.
+
+        Their vectors `[P, K, D]` are gathered for a part of the states at a time, again in the backward pass: so they
+        stay in a CPU's cache, and the memory is bounded. A product with all nodes of a depth would need no gather, but
+        is 3 to 5 times as slow, since a node has few children.
+        """
+
+        def one(state: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+            return self._vectors(tokens, rows) @ state
+
+        def in_parts(numbers: int, *each: jax.Array) -> jax.Array:
+            part = max(1, numbers // (tokens.shape[-1] * states.shape[-1]))
+            if len(states) <= part:
+                return jax.vmap(one)(*each)
+            return jax.lax.map(lambda args: jax.checkpoint(one)(*args), each, batch_size=part)
+
+        return jax.lax.platform_dependent(
+            states,
+            tokens,
+            rows,
+            cpu=functools.partial(in_parts, _GATHERED_ON_CPU),
+            default=functools.partial(in_parts, _GATHERED),
+        )
 
     def _vectors(self, tokens: jax.Array, rows: jax.Array) -> jax.Array:
         """The children's vectors `[..., K, D]`."""
@@ -48,9 +82,8 @@ class TrieHead(nnx.Module):
         count = self.nodes.shape[0]
         if count == 0:
             return codes
-        known = (rows != NO_NODE) & (rows < count)
-        nodes = self.nodes[...].at[jnp.where(known, rows, 0)].get(mode="promise_in_bounds")
-        return codes + jnp.where(known[..., None], nodes, 0.0)
+        rows = jnp.where(rows == NO_NODE, count, rows)  # Out of range: 0.
+        return codes + self.nodes[...].at[rows].get(mode="fill", fill_value=0.0)
 
 
 class Headed:

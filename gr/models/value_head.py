@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import ModelError, check_sizes
+from gr.models.backbone import Keys, ModelError, check_sizes
 from gr.models.layers import (
     MASKED,
     Linear,
@@ -88,53 +88,70 @@ class ValueHead(nnx.Module):
         """
         rate = self.config.dropout
         weight_seed, *seeds = split_seed(dropout_seed(key), 5)
-        x, query, keys, values = self._projected(states)
-        length = states.shape[-2]
+        length, width = states.shape[-2:]
+        self._check(length, width)
+        x = self._normed(states.reshape(-1, length, width), self.depth_embedding[...][:length])
+        query, keys, values = self._projected(x)
         bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
         mixed = attend(query, keys, values, bias, rate=rate, seed=weight_seed)
         found = self._finish(x, mixed, seeds) + self.depth_mean[...][:length]
         return found.reshape(states.shape[:-1])
 
-    def at(self, states: jax.Array, depths: jax.Array) -> jax.Array:
-        """Values of one prefix of each path; cheaper than the values of all prefixes.
+    def step(
+        self, hidden: jax.Array, depths: jax.Array, before: Keys | None = None
+    ) -> tuple[jax.Array, Keys]:
+        """Values of prefixes that are a code longer than others, from what was kept of those.
 
         Args:
-            states: see `__call__`.
-            depths: the depth of each prefix, int32 `[...]`, 0..S-1.
+            hidden: last states of the prefixes `[..., D]`.
+            depths: their depths, int32 `[...]`.
+            before: keys and values `[..., S, H, D / H]` that `step` returned for the prefixes of 0..S-1 codes above
+                each; those from its own depth on are arbitrary. None for prefixes of depth 0.
 
         Returns:
-            `[...]` float32.
-        """
-        x, query, keys, values = self._projected(states)
-        depth = depths.reshape(-1, 1)
-        x = jnp.take_along_axis(x, depth[..., None], axis=1)
-        query = jnp.take_along_axis(query, depth[..., None, None], axis=1)
-        # One query and few keys: sums of products are faster than a matrix product per head.
-        logits = (query * keys).astype(jnp.float32).sum(-1) * query.shape[-1] ** -0.5
-        before = jnp.arange(states.shape[-2]) <= depth
-        weights = jax.nn.softmax(jnp.where(before[..., None], logits, MASKED), axis=1)
-        mixed = (weights[..., None].astype(values.dtype) * values).sum(1, keepdims=True)
-        found = self._finish(x, mixed, [None] * 4)[..., 0].reshape(depths.shape)
-        return found + self.depth_mean[...][depths]
+            `[...]` float32, and the keys and values `[..., H, D / H]` of the prefixes.
 
-    def _projected(self, states: jax.Array) -> tuple[jax.Array, ...]:
-        """Inputs `[n, S, D]`, and their queries, keys and values `[n, S, H, D / H]`."""
-        length, width = states.shape[-2:]
+        Raises:
+            ModelError: see `__call__`.
+        """
+        self._check(1 if before is None else 1 + before[0].shape[-3], hidden.shape[-1])
+        x = self._normed(hidden, self.depth_embedding[...][depths])
+        query, *own = self._projected(x)
+        kept = tuple(part[..., None, :, :] for part in own)
+        if before is not None:
+            kept = tuple(
+                jnp.concatenate(parts, axis=-3) for parts in zip(before, kept, strict=True)
+            )
+        keys, values = kept
+        # One query and few keys: sums of products are faster than a matrix product per head.
+        logits = (query[..., None, :, :] * keys).astype(jnp.float32).sum(-1)
+        place = jnp.arange(keys.shape[-3])
+        there = (place < depths[..., None]) | (place == len(place) - 1)
+        logits = jnp.where(there[..., None], logits * query.shape[-1] ** -0.5, MASKED)
+        weights = jax.nn.softmax(logits, axis=-2).astype(values.dtype)
+        found = self._finish(x, (weights[..., None] * values).sum(-3), [None] * 4)
+        return found + self.depth_mean[...][depths], tuple(own)
+
+    def _check(self, length: int, width: int) -> None:
         if width != self.config.d_model or length > self.config.code_length + 1:
             raise ModelError(
                 f"states of shape [.., {length}, {width}] do not fit d_model={self.config.d_model}, "
                 f"code_length={self.config.code_length}: give [.., at most L + 1, d_model]"
             )
-        depth = self.depth_embedding[...][:length].astype(self.config.dtype)
-        x = self.state_norm(states.reshape(-1, length, width)) + depth
-        heads = (*x.shape[:-1], 3, self.config.num_heads, -1)
-        qkv = self.qkv(self.attention_norm(x)).reshape(heads)
-        return x, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    def _normed(self, states: jax.Array, depth: jax.Array) -> jax.Array:
+        """Inputs `[..., D]` from states and the embeddings of their depths."""
+        return self.state_norm(states) + depth.astype(self.config.dtype)
+
+    def _projected(self, x: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values `[..., H, D / H]` of inputs `[..., D]`."""
+        heads = (*x.shape[:-1], self.config.num_heads, -1)
+        return [part.reshape(heads) for part in jnp.split(self.qkv(self.attention_norm(x)), 3, -1)]
 
     def _finish(
         self, x: jax.Array, mixed: jax.Array, seeds: Sequence[jax.Array | None]
     ) -> jax.Array:
-        """Values `[n, Q]`, without the depth biases, from inputs `[n, Q, D]` and mixed values `[n, Q, H, D / H]`."""
+        """Values `[...]`, without the depth biases, from inputs `[..., D]` and mixed values `[..., H, D / H]`."""
         rate, (out_seed, inner_seed, ffn_seed, hidden_seed) = self.config.dropout, seeds
         x = x + dropout(self.out(mixed.reshape(x.shape)), rate, out_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)

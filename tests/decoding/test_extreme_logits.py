@@ -302,8 +302,8 @@ class ConstantHead:
     value: jax.Array
     depth: jax.Array
 
-    def at(self, states, depths):
-        return jnp.where(depths == self.depth, self.value, 0.5)
+    def step(self, hidden, depths, before):
+        return jnp.where(depths == self.depth, self.value, 0.5), ()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -55,6 +55,7 @@ DECODE_ROWS = [
     "8_tokens",
     "12_tokens",
     "12_tokens/unseen_only",
+    "12_tokens/prior",
     "12_tokens/prefill",
     "12_tokens/steps",
     "12_tokens/forward_only",

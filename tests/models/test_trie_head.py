@@ -21,7 +21,9 @@ from gr.models import (
     ItemHistory,
     ModelError,
     remap_nodes,
+    trie_head,
 )
+from gr.models.trie_head import TrieHead
 from gr.trie import EditableIndex, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -39,6 +41,38 @@ def make_model(num_nodes):
     rows = np.random.default_rng(0).normal(size=(num_nodes, WIDTH))
     model.head.nodes[...] = jnp.asarray(rows, jnp.float32)
     return model
+
+
+@pytest.mark.parametrize("part", [1, 3, 100])
+def test_scores_in_parts_are_products_with_each_child(monkeypatch, part):
+    monkeypatch.setattr(trie_head, "_GATHERED_ON_CPU", part * 5 * WIDTH)  # Of 8 states, 5 children.
+    rng = np.random.default_rng(0)
+    codes, nodes, hidden, slopes = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((VOCAB, WIDTH), (9, WIDTH), (2, 4, WIDTH), (2, 4, 5))
+    )
+    tokens, rows = rng.integers(0, VOCAB, (2, 4, 5)), rng.integers(-1, 12, (2, 4, 5))
+    head = TrieHead(WIDTH, VOCAB, len(nodes), rngs=nnx.Rngs(0))
+    head.codes[...], head.nodes[...] = codes, nodes
+
+    def total(head, hidden):
+        scores = head.score(hidden, jnp.asarray(tokens), jnp.asarray(rows))
+        return (scores * slopes).sum(), scores
+
+    (of_head, of_hidden), found = jax.jit(jax.grad(total, (0, 1), has_aux=True))(head, hidden)
+    to_codes, to_nodes, to_hidden = (np.zeros(x.shape) for x in (codes, nodes, hidden))
+    for place in np.ndindex(2, 4, 5):
+        token, row, slope = tokens[place], rows[place], slopes[place]
+        known = 0 <= row < len(nodes)
+        vector = codes[token] + (nodes[row] if known else 0.0)
+        assert float(found[place]) == pytest.approx(float(vector @ hidden[place[:2]]), abs=1e-4)
+        to_hidden[place[:2]] += slope * vector
+        to_codes[token] += slope * hidden[place[:2]]
+        if known:
+            to_nodes[row] += slope * hidden[place[:2]]
+    np.testing.assert_allclose(of_hidden, to_hidden, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_head.codes[...], to_codes, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_head.nodes[...], to_nodes, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=8, deadline=None)

@@ -41,13 +41,25 @@ def random_states(*batch, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("length", [1, DEPTHS])
-def test_one_depth_alone_has_the_same_value(length):
-    head, states = make_head(), random_states(3, 5)[:, :, :length]
-    depths = jnp.asarray(np.random.default_rng(2).integers(0, length, (3, 5)))
-    alone = jax.jit(lambda head, *args: head.at(*args))(head, states, depths)
-    among = np.take_along_axis(np.asarray(values_of(head, states)), depths[..., None], axis=-1)
-    np.testing.assert_allclose(alone, among[..., 0], rtol=1e-5, atol=1e-6)
+def test_values_code_by_code_are_those_of_the_path():
+    head, states = make_head(), random_states(3, 5)
+    expected, step = (
+        np.asarray(values_of(head, states)),
+        jax.jit(lambda head, *args: head.step(*args)),
+    )
+    noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, 2, WIDTH // 2)))
+    kept = (noise, noise)
+    for depth in range(DEPTHS):
+        depths = jnp.full((3, 5), depth)
+        found, own = step(head, states[:, :, depth], depths, kept if depth else None)
+        np.testing.assert_allclose(found, expected[..., depth], rtol=1e-5, atol=1e-6)
+        kept = tuple(x.at[:, :, depth].set(y) for x, y in zip(kept, own, strict=True))
+    # Prefixes of several depths at once; what is kept of longer ones does not count.
+    depths = jnp.asarray(np.random.default_rng(3).integers(0, DEPTHS, (3, 5)))
+    last = jnp.take_along_axis(states, depths[..., None, None], axis=2)[:, :, 0]
+    found, _ = step(head, last, depths, kept)
+    among = np.take_along_axis(expected, depths[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(found, among, rtol=1e-5, atol=1e-6)
 
 
 def test_an_untrained_head_has_no_opinion_but_learns_from_the_first_step():

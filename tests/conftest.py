@@ -36,6 +36,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # A minute and more each. They begin first, so that no worker is left with one of them at the end.
@@ -81,6 +82,18 @@ def compile_in_haste():
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def compile_anew():
+    """For modules that look at what is compiled: a cached program names lines of an older file, or cannot be loaded."""
+    name = "jax_enable_compilation_cache"
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update(name, False)
+    compilation_cache.reset_cache()  # Whether it is used was decided at the first compilation.
+    yield
+    jax.config.update(name, before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,7 @@ from gr.runs.data import load_data, load_semantic_ids
 from gr.runs.programs import PROGRAMS, Program, experiment_programs
 from gr.training import make_mesh, replicate, shard_batch
 
+pytestmark = pytest.mark.usefixtures("compile_anew")
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
@@ -37,16 +38,6 @@ TINY = Experiment().override(
         "decoding.batch_size": 8,
     }
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_anew():
-    """What is compiled for devices that are not there cannot be loaded from the cache of compiled programs."""
-    name = "jax_enable_compilation_cache"
-    before = jax.config.read(name)
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
 
 
 def of_sum(size):

@@ -10,6 +10,8 @@ import pytest
 import gr
 from gr.runs.hlo import Cost, read_costs
 
+pytestmark = pytest.mark.usefixtures("compile_anew")
+
 # A loop of 4 - 1 = 3 rounds around a fused gather, behind which two all-reduces and a sort stand.
 PROGRAM = """HloModule jit_f, is_scheduled=true
 

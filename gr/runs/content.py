@@ -37,10 +37,10 @@ def similar_items(run: Run, kind: str) -> dict[str, sparse.csr_array]:
         ConfigError: if the data do not have the one that is named.
         SemanticIdError: if it cannot be used; for "all" it is left out with a note.
     """
-    offered = {"codes": True, "text": _has_text(run.splits), "vectors": _has_vectors(run)}
-    names = [name for name, there in offered.items() if there] if kind == "all" else [kind]
     if kind == "none":
         return {}
+    offered = {"codes": True, "text": _has_text(run.splits), "vectors": _has_vectors(run)}
+    names = [name for name, there in offered.items() if there] if kind == "all" else [kind]
     if not offered.get(kind, True):
         raise ConfigError(
             f"memory.content={kind!r}: the items have no {kind}; use 'codes', what their semantic IDs share, "
@@ -85,11 +85,11 @@ def from_vectors(
         SemanticIdError: if the data do not have what is named; for "all" it is left out with a note.
     """
     sizes, blocks = config.item_decoder, []
-    kinds = ("text", "interactions") if sizes.start_from == "all" else (sizes.start_from,)
     if sizes.start_from == "none":
         return model
-    if sizes.start_from == "all" and not _has_text(splits):
-        kinds = ("interactions",)
+    kinds = [sizes.start_from]
+    if sizes.start_from == "all":
+        kinds = ["text", "interactions"] if _has_text(splits) else ["interactions"]
     for place, kind in enumerate(kinds):
         width = sizes.d_model * (place + 1) // len(kinds) - sizes.d_model * place // len(kinds)
         try:

@@ -49,15 +49,19 @@ def test_values_code_by_code_are_those_of_the_path():
     )
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, 2, WIDTH // 2)))
     kept = (noise, noise)
+
+    def above():
+        return tuple(part[:, :, : DEPTHS - 1] for part in kept)
+
     for depth in range(DEPTHS):
         depths = jnp.full((3, 5), depth)
-        found, own = step(head, states[:, :, depth], depths, kept if depth else None)
+        found, own = step(head, states[:, :, depth], depths, above() if depth else None)
         np.testing.assert_allclose(found, expected[..., depth], rtol=1e-5, atol=1e-6)
         kept = tuple(x.at[:, :, depth].set(y) for x, y in zip(kept, own, strict=True))
     # Prefixes of several depths at once; what is kept of longer ones does not count.
     depths = jnp.asarray(np.random.default_rng(3).integers(0, DEPTHS, (3, 5)))
     last = jnp.take_along_axis(states, depths[..., None, None], axis=2)[:, :, 0]
-    found, _ = step(head, last, depths, kept)
+    found, _ = step(head, last, depths, above())
     among = np.take_along_axis(expected, depths[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(found, among, rtol=1e-5, atol=1e-6)
 

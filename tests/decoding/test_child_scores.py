@@ -63,7 +63,7 @@ def check(tokens, index, scorer, *, num_beams, demands=((),) * USERS, scan_depth
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     tokens=tries.token_sets(), seed=st.integers(0, 10**6), temperature=st.sampled_from((None, 2))
 )
@@ -77,7 +77,7 @@ def test_beam_search_is_that_over_dictionaries(kinds, tokens, seed, temperature)
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[2], tries.MIXES[3]], ids="-".join)
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):
     rng = np.random.default_rng(seed)
@@ -306,7 +306,7 @@ def tree_head(rng):
     ("kinds", "name"),
     [(tries.MIXES[2], "ved"), (tries.MIXES[3], "best_first"), (tries.MIXES[4], "ved")],
 )
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_tree_search_is_the_slow_one_given_the_same_noise(kinds, tokens, seed, name):
     rng = np.random.default_rng(seed)
@@ -330,7 +330,7 @@ def test_tree_search_is_the_slow_one_given_the_same_noise(kinds, tokens, seed, n
 
 
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_tree_search_under_constraints(kind, tokens, seed):
     rng = np.random.default_rng(seed)
@@ -376,7 +376,7 @@ def test_options_of_normalisation_change_nothing():
     ("kinds", "kind"),
     [(tries.MIXES[2], None), (tries.MIXES[3], "exclude"), (tries.MIXES[4], "attributes")],
 )
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_draws_are_the_slow_ones_given_the_same_noise(kinds, kind, tokens, seed):
     rng = np.random.default_rng(seed)

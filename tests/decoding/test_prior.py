@@ -51,7 +51,7 @@ def check(found, tokens, model, num_beams, prior, share, demands=None, scan_dept
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_beams_are_ranked_by_the_mixture_and_with_enough_of_them_all_items_are(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
@@ -92,7 +92,7 @@ def test_where_one_way_is_left_masses_stay(length):
 @pytest.mark.parametrize("over", ["allowed", "all"])
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_what_is_not_allowed_has_no_mass(kind, kinds, over, tokens, seed):
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_what_is_not_allowed_has_no_mass(kind, kinds, over, tokens, seed):
         check(found, tokens, model, num_beams, prior, SHARES, demands, scan_depth, over=over)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_several_constraints_at_once(seed):
     rng = np.random.default_rng(seed)
@@ -141,7 +141,7 @@ def edited(seed):
 
 
 @pytest.mark.parametrize("over", ["allowed", "all"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_an_edited_index_knows_added_items_and_no_removed_ones(over, seed):
     editable, tokens, left, model, prior, excluded = edited(seed)

@@ -114,7 +114,7 @@ def check_drawn(tokens, index, model, prior, seed, constraint=None, demands=((),
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_without_replacement_it_is_the_slow_search_of_the_mixture(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
@@ -124,7 +124,7 @@ def test_without_replacement_it_is_the_slow_search_of_the_mixture(kinds, tokens,
 
 
 @pytest.mark.parametrize("kind", ["exclude", "mask"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_without_replacement_under_constraints(kind, tokens, seed):
     rng = np.random.default_rng(seed)
@@ -239,7 +239,7 @@ def test_an_edited_index_is_sampled_with_its_prior():
 
 @pytest.mark.parametrize("name", ["ved", BEST_FIRST])
 @pytest.mark.parametrize("over", ["vocabulary", "children"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_a_tree_search_is_the_slow_one_of_the_mixture(name, over, tokens, seed):
     layout = tries.roomy_layout(tries.MIXES[seed % len(tries.MIXES)])

@@ -38,7 +38,7 @@ def check(tokens, index, model, num_beams):
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_it_is_beam_search_and_with_enough_beams_ranks_everything(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
@@ -154,7 +154,7 @@ def check_groups(tokens, index, model, num_beams, num_groups, diversity):
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[3], tries.MIXES[5]], ids="-".join)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_diverse_groups(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))

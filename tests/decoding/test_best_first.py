@@ -46,7 +46,7 @@ PROBABLE_FIRST = BEST_FIRST | {
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_over_children_codes_without_an_alternative_are_free(options, kinds, tokens, seed):
     model, _ = random_case(seed)
@@ -93,7 +93,7 @@ def test_a_root_with_more_codes_than_the_budget_can_try(options, normalise_over)
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_best_first_under_constraints(kind, normalise_over, tokens, seed):
     options = BEST_FIRST | {"budget": 9, "normalise_over": normalise_over}

@@ -101,14 +101,14 @@ def check(make, kinds, tokens, seed, num_attributes=5):
 @pytest.mark.parametrize(
     "make", [exclude_items, attribute_filter, mask_for_all, mask_per_user, several]
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_what_is_allowed_is_found_and_nothing_else(make, kinds, tokens, seed):
     check(make, kinds, tokens, seed)
 
 
 @pytest.mark.parametrize("num_attributes", [1, 8, 16, 33, 64])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_any_number_of_attributes(num_attributes, tokens, seed):
     check(attribute_filter, tries.MIXES[3], tokens, seed, num_attributes)

@@ -146,7 +146,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "kinds", "dtype"), CASES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     tokens=tries.token_sets(),
     seed=st.integers(0, 10**6),

@@ -88,7 +88,7 @@ def check(
 
 @pytest.mark.parametrize("with_prior", [False, True])
 @pytest.mark.parametrize("kind", [None, "exclude", "mask"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_items_are_ranked_as_by_sorting_all_of_them(kind, with_prior, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[0]))

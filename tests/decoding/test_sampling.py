@@ -82,7 +82,7 @@ def check(tokens, index, model, seed, constraint=None, demands=((),) * USERS, sc
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_without_replacement_it_is_the_slow_search_given_the_same_noise(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
@@ -104,7 +104,7 @@ def test_tight_layouts_and_levels_without_a_choice(length):
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):
     rng = np.random.default_rng(seed)

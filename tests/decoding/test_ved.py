@@ -168,7 +168,7 @@ def assert_same_tree(tree, user, expected):
 
 
 @pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_it_is_the_slow_search_given_the_same_noise(kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
@@ -251,7 +251,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
 @pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):
     check_under_constraint(kind, kinds, tokens, seed, budget=14, initial_beams=3)

@@ -51,6 +51,12 @@ def test_the_rooms_are_those_of_the_list():
     assert folders == set(ROOMS)
 
 
+def test_test_files_have_names_of_their_own():
+    """Two of one name cannot be collected together."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_above_it(room):
     allowed = ROOMS[: ROOMS.index(room) + 1]

@@ -214,8 +214,13 @@ class Memory:
         """
         try:
             arrays = read_arrays(path)
-            kept = {key.removeprefix("settings/"): key for key in arrays if "/" in key}
-            settings = MemorySettings(**{name: arrays[key].item() for name, key in kept.items()})
+            keys = {
+                field.name: f"settings/{field.name}" for field in dataclasses.fields(MemorySettings)
+            }
+            for name in ("content", "content_of"):  # Files from before there was content lack them.
+                if keys[name] not in arrays:
+                    del keys[name]
+            settings = MemorySettings(**{name: arrays[key].item() for name, key in keys.items()})
             counts, indptr = arrays["counts"], arrays["indptr"]
             weights = sparse.csr_array(
                 (arrays["data"], arrays["indices"], indptr), shape=(len(counts), len(counts))

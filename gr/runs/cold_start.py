@@ -130,7 +130,7 @@ def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | N
     for group, mask in (("in_catalogue", ~is_cold), ("cold", is_cold)):
         chosen = _some(targets, mask)
         groups[group] = {
-            **{name: select_rankings(ranked, mask) for name, ranked in free.items()},
+            **{name: select_rankings(of_all, mask) for name, of_all in free.items()},
             "content_knn": content(
                 group, chosen, cold_validation if group == "cold" else ~cold_validation
             ),

@@ -53,6 +53,11 @@ def similar_items(run: Run, kind: str) -> dict[str, sparse.csr_array]:
                 f"memory.content={kind!r} compares all pairs of up to {MAX_ITEMS:,} items; these are {num_items:,}: "
                 "use 'codes'"
             )
+        if len(names) > 1:
+            print(
+                f"note: memory.content={kind!r} goes without {', '.join(names[1:])}: all pairs of items are compared, "
+                f"of up to {MAX_ITEMS:,}; these are {num_items:,}"
+            )
         names = ["codes"]
     similar = {}
     for name in names:

@@ -83,9 +83,14 @@ def memory_note(memory: Mapping | None) -> str:
     if memory is None:
         return "none"
     weights, by = memory["gate"]["weights"], memory["gate"]["input"]
-    if not by:
-        return f"weight {weights[0]:g}"
-    return f"weights {', '.join(f'{weight:g}' for weight in weights)} by {by.replace('_', ' ')}"
+    note = f"weight {weights[0]:g}"
+    if by:
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        note = f"weights {listed} by {by.replace('_', ' ')}"
+    settings = memory["settings"] or {}
+    if settings.get("content_of"):
+        note += f"; content: {settings['content_of']}, {settings['content']:g}"
+    return note
 
 
 def write_run_report(

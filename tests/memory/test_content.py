@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from users import sequences_of
 
-from gr.data import Histories, Sequences, leave_one_out
+from gr.data import Histories, leave_one_out
 from gr.memory import (
     ItemMemoryError,
     Memory,
@@ -21,15 +22,6 @@ from gr.memory import (
 )
 
 NUM_ITEMS = 6
-
-
-def sequences_of(rows, num_items=NUM_ITEMS):
-    return Sequences(
-        items=np.array([item for row in rows for item in row], dtype=np.int32),
-        offsets=np.cumsum([0] + [len(row) for row in rows]),
-        user_ids=np.arange(len(rows)).astype(str),
-        item_ids=np.arange(num_items).astype(str),
-    )
 
 
 def shares(weights):
@@ -120,9 +112,9 @@ ROWS = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=7), min_size=1,
 )
 def test_content_is_added_in_units_of_the_median_row(rows, codes, neighbours):
     similar = {"codes": similar_by_codes(np.array(codes))}
-    counted = fit_memory(sequences_of(rows)).weights.toarray()
+    counted = fit_memory(sequences_of(rows, NUM_ITEMS)).weights.toarray()
     how = MemorySettings(content=0.4, content_of="codes", neighbours=neighbours)
-    found = fit_memory(sequences_of(rows), **dataclasses.asdict(how), similar=similar)
+    found = fit_memory(sequences_of(rows, NUM_ITEMS), **dataclasses.asdict(how), similar=similar)
     sums = [sum(row) for row in counted if sum(row) > 0]
     expected = counted + 0.4 * (np.median(sums) if sums else 1.0) * similar["codes"].toarray()
     for row, of_row in zip(found.weights.toarray(), expected, strict=True):
@@ -164,7 +156,10 @@ def test_tuning_takes_the_content_that_ranks_best_and_none_that_does_not():
 def test_an_item_without_interactions_is_proposed_and_explained_by_its_content(tmp_path):
     similar = {"codes": similar_by_codes(np.array([[0], [1], [2], [3], [4], [0]]))}
     memory = fit_memory(
-        sequences_of([[0, 1, 2], [0, 1]]), content=0.1, content_of="codes", similar=similar
+        sequences_of([[0, 1, 2], [0, 1]], NUM_ITEMS),
+        content=0.1,
+        content_of="codes",
+        similar=similar,
     )
     assert memory.counts[5] == 0
     prior = memory.prior(np.array([[2, 0]]), exclude=True)
@@ -177,8 +172,22 @@ def test_an_item_without_interactions_is_proposed_and_explained_by_its_content(t
     assert again.settings == memory.settings and (again.weights != memory.weights).nnz == 0
 
 
+def test_a_file_from_before_there_was_content_has_none_and_nothing_else_may_be_missing(tmp_path):
+    memory = fit_memory(sequences_of([[0, 1, 2]], NUM_ITEMS), reach=3)
+    memory.save(tmp_path / "memory.npz")
+    arrays = dict(np.load(tmp_path / "memory.npz"))
+    for name in ("content", "content_of"):
+        del arrays[f"settings/{name}"]
+    np.savez(tmp_path / "old.npz", **arrays)
+    assert Memory.load(tmp_path / "old.npz").settings == memory.settings
+    del arrays["settings/reach"]
+    np.savez(tmp_path / "broken.npz", **arrays)
+    with pytest.raises(ItemMemoryError, match="settings/reach"):
+        Memory.load(tmp_path / "broken.npz")
+
+
 def test_a_similarity_that_is_missing_or_of_other_items_is_refused():
-    data = sequences_of([[0, 1]])
+    data = sequences_of([[0, 1]], NUM_ITEMS)
     codes = similar_by_codes(np.zeros((3, 1), int))
     for options, message in (
         ({"content": 0.1}, "give both, a weight above 0 and the name"),

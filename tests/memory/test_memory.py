@@ -9,21 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from users import sequences_of
 
-from gr.data import Histories, Sequences, leave_one_out, synthetic_sequences, training_interactions
+from gr.data import Histories, leave_one_out, synthetic_sequences, training_interactions
 from gr.memory import GATE_INPUTS, ItemMemoryError, Memory, MemorySettings, fit_memory, tune_memory
 from gr.memory.tuning import STARTS, target_ranks
 
 NUM_ITEMS = 7
-
-
-def sequences_of(rows, num_items=NUM_ITEMS):
-    return Sequences(
-        items=np.array([item for row in rows for item in row], dtype=np.int32),
-        offsets=np.cumsum([0] + [len(row) for row in rows]),
-        user_ids=np.arange(len(rows)).astype(str),
-        item_ids=np.arange(num_items).astype(str),
-    )
 
 
 def weights_by_loops(rows, how):
@@ -70,7 +62,7 @@ SETTINGS = st.builds(
 @settings(deadline=None)
 @given(ROWS, SETTINGS)
 def test_weights_are_those_of_loops_cut_to_the_largest_of_each_row(rows, how):
-    memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
+    memory = fit_memory(sequences_of(rows, NUM_ITEMS), **dataclasses.asdict(how))
     expected = weights_by_loops(rows, how)
     assert memory.counts.tolist() == [sum(row.count(i) for row in rows) for i in range(NUM_ITEMS)]
     for item in range(NUM_ITEMS):
@@ -85,7 +77,7 @@ def test_weights_are_those_of_loops_cut_to_the_largest_of_each_row(rows, how):
 
 def test_ties_at_the_cut_go_to_the_items_that_come_first():
     memory = fit_memory(
-        sequences_of([[0, 3], [0, 1], [0, 2], [0, 2]]), neighbours=2, window=1, back=0
+        sequences_of([[0, 3], [0, 1], [0, 2], [0, 2]], NUM_ITEMS), neighbours=2, window=1, back=0
     )
     assert memory.weights[[0]].tocoo().col.tolist() == [1, 2]
 
@@ -93,7 +85,7 @@ def test_ties_at_the_cut_go_to_the_items_that_come_first():
 @settings(deadline=None)
 @given(ROWS, ROWS, SETTINGS, st.booleans(), st.integers(1, NUM_ITEMS + 2))
 def test_scores_and_priors_are_those_of_loops(rows, histories, how, exclude, size):
-    memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
+    memory = fit_memory(sequences_of(rows, NUM_ITEMS), **dataclasses.asdict(how))
     weights = memory.weights.toarray()
     padded = np.full((len(histories), 9), -1)
     for row, history in zip(padded, histories, strict=True):
@@ -123,7 +115,7 @@ def test_scores_and_priors_are_those_of_loops(rows, histories, how, exclude, siz
 @settings(deadline=None)
 @given(ROWS, ROWS, SETTINGS, st.data())
 def test_shares_of_the_history_are_those_of_loops(rows, histories, how, data):
-    memory = fit_memory(sequences_of(rows), **dataclasses.asdict(how))
+    memory = fit_memory(sequences_of(rows, NUM_ITEMS), **dataclasses.asdict(how))
     weights = memory.weights.toarray()
     items = np.array(
         [
@@ -158,14 +150,14 @@ def test_shares_of_the_history_are_those_of_loops(rows, histories, how, data):
 
 def test_only_training_interactions_are_counted():
     rows = [[0, 1, 2, 5, 6], [3, 0, 1, 6, 5], [4, 2]]
-    splits = leave_one_out(sequences_of(rows))
+    splits = leave_one_out(sequences_of(rows, NUM_ITEMS))
     trained = training_interactions(splits)
     parts, start = [], 0
     for row in rows:
         parts.append([item for place, item in enumerate(row) if trained[start + place]])
         start += len(row)
     assert parts == [[0, 1, 2], [3, 0, 1], []]
-    found, expected = fit_memory(splits), fit_memory(sequences_of(parts))
+    found, expected = fit_memory(splits), fit_memory(sequences_of(parts, NUM_ITEMS))
     assert (found.weights != expected.weights).nnz == 0
     assert found.counts.tolist() == expected.counts.tolist() == [2, 2, 1, 1, 0, 0, 0]
 
@@ -242,7 +234,7 @@ def test_tuning_finds_the_best_of_a_small_grid(seed, exclude):
 
 
 def test_what_cannot_be_used_is_refused():
-    sequences = sequences_of([[0, 1, 2, 3, 4], [1, 2, 3, 4]])
+    sequences = sequences_of([[0, 1, 2, 3, 4], [1, 2, 3, 4]], NUM_ITEMS)
     memory, splits = fit_memory(sequences), leave_one_out(sequences)
     history = np.array([[0, 1]])
     for call, message in (

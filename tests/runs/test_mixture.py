@@ -355,7 +355,7 @@ def test_vectors_of_semantic_ids_are_content_too(make_run, tmp_path):
     )
 
 
-def test_content_that_the_data_lack_is_refused(make_run, monkeypatch):
+def test_content_that_the_data_lack_is_refused(make_run, monkeypatch, capsys):
     for kind in ("text", "vectors"):
         with pytest.raises(ConfigError, match=f"memory.content='{kind}': the items have no {kind}"):
             mixture_of(make_run(weight=0.5, tune=True, content=kind))
@@ -365,6 +365,7 @@ def test_content_that_the_data_lack_is_refused(make_run, monkeypatch):
     monkeypatch.setattr("gr.runs.content.MAX_ITEMS", ITEMS - 1)
     run = make_run(with_texts(make_splits()), weight=0.5)
     assert list(similar_items(run, "all")) == ["codes"]
+    assert "goes without text: all pairs of items are compared" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="compares all pairs of up to 26 items; these are 27"):
         similar_items(run, "text")
 
@@ -387,6 +388,7 @@ def test_a_memory_with_content_has_a_row_of_its_own(make_run):
     assert alike and row["item_ndcg@10"] == pytest.approx(
         ndcg(np.array(ranks), 10).mean(), abs=0.02
     )
+    assert "content: codes, 0.3" in (Path(run.workdir) / "report_test.html").read_text()
     assert "memory with content" not in evaluate(make_run(weight=0.5), "test")["baselines"]
 
 

@@ -83,7 +83,9 @@ def make_model(
 ) -> nnx.Module:
     """A freshly initialised backbone for these semantic IDs; `cold` as for `make_index`."""
     model = _make_backbone(experiment, semantic_ids, cold)
-    return with_param_dtype(model, experiment.training.param_dtype)
+    if has_master_copy(experiment):
+        model = with_param_dtype(model, experiment.training.param_dtype)
+    return model
 
 
 def with_param_dtype(model: nnx.Module, dtype: str) -> nnx.Module:

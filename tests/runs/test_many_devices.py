@@ -23,7 +23,7 @@ MESHES = {"one": {"mesh.data": 1}, "all": {}, "2x2": {"mesh.data": 2, "mesh.mode
 # 7 rows of a batch, and 6 users of a step: neither splits over four devices.
 SMALL = TINY.override({
     "training.items_per_batch": 35, "training.num_epochs": 2, "training.log_every": 1, "training.eval_users": 30,
-    "loss.name": "apao_pointwise",
+    "loss.name": "apao_pointwise", "decoding.num_beams": 10,
 })
 LEARNING = Reinforcement().override({
     "init_from": f"{folder}/one", "search.name": "sample", "search.num_candidates": 4, "value.num_heads": 2,

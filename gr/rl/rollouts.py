@@ -105,7 +105,8 @@ def roll_out(
     batch = {name: batch[name] for name in ("history", "target", "weight")}
 
     def of_users(whole: Any, batch: Any, key: Any) -> tuple[Rollouts, dict[str, jax.Array]]:
-        return _of_users(config, *whole, batch, key)
+        catalogue, reward, model, reference = whole
+        return _of_users(config, catalogue, reward, model, reference, batch, key)
 
     reward = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
     whole = (catalogue, reward, model, reference)

@@ -258,7 +258,8 @@ for name in ("sample", "ved"):  # With the numbers that one device draws for all
     one = drawn()
     np.testing.assert_array_equal(found.tokens, one.tokens)
     np.testing.assert_allclose(found.scores, one.scores, atol=1e-5)
-    assert (found.tokens[:4] != found.tokens[4:]).any()
+    if name == "sample":  # The best that a tree search finds may be the same for all.
+        assert (found.tokens[:4] != found.tokens[4:]).any()
 """
 
 

@@ -32,7 +32,7 @@ LEARNING = Reinforcement().override({
 })
 
 def values(workdir):
-    lines = [[line["split"], line["step"], line["values"]] for line in read_metrics(workdir)]
+    lines = [[line["split"], line["step"], line["values"]] for line in read_metrics(f"{workdir}/metrics.jsonl")]
     for _, _, of_line in lines:
         of_line.pop("examples_per_second", None)
     return lines

@@ -30,7 +30,7 @@ WHOLE = PartitionSpec()
 _LARGEST = None
 AXES: tuple[tuple[str, int | None], ...] = (
     # Tables of embeddings are read by rows, so that each device can look up its part of every row.
-    (r"(embedding|codes|codes_in|codes_before|items_in|nodes)", -1),
+    (r".*embedding|(codes|items)(_in|_out|_before)?|nodes|facets", -1),
     (r".*", _LARGEST),
 )
 SMALL = 1024  # Arrays of fewer numbers, such as the scales of norms, are whole on every device.

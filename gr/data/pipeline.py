@@ -12,6 +12,7 @@ for each bucket, and the number of batches does not depend on the seed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -235,8 +236,27 @@ class TrainBatches:
         """
         return self.targets_per_epoch / self.batches_per_epoch
 
+    def filled(self, multiple: int) -> "TrainBatches":
+        """The same batches with filler rows, so that a process has a multiple of so many rows: of its devices.
+
+        Filler repeats the rows of the batch, with weight 0.
+        """
+        if multiple == 1:
+            return self
+        return dataclasses.replace(
+            self, dataset=self.dataset.map(functools.partial(_filled, multiple=multiple))
+        )
+
     def __iter__(self) -> "grain.DatasetIterator":
         return iter(self.dataset)
+
+
+def _filled(batch: Batch, multiple: int) -> Batch:
+    rows = len(batch["weight"])
+    places = np.arange(-(-rows // multiple) * multiple)
+    batch = {name: values[places % rows] for name, values in batch.items()}
+    batch["weight"][places >= rows] = 0.0
+    return batch
 
 
 def _grain_dataset(plan: BatchPlan) -> "grain.IterDataset":

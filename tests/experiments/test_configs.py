@@ -302,7 +302,7 @@ CAN_BE_0 = {
     *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
     *("training.patience", "data.validation_share", "data.test_share", "data.cold_seed"),
-    "semantic_ids.spare_codes",
+    *("semantic_ids.spare_codes", "mesh.data"),
     *("search.initial_beams", "search.entropy_weight", "search.prior_weight", "search.exploration"),
     *("search.sampling_temperature", "search.crowding", "search.budget"),
     *("policy.kl_weight", "policy.sibling_weight", "policy.cppo_budget"),

@@ -23,8 +23,16 @@ from gr.runs.workdir import (
     occupied,
     take_semantic_ids,
 )
-from gr.semantic_ids import report_table
-from gr.training import Checkpointer, MetricWriter, checkpoint_step, fit, make_mesh, restore_model
+from gr.semantic_ids import SemanticIds, report_table
+from gr.training import (
+    Checkpointer,
+    MetricWriter,
+    checkpoint_step,
+    first_then_others,
+    fit,
+    make_mesh,
+    restore_model,
+)
 from gr.trie import Catalogue
 
 # Fields that may change when a run is resumed: the data's location (the data are compared), how often the run is
@@ -95,8 +103,10 @@ def _train(config: Experiment, workdir: str) -> Run:
         )
         semantic_ids = take_semantic_ids(training.init_from, splits, workdir)
     else:
-        semantic_ids, report = make_semantic_ids(config, splits, workdir)
-        print(report_table(report))
+        semantic_ids = first_then_others(
+            lambda: _new_semantic_ids(config, splits, workdir),
+            lambda: load_semantic_ids(workdir, splits),
+        )
     known = catalogue = build.make_catalogue(config, semantic_ids)
     if splits.cold is not None:  # Training must not know the cold items.
         known = build.make_catalogue(config, semantic_ids, splits.cold)
@@ -141,6 +151,12 @@ def _train(config: Experiment, workdir: str) -> Run:
     best = restore_model(workdir, build.make_model(config, semantic_ids, splits.cold), step)
     best = build.on_grown_catalogue(config, best, semantic_ids, splits.cold, catalogue)
     return Run(workdir, config, splits, semantic_ids, catalogue, best, step, result=result)
+
+
+def _new_semantic_ids(config: Experiment, splits: Splits, workdir: str) -> SemanticIds:
+    semantic_ids, report = make_semantic_ids(config, splits, workdir)
+    print(report_table(report))
+    return semantic_ids
 
 
 def validation(

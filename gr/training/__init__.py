@@ -16,13 +16,13 @@ from gr.training.checkpoints import (
     has_checkpoint,
     restore_model,
 )
+from gr.training.hosts import first_then_others, is_first, wait_for_all
 from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
     NO_MORE_BATCHES,
     OUT_OF_PATIENCE,
     FitResult,
-    TrainingInterrupted,
     fit,
     rows_in_batch,
 )
@@ -44,6 +44,7 @@ from gr.training.provenance import (
 )
 from gr.training.state import NO_BAD_STEP, NO_REWARD, RewardFault, TrainingError, TrainState
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
+from gr.training.stopping import TrainingInterrupted
 
 __all__ = [
     "ALL_STEPS",
@@ -69,10 +70,12 @@ __all__ = [
     "checkpoint_step",
     "checkpoints_directory",
     "decay_mask",
+    "first_then_others",
     "fit",
     "git_revision",
     "has_checkpoint",
     "init_loss_state",
+    "is_first",
     "load_config",
     "locked",
     "make_mesh",
@@ -87,4 +90,5 @@ __all__ = [
     "shard_batch",
     "supervised_loss",
     "versions",
+    "wait_for_all",
 ]

@@ -34,7 +34,7 @@ from gr.data import NO_ITEM, Splits, TrainBatches
 from gr.models import reads_items
 from gr.runs import Experiment, build
 from gr.semantic_ids import SemanticIds
-from gr.training import NO_BAD_STEP, TrainingError, make_mesh, replicate, shard_batch
+from gr.training import NO_BAD_STEP, TrainingError, shard_batch, shard_state
 from gr.trie import Catalogue
 
 # Amazon Office at the reference size, float32, batch 128, on two CPU cores: our target, and others' results.
@@ -228,7 +228,7 @@ class Epoch:
     def draw(cls, config: Experiment, splits: Splits, num_buckets: int) -> "Epoch":
         """Reads one epoch from the config's training pipeline."""
         config = config.override({"data.num_buckets": num_buckets})
-        batches = build.make_train_batches(config, splits)
+        batches = build.make_train_batches(config, splits, build.make_mesh_of(config))
         start = time.perf_counter()
         epoch = list(itertools.islice(batches, batches.batches_per_epoch))
         return cls(
@@ -252,9 +252,9 @@ def train_calls(
 
     All of them share one state.
     """
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = build.make_mesh_of(config)
     optimizer, train_step = build.make_optimisation(config, semantic_ids, catalogue, batches, mesh)
-    state = replicate(build.make_state(config, semantic_ids, model, optimizer), mesh)
+    state = shard_state(build.make_state(config, semantic_ids, model, optimizer), mesh)
 
     def train(batch: dict[str, np.ndarray]) -> jax.Array:
         nonlocal state

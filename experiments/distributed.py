@@ -143,8 +143,8 @@ def _is_agreed(error: BaseException) -> bool:
     )
 
 
-# When a process is lost, JAX ends all others from within, with a stack of C++ frames. So that they end with one message,
-# what its libraries print goes through a process of its own, which outlives them. Python prints as always.
+# When a process is lost, JAX ends all others from within, with a stack of C++ frames. So that they end with one message
+# instead, what its libraries print goes through a process of its own, which outlives them. Python prints as always.
 _TRANSLATOR = """
 import os, sys
 start, loss = sys.argv[1:]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gr.reports import format_table
-from gr.runs.compile_for import CHIPS
+from gr.runs.compile_for import CHIPS, ON_SEVERAL, SHARDED
 
 NOTES = """\
 cycles: the compiler's estimates; what has none counts nothing. of floor: over the fastest program that does only what
@@ -72,13 +72,14 @@ def _programs(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def _split(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """One chip beside several; empty if nothing was compiled for several."""
     rows = []
-    for name, of in results.items():
-        several = of.get(f"on_{CHIPS}_chips")
+    forms = [(name, of, form) for name, of in results.items() for form in (ON_SEVERAL, SHARDED)]
+    for name, of, form in forms:
+        several = of.get(form)
         if several is None:
             continue
         rows.append(
             [
-                name,
+                f"{name}, state split" if form == SHARDED else name,
                 *(f"{one['argument_bytes'] / 1e6:,.1f}" for one in (of, several)),
                 *(f"{one['temp_bytes'] / 1e6:,.1f}" for one in (of, several)),
                 *(_number(one["cycles"], ",.0f") for one in (of, several)),
@@ -86,7 +87,15 @@ def _split(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                 f"{several['collectives']['bytes'] / 1e6:,.3f}",
             ]
         )
-    header = ["a chip of 1, of 4", "arguments MB", "of 4", "temporary MB", "of 4", "cycles", "of 4"]
+    header = [
+        f"a chip of 1, of {CHIPS}",
+        "arguments MB",
+        "of 4",
+        "temporary MB",
+        "of 4",
+        "cycles",
+        "of 4",
+    ]
     return [[*header, "collectives", "MB"], *rows] if rows else []
 
 

@@ -12,6 +12,7 @@ for each bucket, and the number of batches does not depend on the seed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def train_batches_by_target(
         place_jitter: the same by place, for data without times: a random delay of up to so many places; 0 keeps the
             order.
         num_epochs: None is endless.
-        process_index: which contiguous part of each batch's rows this process gets.
+        process_index: which contiguous part of each batch's rows this process gets, filled up with filler if need be.
         process_count: number of such parts.
 
     Raises:
@@ -87,11 +88,6 @@ def train_batches_by_target(
     """
     examples = target_examples(sequences, targets, max_history)
     require_positive(batch_size=batch_size, process_count=process_count)
-    if batch_size % process_count:
-        raise DataError(
-            f"batch_size={batch_size} does not split over {process_count} processes; "
-            "make it a multiple"
-        )
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
     plan = BatchPlan(
         examples=examples,
@@ -151,10 +147,9 @@ def train_batches_by_user(
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
-        rows_multiple_of: the rows of every batch are a multiple of it and of `process_count`; say
-            the number of devices that share a batch.
+        rows_multiple_of: the rows of every global batch are a multiple of it.
         num_epochs: None is endless.
-        process_index: which contiguous part of each batch's rows this process gets.
+        process_index: which contiguous part of each batch's rows this process gets, filled up with filler if need be.
         process_count: into how many parts they are split.
 
     Raises:
@@ -168,11 +163,13 @@ def train_batches_by_user(
         raise DataError(f"stride={stride} must lie between 1 and max_history={max_history}")
     examples = window_examples(sequences, targets, max_history, stride)
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
-    multiple = int(np.lcm(process_count, rows_multiple_of))
     plan = BatchPlan(
         examples=examples,
         buckets=buckets,
-        rows=tuple(max(1, items_per_batch // (b + 1) // multiple) * multiple for b in buckets),
+        rows=tuple(
+            max(1, items_per_batch // (b + 1) // rows_multiple_of) * rows_multiple_of
+            for b in buckets
+        ),
         seed=seed,
         num_epochs=num_epochs,
         process_index=process_index,
@@ -235,8 +232,27 @@ class TrainBatches:
         """
         return self.targets_per_epoch / self.batches_per_epoch
 
+    def filled(self, multiple: int) -> "TrainBatches":
+        """The same batches with filler rows, so that a process has a multiple of so many rows: of its devices.
+
+        Filler repeats the rows of the batch, with weight 0.
+        """
+        if multiple == 1:
+            return self
+        return dataclasses.replace(
+            self, dataset=self.dataset.map(functools.partial(_filled, multiple=multiple))
+        )
+
     def __iter__(self) -> "grain.DatasetIterator":
         return iter(self.dataset)
+
+
+def _filled(batch: Batch, multiple: int) -> Batch:
+    rows = len(batch["weight"])
+    places = np.arange(-(-rows // multiple) * multiple)
+    batch = {name: values[places % rows] for name, values in batch.items()}
+    batch["weight"][places >= rows] = 0.0
+    return batch
 
 
 def _grain_dataset(plan: BatchPlan) -> "grain.IterDataset":

@@ -18,6 +18,7 @@ from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError, Draws
 from gr.decoding.checked import Checked, check_methods, check_nodes, users_of
 from gr.decoding.child_scores import score_listed
+from gr.decoding.draws import gumbel
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
     ALLOWED,
@@ -136,11 +137,6 @@ def _checked(backbone: Backbone, num_candidates: int, temperature: float | None)
         raise DecodingError(f"num_candidates must be at least 1, got {num_candidates}")
     check_methods(backbone)
     return as_temperature(temperature)
-
-
-def gumbel(key: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
-    """The noise of a step: 0 perturbs the roots, t the codes at place t."""
-    return jax.random.gumbel(jax.random.fold_in(key, step), shape)
 
 
 def logits_of(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.checked import Checked
+from gr.decoding.draws import KeyOfPart, batch_places
 from gr.decoding.prior import WithPrior, log_conditionals, mixes
 from gr.decoding.sampling import conditionals, logits_of
 from gr.decoding.softmax import CHILDREN, LOWEST, Softmax, softmax
@@ -48,7 +49,7 @@ class Search:
     value_head: ValueHead | None
     source: Listing
     first: tuple  # The outputs of `prefill`.
-    key: jax.Array
+    key: jax.Array | KeyOfPart
     inverse: jax.Array | None  # 1 / T; None for 1.
     config: VedConfig
 
@@ -280,12 +281,15 @@ def _over_children(
     return found
 
 
-def _noise(key: jax.Array, shape: tuple[int, int], tree: Tree | None, fan_out: int) -> jax.Array:
+def _noise(
+    key: jax.Array | KeyOfPart, shape: tuple[int, int], tree: Tree | None, fan_out: int
+) -> jax.Array:
     """Gumbel noise `[B, n, K]` of the next prefixes; see `prefix_noise`."""
     batch, count = shape
     first = jnp.zeros(batch, jnp.int32) if tree is None else tree.size
     number = first[:, None] + jnp.arange(count, dtype=jnp.int32)
-    user = jnp.broadcast_to(jnp.arange(batch)[:, None], number.shape)
+    key, places = batch_places(key, batch)
+    user = jnp.broadcast_to(places[:, None], number.shape)
     return jnp.vectorize(lambda u, n: prefix_noise(key, u, n, fan_out), signature="(),()->(k)")(
         user, number
     )

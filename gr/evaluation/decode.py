@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from gr.data import NO_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
 from gr.data.examples import target_examples
 from gr.decoding import Candidates, SearchConfig, rank_items, search
+from gr.decoding.draws import KeyOfPart
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
 from gr.memory import ItemPrior
 from gr.models import histories_for, scores_children, scores_items
-from gr.training import replicate, shard_batch
+from gr.training import of_all_processes, on_own_rows, replicate, shard_batch
 from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
@@ -97,8 +98,8 @@ def decode_targets(
         temperature: of the model's distribution; see `beam_search`.
         normalise_over: "vocabulary" or "children", if the config does not say; see `beam_search`. Sampling is always
             among the children.
-        mesh: of devices of this process; each decodes its own users, those along "data" `batch_size` each. None: the
-            default device.
+        mesh: each of its devices decodes its own users, `batch_size` at once. If they are of several processes, all
+            call this, and all get the results of all. None: the default device.
         progress: whether to show a progress bar; or one of the caller's, to be moved on.
 
     Raises:
@@ -110,15 +111,15 @@ def decode_targets(
     temperature = as_temperature(temperature)
     decode_users, put = decode_batch, lambda part: part
     if mesh is not None:
-        whole = (model, value_head, catalogue, allowed)
-        model, value_head, catalogue, allowed = replicate(whole, mesh)
+        whole = (model, value_head, catalogue, allowed, key, temperature)
+        model, value_head, catalogue, allowed, key, temperature = replicate(whole, mesh)
         decode_users = functools.partial(decode_on_mesh, mesh=mesh)
-        put = functools.partial(shard_batch, mesh=mesh)
+        put = functools.partial(shard_batch, mesh=mesh, whole=True)
 
     def decode(batch: Mapping[str, np.ndarray], excluded: ExcludeItems | None) -> tuple:
         # The first row of a batch is real, so its number identifies the batch.
         of_batch = None if key is None else jax.random.fold_in(key, int(batch["rows"][0]))
-        return decode_users(
+        found = decode_users(
             model,
             value_head,
             catalogue,
@@ -131,6 +132,7 @@ def decode_targets(
             config=config,
             normalise_over=normalise_over,
         )
+        return of_all_processes(found, mesh)
 
     return decoded_by_target(
         decode,
@@ -139,7 +141,7 @@ def decode_targets(
         max_history=max_history,
         buckets=buckets,
         batch_size=batch_size,
-        devices=1 if mesh is None else mesh.shape["data"],
+        devices=1 if mesh is None else mesh.size,
         exclude_seen=exclude_seen,
         progress=progress,
     )
@@ -275,7 +277,7 @@ def decode_batch(
     target: jax.Array | None,
     constraint: tuple[ExcludeItems | ItemMask, ...],
     prior: tuple[ItemPrior, jax.Array] | None,
-    key: jax.Array | None,
+    key: jax.Array | KeyOfPart | None,
     temperature: jax.Array | None,
     *,
     config: SearchConfig,
@@ -325,33 +327,26 @@ def decode_batch(
 def decode_on_mesh(
     *arguments: Any, mesh: Mesh, config: SearchConfig, normalise_over: str
 ) -> tuple[Decoded, jax.Array]:
-    """`decode_batch`, in which each device along "data" decodes its own users, without communication.
-
-    XLA by itself would gather the users of all devices for every top-k.
-    """
-    whole, users = PartitionSpec(), PartitionSpec("data")
-
-    def split(part: Any) -> Any:
-        return jax.tree.map(lambda array: users if array.ndim else whole, part)
-
-    def on_each_device(*arguments: Any) -> tuple[Decoded, jax.Array]:
-        *others, key, temperature = arguments
-        if key is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        return decode_batch(*others, key, temperature, config=config, normalise_over=normalise_over)
-
+    """`decode_batch`, in which each device decodes its own users; see `on_own_rows`."""
     model, value_head, catalogue, history, target, constraint, prior, key, temperature = arguments
-    of_constraint = (
-        split(part) if isinstance(part, ExcludeItems) else whole for part in constraint
-    )
-    of_users = (split(history), split(target), tuple(of_constraint), split(prior))
-    return jax.shard_map(
-        on_each_device,
-        mesh=mesh,
-        in_specs=(whole, whole, whole, *of_users, whole, whole),
-        out_specs=users,
-        check_vma=False,  # Devices along other axes do the same.
-    )(*arguments)
+    of_users = [isinstance(part, ExcludeItems) for part in constraint]
+
+    def decode(whole: Any, rows: Any, key: Any) -> tuple[Decoded, jax.Array]:
+        of_all, model, value_head, catalogue, temperature = whole
+        of_each, history, target, prior = rows
+        constraint = tuple(
+            each if own else same for own, each, same in zip(of_users, of_each, of_all, strict=True)
+        )
+        return decode_batch(
+            *(model, value_head, catalogue, history, target, constraint, prior, key, temperature),
+            config=config,
+            normalise_over=normalise_over,
+        )
+
+    of_each = [part if own else None for own, part in zip(of_users, constraint, strict=True)]
+    of_all = [None if own else part for own, part in zip(of_users, constraint, strict=True)]
+    whole = (of_all, model, value_head, catalogue, temperature)
+    return on_own_rows(decode, mesh, whole, (of_each, history, target, prior), key)
 
 
 def _decode_items(

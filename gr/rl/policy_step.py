@@ -40,7 +40,8 @@ from gr.training import (
     TrainingError,
     TrainState,
 )
-from gr.training.step import Metrics, advance, compile_step
+from gr.training.mesh import pin_rows, pin_state
+from gr.training.step import Metrics, advance, compile_step, gradient_norm
 from gr.trie import Catalogue, TrieIndex
 
 LossOfRollouts = Callable[
@@ -121,7 +122,7 @@ def make_policy_step(
             jax.random.fold_in(state.key, state.step), 3
         )
         rollouts, metrics = roll_out(
-            rollout, catalogue, reward, state.model, state.loss_state, batch, search_key
+            rollout, catalogue, reward, state.model, state.loss_state, batch, search_key, mesh
         )
         fault = RewardFault.of(rollouts.rewards_apart, rollouts.valid, rollouts.items)
         loss_fn = _loss_of_rollouts(rollout, policy, value, learning, catalogue.index)
@@ -130,10 +131,11 @@ def make_policy_step(
         def update(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, jax.Array]]:
             model, opt_state = carry
             part, key = xs
-            chosen = jax.tree.map(lambda x: x[part], rollouts)
+            chosen = pin_rows(jax.tree.map(lambda x: x[part], rollouts), mesh)
             (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(model, chosen, key)
+            grads = pin_state(grads, mesh)
             changes, opt_state = optimizer.update(grads, opt_state, model)
-            found |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+            found |= {"loss": loss, "grad_norm": gradient_norm(grads)}
             return (optax.apply_updates(model, changes), opt_state), found
 
         carry = (state.model, state.opt_state)

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gr.decoding import Candidates, SearchConfig, search
+from gr.decoding.draws import KeyOfPart
 from gr.losses import (
     group_prefix_vectors,
     group_token_log_probs,
@@ -19,7 +21,7 @@ from gr.losses.token import allowed_logits, scored_children
 from gr.models import histories_for, path_states, scores_children
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
-from gr.training import TrainingError
+from gr.training import TrainingError, on_own_rows
 from gr.trie import Catalogue, ExcludeItems, TrieIndex
 
 PREFIX_VECTORS = ("node", "group")
@@ -81,6 +83,7 @@ def roll_out(
     reference: Any,
     batch: dict[str, jax.Array],
     key: jax.Array,
+    mesh: Mesh | None = None,
 ) -> tuple[Rollouts, dict[str, jax.Array]]:
     """Searches candidates for each user of a batch, rewards them, and scores them under policy and reference.
 
@@ -92,11 +95,36 @@ def roll_out(
         reference: the reference policy, a backbone.
         batch: `history [B, T]`, `target [B]` and `weight [B]`, as `train_batches_by_target` makes them.
         key: random key of the search.
+        mesh: each of its devices searches its own users, with the random numbers of one device; None: one device. Its
+            size divides B.
 
     Returns:
         The rollouts, and means over users: `search/tokens` (evaluated by the search), `candidates/valid` and
         `candidates/target_share` (users whose target is among their candidates).
     """
+    batch = {name: batch[name] for name in ("history", "target", "weight")}
+
+    def of_users(whole: Any, batch: Any, key: Any) -> tuple[Rollouts, dict[str, jax.Array]]:
+        return _of_users(config, *whole, batch, key)
+
+    whole = (catalogue, reward, model, reference)
+    rollouts, per_user = on_own_rows(of_users, mesh, whole, batch, key)
+    real = batch["weight"] > 0
+    users = jnp.maximum(real.sum(), 1)
+    metrics = {name: (value * real).sum() / users for name, value in per_user.items()}
+    return jax.lax.stop_gradient(rollouts), metrics
+
+
+def _of_users(
+    config: RolloutConfig,
+    catalogue: Catalogue,
+    reward: Reward,
+    model: ActorCritic,
+    reference: Any,
+    batch: dict[str, jax.Array],
+    key: jax.Array | KeyOfPart,
+) -> tuple[Rollouts, dict[str, jax.Array]]:
+    """The rollouts, and what `roll_out` gives the means of for each user `[B]`."""
     history = histories_for(model.backbone, catalogue.tokens, batch["history"])
     target = catalogue.tokens[batch["target"]]
     found = search(
@@ -140,9 +168,7 @@ def roll_out(
         "candidates/valid": valid.sum(-1),
         "candidates/target_share": hit,
     }
-    users = jnp.maximum(real.sum(), 1)
-    metrics = {name: (value * real).sum() / users for name, value in per_user.items()}
-    return jax.lax.stop_gradient(rollouts), metrics
+    return rollouts, per_user
 
 
 def scored_candidates(

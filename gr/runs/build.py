@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -38,6 +39,7 @@ from gr.training import (
     TrainState,
     TrainStep,
     init_loss_state,
+    make_mesh,
     make_optimizer,
     make_train_step,
     supervised_loss,
@@ -80,6 +82,22 @@ def make_model(
     experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
 ) -> nnx.Module:
     """A freshly initialised backbone for these semantic IDs; `cold` as for `make_index`."""
+    model = _make_backbone(experiment, semantic_ids, cold)
+    return with_param_dtype(model, experiment.training.param_dtype)
+
+
+def with_param_dtype(model: nnx.Module, dtype: str) -> nnx.Module:
+    """The model with its floating parameters in this type."""
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, model)
+
+
+def _make_backbone(
+    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None
+) -> nnx.Module:
     sizes = {
         "vocab_size": semantic_ids.vocab_size,
         "code_length": semantic_ids.num_levels,
@@ -142,8 +160,32 @@ def num_parameters(model: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
-    """The endless training pipeline of the experiment's training level."""
+def make_mesh_of(experiment: Experiment) -> Mesh:
+    """The mesh of the experiment's training."""
+    return make_mesh(**dataclasses.asdict(experiment.mesh))
+
+
+def decoding_mesh(experiment: Experiment) -> Mesh | None:
+    """The devices that decode, all alike: as many as in training, if there are as many here; None: one device.
+
+    Each needs the whole model, so a search has no use for the axis "model".
+    """
+    data, model = experiment.mesh.data, experiment.mesh.model
+    devices = min(data * model or jax.device_count(), jax.device_count())
+    return None if devices == 1 else make_mesh(devices)
+
+
+def filled(batches: TrainBatches, mesh: Mesh | None, parts: int = 1) -> TrainBatches:
+    """The batches with filler rows, so that the rows of each of their `parts` split over the mesh; None: one device."""
+    if mesh is None or mesh.size == 1:
+        return batches
+    return batches.filled(mesh.size // jax.process_count() * parts)
+
+
+def make_train_batches(
+    experiment: Experiment, splits: Splits, mesh: Mesh | None = None
+) -> TrainBatches:
+    """The endless training pipeline of the experiment's training level, for a mesh; None: one device."""
     training = experiment.training
     shared = {
         "max_history": experiment.data.max_history,
@@ -155,16 +197,14 @@ def make_train_batches(experiment: Experiment, splits: Splits) -> TrainBatches:
         "process_count": jax.process_count(),
     }
     if training.level == "target":
-        return train_batches_by_target(
+        batches = train_batches_by_target(
             splits.sequences, splits.train, batch_size=training.batch_size, **shared
         )
-    return train_batches_by_user(
-        splits.sequences,
-        splits.train,
-        items_per_batch=training.items_per_batch,
-        rows_multiple_of=experiment.mesh.data,
-        **shared,
-    )
+    else:
+        batches = train_batches_by_user(
+            splits.sequences, splits.train, items_per_batch=training.items_per_batch, **shared
+        )
+    return filled(batches, mesh)
 
 
 def make_state(
@@ -192,6 +232,7 @@ def make_optimisation(
     optimizer, schedule = make_optimizer(
         learning_rate=training.learning_rate,
         accumulation_steps=training.accumulation_steps,
+        master_copy=has_master_copy(experiment),
         **optimizer_options(training, updates),
     )
     loss = supervised_loss(
@@ -202,6 +243,11 @@ def make_optimisation(
         index=catalogue.index,
     )
     return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+
+
+def has_master_copy(experiment: Experiment) -> bool:
+    """Whether optimisers keep the parameters in float32."""
+    return experiment.training.param_dtype != "float32"
 
 
 def optimizer_options(loop: LoopConfig, updates: int) -> dict[str, Any]:
@@ -239,7 +285,7 @@ def decode(
     allowed: ItemMask | None = None,
     progress: bool = False,
 ) -> Decoded:
-    """Decodes each target as the experiment says; every call uses the same random numbers.
+    """Decodes each target as the experiment says, on `decoding_mesh`; every call uses the same random numbers.
 
     Args:
         experiment: the settings.
@@ -270,6 +316,7 @@ def decode(
         exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
         allowed=allowed,
         prior=prior,
+        mesh=decoding_mesh(experiment),
         progress=progress,
         **distribution(experiment),
     )

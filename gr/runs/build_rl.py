@@ -115,9 +115,11 @@ def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead
     )
 
 
-def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
-    """The endless pipeline of batches of users for rollouts."""
-    return train_batches_by_target(
+def make_batches(
+    config: ReinforcedExperiment, splits: Splits, mesh: Mesh | None = None
+) -> TrainBatches:
+    """The endless pipeline of batches of users for rollouts, for a mesh; None: one device."""
+    batches = train_batches_by_target(
         splits.sequences,
         rewarded_targets(config, splits),
         batch_size=config.rl.batch_size,
@@ -129,6 +131,7 @@ def make_batches(config: ReinforcedExperiment, splits: Splits) -> TrainBatches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return build.filled(batches, mesh, config.rl.num_minibatches)
 
 
 def rewarded_targets(config: ReinforcedExperiment, splits: Splits) -> Targets:
@@ -191,6 +194,7 @@ def make_optimisation(
     )
     updates = num_steps * learning.num_epochs * learning.num_minibatches
     shared = build.optimizer_options(rl, updates)
+    shared["master_copy"] = build.has_master_copy(config)
     policy, schedule = make_optimizer(learning_rate=rl.learning_rate, **shared)
     value, value_schedule = make_optimizer(learning_rate=config.value.learning_rate, **shared)
     optimizer = actor_critic_optimizer(

@@ -19,6 +19,8 @@ from gr.runs.programs import Program
 from gr.training import make_mesh
 
 CHIPS = 4  # Of a described topology.
+# Names of a program's numbers for these: with its batch split, and with its state split too.
+ON_SEVERAL, SHARDED = f"on_{CHIPS}_chips", f"on_{CHIPS}_chips_sharded"
 
 # What the compiler has to know of a GPU: what CUDA tells of an H100 (SXM, 80 GB), in the form of XLA's GpuTargetConfig.
 _H100 = """
@@ -135,7 +137,8 @@ def compile_programs(
     Args:
         target: of `TARGETS`.
         programs: by name, with all that they are compared with.
-        split: whether programs are compiled for several chips too, under `"on_4_chips"`.
+        split: whether programs are compiled for several chips too, under `"on_4_chips"`; and with their state split
+            over these, under `"on_4_chips_sharded"`.
         progress: gets a line for each program.
 
     Returns:
@@ -149,21 +152,26 @@ def compile_programs(
     for name, program in programs.items():
         results[name] = _compiled(target, name, program, devices[:1])
         progress(f"{name}: compiled in {results[name]['compile_seconds']:.1f} s")
-        if split and program.splits:
-            key = f"on_{CHIPS}_chips"
-            results[name][key] = _compiled(target, name, program, devices)
-            progress(f"{name}: on {CHIPS} chips in {results[name][key]['compile_seconds']:.1f} s")
+        for key, model in _on_several(program).items() if split else ():
+            results[name][key] = _compiled(target, name, program, devices, model)
+            progress(f"{name}: {key} in {results[name][key]['compile_seconds']:.1f} s")
     for name, program in programs.items():
         results[name] |= _compared(program, results[name], results)
     return results
 
 
+def _on_several(program: Program) -> dict[str, int]:
+    """The name of each form for several chips, and its size of the mesh axis "model"."""
+    forms = {ON_SEVERAL: 1} if program.splits else {}
+    return forms | ({SHARDED: CHIPS} if program.shards else {})
+
+
 def _compiled(
-    target: str, name: str, program: Program, devices: list[jax.Device]
+    target: str, name: str, program: Program, devices: list[jax.Device], model: int = 1
 ) -> dict[str, Any]:
-    """The numbers of one program on so many chips, batches split over all of them."""
+    """The numbers of one program on so many chips, batches split over all of them, states over `model` of them."""
     wanted = TARGETS[target]
-    mesh = make_mesh(data=len(devices), devices=devices)
+    mesh = make_mesh(len(devices) // model, model, devices)
     start = time.perf_counter()
     lowered = program.lower(mesh)
     traced = time.perf_counter()

@@ -271,6 +271,8 @@ class TrainingConfig(LoopConfig):
         accumulation_steps: batches of one optimiser update; 1 or more.
         eval_every_epochs: epochs between evaluations on validation, above 0.
         checkpoint_every_epochs: epochs between checkpoints, above 0.
+        param_dtype: of the parameters, "float32" or "bfloat16". The optimiser then updates a copy in float32, of which
+            they are roundings. Activations have the backbone's `dtype`.
     """
 
     level: Annotated[str, OneOf(tuple(LEVELS))] = "user"
@@ -282,6 +284,7 @@ class TrainingConfig(LoopConfig):
     accumulation_steps: Count = 1
     eval_every_epochs: Positive = 1.0
     checkpoint_every_epochs: Positive = 1.0
+    param_dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,14 +336,14 @@ class MemoryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The device mesh: sizes of its axes, whose product is the number of devices.
+    """The device mesh: sizes of its axes, whose product is the number of devices. All of them share a batch.
 
     Attributes:
-        data: devices that share a batch; 1 or more.
-        model: devices that share the parameters; 1 or more.
+        data: groups of devices, each of which has all the parameters; 0: as many as there are.
+        model: devices of a group, which share parameters and optimiser state; 1 or more.
     """
 
-    data: Count = 1
+    data: Natural = 0
     model: Count = 1
 
 

@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 
 from gr.data import Splits, TrainBatches
 from gr.decoding import PRESETS, SearchConfig
-from gr.evaluation.decode import decode_batch
+from gr.evaluation.decode import decode_batch, decode_on_mesh
 from gr.models import histories_for, scores_items
 from gr.rl import ActorCritic, roll_out
 from gr.runs import build, build_rl, keys
 from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment, Reinforcement
 from gr.semantic_ids import SemanticIds
-from gr.training import CompiledStep, TrainState, replicate, shard_batch
+from gr.training import CompiledStep, TrainState, replicate, shard_batch, shard_state
 from gr.trie import ExcludeItems
 
 DECODE, SEARCH, TRAIN, RL = "decode", "search", "train", "rl"
@@ -42,6 +42,9 @@ class Program:
     floors: tuple[str, ...] = ()
     rounds: int = 1  # How often its loops run whose number of rounds depends on data.
     splits: bool = False  # Whether a batch can be split over devices.
+    shards: bool = (
+        False  # Whether a state can be split over them too, along the axis "model" of a mesh.
+    )
 
 
 def experiment_programs(
@@ -106,7 +109,10 @@ def _decode_programs(
         key = keys.make_key(experiment.seed, keys.SEARCH_EVALUATION)
         temperature = distribution["temperature"]
         excluded = (ExcludeItems(shard_batch(seen, mesh)),) if decoding.exclude_seen else ()
-        return decode_batch.lower(
+        lower = decode_batch.lower
+        if mesh.size > 1:
+            lower = functools.partial(decode_on_mesh.lower, mesh=mesh)
+        return lower(
             *replicate((model, value_head, catalogue), mesh),
             shard_batch(history, mesh),
             None,
@@ -189,13 +195,14 @@ def _train_programs(
     experiment: Experiment, splits: Splits, semantic_ids: SemanticIds
 ) -> dict[str, Program]:
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
-        on_mesh = _on(mesh, experiment)
-        batches = build.make_train_batches(on_mesh, splits)
-        catalogue = build.make_catalogue(on_mesh, semantic_ids, splits.cold)
-        optimizer, step = build.make_optimisation(on_mesh, semantic_ids, catalogue, batches, mesh)
-        model = build.make_model(on_mesh, semantic_ids, splits.cold)
-        state = build.make_state(on_mesh, semantic_ids, model, optimizer)
-        return step, replicate(state, mesh), shard_batch(_largest(batches), mesh)
+        batches = build.make_train_batches(experiment, splits, mesh)
+        catalogue = build.make_catalogue(experiment, semantic_ids, splits.cold)
+        optimizer, step = build.make_optimisation(
+            experiment, semantic_ids, catalogue, batches, mesh
+        )
+        model = build.make_model(experiment, semantic_ids, splits.cold)
+        state = build.make_state(experiment, semantic_ids, model, optimizer)
+        return step, shard_state(state, mesh), shard_batch(_largest(batches), mesh)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         step, state, batch = begun(mesh)
@@ -206,7 +213,7 @@ def _train_programs(
         return _loss.lower(step.fixed, state.model, batch, state.key, state.loss_state)
 
     return {
-        TRAIN: Program(lower, (f"{TRAIN}/forward",), splits=True),
+        TRAIN: Program(lower, (f"{TRAIN}/forward",), splits=True, shards=True),
         f"{TRAIN}/forward": Program(lower_forward),
     }
 
@@ -234,8 +241,8 @@ def _rl_programs(
         model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
         key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
         state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
-        batch = _largest(build_rl.make_batches(reinforced, splits))
-        return step, replicate(state, mesh), shard_batch(batch, mesh)
+        batch = _largest(build_rl.make_batches(reinforced, splits, mesh))
+        return step, shard_state(state, mesh), shard_batch(batch, mesh)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         step, state, batch = begun(mesh)
@@ -244,12 +251,12 @@ def _rl_programs(
     def lower_rollouts(mesh: Mesh) -> jax.stages.Lowered:
         step, state, batch = begun(mesh)
         config = build_rl.rollout_config(reinforced)
-        rollouts = jax.jit(functools.partial(roll_out, config))
+        rollouts = jax.jit(functools.partial(roll_out, config, mesh=mesh))
         return rollouts.lower(*step.fixed, state.model, state.loss_state, batch, state.key)
 
     rounds = _rounds(reinforced.search, semantic_ids.num_levels)
     return {
-        RL: Program(lower, (f"{RL}/rollouts",), rounds, splits=True),
+        RL: Program(lower, (f"{RL}/rollouts",), rounds, splits=True, shards=True),
         f"{RL}/rollouts": Program(lower_rollouts, rounds=rounds),
     }
 
@@ -258,10 +265,6 @@ def _reinforced(experiment: Experiment) -> ReinforcedExperiment:
     if isinstance(experiment, ReinforcedExperiment):
         return experiment
     return Reinforcement().applied_to(experiment)
-
-
-def _on(mesh: Mesh, experiment: Experiment) -> Experiment:
-    return experiment.override({f"mesh.{axis}": size for axis, size in mesh.shape.items()})
 
 
 def _largest(batches: TrainBatches) -> dict[str, np.ndarray]:

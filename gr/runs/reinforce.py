@@ -1,6 +1,5 @@
 """Reinforcement learning of a trained run: value head first, then policy and value head together."""
 
-import dataclasses
 import os
 from collections.abc import Callable
 
@@ -30,8 +29,9 @@ from gr.training import (
     TrainState,
     checkpoint_step,
     fit,
-    make_mesh,
+    mesh_line,
     restore_model,
+    shard_state,
 )
 from gr.trie import Catalogue
 
@@ -43,6 +43,8 @@ MAY_DIFFER = (
     "data.path",
     "init_from",  # Needed at the start only: later the model is in this run's checkpoints.
     "init_from_other_data",
+    "mesh.data",
+    "mesh.model",
     "rl.checkpoint_every",
     "rl.clip_norm",
     "rl.eval_every",
@@ -113,7 +115,9 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
     else:
         take_semantic_ids(config.init_from, start.splits, workdir)
     catalogue = build_rl.with_vectors(start.catalogue, start.splits)
-    batches = build_rl.make_batches(config, start.splits)
+    mesh = build.make_mesh_of(config)
+    print(mesh_line(mesh))
+    batches = build_rl.make_batches(config, start.splits, mesh)
     head = build_rl.make_value_head(config, start.semantic_ids.num_levels)
     model = ActorCritic(start.model, head)
     print(
@@ -206,12 +210,13 @@ def _fit(
 ) -> FitResult:
     """The training loop of both phases."""
     rl = config.rl
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = build.make_mesh_of(config)
     optimizer, step = build_rl.make_optimisation(
         config, catalogue, num_steps, mesh, learn_policy=learn_policy
     )
     # The second phase starts with the same batches, but other random numbers for the search.
     key = keys.make_key(config.seed, keys.POLICY_TRAINING if learn_policy else keys.VALUE_TRAINING)
+    model = shard_state(model, mesh)
     state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
     with Checkpointer(workdir) as checkpointer, MetricWriter(workdir) as writer:
         return fit(

@@ -1,6 +1,5 @@
 """Supervised training of an experiment into a workdir; the same call resumes a stopped run."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,26 +20,32 @@ from gr.runs.workdir import (
     load_semantic_ids,
     make_semantic_ids,
     occupied,
+    saved_experiment,
     take_semantic_ids,
 )
 from gr.semantic_ids import SemanticIds, report_table
 from gr.training import (
     Checkpointer,
     MetricWriter,
+    as_in_first,
     checkpoint_step,
     first_then_others,
     fit,
-    make_mesh,
+    mesh_line,
+    replicate,
     restore_model,
+    shard_state,
 )
 from gr.trie import Catalogue
 
 # Fields that may change when a run is resumed: the data's location (the data are compared), how often the run is
-# evaluated and logged, and settings that help after a loss that was not finite.
+# evaluated and logged, the devices, and settings that help after a loss that was not finite.
 MAY_DIFFER = (
     "baselines",  # Of evaluations alone.
     "data.path",
     "data_dir",
+    "mesh.data",
+    "mesh.model",
     "training.checkpoint_every_epochs",
     "training.clip_norm",
     "training.eval_every_epochs",
@@ -82,7 +87,8 @@ def train(experiment: Experiment, workdir: str, *, frame: Any = None) -> Run:
 def _train(config: Experiment, workdir: str) -> Run:
     check_config_of(workdir, config, MAY_DIFFER)
     training, goes_on = config.training, has_begun(workdir)
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = build.make_mesh_of(config)
+    print(mesh_line(mesh))
 
     # Data and semantic IDs.
     splits = data.load_data(config, workdir)
@@ -112,20 +118,22 @@ def _train(config: Experiment, workdir: str) -> Run:
         known = build.make_catalogue(config, semantic_ids, splits.cold)
 
     # Model, optimiser, step.
-    batches = build.make_train_batches(config, splits)
+    batches = build.make_train_batches(config, splits, mesh)
     steps_per_epoch = batches.batches_per_epoch
     total_steps = steps_per_epoch * training.num_epochs
     model = build.make_model(config, semantic_ids, splits.cold)
     if training.init_from and not goes_on:
-        model = restore_model(training.init_from, model)
+        before = saved_experiment(training.init_from).training.param_dtype
+        model = restore_model(training.init_from, build.with_param_dtype(model, before))
     elif config.backbone == "item_decoder" and not goes_on:
-        model = from_vectors(config, model, splits, semantic_ids, known)
+        model = as_in_first(from_vectors(config, model, splits, semantic_ids, known))
+    model = build.with_param_dtype(model, training.param_dtype)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
     optimizer, train_step = build.make_optimisation(config, semantic_ids, known, batches, mesh)
-    state = build.make_state(config, semantic_ids, model, optimizer)
+    state = build.make_state(config, semantic_ids, shard_state(model, mesh), optimizer)
 
     # Loop.
     keep(workdir, config, splits)
@@ -176,6 +184,9 @@ def validation(
         if seen == len(targets):
             raise EvaluationError(f"no validation metric can rise above 0. {told}")
         print(told)
+    mesh = build.decoding_mesh(config)
+    if mesh is not None:  # Once, rather than at every evaluation.
+        catalogue = replicate(catalogue, mesh)
 
     def evaluate(model: nnx.Module) -> dict[str, float]:
         decoded = build.decode(config, catalogue, model, splits, targets)

@@ -16,7 +16,7 @@ from gr.training.checkpoints import (
     has_checkpoint,
     restore_model,
 )
-from gr.training.hosts import first_then_others, is_first, wait_for_all
+from gr.training.hosts import as_in_first, first_then_others, is_first, wait_for_all
 from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
@@ -26,7 +26,16 @@ from gr.training.loop import (
     fit,
     rows_in_batch,
 )
-from gr.training.mesh import make_mesh, replicate, shard_batch
+from gr.training.mesh import (
+    make_mesh,
+    mesh_line,
+    of_all_processes,
+    on_own_rows,
+    replicate,
+    shard_batch,
+    shard_state,
+    state_shardings,
+)
 from gr.training.metric_writer import MetricWriter, read_metrics
 from gr.training.objectives import (
     LossConfig,
@@ -34,7 +43,13 @@ from gr.training.objectives import (
     init_loss_state,
     supervised_loss,
 )
-from gr.training.optimizers import Schedule, decay_mask, make_optimizer, make_schedule
+from gr.training.optimizers import (
+    Schedule,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    with_master_copy,
+)
 from gr.training.provenance import (
     check_run_info,
     git_revision,
@@ -42,7 +57,14 @@ from gr.training.provenance import (
     save_run_info,
     versions,
 )
-from gr.training.state import NO_BAD_STEP, NO_REWARD, RewardFault, TrainingError, TrainState
+from gr.training.state import (
+    NO_BAD_STEP,
+    NO_REWARD,
+    MasterCopy,
+    RewardFault,
+    TrainingError,
+    TrainState,
+)
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
 from gr.training.stopping import TrainingInterrupted
 
@@ -57,6 +79,7 @@ __all__ = [
     "FitResult",
     "LossConfig",
     "LossFn",
+    "MasterCopy",
     "MetricWriter",
     "Restored",
     "RewardFault",
@@ -66,6 +89,7 @@ __all__ = [
     "TrainStep",
     "TrainingError",
     "TrainingInterrupted",
+    "as_in_first",
     "check_run_info",
     "checkpoint_step",
     "checkpoints_directory",
@@ -82,13 +106,19 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "mesh_line",
+    "of_all_processes",
+    "on_own_rows",
     "read_metrics",
     "replicate",
     "restore_model",
     "rows_in_batch",
     "save_run_info",
     "shard_batch",
+    "shard_state",
+    "state_shardings",
     "supervised_loss",
     "versions",
     "wait_for_all",
+    "with_master_copy",
 ]

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from gr.training.mesh import shard_batch
+from gr.training.mesh import settle, shard_batch
 
 T = TypeVar("T")
 _BARRIERS = itertools.count()  # All processes pass the same barriers in the same order.
@@ -78,21 +78,6 @@ def _is_key(leaf: jax.Array) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def is_shared(mesh: Mesh) -> bool:
-    """Whether a mesh has devices of several processes."""
-    return len({device.process_index for device in mesh.devices.flat}) > 1
-
-
-def settle(tree: Any, mesh: Mesh) -> None:
-    """Waits for a step where the next one may not be queued behind it: on CPU devices that several processes share.
-
-    The devices of a process take up queued programs in any order there, and their exchanges (Gloo) then wait for each
-    other for ever.
-    """
-    if is_shared(mesh) and mesh.devices.flat[0].platform == "cpu":
-        jax.block_until_ready(tree)
-
-
 class Agreement:
     """Whether any process has been told to stop, with the same answer in all of them after the same step."""
 
@@ -110,7 +95,7 @@ class Agreement:
             Whether all shall stop now. Among several processes this is what they were told a step before, so that the
             devices have work while the host waits for the answer.
         """
-        if not is_shared(self._mesh):
+        if not self._mesh.is_multi_process:
             return told
         flags = np.full(len(self._mesh.local_devices), told, np.int32)
         before, self._before = self._before, _any(shard_batch(flags, self._mesh))

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gr.training.checkpoints import Checkpointer
-from gr.training.hosts import Agreement, as_in_first, is_first, settle, texts_of_all
-from gr.training.mesh import make_mesh, replicate, shard_batch
+from gr.training.hosts import Agreement, is_first, texts_of_all
+from gr.training.mesh import make_mesh, settle, shard_batch, shard_state
 from gr.training.meter import Interval, Meter
 from gr.training.metric_writer import MetricWriter
 from gr.training.state import NO_BAD_STEP, NO_REWARD, TrainingError, TrainState
@@ -117,14 +117,12 @@ def fit(
     # Resume.
     done = _Progress()
     saved_step = None
+    state = shard_state(state, mesh)  # First, so that a checkpoint is read to where it belongs.
     restored = checkpointer.restore(state) if checkpointer is not None else None
     if restored is not None:
         state, done = restored.state, _Progress(**restored.loop)
         batches.set_state(restored.iterator_state)
         saved_step = int(jax.device_get(state.step))
-    else:
-        state = as_in_first(state)
-    state = replicate(state, mesh)
     step = int(jax.device_get(state.step))
     if writer is not None:
         writer.start(step)

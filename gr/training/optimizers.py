@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr.training.state import TrainingError
+from gr.training.state import MasterCopy, TrainingError, is_low_precision
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -57,6 +57,35 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
+def with_master_copy(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser of parameters of less than float32, such as bfloat16.
+
+    It keeps them in float32 (arXiv 1710.03740, section 3.1): small updates, which would round to nothing, add up there.
+    After each update the parameters are that copy, rounded.
+    """
+
+    def init(params: Any) -> MasterCopy:
+        # Copied, since a train step donates parameters and state.
+        master = jax.tree.map(
+            lambda p: jnp.array(p, jnp.float32 if is_low_precision(p) else p.dtype), params
+        )
+        return MasterCopy(master, optimizer.init(master))
+
+    def update(grads: Any, state: MasterCopy, params: Any) -> tuple[Any, MasterCopy]:
+        grads = jax.tree.map(lambda grad, p: grad.astype(p.dtype), grads, state.params)
+        updates, inner = optimizer.update(grads, state.state, state.params)
+        master = optax.apply_updates(state.params, updates)
+        # Differences of rounded numbers: added to the parameters, they give exactly the rounded copy.
+        changes = jax.tree.map(
+            lambda new, old: new.astype(old.dtype).astype(new.dtype) - old.astype(new.dtype),
+            master,
+            params,
+        )
+        return changes, MasterCopy(master, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
     *,
     learning_rate: float,
@@ -68,12 +97,14 @@ def make_optimizer(
     accumulation_steps: int = 1,
     b1: float = 0.9,
     b2: float = 0.999,
+    master_copy: bool = False,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Returns AdamW (arXiv 1711.05101) with global-norm clipping, and the learning rate of each train step.
 
     `accumulation_steps = k` train steps (batches) make one optimiser update from the mean of their gradients;
     clipping sees that mean. `total_steps` and `warmup_steps` count optimiser *updates*, that is train steps divided by
-    `k`. The returned schedule takes *train steps*, as counted by the train state. Moments are float32.
+    `k`. The returned schedule takes *train steps*, as counted by the train state. Moments are float32. Parameters of
+    less than float32 need a `master_copy`, see `with_master_copy`.
 
     Raises:
         TrainingError: for values out of range.
@@ -107,4 +138,6 @@ def make_optimizer(
     def rate_of_train_step(step: jax.typing.ArrayLike) -> jax.Array:
         return rate_of_update(step // accumulation_steps)
 
+    if master_copy:
+        optimizer = with_master_copy(optimizer)
     return optimizer, rate_of_train_step

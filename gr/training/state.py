@@ -61,6 +61,25 @@ class RewardFault:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class MasterCopy:
+    """The state of an optimiser that updates parameters in float32, of which the model's are roundings."""
+
+    params: Any  # The parameters in float32.
+    state: Any  # Of the optimiser itself.
+
+
+def is_low_precision(leaf: Any) -> bool:
+    """Whether an array's numbers are floating, of less than float32."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+
+
+def _has_master_copy(opt_state: Any) -> bool:
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, MasterCopy))
+    return any(isinstance(part, MasterCopy) for part in parts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """The state of a run after `step` train steps; a train step is one batch, whether or not the optimiser updates.
 
@@ -90,22 +109,23 @@ class TrainState:
         The arrays are copied, since train steps donate their input state while the caller keeps model and key.
 
         Raises:
-            TrainingError: for a key that is not typed, or parameters of less than float32.
+            TrainingError: for a key that is not typed, or parameters of less than float32 without a master copy.
         """
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             raise TrainingError("key must be a typed PRNG key; make it with jax.random.key(seed)")
+        opt_state = optimizer.init(model)
         for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-            if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            if is_low_precision(leaf) and not _has_master_copy(opt_state):
                 name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
                 raise TrainingError(
                     f"parameter {name} is {leaf.dtype}: small updates would round to nothing; keep parameters in "
-                    "float32 and set the model's computing dtype instead"
+                    "float32 and set the model's computing dtype instead, or make the optimiser with master_copy=True"
                 )
         model, key, loss_state = jax.tree.map(jnp.copy, (model, key, loss_state))
         return cls(
             step=jnp.zeros((), jnp.int32),
             model=model,
-            opt_state=optimizer.init(model),
+            opt_state=opt_state,
             key=key,
             loss_state=loss_state,
             bad_step=jnp.full((), NO_BAD_STEP, jnp.int32),

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from gr.training.mesh import replicate
+from gr.training.mesh import pin_state, replicate
 from gr.training.optimizers import Schedule
 from gr.training.state import NO_BAD_STEP, RewardFault, TrainState
 
@@ -66,7 +66,7 @@ def make_train_step(
     Metrics are those of the loss, `loss`, `grad_norm` (before clipping), and `learning_rate` if the optimiser's
     `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, no update is applied and
     `bad_step` is set to this step. From then on the state stays frozen, so the host may notice it later. With a `mesh`
-    the new state is replicated on every device, and gradients are summed over its "data" axis.
+    the state lies as `shard_state` puts it, and so do the gradients, which are summed over all devices.
     """
 
     def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:
@@ -75,7 +75,8 @@ def make_train_step(
         (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.model, batch, key, state.loss_state
         )
-        grad_norm = optax.global_norm(grads)
+        grads = pin_state(grads, mesh)
+        grad_norm = gradient_norm(grads)
 
         # The update, and the state if it is good.
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
@@ -94,6 +95,11 @@ def make_train_step(
     return compile_step(step, loss_fn, mesh)
 
 
+def gradient_norm(grads: Any) -> jax.Array:
+    """The global norm of gradients `[]`, in float32."""
+    return optax.global_norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
+
+
 def advance(
     state: TrainState,
     model: Any,
@@ -105,7 +111,7 @@ def advance(
 ) -> TrainState:
     """The state with the proposed update; if something was not finite, the old state with `bad_step` set.
 
-    With a `mesh` the new state is replicated on every device.
+    With a `mesh` the new state lies as `shard_state` puts it.
     """
     fine_so_far = state.bad_step == NO_BAD_STEP
     good = finite & fine_so_far
@@ -128,7 +134,5 @@ def advance(
             lambda new, old: jnp.where(bad, new, old), reward_fault, state.reward_fault
         ),
     )
-    if mesh is None:
-        return new_state
-    # Pinned: otherwise the compiler may choose another layout, and the next call would compile again.
-    return jax.lax.with_sharding_constraint(new_state, NamedSharding(mesh, PartitionSpec()))
+    # Otherwise the compiler may choose another layout, and the next call would compile again.
+    return pin_state(new_state, mesh)

@@ -28,7 +28,7 @@ from gr.decoding import (
 from gr.decoding import beam as beam_module
 from gr.decoding import sampling as sampling_module
 from gr.decoding import ved as ved_module
-from gr.decoding.sampling import gumbel
+from gr.decoding.draws import gumbel
 from gr.decoding.ved_config import BEST_FIRST
 from gr.decoding.ved_step import prefix_noise
 from gr.testing import TableModel, random_table_model, random_tokens

@@ -14,10 +14,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import flags
+from jax.experimental import multihost_utils
 
 from gr import GrError
 
@@ -55,7 +57,7 @@ def start() -> None:
             raise DistributedError("--coordinator is for --distributed; give both or none")
         return
     given = {name: values[name] for name in _OURS if values[name] is not None}
-    _check(given)
+    check(given)
     timeout = values["start_timeout"]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM for itself; `gr.training.stopping` has the processes agree.
@@ -86,11 +88,13 @@ def start() -> None:
                 "--coordinator=HOST:PORT, --num_processes and --process_id"
             ) from error
         raise DistributedError(f"--coordinator={given['coordinator']}: {said}") from error
+    multihost_utils.sync_global_devices("start")  # Connects CPU devices, while all are here.
     if jax.process_index() != 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # The first process says it.
 
 
-def _check(given: dict) -> None:
+def check(given: Mapping[str, Any]) -> None:
+    """Raises `DistributedError` for values of the flags that are incomplete or wrong."""
     missing = [f"--{name}" for name in _OURS if name not in given]
     if given and missing:
         raise DistributedError(

@@ -17,7 +17,9 @@ from gr.training.mesh import settle, shard_batch
 
 T = TypeVar("T")
 _BARRIERS = itertools.count()  # All processes pass the same barriers in the same order.
-_LONGEST_WAIT = 24 * 3600  # Seconds. A process that has ended is noticed by its missing heartbeats.
+_LONGEST_WAIT_MS = (
+    24 * 3600 * 1000
+)  # A process that has ended is noticed by its missing heartbeats.
 
 
 def is_first() -> bool:
@@ -26,9 +28,10 @@ def is_first() -> bool:
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have called it."""
+    """Returns when all processes have called it. They may take long, which exchanges between CPU devices do not bear."""
     if jax.process_count() > 1:
-        ocp.multihost.sync_global_processes(f"gr_{next(_BARRIERS)}", timeout=_LONGEST_WAIT)
+        barrier = ocp.multihost.get_barrier_sync_fn()
+        barrier(key=f"gr_{next(_BARRIERS)}", timeout_ms=_LONGEST_WAIT_MS)
 
 
 def first_then_others(make: Callable[[], T], read: Callable[[], T]) -> T:
@@ -84,6 +87,9 @@ class Agreement:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._before: jax.Array | None = None  # [], of the step before.
+        # The first exchange of CPU devices connects them, and fails if a process comes half a minute late.
+        wait_for_all()
+        self.on(False)
 
     def on(self, told: bool) -> bool:
         """To be called once a step, in all processes.

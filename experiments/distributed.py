@@ -32,15 +32,14 @@ class DistributedError(GrError):
     """Raised where the processes of a run cannot be started together; names the flag and the remedy."""
 
 
-def define_flags(*, of_processes: bool = True) -> None:
-    """Defines the flags of a main that several processes may run; `of_processes`: also those that say which."""
+def define_flags() -> None:
+    """Defines the flags of a main that several processes may run."""
     flags.DEFINE_boolean("distributed", False, "Whether this is one process of several.")
     flags.DEFINE_string(
         "coordinator", None, "HOST:PORT of process 0, at a port that is free there."
     )
-    if of_processes:
-        flags.DEFINE_integer("num_processes", None, "Processes in all.")
-        flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes in all.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes.")
 
 
@@ -51,12 +50,13 @@ def start() -> None:
         DistributedError: for flags that do not fit together, or without flags where nothing else says who is there.
     """
     values = flags.FLAGS.flag_values_dict()
-    if not values.get("distributed"):
-        alone = "coordinator" in values and values["coordinator"] is not None
-        if alone:
-            raise DistributedError("--coordinator is for --distributed; give both or none")
+    if "distributed" not in values:
         return
     given = {name: values[name] for name in _OURS if values[name] is not None}
+    if not values["distributed"]:
+        if given:
+            raise DistributedError(f"--{next(iter(given))} is for --distributed; give both or none")
+        return
     check(given)
     timeout = values["start_timeout"]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

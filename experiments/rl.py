@@ -8,6 +8,8 @@ Starts from the supervised run's best model, which is the reference policy too, 
 and decoding from its config. First the value head learns alone (`value.pretrain_steps`), in `DIR/value_head`; then
 policy and value head together. The same command resumes a run that was stopped. Writes what `experiments.train`
 writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
+
+`--distributed` makes it one of several processes, on several hosts: see `experiments.distributed`.
 """
 
 from collections.abc import Sequence

@@ -5,6 +5,8 @@ r"""Trains a recommender on a config's data; the same command resumes a run that
 Writes into the workdir: the resolved `config.json`, `versions.json` and `data.json` (what the data were),
 `semantic_ids.npz` with its report, `checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files. A run
 with a checkpoint is resumed only with the same config and data; without one, a corrected command starts anew.
+
+`--distributed` makes it one of several processes, on several hosts: see `experiments.distributed`.
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ def is_first() -> bool:
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have called it. They may take long, which exchanges between CPU devices do not bear."""
+    """Returns when all processes have called it, however long that takes; CPU devices would wait half a minute."""
     if jax.process_count() > 1:
         barrier = ocp.multihost.get_barrier_sync_fn()
         barrier(key=f"gr_{next(_BARRIERS)}", timeout_ms=_LONGEST_WAIT_MS)
@@ -89,6 +89,7 @@ class Agreement:
         self._before: jax.Array | None = None  # [], of the step before.
         # The first exchange of CPU devices connects them, and fails if a process comes half a minute late.
         wait_for_all()
+        texts_of_all("")
         self.on(False)
 
     def on(self, told: bool) -> bool:

@@ -22,6 +22,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from gr import GrError
+from gr.training import TrainingInterrupted
 
 HEARTBEAT_S = 20  # Without a sign of life for so long, a process counts as lost.
 _SHUTDOWN_S = 60  # For which a process waits for the others when it is done.
@@ -126,7 +127,7 @@ def leaving() -> Iterator[None]:
     except BaseException as error:
         if not jax.distributed.is_initialized() or _is_agreed(error):
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if _is_of_jax(error):
             time.sleep(2 * HEARTBEAT_S)
         if isinstance(error, SystemExit) and isinstance(error.code, str):
             print(error.code, file=sys.stderr)
@@ -137,10 +138,15 @@ def leaving() -> Iterator[None]:
         os._exit(1)
 
 
+def _is_of_jax(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is of JAX's runtime."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _is_agreed(error: BaseException) -> bool:
     """Whether all processes end in this way."""
-    from gr.training import TrainingInterrupted
-
     cause = error.__cause__ or error
     return isinstance(cause, TrainingInterrupted) or (
         isinstance(error, SystemExit) and error.code in (None, 0)
@@ -149,21 +155,23 @@ def _is_agreed(error: BaseException) -> bool:
 
 # When a process is lost, JAX ends all others from within, with a stack of C++ frames. So that they end with one message
 # instead, what its libraries print goes through a process of its own, which outlives them. Python prints as always.
-_TRANSLATOR = """
-import os, sys
-start, loss = sys.argv[1:]
-rest, out = b"", os.fdopen(2, "wb", 0)
+_TRANSLATOR = r"""
+import os, re, sys
+start, loss = (message.encode() + b"\n" for message in sys.argv[1:])
+rest, left_out, out = b"", False, os.fdopen(2, "wb", 0)
 while part := os.read(0, 65536):
-    *lines, rest = (rest + part).split(b"\\n")
-    for line in lines:
+    *lines, rest = (rest + part).split(b"\n")
+    for place, line in enumerate(lines):
         if b"JAX distributed service detected fatal errors" in line:
-            text = line + rest + b"\\n".join(lines)
+            told = b"\n".join([*lines[place:], rest])
             while part := os.read(0, 65536):
-                text += part
-            out.write((start if b"RegisterTask" in text else loss).encode() + b"\\n")
+                told += part
+            out.write(start if b"RegisterTask" in told else loss)
             sys.exit()
-        if not (line.startswith(b"[Gloo]") or b"coordination_service" in line.split(b"]", 1)[0]):
-            out.write(line + b"\\n")
+        if not line or re.match(rb"[IWEF]\d{4} ", line):  # A record, which may have several lines.
+            left_out = b"coordination_service" in line.split(b"]")[0]
+        if not left_out and not line.startswith(b"[Gloo]"):
+            out.write(line + b"\n")
 out.write(rest)
 """
 

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,6 @@ from gr import GrError
 from gr.training import TrainingInterrupted
 
 HEARTBEAT_S = 20  # Without a sign of life for so long, a process counts as lost.
-_SHUTDOWN_S = 60  # For which a process waits for the others when it is done.
 _OURS = ("coordinator", "num_processes", "process_id")
 
 
@@ -61,8 +61,6 @@ def start() -> None:
     check(given)
     timeout = values["start_timeout"]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM for itself; `gr.training.stopping` has the processes agree.
-    jax.config.update("jax_enable_preemption_service", False)
     who = given.get("coordinator", "the coordinator that the environment names")
     _tell_losses_in_one_line(
         start=f"error: not all processes came together at {who} within {timeout} s (--start_timeout): start all of "
@@ -79,7 +77,6 @@ def start() -> None:
             cluster_detection_method="deactivate" if given else None,
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=_SHUTDOWN_S,
         )
     except Exception as error:  # JAX raises errors of many types.
         said = " ".join(str(error).split())[:200]
@@ -89,6 +86,8 @@ def start() -> None:
                 "--coordinator=HOST:PORT, --num_processes and --process_id"
             ) from error
         raise DistributedError(f"--coordinator={given['coordinator']}: {said}") from error
+    # JAX takes SIGTERM for its own notices; here `gr.training.stopping` does, and the processes agree.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     multihost_utils.sync_global_devices("start")  # Connects CPU devices, while all are here.
     if jax.process_index() != 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # The first process says it.

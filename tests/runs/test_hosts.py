@@ -191,5 +191,8 @@ def test_what_cannot_start_says_so_in_one_line(tmp_path):
         for process, message in zip(started, wanted, strict=True):
             errors = process.communicate(timeout=300)[1]
             assert process.returncode != 0
-            assert len(errors.splitlines()) == 1 and errors.startswith("error: "), errors
+            assert len(errors.splitlines()) == 1 and errors.startswith("error: "), (
+                process.returncode,
+                errors,
+            )
             assert message in errors

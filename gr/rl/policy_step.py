@@ -40,7 +40,7 @@ from gr.training import (
     TrainingError,
     TrainState,
 )
-from gr.training.mesh import pin_rows, pin_state
+from gr.training.mesh import gathered, pin_rows, pin_state
 from gr.training.step import Metrics, advance, compile_step, gradient_norm
 from gr.trie import Catalogue, TrieIndex
 
@@ -132,7 +132,9 @@ def make_policy_step(
             model, opt_state = carry
             part, key = xs
             chosen = pin_rows(jax.tree.map(lambda x: x[part], rollouts), mesh)
-            (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(model, chosen, key)
+            (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                gathered(model, mesh), chosen, key
+            )
             grads = pin_state(grads, mesh)
             changes, opt_state = optimizer.update(grads, opt_state, model)
             found |= {"loss": loss, "grad_norm": gradient_norm(grads)}

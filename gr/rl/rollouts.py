@@ -105,8 +105,10 @@ def roll_out(
     batch = {name: batch[name] for name in ("history", "target", "weight")}
 
     def of_users(whole: Any, batch: Any, key: Any) -> tuple[Rollouts, dict[str, jax.Array]]:
-        return _of_users(config, *whole, batch, key)
+        catalogue, reward, model, reference = whole
+        return _of_users(config, catalogue, reward, model, reference, batch, key)
 
+    reward = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
     whole = (catalogue, reward, model, reference)
     rollouts, per_user = on_own_rows(of_users, mesh, whole, batch, key)
     real = batch["weight"] > 0
@@ -118,7 +120,7 @@ def roll_out(
 def _of_users(
     config: RolloutConfig,
     catalogue: Catalogue,
-    reward: Reward,
+    reward: WeightedSum,
     model: ActorCritic,
     reference: Any,
     batch: dict[str, jax.Array],
@@ -145,8 +147,7 @@ def _of_users(
     outcome = Outcome(tokens, valid, target, items, batch["target"])
     logp, entropy = scored_candidates(config, catalogue, model.backbone, history, tokens)
     reference_logp, _ = scored_candidates(config, catalogue, reference, history, tokens)
-    parts = reward if isinstance(reward, WeightedSum) else weighted_sum({reward: 1.0})
-    rewards_apart = jnp.where(valid[..., None], parts.apart(outcome), 0.0)
+    rewards_apart = jnp.where(valid[..., None], reward.apart(outcome), 0.0)
     rollouts = Rollouts(
         history=history,
         target=target,

@@ -83,7 +83,9 @@ def make_model(
 ) -> nnx.Module:
     """A freshly initialised backbone for these semantic IDs; `cold` as for `make_index`."""
     model = _make_backbone(experiment, semantic_ids, cold)
-    return with_param_dtype(model, experiment.training.param_dtype)
+    if has_master_copy(experiment):
+        model = with_param_dtype(model, experiment.training.param_dtype)
+    return model
 
 
 def with_param_dtype(model: nnx.Module, dtype: str) -> nnx.Module:
@@ -109,9 +111,10 @@ def _make_backbone(
         for of_start in ("start_from", "start_scale"):
             sizes.pop(of_start, None)
         if _has_trie_head(experiment):
-            sizes["num_nodes"] = make_index(experiment, semantic_ids, cold).layout.node_offsets[
-                depth
-            ]
+            offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
+            sizes["num_nodes"] = offsets[depth]
+            if "num_facets" in sizes:
+                sizes["num_first"] = offsets[1]
     if experiment.backbone == "encoder_decoder":
         return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)
     if experiment.backbone == "decoder_only":

@@ -125,9 +125,10 @@ def _train(config: Experiment, workdir: str) -> Run:
     if training.init_from and not goes_on:
         before = saved_experiment(training.init_from).training.param_dtype
         model = restore_model(training.init_from, build.with_param_dtype(model, before))
+        model = build.with_param_dtype(model, training.param_dtype)
     elif config.backbone == "item_decoder" and not goes_on:
         model = as_in_first(from_vectors(config, model, splits, semantic_ids, known))
-    model = build.with_param_dtype(model, training.param_dtype)
+        model = build.with_param_dtype(model, training.param_dtype)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"

@@ -1,9 +1,9 @@
 """The device mesh: which device holds what of a batch and of a state, and programs in which each has its own users.
 
 A mesh has two axes. Each of its `data` groups of devices holds all the parameters; the `model` devices of a group share
-them. The rows of a batch are split over all devices of both axes: what is sharded over "model" is storage, which the
-compiler gathers where a product needs it, and the gradients are added up into the shards (ZeRO, arXiv 1910.02054, stage
-3, also called fully sharded data parallelism).
+them. The rows of a batch are split over all devices of both axes: what is split over "model" is storage. A step gathers
+the parameters, adds up the gradients into the parts that the devices hold, and updates these (ZeRO, arXiv 1910.02054,
+stage 3, also called fully sharded data parallelism).
 """
 
 import re
@@ -29,8 +29,8 @@ WHOLE = PartitionSpec()
 # they are split like it.
 _LARGEST = None
 AXES: tuple[tuple[str, int | None], ...] = (
-    # Tables of embeddings are read by rows, so that each device can look up its part of every row.
-    (r"(embedding|codes|codes_in|codes_before|items_in|nodes)", -1),
+    # Tables of embeddings by their width: how many rows they have is the catalogue's affair, and seldom a multiple.
+    (r".*embedding|(codes|items)(_in|_out|_before)?|nodes|facets", -1),
     (r".*", _LARGEST),
 )
 SMALL = 1024  # Arrays of fewer numbers, such as the scales of norms, are whole on every device.
@@ -198,6 +198,17 @@ def pin_state(state: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
+
+
+def gathered(model: Any, mesh: Mesh | None) -> Any:
+    """Within a program: the whole model on every device, for a loss; None: one device.
+
+    Left to itself, the compiler exchanges activations as well, which are larger, and computes some of them on every
+    device.
+    """
+    if mesh is None or mesh.shape["model"] == 1:
+        return model
+    return jax.lax.with_sharding_constraint(model, NamedSharding(mesh, WHOLE))
 
 
 def pin_rows(batch: Any, mesh: Mesh | None) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from gr.training.mesh import pin_state, replicate
+from gr.training.mesh import gathered, pin_state, replicate
 from gr.training.optimizers import Schedule
 from gr.training.state import NO_BAD_STEP, RewardFault, TrainState
 
@@ -73,7 +73,7 @@ def make_train_step(
         # Loss and gradient.
         key = jax.random.fold_in(state.key, state.step)
         (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.model, batch, key, state.loss_state
+            gathered(state.model, mesh), batch, key, state.loss_state
         )
         grads = pin_state(grads, mesh)
         grad_norm = gradient_norm(grads)

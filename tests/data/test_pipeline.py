@@ -413,6 +413,20 @@ def test_rows_by_user_are_a_multiple():
     assert train.plan.rows == (3, 3, 3)
 
 
+@pytest.mark.parametrize("kind", ["target", "user"])
+def test_filler_makes_rows_a_multiple_and_changes_nothing_else(kind):
+    plain, filled = iter(training(kind)), iter(training(kind).filled(5))
+    for _ in range(3):
+        batch, longer = next(plain), next(filled)
+        rows, more = len(batch["users"]), len(longer["users"])
+        assert more % 5 == 0 and 0 <= more - rows < 5
+        assert same(batch, {name: values[:rows] for name, values in longer.items()})
+        assert not longer["weight"][rows:].any() and set(longer["users"]) == set(batch["users"])
+    again = iter(training(kind).filled(5))
+    again.set_state(filled.get_state())
+    assert same(next(again), next(filled))
+
+
 # Evaluation
 
 

@@ -209,9 +209,10 @@ def test_results_do_not_depend_on_how_many_users_with_long_histories_share_a_bat
 
 
 ON_FOUR_DEVICES = """
-import dataclasses, re
+import dataclasses, functools, re
 import jax, numpy as np
-from gr.decoding import PRESETS
+import test_decode
+from gr.decoding import SearchConfig
 from gr.evaluation import decode as decode_module
 from gr.memory import ItemPrior
 from gr.training import make_mesh
@@ -229,7 +230,11 @@ mesh, texts, on_mesh = make_mesh(data=2, model=2), [], decode_module.decode_on_m
 def watched(*arguments, **static):
     if not texts:
         texts.append(on_mesh.lower(*arguments, **static).compile().as_text())
-    return on_mesh(*arguments, **static)
+    found = on_mesh(*arguments, **static)
+    users = len(jax.tree.leaves(arguments[3])[0])
+    for leaf in jax.tree.leaves(found):
+        assert {len(shard.data) for shard in leaf.addressable_shards} == {users // 4}
+    return found
 
 decode_module.decode_on_mesh = watched
 one = decode(make_sequences(), last_items(), **options)
@@ -241,11 +246,20 @@ for few in (1024, 1):  # With batches of 4 users a device, and of 1 for those wh
         np.testing.assert_allclose(mine, other, atol=1e-5, err_msg=field.name)
 assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", *texts)
 
-same = last_items(np.full(8, 3))
-drawn = decode(
-    make_sequences(), same, config=PRESETS["sample"], key=jax.random.key(0), mesh=mesh, score_targets=False
-).tokens
-assert (drawn[:4] != drawn[4:]).any()  # Devices draw numbers of their own.
+decode_module._MANY, same = 1024, last_items(np.full(8, 3))
+for name in ("sample", "ved"):  # With the numbers that one device draws for all of the batch.
+    config = SearchConfig(name, num_candidates=3, budget=12, initial_beams=2, sampling_temperature=1.0)
+    drawn = functools.partial(
+        decode, make_sequences(), same, config=config, key=jax.random.key(0), score_targets=False
+    )
+    test_decode.BATCH_SIZE = 2
+    found = drawn(mesh=mesh)
+    test_decode.BATCH_SIZE = 8
+    one = drawn()
+    np.testing.assert_array_equal(found.tokens, one.tokens)
+    np.testing.assert_allclose(found.scores, one.scores, atol=1e-5)
+    if name == "sample":  # The best that a tree search finds may be the same for all.
+        assert (found.tokens[:4] != found.tokens[4:]).any()
 """
 
 

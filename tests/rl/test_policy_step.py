@@ -69,7 +69,10 @@ def make_model(kind="encoder_decoder"):
         backbone = EncoderDecoder(config, rngs=nnx.Rngs(1))
     elif kind == "item_decoder":
         items, nodes = len(catalogue().tokens) - 1, catalogue().index.layout.node_offsets[-1]
-        config = ItemDecoderConfig(num_items=items, num_nodes=nodes, dropout=0.0, **sizes)
+        first = catalogue().index.layout.node_offsets[1]
+        config = ItemDecoderConfig(
+            num_items=items, num_nodes=nodes, num_first=first, num_facets=2, dropout=0.0, **sizes
+        )
         backbone = ItemDecoder(config, rngs=nnx.Rngs(1))
     else:
         config = DecoderOnlyConfig(**sizes, num_layers=1, dropout=0.0)
@@ -385,35 +388,78 @@ def test_filler_rows_have_no_influence():
 
 
 ON_TWO_DEVICES = """
-import json, jax, numpy as np
+import json, re, jax, numpy as np
 from test_policy_step import *
-from gr.training import make_mesh, replicate, shard_batch
+from gr.training import make_mesh, mesh as mesh_module, replicate, shard_batch, shard_state
+
+mesh_module.SMALL = 16  # So that the arrays of a small model are split.
+meshes = {"one": make_mesh(), "data": make_mesh(data=2), "model": make_mesh(model=2)}
 
 def trained(mesh):
-    step = make_step(rollout_config("beam"), learning=LearningConfig(num_epochs=1), mesh=mesh)
-    state = replicate(make_state(make_model()), mesh)
-    for _ in range(2):
+    step = make_step(learning=LearningConfig(num_minibatches=3), mesh=mesh)
+    state, values = shard_state(make_state(make_model()), mesh), []
+    for number in range(3):
+        if number == 1:
+            counter = compilations()
+            later = counter.__enter__()
         state, metrics = step(state, shard_batch(make_batch(), mesh))
-    return [float(metrics["loss"]), *(float(abs(x).sum()) for x in jax.tree.leaves(state.model))]
+        values += [float(metrics[name]) for name in ("loss", "value/loss", "reward/mean", "search/tokens")]
+    counter.__exit__(None, None, None)
+    kept = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.model, state.loss_state))]
+    return values, [float(abs(np.asarray(x)).sum()) for x in jax.tree.leaves(state.model)], len(later), sum(kept)
 
-print(json.dumps([trained(make_mesh()), trained(make_mesh(data=2))]))
+def rolled(mesh):
+    config = rollout_config("sample")
+    arguments = replicate((catalogue(), make_model()), mesh), shard_batch(make_batch(), mesh)
+    program = jax.jit(lambda whole, batch, key: roll_out(
+        config, whole[0], exact_match, whole[1], whole[1].backbone, batch, key, mesh
+    )[0]).lower(*arguments, jax.random.key(3)).compile()
+    found = program(*arguments, jax.random.key(3))
+    return {
+        "rows": sorted({len(s.data) for leaf in jax.tree.leaves(found) for s in leaf.addressable_shards}),
+        "exchanges": re.findall("all-gather|all-reduce|all-to-all|collective-permute", program.as_text()),
+        "tokens": found.tokens.tolist(), "logp": found.logp.tolist(), "rewards": found.rewards.tolist(),
+    }
+
+print(json.dumps({name: [trained(mesh), rolled(mesh)] for name, mesh in meshes.items()}))
 """
 
 
-def test_data_parallel_equals_one_device():
+@pytest.fixture(scope="module")
+def on_two_devices():
     folder = os.path.dirname(__file__)
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([folder, os.path.dirname(folder)]),
+        "PYTHONPATH": os.pathsep.join([folder, os.path.dirname(folder), *sys.path]),
     }
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_DEVICES], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    one, two = json.loads(done.stdout)
-    np.testing.assert_allclose(two, one, rtol=1e-4)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("axis", ["data", "model"])
+def test_two_devices_learn_as_one_does(on_two_devices, axis):
+    values, sums, later, whole = on_two_devices["one"][0]
+    other, other_sums, other_later, kept = on_two_devices[axis][0]
+    np.testing.assert_allclose(other, values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other_sums, sums, rtol=1e-5)
+    assert later == other_later == 0
+    # Policy, value head and reference are split; not the fewer than 16 numbers of a bias or two.
+    assert kept == whole if axis == "data" else whole / 2 <= kept < 0.51 * whole
+
+
+@pytest.mark.parametrize("axis", ["data", "model"])
+def test_each_device_rolls_out_its_own_users(on_two_devices, axis):
+    one, two = on_two_devices["one"][1], on_two_devices[axis][1]
+    assert one["rows"] == [USERS] and two["rows"] == [USERS // 2]
+    assert two["exchanges"] == []
+    assert two["tokens"] == one["tokens"]  # They draw the numbers of one device.
+    np.testing.assert_allclose(two["logp"], one["logp"], rtol=1e-5, atol=1e-6)
+    assert two["rewards"] == one["rewards"]
 
 
 @pytest.mark.parametrize(

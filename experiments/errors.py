@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from experiments import distributed
 from experiments.config_files import check_overrides, load_config_file, one_line
 from experiments.huge_pages import restart_main
 from gr import GrError
@@ -32,7 +33,8 @@ def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = Tr
         starts_backend: whether the process itself computes; then it checks JAX's devices at once.
     """
     restart_main()
-    app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
+    with distributed.leaving():
+        app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
 
 
 def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
@@ -89,6 +91,7 @@ def _parsed(argv: Sequence[str], *, starts_backend: bool) -> list[str]:
         raise SystemExit(f"error: {one_line(error)}") from error
     if starts_backend:
         try:
+            distributed.start()
             check_devices()
         except GrError as error:
             raise SystemExit(f"error: {error}") from error

@@ -8,6 +8,8 @@ Starts from the supervised run's best model, which is the reference policy too, 
 and decoding from its config. First the value head learns alone (`value.pretrain_steps`), in `DIR/value_head`; then
 policy and value head together. The same command resumes a run that was stopped. Writes what `experiments.train`
 writes, so that `evaluate` and `recommend` work on it, and `rl_report.html`.
+
+`--distributed` makes it one of several processes, on several hosts: see `experiments.distributed`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import distributed
 from experiments.config_files import of_reinforcement
 from experiments.errors import one_line_errors, run_main
 from gr.runs.reinforce import reinforce, report
@@ -38,5 +41,6 @@ if __name__ == "__main__":
     # Here rather than above, so that a notebook may import several mains, whose flags share names.
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     run_main(main)

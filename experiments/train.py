@@ -5,6 +5,8 @@ r"""Trains a recommender on a config's data; the same command resumes a run that
 Writes into the workdir: the resolved `config.json`, `versions.json` and `data.json` (what the data were),
 `semantic_ids.npz` with its report, `checkpoints/` (best and last), `metrics.jsonl` and TensorBoard event files. A run
 with a checkpoint is resumed only with the same config and data; without one, a corrected command starts anew.
+
+`--distributed` makes it one of several processes, on several hosts: see `experiments.distributed`.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import distributed
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors, run_main
 from gr.runs.train import train
@@ -34,5 +37,6 @@ if __name__ == "__main__":
     # Here rather than above, so that a notebook may import several mains, whose flags share names.
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's configuration.")
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write into; resumes what it holds.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     run_main(main)

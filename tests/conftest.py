@@ -41,6 +41,7 @@ from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 ROOT = Path(__file__).parents[1]
 # A minute and more each. They begin first, so that no worker is left with one of them at the end.
 SLOWEST = (
+    "runs/test_hosts.py",
     "runs/test_rl.py",
     "experiments/test_mains.py",
     "runs/test_compare.py",

@@ -27,6 +27,8 @@ class Examples(Protocol):
 class BatchPlan:
     """Random access to the batches of all epochs: a source for `grain.MapDataset.source`.
 
+    Each process gets its part of the rows, as many as any other: where they do not split, the last ones get filler.
+
     Batch `i` is batch `i % batches_per_epoch` of epoch `i // batches_per_epoch`.
 
     Raises:
@@ -69,9 +71,10 @@ class BatchPlan:
         order, batch_order, examples = self._epochs(epoch)
         start, bucket = self._cuts[batch_order[number]]
         rows, real = batch_rows(order, start, self.rows[bucket])
-        mine = len(rows) // self.process_count
-        part = slice(self.process_index * mine, (self.process_index + 1) * mine)
-        return examples.batch(rows[part], real[part], self.buckets[bucket])
+        mine = -(-len(rows) // self.process_count)
+        places = self.process_index * mine + np.arange(mine)
+        real = real[places % len(rows)] & (places < len(rows))
+        return examples.batch(rows[places % len(rows)], real, self.buckets[bucket])
 
     @functools.cached_property
     def _bucket_of(self) -> np.ndarray:

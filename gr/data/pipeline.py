@@ -80,7 +80,7 @@ def train_batches_by_target(
         place_jitter: the same by place, for data without times: a random delay of up to so many places; 0 keeps the
             order.
         num_epochs: None is endless.
-        process_index: which contiguous part of each batch's rows this process gets.
+        process_index: which contiguous part of each batch's rows this process gets, filled up with filler if need be.
         process_count: number of such parts.
 
     Raises:
@@ -88,11 +88,6 @@ def train_batches_by_target(
     """
     examples = target_examples(sequences, targets, max_history)
     require_positive(batch_size=batch_size, process_count=process_count)
-    if batch_size % process_count:
-        raise DataError(
-            f"batch_size={batch_size} does not split over {process_count} processes; "
-            "make it a multiple"
-        )
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
     plan = BatchPlan(
         examples=examples,
@@ -152,10 +147,9 @@ def train_batches_by_user(
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
-        rows_multiple_of: the rows of every batch are a multiple of it and of `process_count`; say
-            the number of devices that share a batch.
+        rows_multiple_of: the rows of every global batch are a multiple of it.
         num_epochs: None is endless.
-        process_index: which contiguous part of each batch's rows this process gets.
+        process_index: which contiguous part of each batch's rows this process gets, filled up with filler if need be.
         process_count: into how many parts they are split.
 
     Raises:
@@ -169,11 +163,13 @@ def train_batches_by_user(
         raise DataError(f"stride={stride} must lie between 1 and max_history={max_history}")
     examples = window_examples(sequences, targets, max_history, stride)
     buckets = resolve_buckets(buckets, examples.lengths, max_history)
-    multiple = int(np.lcm(process_count, rows_multiple_of))
     plan = BatchPlan(
         examples=examples,
         buckets=buckets,
-        rows=tuple(max(1, items_per_batch // (b + 1) // multiple) * multiple for b in buckets),
+        rows=tuple(
+            max(1, items_per_batch // (b + 1) // rows_multiple_of) * rows_multiple_of
+            for b in buckets
+        ),
         seed=seed,
         num_epochs=num_epochs,
         process_index=process_index,

@@ -26,7 +26,7 @@ from gr.rl import ActorCritic
 from gr.runs import build, build_rl, keys
 from gr.runs.run import Run
 from gr.runs.value_evaluation import ValueEvaluation
-from gr.training import read_metrics
+from gr.training import is_first, read_metrics
 from gr.trie import Catalogue, ExcludeItems, walk
 
 REPORT_FILE = "rl_report.html"
@@ -79,7 +79,8 @@ def write_rl_report(
         details={"Configuration": config.to_json(indent=2)},
     )
     path = os.path.join(run.workdir, REPORT_FILE)
-    write_atomically(path, page.encode())
+    if is_first():
+        write_atomically(path, page.encode())
     return path
 
 

@@ -23,11 +23,13 @@ from gr.runs.workdir import (
     saved_experiment,
     take_semantic_ids,
 )
-from gr.semantic_ids import report_table
+from gr.semantic_ids import SemanticIds, report_table
 from gr.training import (
     Checkpointer,
     MetricWriter,
+    as_in_first,
     checkpoint_step,
+    first_then_others,
     fit,
     mesh_line,
     replicate,
@@ -107,8 +109,10 @@ def _train(config: Experiment, workdir: str) -> Run:
         )
         semantic_ids = take_semantic_ids(training.init_from, splits, workdir)
     else:
-        semantic_ids, report = make_semantic_ids(config, splits, workdir)
-        print(report_table(report))
+        semantic_ids = first_then_others(
+            lambda: _new_semantic_ids(config, splits, workdir),
+            lambda: load_semantic_ids(workdir, splits),
+        )
     known = catalogue = build.make_catalogue(config, semantic_ids)
     if splits.cold is not None:  # Training must not know the cold items.
         known = build.make_catalogue(config, semantic_ids, splits.cold)
@@ -123,7 +127,7 @@ def _train(config: Experiment, workdir: str) -> Run:
         model = restore_model(training.init_from, build.with_param_dtype(model, before))
         model = build.with_param_dtype(model, training.param_dtype)
     elif config.backbone == "item_decoder" and not goes_on:
-        model = from_vectors(config, model, splits, semantic_ids, known)
+        model = as_in_first(from_vectors(config, model, splits, semantic_ids, known))
         model = build.with_param_dtype(model, training.param_dtype)
     print(
         f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
@@ -156,6 +160,12 @@ def _train(config: Experiment, workdir: str) -> Run:
     best = restore_model(workdir, build.make_model(config, semantic_ids, splits.cold), step)
     best = build.on_grown_catalogue(config, best, semantic_ids, splits.cold, catalogue)
     return Run(workdir, config, splits, semantic_ids, catalogue, best, step, result=result)
+
+
+def _new_semantic_ids(config: Experiment, splits: Splits, workdir: str) -> SemanticIds:
+    semantic_ids, report = make_semantic_ids(config, splits, workdir)
+    print(report_table(report))
+    return semantic_ids
 
 
 def validation(

@@ -17,6 +17,7 @@ from gr.training import (
     TrainingError,
     check_run_info,
     has_checkpoint,
+    is_first,
     load_config,
     locked,
     save_run_info,
@@ -151,7 +152,8 @@ def check_same_experiment(
 def keep(workdir: str, config: Experiment, splits: Splits) -> None:
     """Writes the experiment and the data's fingerprint; to be called right before training."""
     save_run_info(workdir, config.to_dict())
-    write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
+    if is_first():
+        write_json(os.path.join(workdir, DATA_FILE), fingerprint(splits))
 
 
 # Data.
@@ -275,6 +277,8 @@ def make_semantic_ids(
 def take_semantic_ids(start: str, splits: Splits, workdir: str) -> SemanticIds:
     """Copies the semantic IDs of the run that this one starts from, and their fit, into its workdir."""
     semantic_ids = load_semantic_ids(start, splits)
+    if not is_first():
+        return semantic_ids
     encoder, mine = (as_path(os.path.join(folder, ENCODER_FILE)) for folder in (start, workdir))
     mine.unlink(missing_ok=True)
     if encoder.exists():

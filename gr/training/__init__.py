@@ -16,13 +16,13 @@ from gr.training.checkpoints import (
     has_checkpoint,
     restore_model,
 )
+from gr.training.hosts import as_in_first, first_then_others, is_first, wait_for_all
 from gr.training.lock import locked
 from gr.training.loop import (
     ALL_STEPS,
     NO_MORE_BATCHES,
     OUT_OF_PATIENCE,
     FitResult,
-    TrainingInterrupted,
     fit,
     rows_in_batch,
 )
@@ -66,6 +66,7 @@ from gr.training.state import (
     TrainState,
 )
 from gr.training.step import CompiledStep, LossFn, TrainStep, make_train_step
+from gr.training.stopping import TrainingInterrupted
 
 __all__ = [
     "ALL_STEPS",
@@ -88,14 +89,17 @@ __all__ = [
     "TrainStep",
     "TrainingError",
     "TrainingInterrupted",
+    "as_in_first",
     "check_run_info",
     "checkpoint_step",
     "checkpoints_directory",
     "decay_mask",
+    "first_then_others",
     "fit",
     "git_revision",
     "has_checkpoint",
     "init_loss_state",
+    "is_first",
     "load_config",
     "locked",
     "make_mesh",
@@ -115,5 +119,6 @@ __all__ = [
     "state_shardings",
     "supervised_loss",
     "versions",
+    "wait_for_all",
     "with_master_copy",
 ]

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from gr.data.files import as_path, is_remote
+from gr.training.hosts import texts_of_all
 from gr.training.state import NO_BAD_STEP, TrainingError, TrainState
 
 FORMAT = 1
@@ -99,7 +99,7 @@ class Checkpointer:
             "format": FORMAT,
             "best_step": best_step,
             "key_impl": str(jax.random.key_impl(state.key)),
-            "iterators": _of_all_processes(_encode_iterator_state(iterator_state)),
+            "iterators": texts_of_all(_encode_iterator_state(iterator_state)),
             "checksums": {name: int(value) for name, value in checksums.items()},
             "loop": dict(loop or {}),
         }
@@ -145,7 +145,8 @@ class Checkpointer:
         """Restores the newest checkpoint onto the devices where `like` lies; None if there is none.
 
         Raises:
-            TrainingError: if it is damaged or was made by a different model, optimiser or number of processes.
+            TrainingError: if it is damaged or was made by a different model or optimiser, or by other
+                processes whose iterators had different states.
         """
         steps = self.steps
         if not steps:
@@ -162,11 +163,6 @@ class Checkpointer:
                 f"{folder}: its PRNG key is of kind {record['key_impl']} and this run's is {key_impl}; "
                 "set jax_default_prng_impl as it was"
             )
-        if len(record["iterators"]) != jax.process_count():
-            raise TrainingError(
-                f"{folder}: written by {len(record['iterators'])} process(es), now there are {jax.process_count()}; "
-                "resume with as many as before"
-            )
         self._keep(record["best_step"])
         key = jax.random.wrap_key_data(training.pop("key"), impl=record["key_impl"])
         rest = _with_leaves(_without_model(like), training)
@@ -179,7 +175,7 @@ class Checkpointer:
             bad_step=jax.device_put(np.int32(NO_BAD_STEP), like.bad_step.sharding),
             reward_fault=like.reward_fault,
         )
-        iterator_state = _decode_iterator_state(record["iterators"][jax.process_index()])
+        iterator_state = _iterator_state_of(folder, record["iterators"])
         return Restored(state=state, iterator_state=iterator_state, loop=record["loop"])
 
     def _keep(self, best_step: int | None) -> None:
@@ -297,9 +293,9 @@ def _name(path: Any) -> str:
 
 
 def _sharding_of(leaf: Any) -> jax.sharding.Sharding:
-    """A leaf's sharding; the first device for an abstract leaf."""
+    """A leaf's sharding; the first device of this process for an abstract leaf."""
     sharding = getattr(leaf, "sharding", None)
-    return sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _checksum(array: jax.Array) -> jax.Array:
@@ -448,18 +444,23 @@ def _encode_iterator_state(state: Any) -> str:
         ) from error
 
 
+def _iterator_state_of(checkpoint: Path, saved: list[str]) -> Any:
+    """This process's state of those that a checkpoint holds.
+
+    Raises:
+        TrainingError: if they were of another number of processes, whose states differed.
+    """
+    if len(saved) == jax.process_count():
+        return _decode_iterator_state(saved[jax.process_index()])
+    if len(set(saved)) > 1:
+        raise TrainingError(
+            f"{checkpoint}: written by {len(saved)} process(es) with iterators of different states, now there are "
+            f"{jax.process_count()}; resume with as many as before"
+        )
+    return _decode_iterator_state(saved[0])
+
+
 def _decode_iterator_state(text: str) -> Any:
     """The inverse of `_encode_iterator_state`."""
     saved = json.loads(text)
     return base64.b64decode(saved["bytes"]) if "bytes" in saved else saved["json"]
-
-
-def _of_all_processes(text: str) -> list[str]:
-    """Gathers every process's text, in process order: Orbax writes JSON from the first process only."""
-    if jax.process_count() == 1:
-        return [text]
-    own = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(own.size))
-    padded = np.pad(own, (0, int(sizes.max()) - own.size))
-    rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]

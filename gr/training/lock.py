@@ -13,6 +13,7 @@ from typing import IO
 import jax
 
 from gr.data.files import as_path, is_remote
+from gr.training.hosts import is_first
 from gr.training.state import TrainingError
 
 LOCK_FILE = "run.lock"
@@ -29,7 +30,8 @@ def locked(workdir: str | os.PathLike) -> Iterator[None]:
     Raises:
         TrainingError: if another process holds the lock; names that process.
     """
-    if jax.distributed.is_initialized() and jax.process_index() != 0:
+    # Asked first, since a study's process does not start JAX's devices.
+    if jax.distributed.is_initialized() and not is_first():
         yield
         return
     if is_remote(workdir):

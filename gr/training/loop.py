@@ -1,12 +1,9 @@
 """The training loop: steps, logging, evaluation, early stopping, checkpoints, resuming."""
 
 import dataclasses
-import os
-import signal
+import json
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
@@ -15,11 +12,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gr.training.checkpoints import Checkpointer
-from gr.training.mesh import make_mesh, shard_batch, shard_state
+from gr.training.hosts import Agreement, is_first, texts_of_all
+from gr.training.mesh import make_mesh, settle, shard_batch, shard_state
 from gr.training.meter import Interval, Meter
 from gr.training.metric_writer import MetricWriter
 from gr.training.state import NO_BAD_STEP, NO_REWARD, TrainingError, TrainState
 from gr.training.step import TrainStep
+from gr.training.stopping import StopSignals, TrainingInterrupted
 
 ALL_STEPS = "all steps done"
 NO_MORE_BATCHES = "no more batches"
@@ -45,10 +44,6 @@ class _Progress:
     evaluations_since_best: int = 0
     evaluated_step: int | None = None
     interval: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Meter.read`.
-
-
-class TrainingInterrupted(SystemExit):
-    """A run was told to stop and has saved its state; uncaught, it prints its message and exits with status 1."""
 
 
 def rows_in_batch(batch: Mapping[str, np.ndarray]) -> int:
@@ -92,11 +87,13 @@ def fit(
         monitor: the validation metric that decides which model is best.
         mode: "max" or "min": which values are better.
         patience: evaluations in a row without a new best after which the run ends; None for never.
-        examples_in_batch: number of examples in a batch, for examples/s; such as its targets.
+        examples_in_batch: number of examples in a batch of this process, for examples/s; such as its targets.
         checkpointer: None for no checkpoints.
         writer: None for no record.
         mesh: where to train; None for one device.
-        progress: whether to show a bar.
+        progress: whether to show a bar, in the first of several processes.
+
+    In a run of several processes all call `fit`, each with its own rows of the batches; see `gr.training.hosts`.
 
     Raises:
         TrainingError: for invalid settings, a loss, gradient or reward that is not finite, a checkpoint that cannot be
@@ -137,7 +134,7 @@ def fit(
         unit="step",
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        disable=not progress or jax.process_index() != 0,
+        disable=not progress or not is_first(),
     )
 
     # Periodic actions.
@@ -168,6 +165,8 @@ def fit(
         catch_up()
         with meter.paused():
             values = {name: float(value) for name, value in evaluate(state.model).items()}
+            # All processes go by the first one's values, lest they differ about which model is best.
+            values = json.loads(texts_of_all(json.dumps(values))[0])
         value = _monitored(values, monitor)
         if writer is not None:
             writer.write(step, "validation", values)
@@ -198,6 +197,7 @@ def fit(
 
     # Steps.
     reason = ALL_STEPS
+    agreement = Agreement(mesh)
     with bar, StopSignals() as signals:
         while step < total_steps:
             if patience is not None and done.evaluations_since_best >= patience:
@@ -210,7 +210,8 @@ def fit(
                 reason = NO_MORE_BATCHES
                 break
             state, metrics = train_step(state, shard_batch(batch, mesh))
-            meter.add(metrics, examples_in_batch(batch))
+            settle(state, mesh)
+            meter.add(metrics, examples_in_batch(batch) * jax.process_count())
             step += 1
             bar.update(1)
 
@@ -225,8 +226,9 @@ def fit(
                 due = evaluate_model() or due
             if due:
                 save()
-            if signals.received is not None:
-                _stop(signals.received, step, save, checkpointer)
+            if agreement.on(signals.received is not None):
+                by = signals.received or "a signal to another process"
+                _stop(by, step, save, checkpointer)
 
         # The end.
         report_pending()
@@ -286,46 +288,11 @@ def _what_was_not_finite(
     )
 
 
-class StopSignals:
-    """Notes the first SIGTERM or SIGINT in `received`; a second one has its usual effect.
-
-    Outside the main thread, where Python allows no handlers, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, self._before[number])
-        # Not with print, which is not re-entrant.
-        os.write(2, f"\n{self.received}: stopping after this step\n".encode())
-
-
-def _stop(
-    signal_name: str, step: int, save: Callable[[], None], checkpointer: Checkpointer | None
-) -> None:
+def _stop(by: str, step: int, save: Callable[[], None], checkpointer: Checkpointer | None) -> None:
     if checkpointer is None:
-        raise TrainingInterrupted(f"stopped by {signal_name} after step {step}; nothing was saved")
-    if jax.process_count() > 1:
-        # Other processes may be at another step, and saving needs all at the same one.
-        raise TrainingInterrupted(
-            f"stopped by {signal_name} after step {step}; the same command resumes from the last checkpoint in "
-            f"{checkpointer.directory}"
-        )
+        raise TrainingInterrupted(f"stopped by {by} after step {step}; nothing was saved")
     save()
     checkpointer.wait()
     raise TrainingInterrupted(
-        f"stopped by {signal_name} after step {step}, saved in {checkpointer.directory}; the same command resumes there"
+        f"stopped by {by} after step {step}, saved in {checkpointer.directory}; the same command resumes there"
     )

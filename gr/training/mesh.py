@@ -154,7 +154,21 @@ def _spec(path: Any, shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 def of_all_processes(tree: Any, mesh: Mesh | None) -> Any:
     """Results of a mesh such that each process can fetch them: parts on other processes' devices cannot be."""
-    return replicate(tree, mesh) if mesh is not None and mesh.is_multi_process else tree
+    if mesh is None or not mesh.is_multi_process:
+        return tree
+    tree = replicate(tree, mesh)
+    settle(tree, mesh)
+    return tree
+
+
+def settle(tree: Any, mesh: Mesh) -> None:
+    """Waits for results where no further program may be queued behind them: on CPU devices of several processes.
+
+    The devices of a process take up queued programs in any order there, and their exchanges (Gloo) then wait for each
+    other for ever.
+    """
+    if mesh.is_multi_process and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(tree)
 
 
 def _num_processes(mesh: Mesh) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 from etils.epath import Path
 
 from gr.data.files import as_path, is_remote, write_atomically
+from gr.training.hosts import is_first
 from gr.training.state import TrainingError
 
 
@@ -26,7 +26,7 @@ class MetricWriter:
 
     def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True):
         self.path = as_path(workdir) / "metrics.jsonl"
-        self._writes = jax.process_index() == 0
+        self._writes = is_first()
         self._tensorboard = tensorboard
         self._lines: Any = None
         self._events: Any = None

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from gr.data.files import as_path, read_json, write_json
+from gr.training.hosts import is_first
 from gr.training.state import TrainingError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -28,7 +29,7 @@ def save_run_info(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None
         workdir: folder of the run.
         config: the resolved configuration, JSON values, nested or not.
     """
-    if jax.process_index() == 0:
+    if is_first():
         write_json(as_path(workdir) / "config.json", config, sort_keys=True)
         write_json(as_path(workdir) / "versions.json", versions(), sort_keys=True)
 

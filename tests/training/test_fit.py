@@ -26,7 +26,7 @@ from gr.training import (
     restore_model,
     shard_batch,
 )
-from gr.training.loop import StopSignals
+from gr.training.stopping import StopSignals
 
 
 def records(workdir):

@@ -209,6 +209,7 @@ def make_optimisation(
         optimizer,
         schedule=schedule if learn_policy else value_schedule,
         mesh=mesh,
+        precision=rl.precision,
     )
     return optimizer, step
 

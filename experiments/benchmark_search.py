@@ -1,7 +1,8 @@
 r"""Measures searches that propose candidates at an equal budget: beam search, sampling, value-guided search.
 
     python -m experiments.benchmark_search --config=configs/amazon_office_small.py --json=FILE \
-        [--backbones=encoder_decoder] [--times=1,2] [--widths=1,4,8] [--seconds_per_row=8] [--config.FIELD=VALUE ...]
+        [--backbones=encoder_decoder] [--times=1,2] [--widths=1,4,8] [--novalue_block] [--seconds_per_row=8] \
+        [--config.FIELD=VALUE ...]
 
 Untrained weights and an untrained value head of the size in `gr.runs.ValueFields`, but the config's real semantic IDs
 and trie. A row searches `decoding.batch_size` users with random histories of `data.max_history` items, one program a
@@ -137,6 +138,7 @@ def measure(
             length,
             num_heads=value.num_heads,
             d_ff=value.d_ff,
+            block=FLAGS.value_block,
         ),
         rngs=nnx.Rngs(keys.make_key(config.seed, keys.VALUE_HEAD)),
     )
@@ -187,4 +189,5 @@ def _search(
 if __name__ == "__main__":
     flags.DEFINE_list("times", ["1", "2"], "Budgets of value-guided search, times beam search's.")
     flags.DEFINE_list("widths", ["1", "8", "16"], "How many prefixes it evaluates at a time.")
+    flags.DEFINE_bool("value_block", True, "Whether its value head has a transformer block.")
     benchmarking.run(main)

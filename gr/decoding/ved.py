@@ -175,7 +175,7 @@ def _begun(search: Search, tree: Tree) -> Tree:
     """The initial tree: the prefixes of a beam search."""
 
     def longer(depth: Any, tree: Tree, levels: range) -> Tree:
-        tree, choice = beam(tree, depth, search.config.initial_beams)
+        tree, choice = beam(tree, depth, search.config.initial_beams, levels.stop)
         return _grown(search, tree, choice, levels)
 
     if search.longest > MANY:
@@ -241,7 +241,8 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
     depths = rows(prefixes.depths, parents)
     states = jax.tree.map(lambda array: rows(array, parents), prefixes.states)
     paths = rows(prefixes.paths, parents)
-    cache = backbone.assemble(search.first[2], prefixes.stored, paths, depths)
+    above = paths[..., : levels.stop]  # No prefix that grows here has more codes.
+    cache = backbone.assemble(search.first[2], prefixes.stored, above, depths)
     logits, hidden, cache = backbone.step(tokens, cache)
 
     place, depth = jnp.arange(search.longest), depths[..., None]

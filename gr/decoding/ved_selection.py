@@ -49,11 +49,16 @@ def mark_tried(tree: Tree, choice: Choice) -> Tree:
     )
 
 
-def beam(tree: Tree, depth: int | jax.Array, count: int) -> tuple[Tree, Choice]:
-    """A step of a beam search: the `count` most probable children of the prefixes of one depth."""
+def beam(tree: Tree, depth: int | jax.Array, count: int, levels: int) -> tuple[Tree, Choice]:
+    """A step of a beam search: the `count` most probable children of the prefixes of one of the first `levels` depths.
+
+    The tree holds nothing but the prefixes of the steps before, at most `count` of each depth behind the root.
+    """
+    first = slice(1 + count * (levels - 1))
     prefixes = tree.prefixes
-    scores = prefixes.log_probs[..., None] + prefixes.child_log_probs
-    here = (tree.exist & (prefixes.depths == depth))[..., None] & (prefixes.priority > -jnp.inf)
+    scores = prefixes.log_probs[:, first, None] + prefixes.child_log_probs[:, first]
+    here = (tree.exist & (prefixes.depths == depth))[:, first, None]
+    here &= prefixes.priority[:, first] > -jnp.inf
     choice = _largest(jnp.where(here, scores, -jnp.inf), count)
     return mark_tried(tree, choice), choice
 

@@ -334,7 +334,7 @@ def assemble_cache(
     size = paths.shape[-1]
     shift = size - 1 - depths[..., None]
     order = jnp.maximum(jnp.arange(size) - shift, 0)
-    places = jnp.take_along_axis(paths, order, axis=-1)
+    places = jnp.take_along_axis(paths, order, axis=-1)[..., 1 - at_root :]
     user = jnp.arange(len(paths))[:, None, None]
     own = jax.tree.map(lambda x: x[user, places], stored)
     return dataclasses.replace(cache, own=own, decoded=depths + at_root, fixed=False)

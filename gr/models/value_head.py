@@ -32,6 +32,9 @@ class ValueHeadConfig:
     num_heads: int = 4
     d_ff: int = 512
     dropout: float = 0.1
+    # Whether a transformer block reads the prefix's states. Without it the MLP reads the last one alone, which has the
+    # prefix in it already: the states of a depth decoder come from such a block.
+    block: bool = True
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and values stay float32.
 
     def __post_init__(self):
@@ -44,6 +47,8 @@ class ValueHeadConfig:
 
 class ValueHead(nnx.Module):
     """`V(s_t)` of prefix states: one causal transformer block over the prefix, then an MLP (V-STAR, arXiv 2602.10699).
+
+    The block can be left out, see `ValueHeadConfig`.
 
     Depth t = 0..L counts the codes of a prefix: state 0 is the root's, which predicts the first code; state t is the
     one behind code t. The last layer is initialised to zero: an untrained head gives V = 0 everywhere.
@@ -58,13 +63,14 @@ class ValueHead(nnx.Module):
         )
         # Normalises the backbone's states, whose scale is unknown.
         self.state_norm = RMSNorm(d, dtype=dtype)
-        self.attention_norm = RMSNorm(d, dtype=dtype)
-        self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
-        self.out = Linear(d, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
-        self.ffn_norm = RMSNorm(d, dtype=dtype)
-        self.gate_up = Linear(d, 2 * f, rngs=rngs, dtype=dtype)
-        self.down = Linear(f, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
-        self.value_norm = RMSNorm(d, dtype=dtype)
+        if config.block:
+            self.attention_norm = RMSNorm(d, dtype=dtype)
+            self.qkv = Linear(d, 3 * d, rngs=rngs, dtype=dtype)
+            self.out = Linear(d, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
+            self.ffn_norm = RMSNorm(d, dtype=dtype)
+            self.gate_up = Linear(d, 2 * f, rngs=rngs, dtype=dtype)
+            self.down = Linear(f, d, rngs=rngs, dtype=dtype, scale=2**-0.5)
+            self.value_norm = RMSNorm(d, dtype=dtype)
         self.hidden = Linear(d, d, rngs=rngs, dtype=dtype)
         self.value = Linear(d, 1, rngs=rngs, dtype=jnp.float32, scale=0.0)
         # One bias per depth for its mean reward, so that the layers need not learn it.
@@ -91,15 +97,17 @@ class ValueHead(nnx.Module):
         length, width = states.shape[-2:]
         self._check(length, width)
         x = self._normed(states.reshape(-1, length, width), self.depth_embedding[...][:length])
-        query, keys, values = self._projected(x)
-        bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
-        mixed = attend(query, keys, values, bias, rate=rate, seed=weight_seed)
-        found = self._finish(x, mixed, seeds) + self.depth_mean[...][:length]
+        if self.config.block:
+            query, keys, values = self._projected(x)
+            bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
+            mixed = attend(query, keys, values, bias, rate=rate, seed=weight_seed)
+            x = self._finish(x, mixed, seeds)
+        found = self._value(x, seeds[-1]) + self.depth_mean[...][:length]
         return found.reshape(states.shape[:-1])
 
     def step(
-        self, hidden: jax.Array, depths: jax.Array, before: Keys | None = None
-    ) -> tuple[jax.Array, Keys]:
+        self, hidden: jax.Array, depths: jax.Array, before: Keys | tuple[()] | None = None
+    ) -> tuple[jax.Array, Keys | tuple[()]]:
         """Values of prefixes that are a code longer than others, from what was kept of those.
 
         Args:
@@ -109,16 +117,18 @@ class ValueHead(nnx.Module):
                 each; those from its own depth on are arbitrary. None for prefixes of depth 0.
 
         Returns:
-            `[...]` float32, and the keys and values `[..., H, D / H]` of the prefixes.
+            `[...]` float32, and the keys and values `[..., H, D / H]` of the prefixes; no arrays without the block.
 
         Raises:
             ModelError: see `__call__`.
         """
-        self._check(1 if before is None else 1 + before[0].shape[-3], hidden.shape[-1])
+        self._check(1 + before[0].shape[-3] if before else 1, hidden.shape[-1])
         x = self._normed(hidden, self.depth_embedding[...][depths])
+        if not self.config.block:
+            return self._value(x, None) + self.depth_mean[...][depths], ()
         query, *own = self._projected(x)
         kept = tuple(part[..., None, :, :] for part in own)
-        if before is not None:
+        if before:
             kept = tuple(
                 jnp.concatenate(parts, axis=-3) for parts in zip(before, kept, strict=True)
             )
@@ -129,8 +139,8 @@ class ValueHead(nnx.Module):
         there = (place < depths[..., None]) | (place == len(place) - 1)
         logits = jnp.where(there[..., None], logits * query.shape[-1] ** -0.5, MASKED)
         weights = jax.nn.softmax(logits, axis=-2).astype(values.dtype)
-        found = self._finish(x, (weights[..., None] * values).sum(-3), [None] * 4)
-        return found + self.depth_mean[...][depths], tuple(own)
+        x = self._finish(x, (weights[..., None] * values).sum(-3), [None] * 4)
+        return self._value(x, None) + self.depth_mean[...][depths], tuple(own)
 
     def _check(self, length: int, width: int) -> None:
         if width != self.config.d_model or length > self.config.code_length + 1:
@@ -151,13 +161,16 @@ class ValueHead(nnx.Module):
     def _finish(
         self, x: jax.Array, mixed: jax.Array, seeds: Sequence[jax.Array | None]
     ) -> jax.Array:
-        """Values `[...]`, without the depth biases, from inputs `[..., D]` and mixed values `[..., H, D / H]`."""
-        rate, (out_seed, inner_seed, ffn_seed, hidden_seed) = self.config.dropout, seeds
+        """The block's outputs `[..., D]`, normed, from inputs `[..., D]` and mixed values `[..., H, D / H]`."""
+        rate, (out_seed, inner_seed, ffn_seed, _) = self.config.dropout, seeds
         x = x + dropout(self.out(mixed.reshape(x.shape)), rate, out_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
         inner = dropout(jax.nn.silu(gate) * up, rate, inner_seed)
-        x = x + dropout(self.down(inner), rate, ffn_seed)
-        hidden = dropout(jax.nn.silu(self.hidden(self.value_norm(x))), rate, hidden_seed)
+        return self.value_norm(x + dropout(self.down(inner), rate, ffn_seed))
+
+    def _value(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
+        """The MLP: values `[...]`, without the depth biases, from normed states `[..., D]`."""
+        hidden = dropout(jax.nn.silu(self.hidden(x)), self.config.dropout, seed)
         return self.value(hidden)[..., 0].astype(jnp.float32)
 
 

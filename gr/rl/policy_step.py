@@ -89,6 +89,7 @@ def make_policy_step(
     *,
     schedule: Schedule | None = None,
     mesh: Mesh | None = None,
+    precision: str | None = None,
 ) -> CompiledStep:
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state, compiles once per shape.
 
@@ -106,6 +107,7 @@ def make_policy_step(
         optimizer: made by `actor_critic_optimizer`.
         schedule: learning rate of the policy by updates; only logged.
         mesh: see `make_train_step`.
+        precision: of search and learning, see `make_train_step`.
 
     Returns:
         The step. Metrics are those of `roll_out`, means over the step's updates of those of `policy_objective` and
@@ -154,7 +156,7 @@ def make_policy_step(
         new_state = advance(state, model, opt_state, reference, finite, mesh, fault)
         return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
 
-    return compile_step(step, (catalogue, reward), mesh, reward.names)
+    return compile_step(step, (catalogue, reward), mesh, reward.names, precision)
 
 
 def _loss_of_rollouts(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -245,7 +246,9 @@ def make_optimisation(
         loss=experiment.loss,
         index=catalogue.index,
     )
-    return optimizer, make_train_step(loss, optimizer, schedule=schedule, mesh=mesh)
+    return optimizer, make_train_step(
+        loss, optimizer, schedule=schedule, mesh=mesh, precision=training.precision
+    )
 
 
 def has_master_copy(experiment: Experiment) -> bool:
@@ -263,6 +266,11 @@ def optimizer_options(loop: LoopConfig, updates: int) -> dict[str, Any]:
         "clip_norm": loop.clip_norm,
         "b2": loop.b2,
     }
+
+
+def scoring(experiment: Experiment) -> AbstractContextManager:
+    """Within it, programs are traced with the experiment's precision of decoding."""
+    return jax.default_matmul_precision(experiment.decoding.precision)
 
 
 def distribution(experiment: Experiment) -> dict[str, float | str | None]:
@@ -304,25 +312,26 @@ def decode(
         progress: whether a progress bar is shown.
     """
     decoding, by_beams = experiment.decoding, search is None
-    return decode_targets(
-        SearchConfig("beam", num_candidates=decoding.num_beams) if by_beams else search,
-        model,
-        catalogue,
-        splits.sequences,
-        targets,
-        value_head=value_head,
-        key=None if by_beams else keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
-        score_targets=by_beams,
-        max_history=experiment.data.max_history,
-        buckets=experiment.data.num_buckets,
-        batch_size=decoding.batch_size,
-        exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
-        allowed=allowed,
-        prior=prior,
-        mesh=decoding_mesh(experiment),
-        progress=progress,
-        **distribution(experiment),
-    )
+    with scoring(experiment):
+        return decode_targets(
+            SearchConfig("beam", num_candidates=decoding.num_beams) if by_beams else search,
+            model,
+            catalogue,
+            splits.sequences,
+            targets,
+            value_head=value_head,
+            key=None if by_beams else keys.make_key(experiment.seed, keys.SEARCH_EVALUATION),
+            score_targets=by_beams,
+            max_history=experiment.data.max_history,
+            buckets=experiment.data.num_buckets,
+            batch_size=decoding.batch_size,
+            exclude_seen=decoding.exclude_seen if exclude_seen is None else exclude_seen,
+            allowed=allowed,
+            prior=prior,
+            mesh=decoding_mesh(experiment),
+            progress=progress,
+            **distribution(experiment),
+        )
 
 
 def spread_targets(targets: Targets, count: int) -> Targets:

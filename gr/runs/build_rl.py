@@ -110,6 +110,7 @@ def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead
             num_heads=value.num_heads,
             d_ff=value.d_ff,
             dropout=value.dropout,
+            block=value.block,
         ),
         rngs=nnx.Rngs(keys.make_key(config.seed, keys.VALUE_HEAD)),
     )
@@ -212,6 +213,7 @@ def make_optimisation(
         optimizer,
         schedule=schedule if learn_policy else value_schedule,
         mesh=mesh,
+        precision=rl.precision,
     )
     return optimizer, step
 

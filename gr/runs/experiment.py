@@ -41,6 +41,8 @@ from gr.training.optimizers import DECAYS
 
 BACKBONES = ("encoder_decoder", "decoder_only", "item_decoder")
 Head = Annotated[str, OneOf(("vocabulary", "trie"))]
+# Of matrix products of float32 numbers, in the words of `jax.default_matmul_precision`.
+Precision = Annotated[str, OneOf(("default", "high", "highest"))]
 Schedule = Annotated[str, OneOf(tuple(DECAYS))]
 
 
@@ -251,6 +253,7 @@ class LoopConfig:
         monitor: validation metric that decides the best model: "ndcg@10", "hit@10", "ndcg@20", "hit@20", "loss" or
             "prefix_recall/1", "/2", ...
         patience: evaluations without improvement after which training ends; 0: never.
+        precision: of float32 matrix products in the train step; see `DecodingConfig`.
     """
 
     learning_rate: Positive = 1e-3
@@ -263,6 +266,7 @@ class LoopConfig:
     eval_users: Natural = 2048
     monitor: str = "ndcg@10"
     patience: Natural = 10
+    precision: Precision = "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,12 +310,15 @@ class DecodingConfig:
             or "trained": as the loss was (MSL: children, with temperature loss.tau).
         exclude_seen: whether items of the history are not recommended again. Set False where users repeat items, as in
             music and sessions: otherwise such targets could never be hit.
+        precision: of float32 matrix products, see docs/accelerators.md: "highest", float32 everywhere; "high"; or
+            "default", the device's fastest: bfloat16 on a TPU, TF32 on a GPU. No matter on a CPU.
     """
 
     num_beams: Count = 20
     batch_size: Count = 128
     normalise_over: Annotated[str, OneOf(("trained", "vocabulary", "children"))] = "trained"
     exclude_seen: bool = True
+    precision: Precision = "highest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -530,6 +537,8 @@ class ValueFields(ValueConfig):
 
     Attributes:
         learn: whether there is a value head; without it VED is guided by entropy only.
+        block: whether it has the published transformer block; without it it is an MLP on a prefix's state, a tenth of
+            the work of a code of `item_decoder`, whose states come from such a block.
         num_heads: attention heads; 1 or more.
         d_ff: width of its feed-forward layer; 1 or more.
         dropout: in [0, 1).
@@ -539,6 +548,7 @@ class ValueFields(ValueConfig):
     """
 
     learn: bool = True
+    block: bool = True
     num_heads: Count = 4
     d_ff: Count = 128
     dropout: ShareBelowOne = 0.1

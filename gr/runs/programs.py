@@ -75,12 +75,28 @@ def experiment_programs(
         )
     made: dict[str, Program] = {}
     if {DECODE, SEARCH} & set(names):
-        made |= _decode_programs(experiment, semantic_ids, SEARCH in names)
+        programs = _decode_programs(experiment, semantic_ids, SEARCH in names)
+        made |= _with_precision(experiment.decoding.precision, programs)
     if TRAIN in names:
-        made |= _train_programs(experiment, splits, semantic_ids)
+        programs = _train_programs(experiment, splits, semantic_ids)
+        made |= _with_precision(experiment.training.precision, programs)
     if RL in names:
-        made |= _rl_programs(experiment, splits, semantic_ids)
+        programs = _rl_programs(experiment, splits, semantic_ids)
+        made |= _with_precision(_reinforced(experiment).rl.precision, programs)
     return made
+
+
+def _with_precision(precision: str, programs: dict[str, Program]) -> dict[str, Program]:
+    """The programs, lowered with this precision of matrix products."""
+
+    def lower(of: Callable[[Mesh], jax.stages.Lowered], mesh: Mesh) -> jax.stages.Lowered:
+        with jax.default_matmul_precision(precision):
+            return of(mesh)
+
+    return {
+        name: dataclasses.replace(program, lower=functools.partial(lower, program.lower))
+        for name, program in programs.items()
+    }
 
 
 def _has_item_head(experiment: Experiment, semantic_ids: SemanticIds) -> bool:

@@ -168,11 +168,12 @@ def rank_items(
         options |= {"prior": prior, "prior_weight": weight}
     read = histories_for(run.model, run.catalogue.tokens, recent)
     index, count = run.catalogue.index, max(decoding.num_beams, top_k)
-    if scores_items(run.model):
-        options.pop("normalise_over")
-        found = rank_whole(run.model, index, run.catalogue.tokens, read, count, **options)
-    else:
-        found = beam_search(run.model, index, read, num_beams=count, **options)
+    with build.scoring(run.config):
+        if scores_items(run.model):
+            options.pop("normalise_over")
+            found = rank_whole(run.model, index, run.catalogue.tokens, read, count, **options)
+        else:
+            found = beam_search(run.model, index, read, num_beams=count, **options)
     check_finite(np.asarray(found.bad_step), np.array(["with this history"]))
     return np.asarray(found.items[0]), np.asarray(found.scores[0])
 

@@ -143,7 +143,8 @@ def recommend_all(
             if mixture is not None:
                 past = Histories.of(part, targets)
                 prior = mixture.for_histories(past, exclude=decoding.exclude_seen)
-            found = decode(part, targets, prior=prior, progress=bar)
+            with build.scoring(run.config):
+                found = decode(part, targets, prior=prior, progress=bar)
             table = list_table(part.user_ids, item_ids, found, num_items)
             content = pa.BufferOutputStream()
             pq.write_table(table.replace_schema_metadata({_MADE_OF: made_of}), content)

@@ -143,27 +143,28 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
     items = histories(run.splits.sequences, targets, config.data.max_history)
     history = histories_for(run.model, catalogue.tokens, items)
     constraint = ExcludeItems(items) if rollout.exclude_seen else None
-    found = search(
-        rollout.search,
-        run.model,
-        run.value_head,
-        catalogue.index,
-        history,
-        key=keys.make_key(config.seed, keys.SEARCH_TREES),
-        constraint=constraint,
-        keep_tree=True,
-        **build.distribution(config),
-    )
-    width = max(1, rollout.search.budget // (catalogue.index.length - 1))
-    kept = beam_search(
-        run.model,
-        catalogue.index,
-        history,
-        width,
-        constraint=constraint,
-        keep_beams=True,
-        **build.distribution(config),
-    )
+    with build.scoring(config):
+        found = search(
+            rollout.search,
+            run.model,
+            run.value_head,
+            catalogue.index,
+            history,
+            key=keys.make_key(config.seed, keys.SEARCH_TREES),
+            constraint=constraint,
+            keep_tree=True,
+            **build.distribution(config),
+        )
+        width = max(1, rollout.search.budget // (catalogue.index.length - 1))
+        kept = beam_search(
+            run.model,
+            catalogue.index,
+            history,
+            width,
+            constraint=constraint,
+            keep_beams=True,
+            **build.distribution(config),
+        )
     return jax.device_get(found), jax.device_get(kept.beams)
 
 

@@ -71,9 +71,9 @@ class ValueEvaluation:
             )
             for number, batch in enumerate(self.batches)
         )
-        values, returns, counted = (
-            np.concatenate(column) for column in zip(*fetched(parts), strict=True)
-        )
+        with jax.default_matmul_precision(self.config.rl.precision):
+            columns = zip(*fetched(parts), strict=True)
+        values, returns, counted = (np.concatenate(column) for column in columns)
         error = float(np.square(values - returns)[counted].mean())
         return value_calibration(values, returns, counted, first_depth=0), error
 

@@ -1,5 +1,6 @@
 """The compiled train step: loss, gradient, update."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,14 +31,22 @@ class CompiledStep:
     program: Any  # The jitted `(state, batch, fixed) -> (state, metrics)`.
     fixed: Any  # A pytree.
     reward_names: tuple[str, ...] = ()  # As `TrainState.reward_fault` numbers them.
+    precision: str | None = None  # Of matrix products, in JAX's words; None: as JAX is set.
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Runs one step; donates the state."""
-        return self.program(state, batch, self.fixed)
+        with self._precision():
+            return self.program(state, batch, self.fixed)
 
     def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
         """The lowered program for these shapes, for inspection."""
-        return self.program.lower(state, batch, self.fixed)
+        with self._precision():
+            return self.program.lower(state, batch, self.fixed)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(self.precision)
 
 
 def compile_step(
@@ -45,10 +54,11 @@ def compile_step(
     fixed: Any,
     mesh: Mesh | None,
     reward_names: tuple[str, ...] = (),
+    precision: str | None = None,
 ) -> CompiledStep:
     """Jits a step that also takes `fixed`, and places `fixed` on the state's devices."""
     fixed = jax.device_put(fixed) if mesh is None else replicate(fixed, mesh)
-    return CompiledStep(jax.jit(step, donate_argnums=0), fixed, reward_names)
+    return CompiledStep(jax.jit(step, donate_argnums=0), fixed, reward_names, precision)
 
 
 def make_train_step(
@@ -57,6 +67,7 @@ def make_train_step(
     *,
     schedule: Schedule | None = None,
     mesh: Mesh | None = None,
+    precision: str | None = None,
 ) -> CompiledStep:
     """Returns the jitted `step(state, batch) -> (state, metrics)`; it donates the state and compiles once per shape.
 
@@ -67,6 +78,8 @@ def make_train_step(
     `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, no update is applied and
     `bad_step` is set to this step. From then on the state stays frozen, so the host may notice it later. With a `mesh`
     the state lies as `shard_state` puts it, and so do the gradients, which are summed over all devices.
+    `precision` is that of matrix products: "default", "high" or "highest", as in `jax.default_matmul_precision`; None: as
+    JAX is set.
     """
 
     def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:
@@ -92,7 +105,7 @@ def make_train_step(
 
     if jax.tree_util.all_leaves([loss_fn]):  # A plain function.
         loss_fn = jax.tree_util.Partial(loss_fn)
-    return compile_step(step, loss_fn, mesh)
+    return compile_step(step, loss_fn, mesh, precision=precision)
 
 
 def gradient_norm(grads: Any) -> jax.Array:

@@ -21,9 +21,9 @@ FIRST = BEAMS * (LENGTH - 1)  # Tokens of the beam search.
 OPTIONS = {"budget": FIRST + 20, "num_candidates": 30, "initial_beams": BEAMS}
 
 
-def make_head(width):
+def make_head(width, block):
     """Larger numbers than at initialisation, so that values differ."""
-    config = ValueHeadConfig(width, code_length=LENGTH, num_heads=2, d_ff=12)
+    config = ValueHeadConfig(width, code_length=LENGTH, num_heads=2, d_ff=12, block=block)
     shapes = jax.eval_shape(lambda: ValueHead(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), jnp.float32), shapes)
@@ -50,7 +50,7 @@ def prefixes_of(tree, user):
 @pytest.mark.parametrize("name", FLOAT32)
 def test_every_prefix_is_as_by_teacher_forcing(name, width):
     model, history = make_model(name), make_history(name)
-    head = make_head(model.config.d_model)
+    head = make_head(model.config.d_model, block=width > 1)
     tokens = np.random.default_rng(2).integers(2, VOCAB, (60, LENGTH))
     index = TrieIndex.build(tokens, VOCAB)
     config = VedConfig(width=width, **OPTIONS)

@@ -1,5 +1,7 @@
 """The value head: what a value may depend on, and what it is at first."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
 DEPTHS, WIDTH = 4, 8
 CONFIG = ValueHeadConfig(WIDTH, code_length=DEPTHS - 1, num_heads=2, d_ff=12, dropout=0.25)
+ALONE = dataclasses.replace(CONFIG, block=False)
+with_and_without_block = pytest.mark.parametrize("config", [CONFIG, ALONE], ids=["block", "alone"])
 
 
 @jax.jit
@@ -41,14 +45,15 @@ def random_states(*batch, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def test_values_code_by_code_are_those_of_the_path():
-    head, states = make_head(), random_states(3, 5)
+@with_and_without_block
+def test_values_code_by_code_are_those_of_the_path(config):
+    head, states = make_head(config), random_states(3, 5)
     expected, step = (
         np.asarray(values_of(head, states)),
         jax.jit(lambda head, *args: head.step(*args)),
     )
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, 2, WIDTH // 2)))
-    kept = (noise, noise)
+    kept = (noise, noise) if config.block else ()
 
     def above():
         return tuple(part[:, :, : DEPTHS - 1] for part in kept)
@@ -66,8 +71,23 @@ def test_values_code_by_code_are_those_of_the_path():
     np.testing.assert_allclose(found, among, rtol=1e-5, atol=1e-6)
 
 
-def test_an_untrained_head_has_no_opinion_but_learns_from_the_first_step():
-    head, states = ValueHead(CONFIG, rngs=nnx.Rngs(0)), random_states(3)
+def test_without_the_block_a_value_is_that_of_its_state_and_depth_alone():
+    head, states = make_head(ALONE), random_states(5)
+    slopes = jax.jit(jax.jacobian(lambda states: head(states)))(states[0])  # [S, S, D].
+    reach = np.abs(slopes).max(axis=-1)
+    assert (np.diag(reach) > 1e-5).all()
+    np.testing.assert_array_equal(reach[~np.eye(DEPTHS, dtype=bool)], 0.0)
+    x = np.asarray(states, np.float64)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.asarray(head.state_norm.scale[...])
+    x = (x + np.asarray(head.depth_embedding[...])) @ np.asarray(head.hidden.kernel[...])
+    expected = (x / (1 + np.exp(-x))) @ np.asarray(head.value.kernel[...])
+    expected = expected[..., 0] + np.asarray(head.depth_mean[...])
+    np.testing.assert_allclose(values_of(head, states), expected, rtol=1e-4, atol=1e-4)
+
+
+@with_and_without_block
+def test_an_untrained_head_has_no_opinion_but_learns_from_the_first_step(config):
+    head, states = ValueHead(config, rngs=nnx.Rngs(0)), random_states(3)
     np.testing.assert_array_equal(values_of(head, states), np.zeros((3, DEPTHS)))
     grads = jax.jit(jax.grad(lambda head: ((head(states) - 1.0) ** 2).sum()))(head)
     assert np.abs(grads.value.kernel[...]).max() > 0.01
@@ -107,8 +127,9 @@ def test_depths_are_told_apart():
     assert len({round(float(value), 4) for value in values}) == DEPTHS
 
 
-def test_every_parameter_gets_a_gradient_and_states_too():
-    head, states = make_head(), random_states(3)
+@with_and_without_block
+def test_every_parameter_gets_a_gradient_and_states_too(config):
+    head, states = make_head(config), random_states(3)
     loss = jax.jit(jax.grad(lambda head, states: (head(states) ** 2).sum(), argnums=(0, 1)))
     for leaf in jax.tree.leaves(loss(head, states)):
         assert np.abs(leaf).max() > 1e-6
@@ -121,8 +142,9 @@ def test_it_compiles_once_per_shape():
     assert compiled._cache_size() == 1
 
 
-def test_dropout_needs_a_key():
-    head, states = make_head(), random_states(4)
+@with_and_without_block
+def test_dropout_needs_a_key(config):
+    head, states = make_head(config), random_states(4)
     plain, dropped = values_of(head, states), values_of(head, states, jax.random.key(0))
     np.testing.assert_array_equal(values_of(head, states), plain)
     assert np.abs(plain - dropped).max() > 0.01

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from rounding import products_of
 from toy_run import Toy, ToyBatches, compilations, toy_loss, toy_state_and_step
 
 from gr.training import (
@@ -53,6 +54,24 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(metrics["learning_rate"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(state.model.linear.kernel[...], [[0.1]], rtol=1e-4)
     assert int(state.step) == 1 and int(state.bad_step) == NO_BAD_STEP
+
+
+def test_products_of_a_step_have_its_precision():
+    optimizer, _ = make_optimizer(learning_rate=0.1, total_steps=10)
+
+    def stepped(precision):
+        state = TrainState.create(Toy(), optimizer, jax.random.key(0))
+        step = make_train_step(noiseless_loss, optimizer, precision=precision)
+        metrics = step(state, batch_of(0))[1]
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+    plain = stepped(None)
+    with products_of("gpu"):
+        rounded, default, highest = (stepped(name) for name in (None, "default", "highest"))
+        with jax.default_matmul_precision("highest"):  # None: as JAX is set.
+            assert stepped(None) == plain
+    assert highest == plain and rounded == default
+    assert all(of_rounded != of_plain for of_rounded, of_plain in zip(rounded, plain, strict=True))
 
 
 def test_the_key_of_a_step_depends_on_the_step():

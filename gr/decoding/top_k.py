@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+_COMPARED = 512  # So many places are compared by a TPU, rather than gathered from.
+
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
@@ -47,5 +49,48 @@ def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
     """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
     flat = jax.lax.collapse(places, 1)
-    found = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
+    found = jax.lax.platform_dependent(
+        values,
+        flat,
+        tpu=_by_comparison if values.shape[1] <= _COMPARED else _by_gather,
+        default=_by_gather,
+    )
     return found.reshape(places.shape)
+
+
+def _by_gather(values: jax.Array, places: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, places, axis=1, mode="promise_in_bounds")
+
+
+def _by_comparison(values: jax.Array, places: jax.Array) -> jax.Array:
+    """The same for a TPU, which compares a few places sooner than it gathers elements one by one."""
+    here = places[:, :, None] == jnp.arange(values.shape[1], dtype=places.dtype)
+    return jnp.where(here, values[:, None], jnp.zeros((), values.dtype)).sum(-1, dtype=values.dtype)
+
+
+def best_with(
+    values: jax.Array, k: int, *others: jax.Array
+) -> tuple[jax.Array, jax.Array, *tuple[jax.Array, ...]]:
+    """The `min(k, n)` largest values of each row `[B, n]`, descending, their places, and others' elements there."""
+    count = min(k, values.shape[1])
+
+    def by_places(values: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+        best, places = top_k(values, count)
+        return best, places, *(take_along(other, places) for other in others)
+
+    def by_sorting(values: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+        """The same for a TPU, where a top-k sorts everything as well; here all moves together, and nothing is read."""
+        places = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+        costs, *moved = first_of_sorted(-values, count, places, *others)
+        return -costs, *moved
+
+    return jax.lax.platform_dependent(values, *others, tpu=by_sorting, default=by_places)
+
+
+def first_of_sorted(costs: jax.Array, k: int, *others: jax.Array) -> list[jax.Array]:
+    """The `min(k, n)` smallest of `costs [B, n]`, ascending, and others' elements in their places.
+
+    Of equal costs, those come first that have the smaller elements in the first of the others.
+    """
+    moved = jax.lax.sort((costs, *others), num_keys=2, is_stable=False)
+    return [part[:, :k] for part in moved]

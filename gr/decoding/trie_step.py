@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.softmax import Softmax, centred
-from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
+from gr.decoding.top_k import best_of_blocks, best_with, first_of_sorted, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
@@ -26,6 +26,7 @@ from gr.trie.transitions import (
 )
 
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
+_FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
 
 
@@ -119,26 +120,37 @@ def _best_of_bits(
     only: Filter | None,
 ) -> Step:
     level = index.layout.levels[depth]
-    batch, beams = offset.shape
-    num_octets = level.span // PLANES
     all_rows = take(index.children[depth], nodes.begin)
     rows = all_rows if only is None else only.rows(index, depth, nodes, all_rows)
-    octets = octets_of(rows)
     logits = _slice(logits, level.base, level.span)
+    scores, parents, token = jax.lax.platform_dependent(
+        rows,
+        offset,
+        logits,
+        softmax,
+        tpu=functools.partial(_best_by_sorting, width),
+        default=functools.partial(_best_by_octets, width),
+    )
+    exist = scores > -jnp.inf
+    row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
+    first = take_along(index.first_child[depth][nodes.begin], parents)
+    number = jnp.where(exist, first + rank(row, token), 0)
+    return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
 
-    def plane(bit: int) -> jax.Array:
-        under = logits[..., bit * num_octets : (bit + 1) * num_octets]
-        there = (octets & np.uint8(1 << bit)) != 0
-        return jnp.where(there, under, -jnp.inf)
 
+def _best_by_octets(
+    width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores, parents and tokens (less the level's base), of logits `[B, M, S]` under rows `[B, M, S / 32]`."""
+    beams, span = logits.shape[1:]
+    num_octets = span // PLANES
+    octets = octets_of(rows)
     # The best of the eight tokens of each octet, and the octets with the best ones.
-    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
-    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
-    peaks = jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
+    peaks = _peaks(octets, offset, logits, softmax)
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
     bits = take_along(jax.lax.collapse(octets, 1), place)[..., None]
-    at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
+    at = (beam * span + octet)[..., None] + num_octets * jnp.arange(PLANES)
     scored = take_along(jax.lax.collapse(logits, 1), at)
     scored = centred(scored, take_along(softmax.largest, beam)[..., None], softmax.inverse)
     scored += take_along(offset, beam)[..., None]
@@ -146,14 +158,73 @@ def _best_of_bits(
     scored = jnp.where(there != 0, scored, -jnp.inf)
     width = min(width, scored.shape[1] * PLANES)
     scores, column, bit = best_of_blocks(peak, scored, width)
-
     parents, octet = split(take_along(place, column), num_octets)
-    token = octet + bit * num_octets
-    exist = scores > -jnp.inf
-    row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
-    first = take_along(index.first_child[depth][nodes.begin], parents)
-    number = jnp.where(exist, first + rank(row, token), 0)
-    return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
+    return scores, parents, octet + bit * num_octets
+
+
+def _peaks(
+    octets: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> jax.Array:
+    """The score of the best of each octet's tokens `[B, M, S / 8]`."""
+    num_octets = octets.shape[-1]
+
+    def plane(bit: int) -> jax.Array:
+        under = logits[..., bit * num_octets : (bit + 1) * num_octets]
+        there = (octets & octets.dtype.type(1 << bit)) != 0
+        return jnp.where(there, under, -jnp.inf)
+
+    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
+    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
+    return jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
+
+
+def _best_by_sorting(
+    width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same for a TPU, by costs (negative scores) of all tokens, which are sorted together with their places."""
+    beams, span = logits.shape[1:]
+    costs = -(centred(logits, softmax.largest[..., None], softmax.inverse) + offset[..., None])
+    costs = jnp.where(expand(rows), costs, jnp.inf)
+    if beams * span <= _FEW_TOKENS:
+        costs = jax.lax.collapse(costs, 1)
+        at = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 1)
+        costs, at = first_of_sorted(costs, width, at)
+    else:
+        costs, at = _first_of_many(costs, width)
+    return -costs, *split(at, span)
+
+
+def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest of `costs [B, M, S]`, ascending, and their places in the flattened `[M * S]`.
+
+    The smallest of `_OCTETS` beams and eight pieces of the tokens are sorted first, then those of each beam, at last
+    tokens: along beams and pieces whole rows of numbers are compared.
+    """
+    batch, beams, span = costs.shape
+    size = span // PLANES
+    least = functools.reduce(
+        jnp.minimum, [costs[..., i : i + size] for i in range(0, span, size)]
+    )  # [B, M, size].
+    groups = -(-beams // _OCTETS)
+    each = -(-beams // groups)
+    missing = groups * each - beams
+    if missing:
+        least = jnp.pad(least, ((0, 0), (0, missing), (0, 0)), constant_values=jnp.inf)
+    minima = jax.lax.collapse(least.reshape(batch, groups, each, size).min(axis=2), 1)
+    place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
+    _, place = first_of_sorted(minima, count, place)
+    group, token = split(place, size)
+    at = _all_of(group * (each * size) + token, size, each)
+    _, place = first_of_sorted(take_along(jax.lax.collapse(least, 1), at), count, at)
+    beam, token = split(place, size)
+    at = _all_of(jnp.minimum(beam, beams - 1) * span + token, size, PLANES)
+    costs, place = first_of_sorted(take_along(jax.lax.collapse(costs, 1), at), count, at)
+    return costs, place
+
+
+def _all_of(first: jax.Array, step: int, count: int) -> jax.Array:
+    """`count` places from each of `first [B, n]` on, `step` apart, `[B, n * count]`."""
+    return jax.lax.collapse(first[..., None] + step * np.arange(count, dtype=np.int32), 1)
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:

@@ -41,7 +41,7 @@ class PackedInts:
         """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         value = jax.lax.platform_dependent(
-            word, shift, tpu=self._in_two_reads, default=self._in_one_read
+            word, shift, tpu=self._in_two_words, default=self._in_one_read
         )
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
 
@@ -55,10 +55,10 @@ class PackedInts:
         pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
         return pieces.sum(-1, dtype=jnp.uint32)
 
-    def _in_two_reads(self, word: jax.Array, shift: jax.Array) -> jax.Array:
-        """The same for a TPU, which would pad an axis of two to 128 lanes."""
-        low, high = take(self.words, word), take(self.words, word + 1)
-        return (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
+    def _in_two_words(self, word: jax.Array, shift: jax.Array) -> jax.Array:
+        """The same for a TPU, which would pad a last axis of two to 128 lanes."""
+        low, high = self._side_by_side(word, 2)
+        return _from_bit(shift, low, high)
 
     def parts(
         self, index: jax.Array, firsts: Sequence[int], bits: Sequence[int]
@@ -81,19 +81,44 @@ class PackedInts:
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         # Words after the last needed one do not matter: reading beyond the end is clipped.
         last = self.words.shape[0] - 1
-        stream = [take(self.words, word)]
-        stream += [take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)]
+        def one_by_one(word: jax.Array) -> list[jax.Array]:
+            stream = [take(self.words, word)]
+            return stream + [
+                take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)
+            ]
+
+        stream = jax.lax.platform_dependent(
+            word,
+            tpu=lambda word: self._side_by_side(word, count + crosses),
+            default=one_by_one,
+        )
         if not crosses:
             return [word >> shift for word in stream]
-        # Shifted twice, since a shift by 32 is undefined.
-        return [
-            (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
-            for low, high in zip(stream, stream[1:], strict=False)
-        ]
+        return [_from_bit(shift, low, high) for low, high in zip(stream, stream[1:], strict=False)]
+
+    def _side_by_side(self, word: jax.Array, count: int) -> list[jax.Array]:
+        """`count` words from each of `word [...]` on, in a single read; those beyond the end do not matter."""
+        places = word[None] + np.arange(count, dtype=np.int32).reshape(-1, *[1] * word.ndim)
+        return list(take(self.words, jnp.minimum(places, self.words.shape[0] - 1)))
 
     def interval(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Elements at `index` and behind it: `[begin, end)` where the elements are interval starts."""
-        return self[index], self[index + 1]
+        return jax.lax.platform_dependent(
+            jnp.asarray(index, jnp.int32),
+            tpu=self._interval_in_one_read,
+            default=lambda index: (self[index], self[index + 1]),
+        )
+
+    def _interval_in_one_read(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Two elements in succession lie in at most three words."""
+        word, shift = word_and_shift(index, self.width, 0)
+        words = self._side_by_side(word, 3)
+        behind = shift + jnp.uint32(self.width)
+        crosses = behind >= _WORD
+        low, high = (jnp.where(crosses, b, a) for a, b in zip(words, words[1:], strict=False))
+        begin, end = _from_bit(shift, *words[:2]), _from_bit(behind & (_WORD - 1), low, high)
+        mask = jnp.uint32((1 << self.width) - 1)
+        return (begin & mask).astype(jnp.int32), (end & mask).astype(jnp.int32)
 
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.
@@ -129,6 +154,11 @@ def word_and_shift(place: jax.Array, width: int, first: Bits) -> tuple[jax.Array
     """
     bit = (place & (GROUP - 1)) * width + first  # Counted within the group: small.
     return (place >> 5) * width + (bit >> 5), (bit & (_WORD - 1)).astype(jnp.uint32)
+
+
+def _from_bit(shift: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """32 bits of two words that begin at bit `shift` of the first."""
+    return (low >> shift) | ((high << 1) << (_WORD - 1 - shift))  # A shift by 32 is undefined.
 
 
 def num_words(size: int, width: int) -> int:

@@ -17,7 +17,7 @@ from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
-from gr.decoding.top_k import take_along, top_k
+from gr.decoding.top_k import best_with, take_along
 from gr.memory import ItemPrior
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
@@ -290,9 +290,9 @@ def ranked(
     # A semantic ID none of whose items is allowed may have been let through where no level was scanned.
     items = source.items(beams.states)
     scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
-    scores, order = top_k(scores, min(count, scores.shape[1]))
+    scores, order = best_with(scores, count)
     valid = scores > -jnp.inf
-    items = jnp.take_along_axis(items, order[..., None], axis=1)
+    items = _rows_of(items, order)
     paths = _backtrack(tokens, parents, order, rest)
     missing = ((0, 0), (0, count - scores.shape[1]))
     candidates = Candidates(
@@ -323,5 +323,33 @@ def _backtrack(
             beam = take_along(parent, beam)
     path = path[::-1]
     if rest is not None:
-        path.append(jnp.take_along_axis(jnp.moveaxis(rest, 0, -1), order[..., None], axis=1))
-    return jnp.concatenate(path, axis=-1)
+        path.append(_rows_of(jnp.moveaxis(rest, 0, -1), order))
+    return _side_by_side(path)
+
+
+def _rows_of(values: jax.Array, order: jax.Array) -> jax.Array:
+    """Rows of `[B, M, n]` in another order `[B, M']`."""
+
+    def one_by_one(values: jax.Array, order: jax.Array) -> jax.Array:
+        columns = [take_along(values[..., i], order) for i in range(values.shape[-1])]
+        return jnp.stack(columns, axis=-1)
+
+    def at_once(values: jax.Array, order: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, order[..., None], axis=1)
+
+    return jax.lax.platform_dependent(values, order, tpu=one_by_one, default=at_once)
+
+
+def _side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Concatenates `[B, M, n]` along the last axis."""
+
+    def as_sum(*parts: jax.Array) -> jax.Array:
+        """For a TPU, which otherwise writes one part after the other."""
+        columns = [part[..., i, None] for part in parts for i in range(part.shape[-1])]
+        places = np.arange(len(columns))
+        return sum(jnp.where(places == i, column, 0) for i, column in enumerate(columns))
+
+    def concatenated(*parts: jax.Array) -> jax.Array:
+        return jnp.concatenate(parts, axis=-1)
+
+    return jax.lax.platform_dependent(*parts, tpu=as_sum, default=concatenated)

@@ -133,8 +133,10 @@ def _best_of_bits(
     )
     exist = scores > -jnp.inf
     row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
-    first = take_along(index.first_child[depth][nodes.begin], parents)
-    number = jnp.where(exist, first + rank(row, token), 0)
+    number = rank(row, token)
+    if depth > 0:  # The root's children are numbered from 0 on.
+        number += take_along(index.first_child[depth][nodes.begin], parents)
+    number = jnp.where(exist, number, 0)
     return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
 
 
@@ -290,6 +292,26 @@ def _best_of_slots(
     width: int,
     only: Filter | None,
 ) -> Step:
+    return jax.lax.platform_dependent(
+        nodes,
+        offset,
+        logits,
+        softmax,
+        tpu=functools.partial(_slots_by_sorting, index, depth, width, only),
+        default=functools.partial(_slots_by_beams, index, depth, width, only),
+    )
+
+
+def _slots_by_beams(
+    index: TrieIndex,
+    depth: int,
+    width: int,
+    only: Filter | None,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+) -> Step:
     slots, inside = scanned_slots(index, depth, nodes)
     slots, inside = slots.swapaxes(1, 2), inside.swapaxes(1, 2)
     tokens = slot_tokens(index, depth, slots)
@@ -311,6 +333,46 @@ def _best_of_slots(
     begin = take_along(nodes.begin, parents) + place
     end = begin + (siblings == token[:, None]).sum(1, dtype=jnp.int32)
     return Step(scores, parents, token, Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0)))
+
+
+def _slots_by_sorting(
+    index: TrieIndex,
+    depth: int,
+    width: int,
+    only: Filter | None,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+) -> Step:
+    """The same for a TPU: places `[W, B, M]` are whole rows of numbers, and what is known of each is sorted with it."""
+    count, (batch, beams) = index.layout.levels[depth].max_slots, offset.shape
+    begin = nodes.begin + np.arange(count, dtype=np.int32)[:, None, None]
+    inside = begin < nodes.end
+    slots = jnp.minimum(begin, index.layout.max_items - 1)
+    tokens = slot_tokens(index, depth, slots)
+    same = tokens[:, None] == tokens
+    # A child is met at its first slot.
+    earlier = np.tri(count, k=-1, dtype=bool)[..., None, None]
+    exist = inside & ~(same & earlier).any(1)
+    if only is not None:
+        allowed = inside & jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
+        exist &= (same & allowed).any(1)
+    end = begin + (same & inside).sum(1, dtype=jnp.int32)
+    user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
+    scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
+    costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)
+    costs = jnp.where(exist, costs, jnp.inf)
+
+    def in_rows(values: jax.Array) -> jax.Array:
+        return jax.lax.collapse(values.swapaxes(0, 1), 1)
+
+    place = jax.lax.broadcasted_iota(jnp.int32, (batch, count * beams), 1)
+    found = first_of_sorted(in_rows(costs), width, place, *map(in_rows, (tokens, begin, end)))
+    costs, place, tokens, begin, end = found
+    exist = costs < jnp.inf
+    nodes = Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
+    return Step(-costs, place % beams, tokens, nodes)
 
 
 def _best_of_few(

@@ -41,7 +41,10 @@ class PackedInts:
         """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         value = jax.lax.platform_dependent(
-            word, shift, tpu=self._in_two_words, default=self._in_one_read
+            word,
+            shift,
+            tpu=lambda word, shift: self._by_words(word, [shift], 2)[0],
+            default=self._in_one_read,
         )
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
 
@@ -55,10 +58,24 @@ class PackedInts:
         pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
         return pieces.sum(-1, dtype=jnp.uint32)
 
-    def _in_two_words(self, word: jax.Array, shift: jax.Array) -> jax.Array:
-        """The same for a TPU, which would pad a last axis of two to 128 lanes."""
-        low, high = self._side_by_side(word, 2)
-        return _from_bit(shift, low, high)
+    def _by_words(
+        self, word: jax.Array, shifts: Sequence[jax.Array], count: int
+    ) -> tuple[jax.Array, ...]:
+        """32 bits that begin at each bit of `shifts`, `[...]` each, of the `count` words from `word [...]` on.
+
+        For a TPU: all words are read at once, along a first axis, since it would pad a last axis of two to 128 lanes.
+        """
+        places = np.arange(count, dtype=np.int32).reshape(-1, *[1] * word.ndim)
+        words = take(self.words, jnp.minimum(word + places, self.words.shape[0] - 1))
+
+        def from_bit(shift: jax.Array) -> jax.Array:
+            left = places * _WORD - shift.astype(jnp.int32)  # How far the word moves to the left.
+            amount = jnp.minimum(jnp.abs(left), _WORD - 1).astype(jnp.uint32)
+            moved = jnp.where(left < 0, words >> amount, words << amount)
+            # Of the three words that an interval may touch, one may be too far away.
+            return jnp.where(jnp.abs(left) < _WORD, moved, 0).sum(0, dtype=jnp.uint32)
+
+        return tuple(map(from_bit, shifts))
 
     def parts(
         self, index: jax.Array, firsts: Sequence[int], bits: Sequence[int]
@@ -81,44 +98,38 @@ class PackedInts:
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         # Words after the last needed one do not matter: reading beyond the end is clipped.
         last = self.words.shape[0] - 1
-        def one_by_one(word: jax.Array) -> list[jax.Array]:
+
+        def one_by_one(word: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
             stream = [take(self.words, word)]
-            return stream + [
-                take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)
-            ]
+            more = range(1, count + crosses)
+            stream += [take(self.words, jnp.minimum(word + i, last)) for i in more]
+            if not crosses:
+                return tuple(word >> shift for word in stream)
+            # Shifted twice, since a shift by 32 is undefined.
+            return tuple(
+                (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
+                for low, high in zip(stream, stream[1:], strict=False)
+            )
 
-        stream = jax.lax.platform_dependent(
-            word,
-            tpu=lambda word: self._side_by_side(word, count + crosses),
-            default=one_by_one,
-        )
-        if not crosses:
-            return [word >> shift for word in stream]
-        return [_from_bit(shift, low, high) for low, high in zip(stream, stream[1:], strict=False)]
+        def at_once(word: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
+            return self._by_words(word, [shift + _WORD * i for i in range(count)], count + crosses)
 
-    def _side_by_side(self, word: jax.Array, count: int) -> list[jax.Array]:
-        """`count` words from each of `word [...]` on, in a single read; those beyond the end do not matter."""
-        places = word[None] + np.arange(count, dtype=np.int32).reshape(-1, *[1] * word.ndim)
-        return list(take(self.words, jnp.minimum(places, self.words.shape[0] - 1)))
+        return list(jax.lax.platform_dependent(word, shift, tpu=at_once, default=one_by_one))
 
     def interval(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Elements at `index` and behind it: `[begin, end)` where the elements are interval starts."""
+
+        def at_once(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            word, shift = word_and_shift(index, self.width, 0)
+            mask = jnp.uint32((1 << self.width) - 1)
+            both = self._by_words(word, [shift, shift + self.width], 3)
+            return tuple((bits & mask).astype(jnp.int32) for bits in both)
+
         return jax.lax.platform_dependent(
             jnp.asarray(index, jnp.int32),
-            tpu=self._interval_in_one_read,
+            tpu=at_once,
             default=lambda index: (self[index], self[index + 1]),
         )
-
-    def _interval_in_one_read(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Two elements in succession lie in at most three words."""
-        word, shift = word_and_shift(index, self.width, 0)
-        words = self._side_by_side(word, 3)
-        behind = shift + jnp.uint32(self.width)
-        crosses = behind >= _WORD
-        low, high = (jnp.where(crosses, b, a) for a, b in zip(words, words[1:], strict=False))
-        begin, end = _from_bit(shift, *words[:2]), _from_bit(behind & (_WORD - 1), low, high)
-        mask = jnp.uint32((1 << self.width) - 1)
-        return (begin & mask).astype(jnp.int32), (end & mask).astype(jnp.int32)
 
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.
@@ -154,11 +165,6 @@ def word_and_shift(place: jax.Array, width: int, first: Bits) -> tuple[jax.Array
     """
     bit = (place & (GROUP - 1)) * width + first  # Counted within the group: small.
     return (place >> 5) * width + (bit >> 5), (bit & (_WORD - 1)).astype(jnp.uint32)
-
-
-def _from_bit(shift: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """32 bits of two words that begin at bit `shift` of the first."""
-    return (low >> shift) | ((high << 1) << (_WORD - 1 - shift))  # A shift by 32 is undefined.
 
 
 def num_words(size: int, width: int) -> int:

@@ -132,10 +132,11 @@ def _best_of_bits(
         default=functools.partial(_best_by_octets, width),
     )
     exist = scores > -jnp.inf
-    row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
-    number = rank(row, token)
-    if depth > 0:  # The root's children are numbered from 0 on.
-        number += take_along(index.first_child[depth][nodes.begin], parents)
+    if depth == 0:  # The root's children are numbered from 0 on.
+        number = rank(jnp.broadcast_to(index.children[0], (*token.shape, level.words)), token)
+    else:
+        row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
+        number = rank(row, token) + take_along(index.first_child[depth][nodes.begin], parents)
     number = jnp.where(exist, number, 0)
     return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
 
@@ -186,7 +187,9 @@ def _best_by_sorting(
     """The same for a TPU, by costs (negative scores) of all tokens, which are sorted together with their places."""
     beams, span = logits.shape[1:]
     costs = -(centred(logits, softmax.largest[..., None], softmax.inverse) + offset[..., None])
-    costs = jnp.where(expand(rows), costs, jnp.inf)
+    # A beam that is no more may still hold NaN, which must not meet the others.
+    there = expand(rows) & (offset > -jnp.inf)[..., None]
+    costs = jnp.where(there, costs, jnp.inf)
     if beams * span <= _FEW_TOKENS:
         costs = jax.lax.collapse(costs, 1)
         at = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 1)
@@ -216,17 +219,28 @@ def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
     _, place = first_of_sorted(minima, count, place)
     group, token = split(place, size)
-    at = _all_of(group * (each * size) + token, size, each)
-    _, place = first_of_sorted(take_along(jax.lax.collapse(least, 1), at), count, at)
+    _, place = _first_behind(least, group * each, token, (1, 0), each, count)
     beam, token = split(place, size)
-    at = _all_of(jnp.minimum(beam, beams - 1) * span + token, size, PLANES)
-    costs, place = first_of_sorted(take_along(jax.lax.collapse(costs, 1), at), count, at)
-    return costs, place
+    return _first_behind(costs, beam, token, (0, size), PLANES, count)
 
 
-def _all_of(first: jax.Array, step: int, count: int) -> jax.Array:
-    """`count` places from each of `first [B, n]` on, `step` apart, `[B, n * count]`."""
-    return jax.lax.collapse(first[..., None] + step * np.arange(count, dtype=np.int32), 1)
+def _first_behind(
+    costs: jax.Array,
+    beam: jax.Array,
+    token: jax.Array,
+    steps: tuple[int, int],
+    places: int,
+    count: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` apart in both."""
+    shape = (len(beam), places, beam.shape[1])
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    beam, token = beam[:, None] + steps[0] * place, token[:, None] + steps[1] * place
+    user = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    # Beams behind the last one, which fill the last group, have no tokens.
+    found = costs.at[user, beam, token].get(mode="fill", fill_value=jnp.inf)
+    at = beam * costs.shape[2] + token
+    return first_of_sorted(jax.lax.collapse(found, 1), count, jax.lax.collapse(at, 1))
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:

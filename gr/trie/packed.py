@@ -43,7 +43,7 @@ class PackedInts:
         value = jax.lax.platform_dependent(
             word,
             shift,
-            tpu=lambda word, shift: self._by_words(word, [shift], 2)[0],
+            tpu=lambda word, shift: self._by_words(word, [shift.astype(jnp.int32)], 2)[0],
             default=self._in_one_read,
         )
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
@@ -65,11 +65,13 @@ class PackedInts:
 
         For a TPU: all words are read at once, along a first axis, since it would pad a last axis of two to 128 lanes.
         """
-        places = np.arange(count, dtype=np.int32).reshape(-1, *[1] * word.ndim)
+        # Else XLA would compute parts of them once more, each in an operation of its own.
+        word, shifts = jax.lax.optimization_barrier((word, shifts))
+        places = jax.lax.broadcasted_iota(jnp.int32, (count, *word.shape), 0)
         words = take(self.words, jnp.minimum(word + places, self.words.shape[0] - 1))
 
         def from_bit(shift: jax.Array) -> jax.Array:
-            left = places * _WORD - shift.astype(jnp.int32)  # How far the word moves to the left.
+            left = _WORD * places - shift  # How far the word moves to the left.
             amount = jnp.minimum(jnp.abs(left), _WORD - 1).astype(jnp.uint32)
             moved = jnp.where(left < 0, words >> amount, words << amount)
             # Of the three words that an interval may touch, one may be too far away.
@@ -112,6 +114,7 @@ class PackedInts:
             )
 
         def at_once(word: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
+            shift = shift.astype(jnp.int32)
             return self._by_words(word, [shift + _WORD * i for i in range(count)], count + crosses)
 
         return list(jax.lax.platform_dependent(word, shift, tpu=at_once, default=one_by_one))
@@ -122,6 +125,7 @@ class PackedInts:
         def at_once(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             word, shift = word_and_shift(index, self.width, 0)
             mask = jnp.uint32((1 << self.width) - 1)
+            shift = shift.astype(jnp.int32)
             both = self._by_words(word, [shift, shift + self.width], 3)
             return tuple((bits & mask).astype(jnp.int32) for bits in both)
 

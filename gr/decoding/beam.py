@@ -17,7 +17,7 @@ from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
-from gr.decoding.top_k import best_with, take_along
+from gr.decoding.top_k import take_along, top_k
 from gr.memory import ItemPrior
 from gr.models import Backbone
 from gr.trie import NO_ITEM, Constraint, OverlaidIndex, TrieIndex, check_search
@@ -290,9 +290,9 @@ def ranked(
     # A semantic ID none of whose items is allowed may have been let through where no level was scanned.
     items = source.items(beams.states)
     scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
-    scores, order = best_with(scores, count)
+    scores, order = top_k(scores, min(count, scores.shape[1]))
     valid = scores > -jnp.inf
-    items = _rows_of(items, order)
+    items = _columns_of(jnp.moveaxis(items, -1, 0), order)
     paths = _backtrack(tokens, parents, order, rest)
     missing = ((0, 0), (0, count - scores.shape[1]))
     candidates = Candidates(
@@ -323,19 +323,19 @@ def _backtrack(
             beam = take_along(parent, beam)
     path = path[::-1]
     if rest is not None:
-        path.append(_rows_of(jnp.moveaxis(rest, 0, -1), order))
+        path.append(_columns_of(rest, order))
     return _side_by_side(path)
 
 
-def _rows_of(values: jax.Array, order: jax.Array) -> jax.Array:
-    """Rows of `[B, M, n]` in another order `[B, M']`."""
+def _columns_of(values: jax.Array, order: jax.Array) -> jax.Array:
+    """Beams of `[n, B, M]` in another order `[B, M']`, `[B, M', n]`."""
 
     def one_by_one(values: jax.Array, order: jax.Array) -> jax.Array:
-        columns = [take_along(values[..., i], order) for i in range(values.shape[-1])]
-        return jnp.stack(columns, axis=-1)
+        """For a TPU, which compares places, and does so once for all."""
+        return jnp.stack([take_along(level, order) for level in values], axis=-1)
 
     def at_once(values: jax.Array, order: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(values, order[..., None], axis=1)
+        return jnp.take_along_axis(jnp.moveaxis(values, 0, -1), order[..., None], axis=1)
 
     return jax.lax.platform_dependent(values, order, tpu=one_by_one, default=at_once)
 

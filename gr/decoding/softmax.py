@@ -23,7 +23,7 @@ LOWEST = -1e30
 # Above it the inverse is no longer a normal number.
 _COLDEST, _HOTTEST = 1e-25, 1e37
 
-_LANES, _SUBLANES = 128, 8  # Of a TPU's vector unit.
+_LANES = 128  # Of a TPU's vector unit.
 
 
 def as_temperature(temperature: Any) -> Any:
@@ -159,10 +159,7 @@ def _sum_by_lanes(
     largest = highest.max(axis=-1)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    totals = jnp.where(totals == 0, 0.0, totals * exp(highest - largest[..., None]))
-    # A product, in float32 like the sum, leaves the distributions side by side rather than one below another.
-    ones = jnp.ones((_SUBLANES, _LANES), jnp.float32)
-    total = jnp.tensordot(ones, totals, ((1,), (-1,)), precision="highest")[0]
+    total = jnp.where(totals == 0, 0.0, totals * exp(highest - largest[..., None])).sum(axis=-1)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
     return largest, total

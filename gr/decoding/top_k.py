@@ -10,10 +10,17 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
     if k < values.shape[-1]:
         return jax.lax.top_k(values, k)
-    # On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one.
-    padded = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-    best, places = jax.lax.top_k(padded, k)
-    return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+
+    def padded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one."""
+        values = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+        best, places = jax.lax.top_k(values, k)
+        return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+
+    def as_they_are(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return tuple(jax.lax.top_k(values, values.shape[-1]))
+
+    return jax.lax.platform_dependent(values, tpu=as_they_are, default=padded)
 
 
 def best_of_blocks(
@@ -68,29 +75,11 @@ def _by_comparison(values: jax.Array, places: jax.Array) -> jax.Array:
     return jnp.where(here, values[:, None], jnp.zeros((), values.dtype)).sum(-1, dtype=values.dtype)
 
 
-def best_with(
-    values: jax.Array, k: int, *others: jax.Array
-) -> tuple[jax.Array, jax.Array, *tuple[jax.Array, ...]]:
-    """The `min(k, n)` largest values of each row `[B, n]`, descending, their places, and others' elements there."""
-    count = min(k, values.shape[1])
-
-    def by_places(values: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
-        best, places = top_k(values, count)
-        return best, places, *(take_along(other, places) for other in others)
-
-    def by_sorting(values: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
-        """The same for a TPU, where a top-k sorts everything as well; here all moves together, and nothing is read."""
-        places = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
-        costs, *moved = first_of_sorted(-values, count, places, *others)
-        return -costs, *moved
-
-    return jax.lax.platform_dependent(values, *others, tpu=by_sorting, default=by_places)
-
-
 def first_of_sorted(costs: jax.Array, k: int, *others: jax.Array) -> list[jax.Array]:
-    """The `min(k, n)` smallest of `costs [B, n]`, ascending, and others' elements in their places.
+    """The `min(k, n)` smallest of `costs [B, n]`, ascending, and others' elements in their places, by a full sort.
 
-    Of equal costs, those come first that have the smaller elements in the first of the others.
+    That is what a TPU does for a top-k as well; here all moves together, and nothing is read afterwards. Of equal costs,
+    those come first whose element in the first of the others is smaller.
     """
     moved = jax.lax.sort((costs, *others), num_keys=2, is_stable=False)
     return [part[:, :k] for part in moved]

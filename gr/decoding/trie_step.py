@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.softmax import Softmax, centred
-from gr.decoding.top_k import best_of_blocks, best_with, first_of_sorted, split, take_along, top_k
+from gr.decoding.top_k import best_of_blocks, first_of_sorted, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
@@ -148,8 +148,16 @@ def _best_by_octets(
     beams, span = logits.shape[1:]
     num_octets = span // PLANES
     octets = octets_of(rows)
+
+    def plane(bit: int) -> jax.Array:
+        under = logits[..., bit * num_octets : (bit + 1) * num_octets]
+        there = (octets & np.uint8(1 << bit)) != 0
+        return jnp.where(there, under, -jnp.inf)
+
     # The best of the eight tokens of each octet, and the octets with the best ones.
-    peaks = _peaks(octets, offset, logits, softmax)
+    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
+    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
+    peaks = jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
     bits = take_along(jax.lax.collapse(octets, 1), place)[..., None]
@@ -163,22 +171,6 @@ def _best_by_octets(
     scores, column, bit = best_of_blocks(peak, scored, width)
     parents, octet = split(take_along(place, column), num_octets)
     return scores, parents, octet + bit * num_octets
-
-
-def _peaks(
-    octets: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
-) -> jax.Array:
-    """The score of the best of each octet's tokens `[B, M, S / 8]`."""
-    num_octets = octets.shape[-1]
-
-    def plane(bit: int) -> jax.Array:
-        under = logits[..., bit * num_octets : (bit + 1) * num_octets]
-        there = (octets & octets.dtype.type(1 << bit)) != 0
-        return jnp.where(there, under, -jnp.inf)
-
-    highest = functools.reduce(jnp.maximum, map(plane, range(PLANES)))
-    highest = centred(highest, softmax.largest[..., None], softmax.inverse)
-    return jnp.where(octets != 0, highest + offset[..., None], -jnp.inf)
 
 
 def _best_by_sorting(
@@ -219,9 +211,9 @@ def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
     _, place = first_of_sorted(minima, count, place)
     group, token = split(place, size)
-    _, place = _first_behind(least, group * each, token, (1, 0), each, count)
+    _, place = _first_behind(least, group * each, token, (1, 0), each, False, count)
     beam, token = split(place, size)
-    return _first_behind(costs, beam, token, (0, size), PLANES, count)
+    return _first_behind(costs, beam, token, (0, size), PLANES, missing > 0, count)
 
 
 def _first_behind(
@@ -230,16 +222,23 @@ def _first_behind(
     token: jax.Array,
     steps: tuple[int, int],
     places: int,
+    exceeds: bool,
     count: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` apart in both."""
+    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` (1 or 0 beams) apart.
+
+    `exceeds` tells that some of the beams may not be there.
+    """
     shape = (len(beam), places, beam.shape[1])
     place = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    beam, token = beam[:, None] + steps[0] * place, token[:, None] + steps[1] * place
+    # As sums of what differs: a multiple of `place` alone would be computed in an operation of its own.
+    beams = beam[:, None] + place if steps[0] else jnp.broadcast_to(beam[:, None], shape)
+    tokens = steps[1] * (beam[:, None] + place) + (token - steps[1] * beam)[:, None]
     user = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     # Beams behind the last one, which fill the last group, have no tokens.
-    found = costs.at[user, beam, token].get(mode="fill", fill_value=jnp.inf)
-    at = beam * costs.shape[2] + token
+    mode = "fill" if exceeds else "promise_in_bounds"
+    found = costs.at[user, beams, tokens].get(mode=mode, fill_value=jnp.inf)
+    at = beams * costs.shape[2] + tokens
     return first_of_sorted(jax.lax.collapse(found, 1), count, jax.lax.collapse(at, 1))
 
 

@@ -98,11 +98,13 @@ def _rank_by_words(rows: jax.Array, offset: jax.Array) -> jax.Array:
 def _rank_by_octets(rows: jax.Array, offset: jax.Array) -> jax.Array:
     """The same for a TPU in one operation: all that is taken along words is the offset itself."""
     num_octets = rows.shape[-1] * 4
-    octet = jax.lax.broadcasted_iota(jnp.int32, rows.shape, rows.ndim - 1) * 4
+    word = jax.lax.broadcasted_iota(jnp.int32, rows.shape, rows.ndim - 1)
+    # The offset less the word's first octet.
+    ahead = 4 * ((offset >> 2)[..., None] - word) + (offset & 3)[..., None]
     counted = jnp.zeros_like(rows)
     for i in range(4):
         # Of octet q, so many planes p have a token `p * O + q` before the offset.
-        planes = (offset[..., None] + (num_octets - 1 - i) - octet).astype(jnp.uint32) // num_octets
+        planes = (ahead + (num_octets - 1 - i)).astype(jnp.uint32) // num_octets
         counted |= ((jnp.uint32(1) << planes) - 1) << (8 * i)
     return jax.lax.population_count(rows & counted).astype(jnp.int32).sum(-1)
 

@@ -65,13 +65,12 @@ class PackedInts:
 
         For a TPU: all words are read at once, along a first axis, since it would pad a last axis of two to 128 lanes.
         """
-        # Else XLA would compute parts of them once more, each in an operation of its own.
-        word, shifts = jax.lax.optimization_barrier((word, shifts))
-        places = jax.lax.broadcasted_iota(jnp.int32, (count, *word.shape), 0)
-        words = take(self.words, jnp.minimum(word + places, self.words.shape[0] - 1))
+        places = word + jax.lax.broadcasted_iota(jnp.int32, (count, *word.shape), 0)
+        words = take(self.words, jnp.minimum(places, self.words.shape[0] - 1))
 
         def from_bit(shift: jax.Array) -> jax.Array:
-            left = _WORD * places - shift  # How far the word moves to the left.
+            # How far the word moves to the left: the difference is small even where both sides overflow.
+            left = _WORD * places - (_WORD * word + shift)
             amount = jnp.minimum(jnp.abs(left), _WORD - 1).astype(jnp.uint32)
             moved = jnp.where(left < 0, words >> amount, words << amount)
             # Of the three words that an interval may touch, one may be too far away.

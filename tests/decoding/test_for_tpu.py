@@ -12,7 +12,7 @@ from ranked import assert_searches_as_slow_ones, rows
 from gr.decoding import beam_search, trie_step
 from gr.decoding import softmax as softmax_module
 from gr.decoding.softmax import softmax
-from gr.decoding.top_k import best_with
+from gr.decoding.top_k import first_of_sorted, take_along
 from gr.testing import random_table_model, random_tokens
 from gr.trie import ExcludeItems, TrieIndex
 from gr.trie.bit_rows import expand, make_rows, rank
@@ -59,7 +59,10 @@ def test_beam_search(few_tokens, kinds, tokens, seed):
     index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
     model = random_table_model(rng, 3, tries.VOCAB)
     removed = rng.integers(-1, len(tokens), (USERS, 4))
-    for constraint, excluded in ((None, [[]] * USERS), (ExcludeItems(jnp.asarray(removed)), removed)):
+    for constraint, excluded in (
+        (None, [[]] * USERS),
+        (ExcludeItems(jnp.asarray(removed)), removed),
+    ):
         for num_beams in (3, tries.MAX_ITEMS):
             found = beam_search(model, index, HISTORY, num_beams, constraint=constraint)
             for user in range(USERS):
@@ -140,12 +143,22 @@ def test_packed_integers(seed, bits, size):
 
 @few
 @given(seed=seeds, count=st.integers(1, 12))
-def test_the_best_with_what_belongs_to_them(seed, count):
+def test_the_first_of_sorted_values_with_what_belongs_to_them(seed, count):
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, 5, (3, 9)).astype(np.float32)
-    others = rng.integers(0, 99, (3, 9))
-    best, places, moved = best_with(jnp.asarray(values), count, jnp.asarray(others))
-    expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    np.testing.assert_array_equal(places, expected)
-    np.testing.assert_array_equal(best, np.take_along_axis(values, expected, 1))
-    np.testing.assert_array_equal(moved, np.take_along_axis(others, expected, 1))
+    costs = rng.integers(0, 5, (3, 9)).astype(np.float32)
+    places, others = np.arange(27).reshape(3, 9), rng.integers(0, 99, (3, 9))
+    found = first_of_sorted(jnp.asarray(costs), count, jnp.asarray(places), jnp.asarray(others))
+    expected = np.argsort(costs, axis=1, kind="stable")[:, :count]
+    for part, whole in zip(found, (costs, places, others), strict=True):
+        np.testing.assert_array_equal(part, np.take_along_axis(whole, expected, 1))
+
+
+@few
+@given(seed=seeds)
+def test_reading_by_comparison(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(3, 9)).astype(np.float32)
+    values[0, 0], values[1, 1] = np.inf, np.nan
+    places = rng.integers(0, 9, (3, 4, 2))
+    expected = np.take_along_axis(values[:, None], places, 2)
+    np.testing.assert_array_equal(take_along(jnp.asarray(values), jnp.asarray(places)), expected)

@@ -78,8 +78,8 @@ def _by_comparison(values: jax.Array, places: jax.Array) -> jax.Array:
 def first_of_sorted(costs: jax.Array, k: int, *others: jax.Array) -> list[jax.Array]:
     """The `min(k, n)` smallest of `costs [B, n]`, ascending, and others' elements in their places, by a full sort.
 
-    That is what a TPU does for a top-k as well; here all moves together, and nothing is read afterwards. Of equal costs,
-    those come first whose element in the first of the others is smaller.
+    That is what a TPU does for a top-k as well; here all moves together, and nothing is read afterwards. Of equal
+    costs, those come first whose element in the first of the others is smaller.
     """
     moved = jax.lax.sort((costs, *others), num_keys=2, is_stable=False)
     return [part[:, :k] for part in moved]

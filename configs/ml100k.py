@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     c.item_decoder.d_model = 96
     c.item_decoder.num_heads = 2
     c.item_decoder.dropout = 0.2
+    c.item_decoder.num_facets = 0  # On validation they add nothing here.
 
     c.training.items_per_batch = 1024
     c.training.num_epochs = 12

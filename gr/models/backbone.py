@@ -21,7 +21,7 @@ def check_sizes(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        least = 0 if field.name == "num_nodes" else 1
+        least = 0 if field.name in ("num_nodes", "num_first", "num_facets") else 1
         if field.type in (int, "int") and value < least:
             raise ModelError(f"{field.name}={value} must be at least {least}")
         if field.name.endswith("dropout") and not 0 <= value < 1:

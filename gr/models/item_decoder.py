@@ -53,6 +53,8 @@ class ItemDecoderConfig:
     num_nodes: int = (
         0  # Trie nodes that the trie head has an embedding for: rows 0.. of `gr.trie.node_rows`.
     )
+    num_first: int = 0  # Trie nodes of depth 1 that have facets.
+    num_facets: int = 16  # Facets of each of them; see `gr.models.trie_head.TrieHead`.
     d_model: int = 128
     num_heads: int = 4
     d_ff: int = 256
@@ -125,7 +127,8 @@ class ItemDecoder(Headed, nnx.Module):
         self.depth_layers = nnx.List([Layer(depth, rngs=rngs) for _ in range(depth.num_layers)])
         self.depth_norm = RMSNorm(width, dtype=dtype)
         if config.head == "trie":
-            self.head = TrieHead(width, config.vocab_size, config.num_nodes, rngs=rngs)
+            facets = (config.num_facets, config.num_first)
+            self.head = TrieHead(width, config.vocab_size, config.num_nodes, facets, rngs=rngs)
         else:
             self.head = Linear(width, config.vocab_size, rngs=rngs, dtype=jnp.float32)
 

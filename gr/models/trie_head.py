@@ -26,11 +26,26 @@ class TrieHead(nnx.Module):
     tell apart what one code means behind different prefixes. A node without an embedding is scored by its code alone:
     those of items that were added later, and, with `num_nodes` below the number of nodes, those of the depths beyond.
     So are nodes that were never trained on, whose embeddings stay 0.
+
+    A first code stands for many unlike items, which one vector cannot be near to all at once. So the nodes of depth 1
+    may have facets f besides, and log mean_f exp(state · f) is added to their logits: a mixture of softmaxes
+    (arXiv 1711.03953) whose components are each near to a few of the items below.
     """
 
-    def __init__(self, width: int, vocab_size: int, num_nodes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        vocab_size: int,
+        num_nodes: int,
+        facets: tuple[int, int] = (0, 0),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises the head; `facets` are the number of facets, and of nodes of depth 1 that have them."""
         self.codes = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width)))
         self.nodes = nnx.Param(jnp.zeros((num_nodes, width)))
+        if min(facets) > 0:
+            self.facets = nnx.Param(0.02 * jax.random.normal(rngs.params(), (*facets, width)))
 
     def score(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
         """Logits of children.
@@ -45,11 +60,41 @@ class TrieHead(nnx.Module):
         """
         hidden, count = hidden.astype(jnp.float32), tokens.shape[-1]
         if tokens.size == count:
-            return hidden @ self._vectors(tokens.reshape(-1), rows.reshape(-1)).T
+            tokens, rows = tokens.reshape(-1), rows.reshape(-1)
+            return hidden @ self._vectors(tokens, rows).T + self._of_facets(hidden, rows)
         shape = (*hidden.shape[:-1], count)
-        listed = (jnp.broadcast_to(x, shape).reshape(-1, count) for x in (tokens, rows))
+        tokens, rows = (jnp.broadcast_to(x, shape).reshape(-1, count) for x in (tokens, rows))
         states = hidden.reshape(-1, hidden.shape[-1])
-        return self._of_each(states, *listed).reshape(shape)
+        logits = self._of_each(states, tokens, rows)
+        if hasattr(self, "facets"):  # Only the root has children with facets.
+            logits = jax.lax.cond(
+                self._has_facets(rows).any(),
+                lambda logits: logits + self._of_facets(states, rows),
+                lambda logits: logits,
+                logits,
+            )
+        return logits.reshape(shape)
+
+    def _has_facets(self, rows: jax.Array) -> jax.Array:
+        return (rows >= 0) & (rows < self.facets.shape[1])
+
+    def _of_facets(self, states: jax.Array, rows: jax.Array) -> jax.Array | float:
+        """What facets add to the logits of children `[K]` of states `[..., D]`, or `[P, K]` of states `[P, D]`."""
+        if not hasattr(self, "facets"):
+            return 0.0
+        known = self._has_facets(rows)
+        rows = jnp.where(known, rows, 0)
+
+        @jax.checkpoint  # Else a number of every facet and state is kept for the backward pass.
+        def of_nodes(states: jax.Array, facets: jax.Array) -> jax.Array:
+            count, first, width = facets.shape
+            each = states @ facets.reshape(-1, width).T
+            each = each.reshape(*states.shape[:-1], count, first)
+            return jax.nn.logsumexp(each, axis=-2) - jnp.log(count)
+
+        found = of_nodes(states, self.facets[...])
+        found = found[..., rows] if rows.ndim == 1 else jnp.take_along_axis(found, rows, axis=-1)
+        return jnp.where(known, found, 0.0)
 
     def _of_each(self, states: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
         """Logits `[P, K]` of the children `[P, K]` of each state `[P, D]`.
@@ -168,12 +213,22 @@ def remap_nodes(model: Any, old: TrieIndex, new: TrieIndex) -> Any:
             "the trie that it was trained on"
         )
     depth = offsets.index(len(before))
-    after = np.zeros((new.layout.node_offsets[depth], before.shape[1]), before.dtype)
-    for old_rows, new_rows in _rows_of_both(old, new, depth):
-        after[new_rows] = before[old_rows]
-    model = nnx.clone(model)
-    model.config = dataclasses.replace(model.config, num_nodes=len(after))
+    moves = list(_rows_of_both(old, new, max(depth, 1)))
+
+    def moved(before: np.ndarray, depth: int) -> np.ndarray:
+        after = np.zeros((new.layout.node_offsets[depth], *before.shape[1:]), before.dtype)
+        for old_rows, new_rows in moves[:depth]:
+            after[new_rows] = before[old_rows]
+        return after
+
+    model, after = nnx.clone(model), moved(before, depth)
+    sizes = {"num_nodes": len(after)}
     model.head.nodes = nnx.Param(jnp.asarray(after))
+    if hasattr(model.head, "facets"):
+        facets = moved(np.asarray(model.head.facets[...]).swapaxes(0, 1), 1).swapaxes(0, 1)
+        model.head.facets = nnx.Param(jnp.asarray(facets))
+        sizes["num_first"] = facets.shape[1]
+    model.config = dataclasses.replace(model.config, **sizes)
     return model
 
 

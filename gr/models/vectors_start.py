@@ -43,7 +43,11 @@ def start_from_vectors(
             setattr(model, name, nnx.Param(getattr(model, name)[...] + vectors))
     head = getattr(model, "head", None)
     if isinstance(head, TrieHead):
-        head.nodes = nnx.Param(head.nodes[...] + _of_nodes(index, tokens, vectors, len(head.nodes)))
+        rows = np.asarray(_rows(index, jnp.asarray(tokens)))
+        head.nodes = nnx.Param(head.nodes[...] + _of_nodes(rows, vectors, len(head.nodes)))
+        if hasattr(head, "facets"):
+            facets = _of_facets(rows, vectors, *head.facets.shape[:2])
+            head.facets = nnx.Param(head.facets[...] + facets)
     return model
 
 
@@ -62,16 +66,31 @@ def unit_vectors(blocks: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _of_nodes(
-    index: TrieIndex, tokens: np.ndarray, vectors: np.ndarray, num_nodes: int
-) -> np.ndarray:
+def _of_nodes(rows: np.ndarray, vectors: np.ndarray, num_nodes: int) -> np.ndarray:
     """The mean of `vectors [N, D]` of the items below each of the first nodes, `[num_nodes, D]`."""
     sums, counts = np.zeros((num_nodes, vectors.shape[1]), np.float32), np.zeros(num_nodes)
-    for rows in np.asarray(_rows(index, jnp.asarray(tokens))).T:
-        known = (rows != NO_NODE) & (rows < num_nodes)
-        np.add.at(sums, rows[known], vectors[known])
-        counts += np.bincount(rows[known], minlength=num_nodes)
+    for at_depth in rows.T:
+        known = (at_depth != NO_NODE) & (at_depth < num_nodes)
+        np.add.at(sums, at_depth[known], vectors[known])
+        counts += np.bincount(at_depth[known], minlength=num_nodes)
     return sums / np.maximum(counts, 1)[:, None].astype(np.float32)
+
+
+def _of_facets(rows: np.ndarray, vectors: np.ndarray, num_facets: int, first: int) -> np.ndarray:
+    """Means of the items below each node of depth 1, in as many stretches of equal length in the order of the trie.
+
+    A node of fewer items than facets has some items in several of them. `[num_facets, first, D]`.
+    """
+    order = np.lexsort(rows.T[::-1])
+    order = order[rows[order, 0] != NO_NODE]
+    bounds = np.searchsorted(rows[order, 0], np.arange(first + 1))
+    begin, count = bounds[:-1], np.diff(bounds)
+    places = np.arange(num_facets)[:, None]
+    low = begin + places * count // num_facets
+    high = np.maximum(begin + (places + 1) * count // num_facets, low + (count > 0))
+    sums = np.concatenate([np.zeros((1, vectors.shape[1])), vectors[order].cumsum(0, np.float64)])
+    means = (sums[high] - sums[low]) / np.maximum(high - low, 1)[..., None]
+    return means.astype(np.float32)
 
 
 @jax.jit

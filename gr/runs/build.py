@@ -91,9 +91,10 @@ def make_model(
         for of_start in ("start_from", "start_scale"):
             sizes.pop(of_start, None)
         if _has_trie_head(experiment):
-            sizes["num_nodes"] = make_index(experiment, semantic_ids, cold).layout.node_offsets[
-                depth
-            ]
+            offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
+            sizes["num_nodes"] = offsets[depth]
+            if "num_facets" in sizes:
+                sizes["num_first"] = offsets[1]
     if experiment.backbone == "encoder_decoder":
         return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)
     if experiment.backbone == "decoder_only":

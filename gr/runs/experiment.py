@@ -197,6 +197,7 @@ class ItemDecoderSizes:
             without codes: SASRec with cross-entropy).
         node_depth: number of depths whose trie nodes have embeddings of their own, for the trie head: 0 is none, and
             more than there are codes is all.
+        num_facets: facets of each first code, for the trie head; 0: none. See `gr.models.trie_head.TrieHead`.
         item_embeddings: whether items of the history have embeddings of their own, beside those of their codes.
         start_from: what embeddings of items and trie nodes start from: "text" of the items, "interactions", vectors of
             their co-occurrence in training; "all" that the data have; or "none", at random. See
@@ -214,6 +215,7 @@ class ItemDecoderSizes:
 
     head: Annotated[str, OneOf(HEADS)] = "trie"
     node_depth: Natural = 8
+    num_facets: Natural = 16
     item_embeddings: bool = True
     start_from: Annotated[str, OneOf(("all", "none", "text", "interactions"))] = "all"
     start_scale: NotNegative = 0.3
@@ -225,6 +227,12 @@ class ItemDecoderSizes:
     dropout: ShareBelowOne = 0.3
     item_dropout: ShareBelowOne = 0.0
     dtype: str = "float32"
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> Self:
+        """The sizes of a run; models had no facets before there was a field for them."""
+        former = {"num_facets": 0}
+        return _made(cls, dataclasses.asdict(cls()) | former | dict(saved), "item_decoder.", False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -297,6 +297,7 @@ CAN_BE_0 = {
     *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout", "data.place_jitter"),
     *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
     *("encoder_decoder.node_depth", "decoder_only.node_depth", "item_decoder.start_scale"),
+    "item_decoder.num_facets",
     "memory.settings.content",
     *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),

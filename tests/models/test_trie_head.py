@@ -35,11 +35,24 @@ def random_ids(rng, count):
     return rng.integers([2, 6, 12], [6, 12, 40], (count, LENGTH))
 
 
-def make_model(num_nodes):
-    config = ItemDecoderConfig(VOCAB, LENGTH, 9, num_nodes, d_model=WIDTH, num_heads=2, d_ff=16)
+def make_model(num_nodes, num_first=0):
+    config = ItemDecoderConfig(
+        VOCAB,
+        LENGTH,
+        9,
+        num_nodes,
+        num_first=num_first,
+        num_facets=min(num_first, 2),
+        d_model=WIDTH,
+        num_heads=2,
+        d_ff=16,
+    )
     model = ItemDecoder(config, rngs=nnx.Rngs(0))
-    rows = np.random.default_rng(0).normal(size=(num_nodes, WIDTH))
-    model.head.nodes[...] = jnp.asarray(rows, jnp.float32)
+    rng = np.random.default_rng(0)
+    model.head.nodes[...] = jnp.asarray(rng.normal(size=(num_nodes, WIDTH)), jnp.float32)
+    if num_first:
+        facets = rng.normal(size=model.head.facets.shape)
+        model.head.facets[...] = jnp.asarray(facets, jnp.float32)
     return model
 
 
@@ -75,6 +88,43 @@ def test_scores_in_parts_are_products_with_each_child(monkeypatch, part):
     np.testing.assert_allclose(of_head.nodes[...], to_nodes, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows_from", [-2, 4])  # Children with facets, or without.
+@pytest.mark.parametrize("shared", [False, True])
+def test_facets_add_the_mean_of_their_exponentials(rows_from, shared):
+    rng, first = np.random.default_rng(0), 4
+    head = TrieHead(WIDTH, VOCAB, 9, (3, first), rngs=nnx.Rngs(0))
+    head.facets[...] = jnp.asarray(rng.normal(size=head.facets.shape), jnp.float32)
+    facets = np.asarray(head.facets[...])
+    shape = (1, 1, 5) if shared else (2, 4, 5)
+    tokens, rows = rng.integers(0, VOCAB, shape), rng.integers(rows_from, 12, shape)
+    hidden, slopes = rng.normal(size=(2, 4, WIDTH)), rng.normal(size=(2, 4, 5))
+    plain = TrieHead(WIDTH, VOCAB, 9, rngs=nnx.Rngs(0))
+    plain.codes[...], plain.nodes[...] = head.codes[...], head.nodes[...]
+
+    def scores(head, hidden):
+        return head.score(hidden, jnp.asarray(tokens), jnp.asarray(rows))
+
+    def added(head, hidden):
+        found = scores(head, hidden) - scores(plain, hidden)
+        return (found * slopes).sum(), found
+
+    hidden = jnp.asarray(hidden, jnp.float32)
+    (of_head, of_hidden), found = jax.jit(jax.grad(added, (0, 1), has_aux=True))(head, hidden)
+    to_facets, to_hidden = np.zeros(facets.shape), np.zeros(hidden.shape)
+    for user, beam, child in np.ndindex(2, 4, 5):
+        row = rows[0, 0, child] if shared else rows[user, beam, child]
+        expected = 0.0
+        if 0 <= row < first:
+            shares = np.exp(facets[:, row] @ np.asarray(hidden[user, beam]))
+            expected, shares = np.log(shares.mean()), shares / shares.sum()
+            slope = slopes[user, beam, child]
+            to_facets[:, row] += slope * shares[:, None] * np.asarray(hidden[user, beam])
+            to_hidden[user, beam] += slope * shares @ facets[:, row]
+        assert float(found[user, beam, child]) == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(of_head.facets[...], to_facets, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_hidden, to_hidden, rtol=1e-4, atol=1e-5)
+
+
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), depth=st.integers(0, LENGTH), listed=st.booleans())
 def test_a_prefix_keeps_its_embedding_and_a_new_one_has_none(seed, depth, listed):
@@ -83,7 +133,7 @@ def test_a_prefix_keeps_its_embedding_and_a_new_one_has_none(seed, depth, listed
     other = np.concatenate([first[rng.random(150) < 0.7], more])
     old = TrieIndex.build(first, VOCAB, headroom=0.1)
     new = TrieIndex.build(other, VOCAB, listed=listed)
-    model = make_model(old.layout.node_offsets[depth])
+    model = make_model(old.layout.node_offsets[depth], old.layout.node_offsets[1])
     moved = remap_nodes(model, old, new)
     assert moved.config.num_nodes == len(moved.head.nodes[...]) == new.layout.node_offsets[depth]
     before, after = np.asarray(model.head.nodes[...]), np.asarray(moved.head.nodes[...])
@@ -93,6 +143,13 @@ def test_a_prefix_keeps_its_embedding_and_a_new_one_has_none(seed, depth, listed
         if len(prefix) <= depth and prefix in row_before:
             expected[row] = before[row_before[prefix]]
     np.testing.assert_array_equal(after, expected)
+    before_facets, facets = np.asarray(model.head.facets[...]), np.asarray(moved.head.facets[...])
+    assert moved.config.num_first == facets.shape[1] == new.layout.node_offsets[1]
+    expected = np.zeros_like(facets)
+    for prefix, row in row_after.items():
+        if len(prefix) == 1 and prefix in row_before:
+            expected[:, row] = before_facets[:, row_before[prefix]]
+    np.testing.assert_array_equal(facets, expected)
     # All else is the same, and the old model is as it was.
     np.testing.assert_array_equal(moved.head.codes[...], model.head.codes[...])
     assert model.config.num_nodes == len(before)
@@ -102,7 +159,8 @@ def test_a_compacted_index_is_searched_as_before():
     rng = np.random.default_rng(1)
     tokens, more = random_ids(rng, 30), random_ids(rng, 12)
     editable, _ = EditableIndex.build(tokens, VOCAB).add(more)
-    model = make_model(editable.index.base.layout.node_offsets[-1])
+    offsets = editable.index.base.layout.node_offsets
+    model = make_model(offsets[-1], offsets[1])
     history = ItemHistory(
         jnp.array([[0, 3], [5, -1]]), jnp.array([tokens[[0, 3]], [tokens[5], [0] * 3]])
     )

@@ -69,6 +69,31 @@ def test_a_node_starts_from_the_mean_of_the_items_below(depth, item_embeddings):
             np.testing.assert_array_equal(one[...], other[...])
 
 
+def test_facets_start_from_stretches_of_the_items_below():
+    rng = np.random.default_rng(2)
+    codes = np.concatenate([rng.integers(0, 3, (20, 3)), [[3, 0, 1]]])  # One first code of 1 item.
+    tokens = tokens_of(codes)[rng.permutation(21)]
+    index = TrieIndex.build(tokens, VOCAB)
+    first = index.layout.node_offsets[1]
+    before = model_of(index, 21, num_first=first, num_facets=3)
+    vectors = rng.normal(size=(21, WIDTH)).astype(np.float32)
+    after = start_from_vectors(before, index, tokens, vectors, 0.5)
+    moved = np.asarray(after.head.facets[...] - before.head.facets[...])
+    expected = np.zeros_like(moved)
+    for code in np.unique(tokens[:, 0]):
+        row = rows_of(index, np.array([[code]]))[0]
+        below = sorted(
+            (tuple(rows_of(index, tokens[[item], : t + 1])[0] for t in range(3)), item)
+            for item in np.flatnonzero(tokens[:, 0] == code)
+        )
+        items = [item for _, item in below]
+        for facet in range(3):
+            low = facet * len(items) // 3
+            high = max((facet + 1) * len(items) // 3, low + 1)
+            expected[facet, row] = 0.5 * vectors[items[low:high]].mean(axis=0)
+    np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_an_item_softmax_starts_from_the_vectors_on_both_sides():
     tokens = tokens_of([[0, 0, 0], [1, 2, 0]])
     index = TrieIndex.build(tokens, VOCAB)

@@ -69,7 +69,10 @@ def make_model(kind="encoder_decoder"):
         backbone = EncoderDecoder(config, rngs=nnx.Rngs(1))
     elif kind == "item_decoder":
         items, nodes = len(catalogue().tokens) - 1, catalogue().index.layout.node_offsets[-1]
-        config = ItemDecoderConfig(num_items=items, num_nodes=nodes, dropout=0.0, **sizes)
+        first = catalogue().index.layout.node_offsets[1]
+        config = ItemDecoderConfig(
+            num_items=items, num_nodes=nodes, num_first=first, num_facets=2, dropout=0.0, **sizes
+        )
         backbone = ItemDecoder(config, rngs=nnx.Rngs(1))
     else:
         config = DecoderOnlyConfig(**sizes, num_layers=1, dropout=0.0)

@@ -75,7 +75,7 @@ def test_sizes_of_backbones_have_the_fields_and_defaults_of_their_configs():
         del mine["node_depth"]  # From which, and from the trie, follow the `num_nodes`.
         for of_start in ("start_from", "start_scale"):  # Of training, not of the model.
             mine.pop(of_start, None)
-        given_by_ids = {"vocab_size", "code_length", "num_items", "num_nodes"}
+        given_by_ids = {"vocab_size", "code_length", "num_items", "num_nodes", "num_first"}
         assert its.keys() - mine.keys() == given_by_ids & its.keys() and mine.keys() <= its.keys()
         assert {name for name in mine if mine[name] != its[name]} == set(given)
 

@@ -40,6 +40,21 @@ def test_a_trie_head_has_an_embedding_for_the_nodes_of_the_first_depths(backbone
     assert "dense" not in [level.kind for level in index.layout.levels[1:]]
 
 
+@pytest.mark.parametrize("num_facets", [0, 3])
+def test_first_codes_have_facets(num_facets):
+    model, index, _ = made("item_decoder", head="trie", num_facets=num_facets)
+    assert hasattr(model.head, "facets") == (num_facets > 0)
+    if num_facets:
+        assert model.head.facets.shape == (num_facets, index.layout.node_offsets[1], 8)
+
+
+def test_runs_of_before_have_no_facets():
+    saved = Experiment().override({"item_decoder.d_model": 64}).to_dict()
+    del saved["item_decoder"]["num_facets"]
+    sizes = Experiment.from_saved(saved).item_decoder
+    assert sizes.num_facets == 0 and sizes.d_model == 64
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_vocabulary_head_has_none(backbone):
     model, _, _ = made(backbone, head="vocabulary")

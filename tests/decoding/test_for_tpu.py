@@ -44,14 +44,18 @@ def a_tpu():
     jax.clear_caches()
 
 
-@pytest.fixture(params=[0, 10**6], ids=["many", "few"])
+@pytest.fixture
 def few_tokens(request, monkeypatch):
-    """Whether all tokens of DENSE levels are sorted at once."""
+    """So many tokens of a DENSE level are sorted at once."""
     monkeypatch.setattr(trie_step, "_FEW_TOKENS", request.param)
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("kinds", tries.MIXES, ids="-".join)
+@pytest.mark.parametrize(
+    ("few_tokens", "kinds"),
+    [*((0, kinds) for kinds in tries.MIXES), (10**6, tries.MIXES[0])],
+    indirect=["few_tokens"],
+)
 @few
 @given(tokens=tries.token_sets(), seed=seeds)
 def test_beam_search(few_tokens, kinds, tokens, seed):

@@ -292,7 +292,7 @@ def ranked(
     scores = jnp.where((items != NO_ITEM).any(-1), beams.log_probs, -jnp.inf)
     scores, order = top_k(scores, min(count, scores.shape[1]))
     valid = scores > -jnp.inf
-    items = jnp.take_along_axis(items, order[..., None], axis=1)
+    items = _columns_of(jnp.moveaxis(items, -1, 0), order)
     paths = _backtrack(tokens, parents, order, rest)
     missing = ((0, 0), (0, count - scores.shape[1]))
     candidates = Candidates(
@@ -323,5 +323,33 @@ def _backtrack(
             beam = take_along(parent, beam)
     path = path[::-1]
     if rest is not None:
-        path.append(jnp.take_along_axis(jnp.moveaxis(rest, 0, -1), order[..., None], axis=1))
-    return jnp.concatenate(path, axis=-1)
+        path.append(_columns_of(rest, order))
+    return _side_by_side(path)
+
+
+def _columns_of(values: jax.Array, order: jax.Array) -> jax.Array:
+    """Beams of `[n, B, M]` in another order `[B, M']`, `[B, M', n]`."""
+
+    def one_by_one(values: jax.Array, order: jax.Array) -> jax.Array:
+        """For a TPU, which compares places, and does so once for all."""
+        return jnp.stack([take_along(level, order) for level in values], axis=-1)
+
+    def at_once(values: jax.Array, order: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(jnp.moveaxis(values, 0, -1), order[..., None], axis=1)
+
+    return jax.lax.platform_dependent(values, order, tpu=one_by_one, default=at_once)
+
+
+def _side_by_side(parts: list[jax.Array]) -> jax.Array:
+    """Concatenates `[B, M, n]` along the last axis."""
+
+    def as_sum(*parts: jax.Array) -> jax.Array:
+        """For a TPU, which otherwise writes one part after the other."""
+        columns = [part[..., i, None] for part in parts for i in range(part.shape[-1])]
+        places = np.arange(len(columns))
+        return sum(jnp.where(places == i, column, 0) for i, column in enumerate(columns))
+
+    def concatenated(*parts: jax.Array) -> jax.Array:
+        return jnp.concatenate(parts, axis=-1)
+
+    return jax.lax.platform_dependent(*parts, tpu=as_sum, default=concatenated)

@@ -1,6 +1,7 @@
 """Detects NaN and infinite model outputs, per user, with the step at which they first occurred."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from gr.decoding.candidates import Candidates, Draws
 from gr.decoding.softmax import Softmax
+
+_NONE = 2**31 - 1  # No step.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +34,35 @@ class Flaws:
 
         `steps` are 0, 1, ... by default; one of them may be `[M_t]`, where beams of several steps stand side by side.
         """
-        # All steps at once: a small program for each would cost more than its work.
+        # Steps of one width are merged number by number: a small program for each would cost more than its work.
         steps = range(len(alive)) if steps is None else steps
-        steps = [
-            jnp.broadcast_to(jnp.asarray(step, jnp.int32), a.shape)
-            for step, a in zip(steps, alive, strict=True)
+        firsts: dict[int, list[jax.Array]] = {}
+        nans: dict[int, list[jax.Array]] = {}
+        for distribution, there, step in zip(distributions, alive, steps, strict=True):
+            flawed, nan = distribution.flawed & there, distribution.nan & there
+            width = flawed.shape[1]
+            firsts.setdefault(width, []).append(
+                jnp.where(flawed, jnp.asarray(step, jnp.int32), _NONE)
+            )
+            nans.setdefault(width, []).append(nan)
+        first = [
+            functools.reduce(jnp.minimum, those).min(axis=1, initial=_NONE)
+            for those in firsts.values()
         ]
-        flawed = [c.flawed & a for c, a in zip(distributions, alive, strict=True)]
-        nan = [c.nan & a for c, a in zip(distributions, alive, strict=True)]
-        flawed, nan, steps = (jnp.concatenate(part, axis=1) for part in (flawed, nan, steps))
-        return Flaws.of(flawed, nan, steps)
+        nan = [functools.reduce(jnp.logical_or, those).any(axis=1) for those in nans.values()]
+        return Flaws._of(
+            functools.reduce(jnp.minimum, first), functools.reduce(jnp.logical_or, nan)
+        )
 
     @staticmethod
     def of(flawed: jax.Array, nan: jax.Array, steps: jax.Array) -> "Flaws":
         """Flaws from the findings at each of `steps`, `[B, n]` each."""
-        none = jnp.iinfo(jnp.int32).max
-        first = jnp.where(flawed, steps, none).min(axis=1, initial=none)
-        return Flaws(jnp.where(first == none, -1, first), nan.any(axis=1))
+        first = jnp.where(flawed, steps, _NONE).min(axis=1, initial=_NONE)
+        return Flaws._of(first, nan.any(axis=1))
+
+    @staticmethod
+    def _of(first: jax.Array, nan: jax.Array) -> "Flaws":
+        return Flaws(jnp.where(first == _NONE, -1, first), nan)
 
     def told(self, found: Candidates) -> Candidates:
         """The candidates with `bad_step` filled in, and without a ranking where there was NaN."""

@@ -1,6 +1,7 @@
 """The model's distribution over the next code; a search computes log-probabilities of few tokens, never of all."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -21,6 +22,8 @@ LOWEST = -1e30
 # Below the range any two different logits already have probabilities 0 and 1, and LOWEST would turn them into ties.
 # Above it the inverse is no longer a normal number.
 _COLDEST, _HOTTEST = 1e-25, 1e37
+
+_LANES = 128  # Of a TPU's vector unit.
 
 
 def as_temperature(temperature: Any) -> Any:
@@ -105,6 +108,20 @@ def softmax(logits: jax.Array, inverse: jax.Array | None, axis_name: str | None 
         inverse: 1 / T; None for 1.
         axis_name: mesh axis over whose devices the logits of a distribution are spread.
     """
+    largest, total = jax.lax.platform_dependent(
+        logits,
+        tpu=functools.partial(_sum_by_lanes, inverse=inverse, axis_name=axis_name),
+        default=functools.partial(_sum_by_rows, inverse=inverse, axis_name=axis_name),
+    )
+    # Infinity minus infinity is NaN: so +inf counts as certain, and if all are -inf, all are equally likely.
+    log_total = jnp.where(largest == jnp.inf, 0.0, jnp.log(total))
+    return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, log_total), inverse)
+
+
+def _sum_by_rows(
+    logits: jax.Array, inverse: jax.Array | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """The largest of logits `[B, M, K]`, and the sum of exp((x - largest) / T), `[B, M]` each."""
     largest = logits.max(axis=-1)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
@@ -116,6 +133,33 @@ def softmax(logits: jax.Array, inverse: jax.Array | None, axis_name: str | None 
     total = jnp.exp(below).sum(axis=-1)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    # Infinity minus infinity is NaN: so +inf counts as certain, and if all are -inf, all are equally likely.
-    log_total = jnp.where(largest == jnp.inf, 0.0, jnp.log(total))
-    return Softmax(largest, jnp.where(largest == -jnp.inf, -LOWEST, log_total), inverse)
+    return largest, total
+
+
+def _sum_by_lanes(
+    logits: jax.Array, inverse: jax.Array | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """The same for a TPU, which reads the logits once: a part of each distribution for every lane, then their sum."""
+    size = logits.shape[-1]
+    if size <= _LANES:
+        return _sum_by_rows(logits, inverse, axis_name)
+    missing = [(0, 0)] * (logits.ndim - 1) + [(0, -size % _LANES)]
+    logits = jnp.pad(logits, missing, constant_values=-jnp.inf)
+    parts = [logits[..., i : i + _LANES] for i in range(0, logits.shape[-1], _LANES)]
+
+    def exp(below: jax.Array) -> jax.Array:
+        return jnp.exp(below if inverse is None else below * inverse)
+
+    highest = functools.reduce(jnp.maximum, parts)
+    # A lane may hold nothing but -inf, less which -inf is not a number.
+    finite = jnp.where(highest == -jnp.inf, 0.0, highest)
+    totals = functools.reduce(jnp.add, [exp(part - finite) for part in parts])
+    # Else XLA would fuse the first pass into what follows, and so read the logits again.
+    highest, totals = jax.lax.optimization_barrier((highest, totals))
+    largest = highest.max(axis=-1)
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    total = jnp.where(totals == 0, 0.0, totals * exp(highest - largest[..., None])).sum(axis=-1)
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+    return largest, total

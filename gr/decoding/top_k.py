@@ -3,15 +3,24 @@
 import jax
 import jax.numpy as jnp
 
+_COMPARED = 512  # So many places are compared by a TPU, rather than gathered from.
+
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
     if k < values.shape[-1]:
         return jax.lax.top_k(values, k)
-    # On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one.
-    padded = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-    best, places = jax.lax.top_k(padded, k)
-    return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+
+    def padded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one."""
+        values = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+        best, places = jax.lax.top_k(values, k)
+        return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+
+    def as_they_are(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return tuple(jax.lax.top_k(values, values.shape[-1]))
+
+    return jax.lax.platform_dependent(values, tpu=as_they_are, default=padded)
 
 
 def best_of_blocks(
@@ -47,5 +56,30 @@ def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
     """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
     flat = jax.lax.collapse(places, 1)
-    found = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
+    found = jax.lax.platform_dependent(
+        values,
+        flat,
+        tpu=_by_comparison if values.shape[1] <= _COMPARED else _by_gather,
+        default=_by_gather,
+    )
     return found.reshape(places.shape)
+
+
+def _by_gather(values: jax.Array, places: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, places, axis=1, mode="promise_in_bounds")
+
+
+def _by_comparison(values: jax.Array, places: jax.Array) -> jax.Array:
+    """The same for a TPU, which compares a few places sooner than it gathers elements one by one."""
+    here = places[:, :, None] == jnp.arange(values.shape[1], dtype=places.dtype)
+    return jnp.where(here, values[:, None], jnp.zeros((), values.dtype)).sum(-1, dtype=values.dtype)
+
+
+def first_of_sorted(costs: jax.Array, k: int, *others: jax.Array) -> list[jax.Array]:
+    """The `min(k, n)` smallest of `costs [B, n]`, ascending, and others' elements in their places, by a full sort.
+
+    That is what a TPU does for a top-k as well; here all moves together, and nothing is read afterwards. Of equal
+    costs, those come first whose element in the first of the others is smaller.
+    """
+    moved = jax.lax.sort((costs, *others), num_keys=2, is_stable=False)
+    return [part[:, :k] for part in moved]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.softmax import Softmax, centred
-from gr.decoding.top_k import best_of_blocks, split, take_along, top_k
+from gr.decoding.top_k import best_of_blocks, first_of_sorted, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
 from gr.trie.bit_rows import PLANES, expand, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
@@ -26,6 +26,7 @@ from gr.trie.transitions import (
 )
 
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
+_FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
 
 
@@ -119,12 +120,34 @@ def _best_of_bits(
     only: Filter | None,
 ) -> Step:
     level = index.layout.levels[depth]
-    batch, beams = offset.shape
-    num_octets = level.span // PLANES
     all_rows = take(index.children[depth], nodes.begin)
     rows = all_rows if only is None else only.rows(index, depth, nodes, all_rows)
-    octets = octets_of(rows)
     logits = _slice(logits, level.base, level.span)
+    scores, parents, token = jax.lax.platform_dependent(
+        rows,
+        offset,
+        logits,
+        softmax,
+        tpu=functools.partial(_best_by_sorting, width),
+        default=functools.partial(_best_by_octets, width),
+    )
+    exist = scores > -jnp.inf
+    if depth == 0:  # The root's children are numbered from 0 on.
+        number = rank(jnp.broadcast_to(index.children[0], (*token.shape, level.words)), token)
+    else:
+        row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
+        number = rank(row, token) + take_along(index.first_child[depth][nodes.begin], parents)
+    number = jnp.where(exist, number, 0)
+    return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
+
+
+def _best_by_octets(
+    width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores, parents and tokens (less the level's base), of logits `[B, M, S]` under rows `[B, M, S / 32]`."""
+    beams, span = logits.shape[1:]
+    num_octets = span // PLANES
+    octets = octets_of(rows)
 
     def plane(bit: int) -> jax.Array:
         under = logits[..., bit * num_octets : (bit + 1) * num_octets]
@@ -138,7 +161,7 @@ def _best_of_bits(
     peak, place = _best_octets(peaks, min(width, beams * num_octets))
     beam, octet = split(place, num_octets)
     bits = take_along(jax.lax.collapse(octets, 1), place)[..., None]
-    at = (beam * level.span + octet)[..., None] + num_octets * jnp.arange(PLANES)
+    at = (beam * span + octet)[..., None] + num_octets * jnp.arange(PLANES)
     scored = take_along(jax.lax.collapse(logits, 1), at)
     scored = centred(scored, take_along(softmax.largest, beam)[..., None], softmax.inverse)
     scored += take_along(offset, beam)[..., None]
@@ -146,14 +169,77 @@ def _best_of_bits(
     scored = jnp.where(there != 0, scored, -jnp.inf)
     width = min(width, scored.shape[1] * PLANES)
     scores, column, bit = best_of_blocks(peak, scored, width)
-
     parents, octet = split(take_along(place, column), num_octets)
-    token = octet + bit * num_octets
-    exist = scores > -jnp.inf
-    row = jnp.take_along_axis(all_rows, parents[..., None], axis=1, mode="promise_in_bounds")
-    first = take_along(index.first_child[depth][nodes.begin], parents)
-    number = jnp.where(exist, first + rank(row, token), 0)
-    return Step(scores, parents, token + level.base, enter(index, depth + 1, number, exist))
+    return scores, parents, octet + bit * num_octets
+
+
+def _best_by_sorting(
+    width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same for a TPU, by costs (negative scores) of all tokens, which are sorted together with their places."""
+    beams, span = logits.shape[1:]
+    costs = -(centred(logits, softmax.largest[..., None], softmax.inverse) + offset[..., None])
+    # A beam that is no more may still hold NaN, which must not meet the others.
+    there = expand(rows) & (offset > -jnp.inf)[..., None]
+    costs = jnp.where(there, costs, jnp.inf)
+    if beams * span <= _FEW_TOKENS:
+        costs = jax.lax.collapse(costs, 1)
+        at = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 1)
+        costs, at = first_of_sorted(costs, width, at)
+    else:
+        costs, at = _first_of_many(costs, width)
+    return -costs, *split(at, span)
+
+
+def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest of `costs [B, M, S]`, ascending, and their places in the flattened `[M * S]`.
+
+    The smallest of `_OCTETS` beams and eight pieces of the tokens are sorted first, then those of each beam, at last
+    tokens: along beams and pieces whole rows of numbers are compared.
+    """
+    batch, beams, span = costs.shape
+    size = span // PLANES
+    least = functools.reduce(
+        jnp.minimum, [costs[..., i : i + size] for i in range(0, span, size)]
+    )  # [B, M, size].
+    groups = -(-beams // _OCTETS)
+    each = -(-beams // groups)
+    missing = groups * each - beams
+    if missing:
+        least = jnp.pad(least, ((0, 0), (0, missing), (0, 0)), constant_values=jnp.inf)
+    minima = jax.lax.collapse(least.reshape(batch, groups, each, size).min(axis=2), 1)
+    place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
+    _, place = first_of_sorted(minima, count, place)
+    group, token = split(place, size)
+    _, place = _first_behind(least, group * each, token, (1, 0), each, False, count)
+    beam, token = split(place, size)
+    return _first_behind(costs, beam, token, (0, size), PLANES, missing > 0, count)
+
+
+def _first_behind(
+    costs: jax.Array,
+    beam: jax.Array,
+    token: jax.Array,
+    steps: tuple[int, int],
+    places: int,
+    exceeds: bool,
+    count: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` (1 or 0 beams) apart.
+
+    `exceeds` tells that some of the beams may not be there.
+    """
+    shape = (len(beam), places, beam.shape[1])
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    # As sums of what differs: a multiple of `place` alone would be computed in an operation of its own.
+    beams = beam[:, None] + place if steps[0] else jnp.broadcast_to(beam[:, None], shape)
+    tokens = steps[1] * (beam[:, None] + place) + (token - steps[1] * beam)[:, None]
+    user = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    # Beams behind the last one, which fill the last group, have no tokens.
+    mode = "fill" if exceeds else "promise_in_bounds"
+    found = costs.at[user, beams, tokens].get(mode=mode, fill_value=jnp.inf)
+    at = beams * costs.shape[2] + tokens
+    return first_of_sorted(jax.lax.collapse(found, 1), count, jax.lax.collapse(at, 1))
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
@@ -219,6 +305,26 @@ def _best_of_slots(
     width: int,
     only: Filter | None,
 ) -> Step:
+    return jax.lax.platform_dependent(
+        nodes,
+        offset,
+        logits,
+        softmax,
+        tpu=functools.partial(_slots_by_sorting, index, depth, width, only),
+        default=functools.partial(_slots_by_beams, index, depth, width, only),
+    )
+
+
+def _slots_by_beams(
+    index: TrieIndex,
+    depth: int,
+    width: int,
+    only: Filter | None,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+) -> Step:
     slots, inside = scanned_slots(index, depth, nodes)
     slots, inside = slots.swapaxes(1, 2), inside.swapaxes(1, 2)
     tokens = slot_tokens(index, depth, slots)
@@ -240,6 +346,46 @@ def _best_of_slots(
     begin = take_along(nodes.begin, parents) + place
     end = begin + (siblings == token[:, None]).sum(1, dtype=jnp.int32)
     return Step(scores, parents, token, Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0)))
+
+
+def _slots_by_sorting(
+    index: TrieIndex,
+    depth: int,
+    width: int,
+    only: Filter | None,
+    nodes: Nodes,
+    offset: jax.Array,
+    logits: jax.Array,
+    softmax: Softmax,
+) -> Step:
+    """The same for a TPU: places `[W, B, M]` are whole rows of numbers, and what is known of each is sorted with it."""
+    count, (batch, beams) = index.layout.levels[depth].max_slots, offset.shape
+    begin = nodes.begin + np.arange(count, dtype=np.int32)[:, None, None]
+    inside = begin < nodes.end
+    slots = jnp.minimum(begin, index.layout.max_items - 1)
+    tokens = slot_tokens(index, depth, slots)
+    same = tokens[:, None] == tokens
+    # A child is met at its first slot.
+    earlier = np.tri(count, k=-1, dtype=bool)[..., None, None]
+    exist = inside & ~(same & earlier).any(1)
+    if only is not None:
+        allowed = inside & jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
+        exist &= (same & allowed).any(1)
+    end = begin + (same & inside).sum(1, dtype=jnp.int32)
+    user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
+    scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
+    costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)
+    costs = jnp.where(exist, costs, jnp.inf)
+
+    def in_rows(values: jax.Array) -> jax.Array:
+        return jax.lax.collapse(values.swapaxes(0, 1), 1)
+
+    place = jax.lax.broadcasted_iota(jnp.int32, (batch, count * beams), 1)
+    found = first_of_sorted(in_rows(costs), width, place, *map(in_rows, (tokens, begin, end)))
+    costs, place, tokens, begin, end = found
+    exist = costs < jnp.inf
+    nodes = Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
+    return Step(-costs, place % beams, tokens, nodes)
 
 
 def _best_of_few(

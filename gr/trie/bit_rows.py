@@ -34,9 +34,29 @@ def octets_of(rows: jax.Array) -> jax.Array:
 
 def expand(rows: jax.Array) -> jax.Array:
     """Bits `[..., S]` bool of rows `[..., S / 32]`, in token order."""
+    return jax.lax.platform_dependent(rows, tpu=_expand_by_product, default=_expand_by_octets)
+
+
+def _expand_by_octets(rows: jax.Array) -> jax.Array:
     octets = octets_of(rows)
     planes = [octets & np.uint8(1 << plane) for plane in range(PLANES)]
     return jnp.concatenate(planes, axis=-1) != 0
+
+
+def _expand_by_product(rows: jax.Array) -> jax.Array:
+    """The same for a TPU, whose unit for products copies octets to their tokens; moving bytes takes it far longer."""
+    num_octets = rows.shape[-1] * 4
+    octets = jnp.concatenate([(rows >> (8 * i)) & 0xFF for i in range(4)], axis=-1)
+    # Token `plane * O + 4 * word + i` reads octet i of the word, shifted by the plane.
+    octet_of = np.arange(num_octets, dtype=np.int32).reshape(4, -1).T.reshape(-1)
+    octet_of = np.tile(octet_of, PLANES)
+    shifted = np.repeat(np.float32(0.5) ** np.arange(PLANES, dtype=np.float32), num_octets)
+    sources = jax.lax.broadcasted_iota(jnp.int32, (num_octets, num_octets * PLANES), 0)
+    moves = jnp.where(sources == octet_of, shifted, 0.0).astype(jnp.bfloat16)
+    # Exact: bfloat16 holds an octet and a power of 2, and of each sum only one term is not 0.
+    octets = octets.astype(jnp.int32).astype(jnp.bfloat16)
+    moved = jnp.dot(octets, moves, preferred_element_type=jnp.float32)
+    return (moved.astype(jnp.int32) & 1) != 0
 
 
 def collapse(bits: jax.Array) -> jax.Array:
@@ -57,6 +77,10 @@ def locate(offset: jax.Array, span: int) -> tuple[jax.Array, jax.Array]:
 
 def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
     """How many set bits of rows `[..., S / 32]` stand before `offset [...]`, int32 `[...]`."""
+    return jax.lax.platform_dependent(rows, offset, tpu=_rank_by_octets, default=_rank_by_words)
+
+
+def _rank_by_words(rows: jax.Array, offset: jax.Array) -> jax.Array:
     num_words = rows.shape[-1]
     plane, octet = jnp.divmod(offset, num_words * 4)
     plane = plane.astype(jnp.uint32)[..., None]
@@ -68,6 +92,20 @@ def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
     words = jnp.arange(num_words, dtype=jnp.int32)
     before, here = words < word[..., None], words == word[..., None]
     counted = lower_planes | jnp.where(before, own_plane, jnp.where(here, within, 0))
+    return jax.lax.population_count(rows & counted).astype(jnp.int32).sum(-1)
+
+
+def _rank_by_octets(rows: jax.Array, offset: jax.Array) -> jax.Array:
+    """The same for a TPU in one operation: all that is taken along words is the offset itself."""
+    num_octets = rows.shape[-1] * 4
+    word = jax.lax.broadcasted_iota(jnp.int32, rows.shape, rows.ndim - 1)
+    # The offset less the word's first octet.
+    ahead = 4 * ((offset >> 2)[..., None] - word) + (offset & 3)[..., None]
+    counted = jnp.zeros_like(rows)
+    for i in range(4):
+        # Of octet q, so many planes p have a token `p * O + q` before the offset.
+        planes = (ahead + (num_octets - 1 - i)).astype(jnp.uint32) // num_octets
+        counted |= ((jnp.uint32(1) << planes) - 1) << (8 * i)
     return jax.lax.population_count(rows & counted).astype(jnp.int32).sum(-1)
 
 

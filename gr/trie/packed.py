@@ -41,7 +41,10 @@ class PackedInts:
         """
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         value = jax.lax.platform_dependent(
-            word, shift, tpu=self._in_two_reads, default=self._in_one_read
+            word,
+            shift,
+            tpu=lambda word, shift: self._by_words(word, [shift.astype(jnp.int32)], 2)[0],
+            default=self._in_one_read,
         )
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
 
@@ -55,10 +58,25 @@ class PackedInts:
         pieces = jnp.where(np.arange(2) == 0, pair >> shift, (pair << 1) << (_WORD - 1 - shift))
         return pieces.sum(-1, dtype=jnp.uint32)
 
-    def _in_two_reads(self, word: jax.Array, shift: jax.Array) -> jax.Array:
-        """The same for a TPU, which would pad an axis of two to 128 lanes."""
-        low, high = take(self.words, word), take(self.words, word + 1)
-        return (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
+    def _by_words(
+        self, word: jax.Array, shifts: Sequence[jax.Array], count: int
+    ) -> tuple[jax.Array, ...]:
+        """32 bits that begin at each bit of `shifts`, `[...]` each, of the `count` words from `word [...]` on.
+
+        For a TPU: all words are read at once, along a first axis, since it would pad a last axis of two to 128 lanes.
+        """
+        places = word + jax.lax.broadcasted_iota(jnp.int32, (count, *word.shape), 0)
+        words = take(self.words, jnp.minimum(places, self.words.shape[0] - 1))
+
+        def from_bit(shift: jax.Array) -> jax.Array:
+            # How far the word moves to the left: the difference is small even where both sides overflow.
+            left = _WORD * places - (_WORD * word + shift)
+            amount = jnp.minimum(jnp.abs(left), _WORD - 1).astype(jnp.uint32)
+            moved = jnp.where(left < 0, words >> amount, words << amount)
+            # Of the three words that an interval may touch, one may be too far away.
+            return jnp.where(jnp.abs(left) < _WORD, moved, 0).sum(0, dtype=jnp.uint32)
+
+        return tuple(map(from_bit, shifts))
 
     def parts(
         self, index: jax.Array, firsts: Sequence[int], bits: Sequence[int]
@@ -81,19 +99,40 @@ class PackedInts:
         word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
         # Words after the last needed one do not matter: reading beyond the end is clipped.
         last = self.words.shape[0] - 1
-        stream = [take(self.words, word)]
-        stream += [take(self.words, jnp.minimum(word + i, last)) for i in range(1, count + crosses)]
-        if not crosses:
-            return [word >> shift for word in stream]
-        # Shifted twice, since a shift by 32 is undefined.
-        return [
-            (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
-            for low, high in zip(stream, stream[1:], strict=False)
-        ]
+
+        def one_by_one(word: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
+            stream = [take(self.words, word)]
+            more = range(1, count + crosses)
+            stream += [take(self.words, jnp.minimum(word + i, last)) for i in more]
+            if not crosses:
+                return tuple(word >> shift for word in stream)
+            # Shifted twice, since a shift by 32 is undefined.
+            return tuple(
+                (low >> shift) | ((high << 1) << (_WORD - 1 - shift))
+                for low, high in zip(stream, stream[1:], strict=False)
+            )
+
+        def at_once(word: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
+            shift = shift.astype(jnp.int32)
+            return self._by_words(word, [shift + _WORD * i for i in range(count)], count + crosses)
+
+        return list(jax.lax.platform_dependent(word, shift, tpu=at_once, default=one_by_one))
 
     def interval(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Elements at `index` and behind it: `[begin, end)` where the elements are interval starts."""
-        return self[index], self[index + 1]
+
+        def at_once(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            word, shift = word_and_shift(index, self.width, 0)
+            mask = jnp.uint32((1 << self.width) - 1)
+            shift = shift.astype(jnp.int32)
+            both = self._by_words(word, [shift, shift + self.width], 3)
+            return tuple((bits & mask).astype(jnp.int32) for bits in both)
+
+        return jax.lax.platform_dependent(
+            jnp.asarray(index, jnp.int32),
+            tpu=at_once,
+            default=lambda index: (self[index], self[index + 1]),
+        )
 
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.

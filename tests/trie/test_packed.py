@@ -54,11 +54,15 @@ def test_both_ways_to_read_two_words_agree(width):
     """One for each kind of hardware."""
     (values,) = random_columns([width], 70, seed=width)
     packed = pack(values, 2**width - 1, 70)
-    places = word_and_shift(jnp.arange(70), width, 0)
-    for read in (packed._in_one_read, packed._in_two_reads):
-        found = np.asarray(read(*places))
-        assert found.dtype == np.uint32
-        np.testing.assert_array_equal(found & (2**width - 1), values)
+    word, shift = word_and_shift(jnp.arange(69), width, 0)
+    begin, end = packed._by_words(word, [shift.astype(int), shift.astype(int) + width], 3)
+    for found, expected in (
+        (packed._in_one_read(word, shift), values[:-1]),
+        (begin, values[:-1]),
+        (end, values[1:]),
+    ):
+        assert found.dtype == jnp.uint32
+        np.testing.assert_array_equal(np.asarray(found) & (2**width - 1), expected)
 
 
 @pytest.mark.parametrize("width", range(1, 32))

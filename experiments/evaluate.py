@@ -26,6 +26,8 @@ windowed co-occurrences (`gr.memory`), EASE and SLIST. Settings and rankings are
 `--linear_up_to=20000` fits EASE and SLIST for larger catalogues, too: they need N^2 memory and N^3 time.
 `--rows=sasrec=OTHER_WORKDIR` makes the model of another evaluated run on the same data a baseline of that name.
 
+`--export=FILE` also writes the model's lists, under the main rule (Parquet, CSV or a TREC run, as FILE ends).
+
     python -m experiments.evaluate --candidates=bert=FILE --candidates=FILE2 --config=configs/ml100k.py --workdir=DIR
 
 needs no trained run: it ranks the split's targets by lists that other programs wrote (Parquet, CSV, JSON lines, TREC
@@ -70,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
             "--budget is for other decoders: beam search has decoding.num_beams beams; to compare them at "
             "equal budgets run experiments.compare_searches"
         )
+    if _EXPORT.value is not None and (not by_beams or _COLD_START.value):
+        raise EvaluationError("--export takes neither --decoder nor --cold_start")
     if not by_beams and (_BUDGET.value is None or _BESIDE.value is not None):
         raise EvaluationError(
             f"--decoder={_DECODER.value} needs --budget=TOKENS and takes no --beside"
@@ -92,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
             exclude_seen=_EXCLUDE_SEEN.value,
             rows=dict(_named(row) for row in _ROWS.value),
             linear_up_to=_LINEAR_UP_TO.value,
+            export=_EXPORT.value,
         )
     else:
         evaluate_search(
@@ -105,6 +110,8 @@ def _evaluate_candidates() -> None:
         raise EvaluationError("--candidates needs --config=FILE, which says of which data they are")
     if _DECODER.value != "beam" or _BESIDE.value is not None or _COLD_START.value:
         raise EvaluationError("--candidates takes neither --decoder nor --beside nor --cold_start")
+    if _EXPORT.value is not None:
+        raise EvaluationError("--export writes the lists of a run; --candidates has files already")
     experiment = supervised(_CONFIG.value)
     if _DATA_DIR.value:
         experiment = dataclasses.replace(experiment, data_dir=_DATA_DIR.value)
@@ -183,6 +190,9 @@ if __name__ == "__main__":
     )
     _LINEAR_UP_TO = flags.DEFINE_integer(
         "linear_up_to", MAX_ITEMS, "Most items for which EASE and SLIST are fitted."
+    )
+    _EXPORT = flags.DEFINE_string(
+        "export", None, "A file for the model's lists: .parquet, .csv or .trec."
     )
     _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(

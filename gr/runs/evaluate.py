@@ -36,6 +36,7 @@ from gr.runs.baselines import (
     whole_histories,
 )
 from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.export import check_export, export_lists
 from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
@@ -60,6 +61,7 @@ def evaluate(
     exclude_seen: bool | None = None,
     rows: Mapping[str, str] | None = None,
     linear_up_to: int = MAX_ITEMS,
+    export: str | os.PathLike[str] | None = None,
 ) -> dict:
     """Decodes, ranks the baselines, compares and reports; returns the content of `metrics_SPLIT.json`.
 
@@ -73,13 +75,17 @@ def evaluate(
         exclude_seen: whether the report's main rule removes seen items; None: as in the run's config.
         rows: name -> workdir of another evaluated run on the same data, whose model becomes a baseline of this name.
         linear_up_to: most items for which the baselines EASE and SLIST are fitted, whose systems are dense.
+        export: a file that the model's lists under the main rule are written into, see `gr.data.ranked_lists`.
 
     Raises:
-        EvaluationError: for an unknown split; if another run was not evaluated on this split, or with other users or
-            codes.
+        DataError: for an export whose ending is unknown.
+        EvaluationError: for an unknown split, or an export of several lists a user; if another run was not evaluated on
+            this split, or with other users or codes.
     """
     targets = run.targets(split)
     exclude = _main_rule(run, exclude_seen)
+    if export is not None:
+        check_export(export, targets)
     other_run = None
     if beside is not None:  # Read first, so that an error is raised before decoding.
         other_run = report.read_other_run(beside, split)
@@ -94,6 +100,8 @@ def evaluate(
     rankings = _rankings(
         run, targets, {rule: found.items for rule, found in decoded.items()}, depth
     )
+    if export is not None:
+        export_lists(export, run, targets, decoded[exclude], mixture, exclude=exclude)
     if mixture is not None:
         # With a weight of 0 the search is the model's own, by the program that is compiled already.
         alone = decode_under(run, targets, rules, mixture.weighted(0.0))
@@ -130,7 +138,9 @@ def evaluate(
     report.write_run_report(
         report_path, run, targets, decoded[exclude], metrics, other_run=other_run
     )
-    print(f"wrote {metrics_path}\nreport: {report_path}")
+    print(
+        f"wrote {metrics_path}{f' and {export}' if export is not None else ''}\nreport: {report_path}"
+    )
     return metrics
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr.data import DataError
@@ -51,6 +51,7 @@ def write(path, rows, names=("user", "item", "score")):
     return path
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_equal_scores_are_ordered_as_trec_eval_does(rows):
     table = pa.table(
@@ -193,6 +194,7 @@ def test_what_is_written_is_read_back(tmp_path, ending):
         np.testing.assert_array_equal(back.scores.astype("f4"), lists.scores.astype("f4"))
 
 
+@settings(deadline=None)
 @given(ROWS, st.booleans())
 def test_readers_of_a_run_find_our_order(tmp_path_factory, rows, by_rank):
     """Whatever our ranks say, sorting by score as trec_eval does, in float32, gives them."""

@@ -49,7 +49,7 @@ def named_rows(rows):
     return [*((f"u{user}", f"i{item}", score) for user, item, score in rows), ("u0", "i0", -1)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(HISTORIES, ROWS, st.booleans())
 def test_ranks_are_those_of_a_slow_count(histories, rows, exclude):
     sequences, lists = make_sequences(histories), make_lists(named_rows(rows))
@@ -74,7 +74,7 @@ def test_ranks_are_those_of_a_slow_count(histories, rows, exclude):
         assert found.seen[row] == (history[-1] in history[:-1])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(HISTORIES, ROWS)
 def test_metrics_are_those_of_trec_eval(histories, rows):
     """With ties, short lists, users without a list, unknown users and items, for each user and on average."""
@@ -168,7 +168,7 @@ def test_ids_of_something_else_are_refused():
         match_lists(make_lists([("u0", "1", 1)]), sequences, "FILE")
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(HISTORIES, st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11)), min_size=1))
 def test_given_targets_are_a_split(histories, pairs):
     """Beside a slow one: nothing from the first target on is learnt from, whatever its place."""

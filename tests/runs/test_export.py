@@ -8,7 +8,7 @@ from gr.memory import ItemPrior
 from gr.runs.export import memory_shares
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 5), st.integers(0, 2**16))
 def test_shares_are_those_of_a_sum(users, size, seed):
     rng = np.random.default_rng(seed)

@@ -226,11 +226,11 @@ def _trec(path: Path, table: pa.Table) -> str:
             )
     ranks = table["rank"].to_numpy()
     scores = table["score"].to_numpy() if "score" in table.column_names else 1 / ranks
-    lines, user_before, score_before = [], None, None
+    lines, user_before, score_before = [], None, np.float32(0)
     rows = (table["user_id"].to_pylist(), table["item_id"].to_pylist(), ranks.tolist())
     for user, item, rank, score in zip(*rows, scores.astype(np.float32), strict=True):
         if user == user_before:
-            score = min(score, np.nextafter(score_before, np.float32(-np.inf)))
+            score = np.minimum(score, np.nextafter(score_before, np.float32(-np.inf)))
         lines.append(f"{user} Q0 {item} {rank} {score} gr\n")
         user_before, score_before = user, score
     return "".join(lines)

@@ -42,7 +42,8 @@ def list_table(
     shares = np.zeros(found.scores.shape, np.float32)
     for start in range(0, 0 if prior is None else count, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, count))
-        shares[rows] = memory_shares(*prior(rows), found.items[rows], found.scores[rows])
+        of_rows, weight = prior(rows)
+        shares[rows] = memory_shares(of_rows, weight, found.items[rows], found.scores[rows])
     columns = [
         pa.array(user_ids, pa.string()).take(pa.array(user)),
         ranks[user, place],

@@ -47,6 +47,7 @@ from gr.runs.recommend import Recommendation, history_rows, recommend
 from gr.runs.recommend_all import recommend_all
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
+from gr.runs.serving import export_recommender
 from gr.runs.train import train
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "evaluate_candidates",
     "evaluate_cold_start",
     "evaluate_search",
+    "export_recommender",
     "history_rows",
     "load_data",
     "load_rankings",

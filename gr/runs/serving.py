@@ -5,6 +5,7 @@ The file is a zip archive: `program` (`jax.export`), `arrays.npz` (its arrays: m
 """
 
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -54,7 +55,8 @@ def export_recommender(
         platforms: what it shall run on, such as ("cpu", "cuda", "tpu"); None: what this process runs on.
 
     Raises:
-        ConfigError: for a number out of range, or a mixture with a prior of your own, which no program has.
+        ConfigError: for a number out of range, a package that is missing, or a mixture with a prior of your own, which
+            no program has.
     """
     num_items, mixture = run.splits.sequences.num_items, run.mixture
     for name, value in (
@@ -64,6 +66,10 @@ def export_recommender(
     ):
         if value < 1:
             raise ConfigError(f"{name}={value}: use 1 or more")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ConfigError(
+            "jax.export writes files by flatbuffers: pip install 'gr-constrained[serve]'"
+        )
     if mixture is not None and mixture.memory is None:
         raise ConfigError(
             f"memory.source={run.config.memory.source!r} is a function of Python, which an exported program cannot "

@@ -1,4 +1,4 @@
-"""An exported recommender beside `recommend`, in a process that cannot import gr; its memory beside that of the host."""
+"""An exported recommender beside `recommend`, where gr cannot be imported; its memory beside that of the host."""
 
 import json
 import re

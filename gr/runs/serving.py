@@ -184,7 +184,7 @@ def _recommended(
     history: jax.Array,
     top_k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Items `[B, top_k]`, padded with NO_ITEM, and scores; NaN for a user with whom the model's numbers are not finite."""
+    """Items `[B, top_k]`, padded with NO_ITEM, and scores, NaN where the model's numbers are not finite."""
     config, exclude = run.config, run.config.decoding.exclude_seen
     options: dict[str, Any] = {"constraint": ExcludeItems(history) if exclude else None}
     options |= build.distribution(config)

@@ -84,7 +84,9 @@ def test_a_model_of_items_and_one_of_tokens_are_one_backbone():
     tokens = random_tokens(rng, ITEMS)
     sizes = {"vocab_size": VOCAB, "code_length": 3, "d_model": 8, "num_heads": 2, "d_ff": 8}
     models = [
-        ItemDecoder(ItemDecoderConfig(**sizes, num_items=ITEMS), rngs=nnx.Rngs(0)),
+        ItemDecoder(
+            ItemDecoderConfig(**sizes, num_items=ITEMS, head="vocabulary"), rngs=nnx.Rngs(0)
+        ),
         DecoderOnly(DecoderOnlyConfig(**sizes, num_layers=1), rngs=nnx.Rngs(1)),
     ]
     models = jax.tree.map(
@@ -109,7 +111,7 @@ def test_what_neither_model_can_make_is_impossible_and_nan_is_no_number():
     models = [dataclasses.replace(m, table=m.table.at[:, 0, 0, 2].set(-jnp.inf)) for m in models]
     index = TrieIndex.build(tokens, VOCAB)
     found = beam_search(MixedBackbone(*models, 0.5), index, HISTORY[:1], num_beams=2)
-    assert found.items[0, 0].tolist() == [1] and not bool(found.valid[0, 1])
+    assert found.items[0, 0].tolist() == [1] and found.scores[0, 1] == -jnp.inf
     assert int(found.bad_step[0]) == -1
     broken = dataclasses.replace(models[1], table=models[1].table.at[:, 1, 3].set(jnp.nan))
     found = beam_search(MixedBackbone(models[0], broken, 0.5), index, HISTORY[:1], num_beams=2)

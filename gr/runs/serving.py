@@ -92,7 +92,11 @@ def export_recommender(
 
     shape = jax.ShapeDtypeStruct((batch_size, history_length), jnp.int32)
     exported = export.export(jax.jit(program), platforms=platforms)(arrays, shape)
-    settings = {"top_k": top_k, "history_length": history_length, "batch_size": batch_size}
+    settings: dict[str, Any] = {
+        "top_k": top_k,
+        "history_length": history_length,
+        "batch_size": batch_size,
+    }
     settings |= {"exclude_seen": run.config.decoding.exclude_seen, "num_items": num_items}
     settings |= {
         "platforms": list(exported.platforms),

@@ -111,7 +111,7 @@ def test_what_neither_model_can_make_is_impossible_and_nan_is_no_number():
     models = [dataclasses.replace(m, table=m.table.at[:, 0, 0, 2].set(-jnp.inf)) for m in models]
     index = TrieIndex.build(tokens, VOCAB)
     found = beam_search(MixedBackbone(*models, 0.5), index, HISTORY[:1], num_beams=2)
-    assert found.items[0, 0].tolist() == [1] and found.scores[0, 1] == -jnp.inf
+    assert found.items[0, 0].tolist() == [1] and found.scores[0, 1] < -1e29  # The search's floor.
     assert int(found.bad_step[0]) == -1
     broken = dataclasses.replace(models[1], table=models[1].table.at[:, 1, 3].set(jnp.nan))
     found = beam_search(MixedBackbone(models[0], broken, 0.5), index, HISTORY[:1], num_beams=2)

@@ -11,7 +11,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "gr/__init__.py").read_te
 
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 TEST = [
+    "flatbuffers>=24.3",
     "hypothesis>=6.100",
+    "ir_measures>=0.4",  # trec_eval, beside which our metrics are tested.
     "mypy>=1.18",
     "pandas>=2.2",  # The README's example reads a data frame.
     "pytest>=8.0",
@@ -57,6 +59,8 @@ setup(
         "notebooks": NOTEBOOKS,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
         "text": ["sentence-transformers>=3.0"],
+        "serve": ["flatbuffers>=24.3"],  # By which jax.export writes files.
+        "ranx": ["ranx>=0.3.20"],  # More ways to fuse lists.
         "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

@@ -21,7 +21,7 @@ MENDABLE = (GrError, TrainingInterrupted)
 _FIELDS = "|".join(field.name for field in dataclasses.fields(ReinforcedExperiment))
 _ARGUMENTS = (
     "workdir|only|other_data|beside|budget|data_dir|exclude_seen|reference|seeds|user|history|add|id_column|programs|"
-    "target|output|shards|num_items|process_id|num_processes"
+    "target|output|shards|num_items|process_id|num_processes|candidates|ground_truth|export|skip_bad_rows|rows|split"
 )
 
 
@@ -62,7 +62,8 @@ def one_line_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence
 
 def with_flags(message: str) -> str:
     """A message of the library, with fields and arguments named as on the command line."""
-    if "config" in flags.FLAGS:
+    # `experiments.evaluate` takes a config for candidates only.
+    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
         message = re.sub(rf"(?<![\w.\-/])((?:{_FIELDS})(?:\.\w+)*=)", r"--config.\1", message)
     return re.sub(rf"(?<![\w.\-/])((?:{_ARGUMENTS})=)", r"--\1", message)
 

@@ -25,16 +25,31 @@ settings (cosine, 100 neighbours, the whole history), and, tuned on validation u
 windowed co-occurrences (`gr.memory`), EASE and SLIST. Settings and rankings are kept in the workdir's `baselines`.
 `--linear_up_to=20000` fits EASE and SLIST for larger catalogues, too: they need N^2 memory and N^3 time.
 `--rows=sasrec=OTHER_WORKDIR` makes the model of another evaluated run on the same data a baseline of that name.
+
+`--export=FILE` also writes the model's lists, under the main rule (Parquet, CSV or a TREC run, as FILE ends).
+
+    python -m experiments.evaluate --candidates=bert=FILE --candidates=FILE2 --config=configs/ml100k.py --workdir=DIR
+
+needs no trained run: it ranks the split's targets by lists that other programs wrote (Parquet, CSV, JSON lines, TREC
+runs; columns user, item, and score or rank), with the same table, intervals and report. A hit is the target itself.
+`--ground_truth=FILE` names users and items that are the targets instead. See docs/candidates.md.
 """
 
+import dataclasses
+import os
+import shlex
+import sys
 from collections.abc import Sequence
 
 from absl import flags
+from ml_collections import config_flags
 
+from experiments.config_files import supervised
 from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
 from gr.evaluation import EvaluationError
 from gr.evaluation.linear import MAX_ITEMS
+from gr.runs.candidates import evaluate_candidates
 from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.evaluate import evaluate, evaluate_search
 from gr.runs.run import SPLITS, load_run
@@ -44,12 +59,21 @@ from gr.runs.run import SPLITS, load_run
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    if _CANDIDATES.value:
+        _evaluate_candidates()
+        return
+    if _CONFIG.value is not None or _GROUND_TRUTH.value is not None or _SKIP_BAD_ROWS.value:
+        raise EvaluationError(
+            "--config, --ground_truth and --skip_bad_rows are for --candidates=FILE; a trained run has its own config"
+        )
     by_beams = _DECODER.value == "beam"
     if by_beams and _BUDGET.value is not None:
         raise EvaluationError(
             "--budget is for other decoders: beam search has decoding.num_beams beams; to compare them at "
             "equal budgets run experiments.compare_searches"
         )
+    if _EXPORT.value is not None and (not by_beams or _COLD_START.value):
+        raise EvaluationError("--export takes neither --decoder nor --cold_start")
     if not by_beams and (_BUDGET.value is None or _BESIDE.value is not None):
         raise EvaluationError(
             f"--decoder={_DECODER.value} needs --budget=TOKENS and takes no --beside"
@@ -72,11 +96,51 @@ def main(argv: Sequence[str]) -> None:
             exclude_seen=_EXCLUDE_SEEN.value,
             rows=dict(_named(row) for row in _ROWS.value),
             linear_up_to=_LINEAR_UP_TO.value,
+            export=_EXPORT.value,
         )
     else:
         evaluate_search(
             run, _SPLIT.value, _DECODER.value, _BUDGET.value, exclude_seen=_EXCLUDE_SEEN.value
         )
+
+
+def _evaluate_candidates() -> None:
+    """Evaluates lists from files, as the flags say."""
+    if _CONFIG.value is None:
+        raise EvaluationError("--candidates needs --config=FILE, which says of which data they are")
+    if _DECODER.value != "beam" or _BESIDE.value is not None or _COLD_START.value:
+        raise EvaluationError("--candidates takes neither --decoder nor --beside nor --cold_start")
+    if _EXPORT.value is not None:
+        raise EvaluationError("--export writes the lists of a run; --candidates has files already")
+    experiment = supervised(_CONFIG.value)
+    if _DATA_DIR.value:
+        experiment = dataclasses.replace(experiment, data_dir=_DATA_DIR.value)
+    candidates: dict[str, str] = {}
+    for text in _CANDIDATES.value:
+        name, path = _name_of(text)
+        if name in candidates:
+            raise EvaluationError(f"--candidates: {name!r} names two rows; write NAME=FILE")
+        candidates[name] = path
+    evaluate_candidates(
+        experiment,
+        candidates,
+        _WORKDIR.value,
+        _SPLIT.value,
+        ground_truth=_GROUND_TRUTH.value,
+        exclude_seen=_EXCLUDE_SEEN.value,
+        rows=dict(_named(row) for row in _ROWS.value),
+        linear_up_to=_LINEAR_UP_TO.value,
+        skip_bad_rows=_SKIP_BAD_ROWS.value,
+        command=shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]]),
+    )
+
+
+def _name_of(text: str) -> tuple[str, str]:
+    """Name and path of `NAME=FILE` or `FILE`, whose name is then that of the file."""
+    name, equals, path = text.partition("=")
+    if equals and name and path and "/" not in name:
+        return name, path
+    return os.path.basename(text.rstrip("/")).split(".")[0], text
 
 
 def _named(row: str) -> tuple[str, str]:
@@ -89,7 +153,19 @@ def _named(row: str) -> tuple[str, str]:
 if __name__ == "__main__":
     # Here rather than above, so that a notebook may import several mains, whose flags share names.
     _WORKDIR = flags.DEFINE_string(
-        "workdir", None, "Folder of the trained run; the results go there."
+        "workdir",
+        None,
+        "Folder of the trained run, or for --candidates any other; the results go there.",
+    )
+    _CANDIDATES = flags.DEFINE_multi_string(
+        "candidates", [], "A file of ranked lists, or NAME=FILE; may be repeated."
+    )
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "Of which data the candidates are.")
+    _GROUND_TRUTH = flags.DEFINE_string(
+        "ground_truth", None, "A file of users and items: the targets, instead of the split's."
+    )
+    _SKIP_BAD_ROWS = flags.DEFINE_boolean(
+        "skip_bad_rows", False, "Leave bad rows of these files out, and count them."
     )
     _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
     _CHECKPOINT = flags.DEFINE_enum(
@@ -114,6 +190,9 @@ if __name__ == "__main__":
     )
     _LINEAR_UP_TO = flags.DEFINE_integer(
         "linear_up_to", MAX_ITEMS, "Most items for which EASE and SLIST are fitted."
+    )
+    _EXPORT = flags.DEFINE_string(
+        "export", None, "A file for the model's lists: .parquet, .csv or .trec."
     )
     _DECODER = flags.DEFINE_enum("decoder", "beam", tuple(PRESETS), "Which search ranks the items.")
     _BUDGET = flags.DEFINE_integer(

@@ -1,10 +1,11 @@
-r"""Recommends items to all users of a trained run, into a folder of Parquet files.
+r"""Recommends items to all users of a trained run, into a folder of files.
 
     python -m experiments.recommend_all --workdir=DIR --output=FOLDER --shards=4
     python -m experiments.recommend_all --workdir=DIR --output=FOLDER --users=FILE --num_items=50
 
-A file has the columns `user_id`, `rank` (from 1), `item_id` and `score`; `_manifest.json` says what the lists were made
-of. Items and scores are those of `experiments.recommend`. `--users=FILE` names users, one id a line.
+A file has the columns `user_id`, `rank` (from 1), `item_id`, `score` and `memory_share`, as Parquet or by `--form` as
+CSV or TREC run; `_manifest.json` says what the lists were made of. Items and scores are those of
+`experiments.recommend`. `--users=FILE` names users, one id a line.
 
 The same command goes on where it was stopped: complete files stay, and the others are made as if nothing had happened.
 Several processes share the work, each started with the same flags and its own number:
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.errors import one_line_errors, run_main
+from gr.data.ranked_lists import WRITTEN
 from gr.runs.recommend_all import recommend_all
 from gr.runs.run import load_run
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
         _OUTPUT.value,
         shards=_SHARDS.value,
         num_items=_NUM_ITEMS.value,
+        form=_FORM.value,
         users=_USERS.value,
         process_id=_PROCESS_ID.value,
         num_processes=_NUM_PROCESSES.value,
@@ -54,6 +57,7 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Folder of the lists.")
     _SHARDS = flags.DEFINE_integer("shards", 1, "Number of files.")
     _NUM_ITEMS = flags.DEFINE_integer("num_items", 10, "Most items of a user.")
+    _FORM = flags.DEFINE_enum("form", "parquet", WRITTEN, "Of the files.")
     _USERS = flags.DEFINE_string("users", None, "A file of user ids, one a line; else all users.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")

@@ -47,8 +47,8 @@ def sequences_from_table(
         if "rating" not in table.column_names:
             raise DataError(f"{source}: min_rating needs ratings, and there are none; leave it out")
         table = table.filter(pc.greater_equal(table["rating"], min_rating))
-    users, user_ids = _numbered(table["user"], source)
-    items, item_ids = _numbered(table["item"], source)
+    users, user_ids = numbered(table["user"], source)
+    items, item_ids = numbered(table["item"], source)
     # Sorting by `keys` is exact where `times`, being float64, may have been rounded.
     keys, times = seconds_of(table["time"]) if "time" in table.column_names else (None, None)
     if drop_duplicates:
@@ -112,7 +112,7 @@ def _first_of_equals(*columns: np.ndarray) -> np.ndarray:
     return np.sort(order[new])
 
 
-def _numbered(ids: pa.ChunkedArray, source: object) -> tuple[np.ndarray, np.ndarray]:
+def numbered(ids: pa.ChunkedArray, source: object) -> tuple[np.ndarray, np.ndarray]:
     """Numbers strings in the order of first appearance: `[E]` int numbers, `[n]` str."""
     encoded = ids.dictionary_encode().unify_dictionaries().combine_chunks()
     distinct = encoded.dictionary.to_pylist()

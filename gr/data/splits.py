@@ -112,6 +112,49 @@ def cold_start(sequences: Sequences, share: float, *, by: str = "seed", seed: in
     return splits
 
 
+def with_test_targets(sequences: Sequences, users: np.ndarray, items: np.ndarray) -> Splits:
+    """A split whose test targets are given, such as those of another program's split.
+
+    A target that its user took is the user's last interaction with it; what followed is not used. A target that the
+    user did not take comes after all that they did: then there are no times. Of what came before a user's first target
+    the last interaction is for validation, the rest for training, and so is all of a user without a target.
+
+    Args:
+        sequences: the data.
+        users: the user row of each target, `[n]`; a user may have several.
+        items: the item row of each, `[n]`.
+    """
+    base = np.int64(max(sequences.num_items, 1))  # User and item as one number.
+    owners, _, _ = _places(sequences)
+    wanted, first = np.unique(users * base + items, return_index=True)
+    new = np.sort(first[~np.isin(wanted, owners * base + sequences.items)])  # As they were given.
+    if len(new):
+        owners = np.concatenate([owners, users[new]])
+        order = np.argsort(owners, kind="stable")
+        lengths = np.bincount(owners, minlength=sequences.num_users)
+        sequences = dataclasses.replace(
+            sequences,
+            items=np.concatenate([sequences.items, items[new]])[order].astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            times=None,
+        )
+    owners, place, _ = _places(sequences)
+    keys = owners * base + sequences.items
+    order = np.argsort(keys, kind="stable")
+    test = np.zeros(len(keys), bool)
+    test[order[np.searchsorted(keys[order], wanted, side="right") - 1]] = True
+    stop = sequences.lengths.copy()  # The place of each user's first target, if there is one.
+    np.minimum.at(stop, owners[test], place[test])
+    tested = np.isin(owners, owners[test])
+    validation = tested & (place == stop[owners] - 1)
+    return Splits(
+        sequences=sequences,
+        train=_targets(owners, (place > 0) & (place < stop[owners]) & ~validation),
+        validation=_targets(owners, (place > 0) & validation),
+        test=_targets(owners, test),
+    )
+
+
 def time_quantiles(sequences: Sequences, *fractions: float) -> tuple[float, ...]:
     """The times before which the given fractions of all interactions lie, as cuts for `by_time`.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -121,6 +121,32 @@ def read_items_table(
     """
     table = _Table(existing_file(path), separator, encoding, header, quoted)
     return table.read_items(item, title, skip_bad_rows=False)[0]
+
+
+def column_names(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the columns of a table with a header, CSV, TSV or Parquet; a DataError if it cannot be read."""
+    return list(_with_header(path)._form().names)
+
+
+def read_columns(
+    path: str | os.PathLike[str],
+    *,
+    ids: Sequence[str],
+    numbers: Sequence[str] = (),
+    skip_bad_rows: bool = False,
+) -> tuple[pa.Table, int]:
+    """Named columns of a table with a header, ids as text and numbers as float64, and the number of bad rows left out.
+
+    Raises:
+        DataError: a missing file or column, an unknown kind of file, or (unless `skip_bad_rows`) a bad row.
+    """
+    table = _with_header(path)
+    form = dataclasses.replace(table._form(), ids=ids, numbers=numbers)
+    return table._read(form, skip_bad_rows)
+
+
+def _with_header(path: str | os.PathLike[str]) -> "_Table":
+    return _Table(existing_file(path), separator=None, encoding="utf-8", header=True, quoted=None)
 
 
 @dataclasses.dataclass(frozen=True)

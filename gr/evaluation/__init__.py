@@ -3,6 +3,8 @@
 * Decode: `decode_targets` runs any search on the targets of a split and returns `Decoded`.
 * Rank: `rankings_of_beams` of a model, `rankings_of_baseline` of a fitted `Ranker`: where each target stands.
   A hit is the target's Semantic ID; the stricter item-level metrics are the keys that begin with `item_`.
+* Lists of any origin: `match_lists` finds their ids in the data, `rankings_of_matched` ranks by them, `fuse_lists`
+  makes one of several.
 * Measure: `evaluate_with_baselines` turns rankings into one flat dictionary of metrics, with bootstrap intervals.
 * Cold items: `recall_table` of targets that training never saw, beside `fit_content_knn`.
 * Compare: `compare_runs` of several losses and seeds; `compare_searches` at equal budgets of token evaluations:
@@ -35,7 +37,9 @@ from gr.evaluation.cold import random_recall, recall_table, select_rankings
 from gr.evaluation.comparison import Compared, RunRanks, compare_runs, training_seconds
 from gr.evaluation.content import fit_content_knn, tune_content_knn
 from gr.evaluation.decode import Decoded, check_finite, decode_targets, distinct_items, fetched
+from gr.evaluation.fusion import fuse_lists
 from gr.evaluation.linear import fit_ease, fit_slist, tune_linear
+from gr.evaluation.lists import MatchedLists, list_facts, match_lists, rankings_of_matched
 from gr.evaluation.metrics import (
     coverage,
     evaluate_rankings,
@@ -65,6 +69,7 @@ __all__ = [
     "Compared",
     "Decoded",
     "EvaluationError",
+    "MatchedLists",
     "Ranker",
     "Rankings",
     "RunRanks",
@@ -91,9 +96,12 @@ __all__ = [
     "fit_own_baseline",
     "fit_popularity",
     "fit_slist",
+    "fuse_lists",
     "gini",
     "hit",
     "holm",
+    "list_facts",
+    "match_lists",
     "memory_ranker",
     "mrr",
     "ndcg",
@@ -104,6 +112,7 @@ __all__ = [
     "rankings_of_baseline",
     "rankings_of_beams",
     "rankings_of_lists",
+    "rankings_of_matched",
     "recall_table",
     "search_metrics",
     "select_rankings",

@@ -7,7 +7,7 @@
   `group_states` and `sequence_and_group_states` (many candidates behind one history).
 
 `ValueHead` predicts the value of a prefix from their `path_states`. `backbone_of` makes a backbone of three functions
-and parameters.
+and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture.
 """
 
 from gr.models.backbone import (
@@ -28,6 +28,7 @@ from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig
 from gr.models.grown import on_grown_catalogue
 from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
+from gr.models.mixed import MixedBackbone
 from gr.models.own import backbone_of, load_backbone
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
@@ -44,6 +45,7 @@ __all__ = [
     "ItemDecoder",
     "ItemDecoderConfig",
     "ItemHistory",
+    "MixedBackbone",
     "ModelError",
     "Trainable",
     "TreeBackbone",

@@ -70,6 +70,7 @@ class ReportData:
     metrics: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     main_row: str = ""  # The row of `metrics` that the verdict is about.
     rule: str = ""  # Of `metrics`, such as "seen items removed".
+    hit_is_item: bool = False  # Whether a hit is the target itself; else its semantic ID.
     # Further rule -> row -> metrics: shown beneath, and never compared with the rows of `metrics`.
     variants: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()  # Notes on the targets, see `target_notes`.
@@ -125,7 +126,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         verdict=verdict(data),
         tone=_tone(data),
-        columns=[key for key in COLUMNS if any(key in row for row in data.metrics.values())],
+        columns=_shown(data, COLUMNS, data.metrics),
         lower_is_better=_LOWER_IS_BETTER,
         groups=[
             {"rule": rule, "rows": _metric_rows(rows, data.main_row)}
@@ -133,7 +134,7 @@ def render_report(data: ReportData) -> str:
             if rows
         ],
         differences=_difference_rows(data),
-        compared=[key for key in DIFFERENCES if any(key in by for by in data.differences.values())],
+        compared=_shown(data, DIFFERENCES, data.differences),
         slices=[part for part in SLICES if _slice_metric(data, part)],
         classes=_classes(data),
         best_step=best,
@@ -207,6 +208,12 @@ def _check(data: ReportData) -> None:
             raise EvaluationError(
                 f"{field} names {row!r}, which is no row of metrics: choose from {list(data.metrics)}."
             )
+
+
+def _shown(data: ReportData, keys: Sequence[str], rows: Mapping[str, Mapping]) -> list[str]:
+    """The metrics that some row has; those of items only where they differ from the others."""
+    named = [key for key in keys if not (data.hit_is_item and key.startswith("item_"))]
+    return [key for key in named if any(key in row for row in rows.values())]
 
 
 def _metric(data: ReportData, row: str, name: str = MAIN_METRIC) -> float | None:

@@ -11,26 +11,31 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     The first table has a row for the model and each baseline, with the interval of NDCG@k. The second has the paired
     difference of the model to each baseline (absent without baselines), with p-values adjusted for the number of
     baselines. The third has the hits by class of target, if there is a `breakdown`. `metrics` may name its `rule`, and
-    hold the dictionaries of other rules as `variants`: each has a table of its own.
+    hold the dictionaries of other rules as `variants`: each has a table of its own. Where its `hit` is `item`, a hit is
+    the target itself in all columns, and there are no others for items.
 
     Raises:
         EvaluationError: if the metrics were not computed at k.
     """
     if f"ndcg@{k}" not in metrics:
         raise EvaluationError(f"the metrics hold no ndcg@{k}: evaluate with ks that contain {k}.")
-    columns = [f"Hit@{k}", f"NDCG@{k}", "95% interval", f"MRR@{k}", f"item Hit@{k}"]
-    columns += [f"item NDCG@{k}", f"coverage@{k}", f"Gini@{k}", f"novelty@{k}"]
+    columns = [f"Hit@{k}", f"NDCG@{k}", "95% interval", f"MRR@{k}"]
+    of_items = metrics.get("hit") != "item"
+    columns += [f"item Hit@{k}", f"item NDCG@{k}"] * of_items
+    columns += [f"coverage@{k}", f"Gini@{k}", f"novelty@{k}"]
     by_rule = {metrics.get("rule", ""): metrics, **metrics.get("variants", {})}
     blocks = []
     for rule, of_rule in by_rule.items():
-        rows = [[rule, *columns], [model_name, *_cells(of_rule, k)]]
-        rows += [[name, *_cells(of, k)] for name, of in of_rule.get("baselines", {}).items()]
+        rows = [[rule, *columns], [model_name, *_cells(of_rule, k, of_items)]]
+        rows += [
+            [name, *_cells(of, k, of_items)] for name, of in of_rule.get("baselines", {}).items()
+        ]
         blocks.append(format_table(rows))
     differences = metrics.get("differences", {})
     if differences:
-        keys = (f"hit@{k}", f"ndcg@{k}", f"item_ndcg@{k}")
+        keys = (f"hit@{k}", f"ndcg@{k}", *[f"item_ndcg@{k}"] * of_items)
         rows = [[metrics.get("rule", "")]]
-        for label in (f"Hit@{k}", f"NDCG@{k}", f"item NDCG@{k}"):
+        for label in (f"Hit@{k}", f"NDCG@{k}", *[f"item NDCG@{k}"] * of_items):
             rows[0] += [label, "95% interval", "p (Holm)"]
         for name, difference in differences.items():
             row = [f"{model_name} - {name}"]
@@ -45,9 +50,9 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     for name, why in metrics.get("baselines_left_out", {}).items():
         blocks.append(f"{name} was left out: {why}.")
     blocks += target_notes(metrics)
+    hit = "the target's Semantic ID; in item columns it is the item itself"
     blocks.append(
-        f"{metrics['users']:,} users; a hit is the target's Semantic ID; in item columns it is "
-        "the item itself."
+        f"{metrics['users']:,} users; a hit is {hit if of_items else 'the target itself'}."
     )
     return "\n\n".join(blocks)
 
@@ -129,10 +134,11 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _cells(metrics: dict, k: int) -> list[str]:
+def _cells(metrics: dict, k: int, of_items: bool) -> list[str]:
     """The cells of one ranker, in the order of the columns of `format_metrics`."""
     low, high = metrics["intervals"][f"ndcg@{k}"]
     quality = [f"{metrics[key]:.4f}" for key in (f"hit@{k}", f"ndcg@{k}")]
-    rest = [f"{metrics[key]:.4f}" for key in (f"mrr@{k}", f"item_hit@{k}", f"item_ndcg@{k}")]
+    rest = [f"mrr@{k}", *[f"item_hit@{k}", f"item_ndcg@{k}"] * of_items]
+    rest = [f"{metrics[key]:.4f}" for key in rest]
     lists = [f"{metrics[key]:.3f}" for key in (f"coverage@{k}", f"gini@{k}")]
     return [*quality, f"[{low:.4f}, {high:.4f}]", *rest, *lists, f"{metrics[f'novelty@{k}']:.2f}"]

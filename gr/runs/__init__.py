@@ -5,11 +5,16 @@
     metrics = gr.runs.evaluate(run, "test")
     items = gr.runs.recommend(run, user="42", top_k=10)
     paths = gr.runs.recommend_all(run, "lists", shards=4)
+    lists = gr.runs.load_rankings("lists")
 
 An `Experiment` holds every setting of a run. `reinforce` continues a trained run as a `Reinforcement` says, `load_run`
-reads a workdir, `add_items` gives it new items, and `compare` runs a `Study` of several experiments.
+reads a workdir, `add_items` gives it new items, and `compare` runs a `Study` of several experiments, and
+`evaluate_candidates` puts other people's lists into the same table.
 """
 
+from gr.data.ranked_lists import RankedLists
+from gr.data.ranked_lists import read_ranked_lists as load_rankings
+from gr.runs.candidates import evaluate_candidates
 from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.compare import compare
 from gr.runs.data import load_data
@@ -42,6 +47,7 @@ from gr.runs.recommend import Recommendation, history_rows, recommend
 from gr.runs.recommend_all import recommend_all
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
+from gr.runs.serving import export_recommender
 from gr.runs.train import train
 
 __all__ = [
@@ -55,6 +61,7 @@ __all__ = [
     "Experiment",
     "LoopConfig",
     "MeshConfig",
+    "RankedLists",
     "PolicyFields",
     "Recommendation",
     "ReinforcedExperiment",
@@ -71,10 +78,13 @@ __all__ = [
     "compare",
     "config_of",
     "evaluate",
+    "evaluate_candidates",
     "evaluate_cold_start",
     "evaluate_search",
+    "export_recommender",
     "history_rows",
     "load_data",
+    "load_rankings",
     "load_run",
     "recommend",
     "recommend_all",

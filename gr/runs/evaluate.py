@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,11 @@ from gr.runs.baselines import (
     whole_histories,
 )
 from gr.runs.experiment import Experiment, ReinforcedExperiment
+from gr.runs.export import check_export, export_lists
 from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
+from gr.semantic_ids import SemanticIds
 from gr.trie import ItemMask
 
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
@@ -58,6 +61,7 @@ def evaluate(
     exclude_seen: bool | None = None,
     rows: Mapping[str, str] | None = None,
     linear_up_to: int = MAX_ITEMS,
+    export: str | os.PathLike[str] | None = None,
 ) -> dict:
     """Decodes, ranks the baselines, compares and reports; returns the content of `metrics_SPLIT.json`.
 
@@ -71,19 +75,23 @@ def evaluate(
         exclude_seen: whether the report's main rule removes seen items; None: as in the run's config.
         rows: name -> workdir of another evaluated run on the same data, whose model becomes a baseline of this name.
         linear_up_to: most items for which the baselines EASE and SLIST are fitted, whose systems are dense.
+        export: a file that the model's lists under the main rule are written into, see `gr.data.ranked_lists`.
 
     Raises:
-        EvaluationError: for an unknown split; if another run was not evaluated on this split, or with other users or
-            codes.
+        DataError: for an export whose ending is unknown.
+        EvaluationError: for an unknown split, or an export of several lists a user; if another run was not evaluated on
+            this split, or with other users or codes.
     """
     targets = run.targets(split)
     exclude = _main_rule(run, exclude_seen)
+    if export is not None:
+        check_export(export, targets)
     other_run = None
     if beside is not None:  # Read first, so that an error is raised before decoding.
         other_run = report.read_other_run(beside, split)
         check_same_data(run.workdir, beside)
         report.check_beside(other_run, len(targets), run.semantic_ids.num_levels)
-    others = _rows_of_runs(run, split, rows or {})
+    others = rows_of_runs(run.workdir, split, rows or {})
 
     # The model, under both rules; if it has a memory, with it and alone.
     mixture, rules, depth = mixture_of(run), (exclude, not exclude), ranking_depth(run.config)
@@ -92,6 +100,8 @@ def evaluate(
     rankings = _rankings(
         run, targets, {rule: found.items for rule, found in decoded.items()}, depth
     )
+    if export is not None:
+        export_lists(export, run, targets, decoded[exclude], mixture, exclude=exclude)
     if mixture is not None:
         # With a weight of 0 the search is the model's own, by the program that is compiled already.
         alone = decode_under(run, targets, rules, mixture.weighted(0.0))
@@ -128,7 +138,9 @@ def evaluate(
     report.write_run_report(
         report_path, run, targets, decoded[exclude], metrics, other_run=other_run
     )
-    print(f"wrote {metrics_path}\nreport: {report_path}")
+    print(
+        f"wrote {metrics_path}{f' and {export}' if export is not None else ''}\nreport: {report_path}"
+    )
     return metrics
 
 
@@ -237,11 +249,11 @@ def _rankings_path(workdir: str, split: str) -> str:
     return os.path.join(workdir, f"rankings_{split}.npz")
 
 
-def _rows_of_runs(run: Run, split: str, rows: Mapping[str, str]) -> dict[str, dict[str, Rankings]]:
-    """Name -> rule -> the rankings that another run's evaluation has kept."""
+def rows_of_runs(mine: str, split: str, rows: Mapping[str, str]) -> dict[str, dict[str, Rankings]]:
+    """Name -> rule -> the rankings that another run's evaluation has kept, on the data of the workdir `mine`."""
     found = {}
     for name, workdir in rows.items():
-        check_same_data(run.workdir, workdir)
+        check_same_data(mine, workdir)
         path = _rankings_path(workdir, split)
         try:
             found[name] = rankings_of_arrays(read_arrays(path))
@@ -254,28 +266,61 @@ def _rows_of_runs(run: Run, split: str, rows: Mapping[str, str]) -> dict[str, di
 
 
 def _beside_baselines(
-    run: Run,
-    split: str,
+    run: Run, split: str, rankings: Mapping[bool, Rankings], **options: Any
+) -> dict:
+    """`beside_baselines` for the split of a run."""
+    metrics = beside_baselines(
+        run.config,
+        run.splits,
+        run.semantic_ids,
+        run.targets(split),
+        rankings,
+        kept=os.path.join(run.workdir, "baselines", split),
+        **options,
+    )
+    return metrics | {"checkpoint_step": run.step}
+
+
+def beside_baselines(
+    config: Experiment,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    targets: Targets,
     rankings: Mapping[bool, Rankings],
     *,
+    kept: str,
     exclude: bool,
     baselines: Mapping[bool, Baselines] | None = None,
     others: Mapping[str, Mapping[str, Rankings]] | None = None,
     linear_up_to: int = MAX_ITEMS,
+    name: str | None = None,
 ) -> dict:
-    """Metrics of rankings and baselines under the main rule, with the other rule's as `variants`."""
-    splits, config, targets = run.splits, run.config, run.targets(split)
+    """Metrics of rankings and baselines under the main rule, with the other rule's as `variants`.
+
+    Args:
+        config: the experiment.
+        splits: the data.
+        semantic_ids: of the items; baselines are hit where one with the target's semantic ID is listed.
+        targets: what was ranked.
+        rankings: of the main row, under both rules.
+        kept: how the paths of the files begin in which baselines are kept.
+        exclude: whether the main rule removes seen items.
+        baselines: under both rules, if already computed.
+        others: name -> name of a rule -> rankings of further rows.
+        linear_up_to: as for `evaluate`.
+        name: of the main row, where it is not a run's own.
+
+    Raises:
+        EvaluationError: if a row has the name of a baseline.
+    """
     depth = rankings[exclude].depth
     ks = tuple(k for k in KS if k <= depth)
     if baselines is None:
         baselines = {
             rule: kept_baselines(
-                os.path.join(
-                    *(run.workdir, "baselines"),
-                    f"{split}_{VARIANTS[rule].replace(' ', '_')}_at_{depth}.npz",
-                ),
+                f"{kept}_{VARIANTS[rule].replace(' ', '_')}_at_{depth}.npz",
                 splits,
-                run.semantic_ids,
+                semantic_ids,
                 targets,
                 exclude=rule,
                 depth=depth,
@@ -285,6 +330,9 @@ def _beside_baselines(
             )
             for rule in rankings
         }
+    for row in [name, *(others or {})]:
+        if row in baselines[exclude].rankings:
+            raise EvaluationError(f"{row!r} is the name of a baseline: give that row another one")
     counts, classes = training_counts(splits), target_classes(splits, targets)
     by_rule = {}
     for rule, of_model in rankings.items():
@@ -304,7 +352,6 @@ def _beside_baselines(
         }
     trained_under = config.decoding.exclude_seen
     return by_rule[exclude] | {
-        "checkpoint_step": run.step,
         "variants": {VARIANTS[not exclude]: by_rule[not exclude]},
         "breakdown_classes": classes.definitions(),
         "baselines_left_out": baselines[exclude].left_out,

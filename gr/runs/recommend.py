@@ -13,6 +13,7 @@ from gr.decoding import rank_items as rank_whole
 from gr.evaluation import check_finite
 from gr.models import histories_for, scores_items
 from gr.runs import build
+from gr.runs.export import memory_shares
 from gr.runs.mixture import Mixture
 from gr.runs.report import item_details
 from gr.runs.run import Run
@@ -90,15 +91,8 @@ def _from_memory(
     """Of each recommended item and its beam: the memory's share of its probability, and the items of the history."""
     past = Histories.of_rows(np.asarray(history, np.int32)[None])
     prior, weight = mixture.of(past, exclude=run.config.decoding.exclude_seen)
-    mass = np.zeros(run.splits.sequences.num_items)
-    listed = np.asarray(prior.items[0]) >= 0
-    np.add.at(mass, prior.items[0][listed], prior.weights[0][listed])
-    mass /= max(mass.sum(), np.finfo(np.float32).tiny)
-    of_beam = np.where(items >= 0, mass[items], 0.0).sum(
-        -1
-    )  # Items of one semantic ID share its probability.
     beams = np.array([beam for _, beam in places])
-    shares = np.clip(weight[0] * of_beam[beams] / np.exp(scores[beams]), 0.0, 1.0)
+    shares = memory_shares(prior, weight, items[None], scores[None])[0, beams]
     if mixture.memory is None:
         return shares, [()] * len(places)
     named = np.array([[item for item, _ in places]], np.int32)

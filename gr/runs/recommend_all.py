@@ -1,4 +1,4 @@
-"""Recommends items to all users of a trained run: a folder of Parquet files, each for a share of the users."""
+"""Recommends items to all users of a trained run: a folder of files, each for a share of the users."""
 
 import dataclasses
 import functools
@@ -24,12 +24,14 @@ from gr.data import (
     fingerprint_differences,
 )
 from gr.data.buckets import resolve_buckets
-from gr.data.files import as_path, open_text, read_json, write_atomically, write_json
+from gr.data.files import as_path, open_text, read_json, write_json
 from gr.data.fingerprint import checksum
+from gr.data.ranked_lists import SCHEMA, WRITTEN, write_table
 from gr.decoding import SearchConfig
-from gr.evaluation import Decoded, decode_targets
+from gr.evaluation import decode_targets
 from gr.runs import build
 from gr.runs.experiment import ConfigError
+from gr.runs.export import list_table
 from gr.runs.recommend import unknown_user
 from gr.runs.run import Run
 from gr.runs.workdir import OF_NO_MATTER_TO_A_MODEL
@@ -37,11 +39,7 @@ from gr.training import make_mesh, replicate
 from gr.training.provenance import differing_fields
 
 MANIFEST = "_manifest.json"  # Readers of a folder of tables leave out names that begin so.
-# A user's rows stand together, best item first; ranks count from 1.
-SCHEMA = pa.schema(
-    {"user_id": pa.string(), "rank": pa.int32(), "item_id": pa.string(), "score": pa.float32()}
-)
-_MADE_OF = b"gr.made_of"  # Metadata of a shard's file: the checksum of its manifest.
+_MADE_OF = b"gr.made_of"  # Metadata of a Parquet file: the checksum of its manifest.
 
 
 def recommend_all(
@@ -50,15 +48,17 @@ def recommend_all(
     *,
     shards: int = 1,
     num_items: int = 10,
+    form: str = "parquet",
     users: str | os.PathLike[str] | Sequence[str] | None = None,
     process_id: int | None = None,
     num_processes: int | None = None,
 ) -> list[str]:
-    """Writes the best items of every user, as `recommend` ranks them, into a folder of Parquet files.
+    """Writes the best items of every user, as `recommend` ranks them, into a folder of files.
 
-    Their columns are `user_id`, `rank` (from 1), `item_id` and `score`: the log-probability of the item's semantic ID,
-    with a memory that of the mixture. A user for whom fewer items are left has fewer rows. `_manifest.json` says what
-    the lists were made of.
+    Their columns are `user_id`, `rank` (from 1), `item_id`, `score`: the log-probability of the item's semantic ID,
+    with a memory that of the mixture, and `memory_share`: how much of that probability came from the memory. A user for
+    whom fewer items are left has fewer rows. `_manifest.json` says what the lists were made of;
+    `gr.runs.load_rankings` reads the folder.
 
     A file appears when it is complete. After an interruption the same call skips the files that are there, and makes
     the others as if nothing had happened. The users of a batch are split over the devices of this process. Memory is
@@ -69,6 +69,7 @@ def recommend_all(
         output: the folder, or an address such as `gs://bucket/lists`.
         shards: number of files.
         num_items: most items of a user.
+        form: of the files: "parquet", "csv" or "trec" (a run, see `gr.data.ranked_lists.write_table`).
         users: a file with one user id a line, or a list of ids; None: all users who have interactions.
         process_id: of this process. It makes the shards `process_id`, `process_id + num_processes` and so on. None: as
             `jax.distributed` says.
@@ -91,6 +92,8 @@ def recommend_all(
         )
     if num_items < 1:
         raise ConfigError(f"num_items={num_items}: use 1 or more")
+    if form not in WRITTEN:
+        raise ConfigError(f"form={form!r}: use one of {', '.join(WRITTEN)}")
     sequences, decoding = run.splits.sequences, run.config.decoding
     rows = user_rows(sequences, users)
     if not 1 <= shards <= len(rows):
@@ -102,8 +105,8 @@ def recommend_all(
     options = {"max_history": run.config.data.max_history, "exclude_seen": decoding.exclude_seen}
     options |= build.distribution(run.config)
     settings = dataclasses.asdict(decoding) | options
-    settings |= {"num_items": num_items, "num_beams": search.num_candidates}
-    names = [f"shard-{shard:05}-of-{shards:05}.parquet" for shard in range(shards)]
+    settings |= {"num_items": num_items, "num_beams": search.num_candidates, "form": form}
+    names = [f"shard-{shard:05}-of-{shards:05}.{form}" for shard in range(shards)]
     made_of = _claim(output, _manifest(run, rows, settings, names))
     mine = range(process_id, shards, num_processes)
     missing = [shard for shard in mine if not _is_there(output, names[shard], made_of)]
@@ -145,11 +148,9 @@ def recommend_all(
                 prior = mixture.for_histories(past, exclude=decoding.exclude_seen)
             with build.scoring(run.config):
                 found = decode(part, targets, prior=prior, progress=bar)
-            table = list_table(part.user_ids, item_ids, found, num_items)
-            content = pa.BufferOutputStream()
-            pq.write_table(table.replace_schema_metadata({_MADE_OF: made_of}), content)
+            table = list_table(part.user_ids, item_ids, found, num_items, prior=prior)
             path = os.path.join(output, names[shard])
-            write_atomically(path, content.getvalue().to_pybytes())
+            write_table(path, table.replace_schema_metadata({_MADE_OF: made_of}))
             written.append(path)
     return written
 
@@ -212,30 +213,6 @@ def with_next_place(sequences: Sequences, rows: np.ndarray) -> tuple[Sequences, 
     return part, Targets(users=np.arange(len(rows), dtype=np.int32), positions=offsets[1:] - 1)
 
 
-def list_table(
-    user_ids: np.ndarray, item_ids: pa.Array, found: Decoded, num_items: int
-) -> pa.Table:
-    """The table `SCHEMA` of the first items of n users, read beam by beam.
-
-    Args:
-        user_ids: `[n]`.
-        item_ids: of all items `[N]`.
-        found: the candidates of the users.
-        num_items: most rows of a user.
-    """
-    _, _, of_beam = found.items.shape
-    items = found.items.reshape(len(found.items), -1)
-    ranks = np.cumsum(items >= 0, axis=1, dtype=np.int32)
-    user, place = np.nonzero((items >= 0) & (ranks <= num_items))
-    columns = [
-        pa.array(user_ids, pa.string()).take(pa.array(user)),
-        ranks[user, place],
-        item_ids.take(pa.array(items[user, place])),
-        found.scores[user, place // of_beam],
-    ]
-    return pa.table(columns, schema=SCHEMA)
-
-
 # The folder.
 
 
@@ -289,7 +266,7 @@ def _claim(output: str | os.PathLike[str], manifest: dict[str, Any]) -> bytes:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Listed first: another process may write its manifest, then its first shard, at any moment.
-        tables = [entry.name for entry in folder.iterdir() if entry.name.endswith(".parquet")]
+        tables = [entry.name for entry in folder.iterdir() if entry.name.endswith(WRITTEN)]
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"output={output} is no folder; name a new or empty one") from None
     path, wanted = folder / MANIFEST, _compared(manifest)
@@ -329,10 +306,12 @@ def _compared(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_there(output: str | os.PathLike[str], name: str, made_of: bytes) -> bool:
-    """Whether a shard is complete, and was made of the same as the manifest says."""
+    """Whether a shard is complete, and was made of the same as the manifest says, which only Parquet can tell."""
     path = as_path(output) / name
     if not path.exists():
         return False
+    if not name.endswith(".parquet"):
+        return True
     try:
         with path.open("rb") as file:
             metadata = pq.read_metadata(file).metadata or {}

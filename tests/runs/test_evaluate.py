@@ -8,11 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr.data import Sequences, leave_one_out
-from gr.evaluation import Decoded, EvaluationError, hit, holm, ndcg, rankings_of_baseline
+from gr.data import DataError, Sequences, Targets, leave_one_out
+from gr.evaluation import (
+    Decoded,
+    EvaluationError,
+    evaluate_rankings,
+    hit,
+    holm,
+    ndcg,
+    rankings_of_baseline,
+    training_counts,
+)
 from gr.evaluation.baselines import fit_popularity
 from gr.evaluation.breakdown import PATHS
-from gr.runs import Experiment, build, evaluate
+from gr.evaluation.lists import match_lists, rankings_of_matched
+from gr.runs import Experiment, build, evaluate, load_rankings
 from gr.runs import baselines as baselines_module
 from gr.runs.baselines import kept_baselines, load_baselines, rank_baselines, whole_histories
 from gr.runs.evaluate import watched_targets
@@ -200,6 +210,31 @@ def test_another_runs_model_becomes_a_baseline(run, tmp_path_factory):
     assert metrics["baselines"]["sasrec"]["ndcg@10"] == of_other["ndcg@10"]
     assert metrics["differences"]["sasrec"]["ndcg@10"] == [0, 0, 0]
     assert metrics["p_values"]["sasrec"]["ndcg@10"] == [1, 1]
+
+
+def test_the_lists_are_written_and_others_find_our_numbers_in_them(run, tmp_path):
+    """Under the main rule, with ranks; the metrics of the file are those of the items."""
+    path, found = tmp_path / "lists.csv", decoded_of(run.splits)
+    items = np.random.default_rng(0).permuted(np.tile(np.arange(ITEMS), (USERS, 1)), axis=1)
+    scores = -np.arange(BEAMS, dtype=np.float32) * np.ones((USERS, 1), np.float32)
+    found[False] = dataclasses.replace(decoded(items[:, :BEAMS]), scores=scores)
+    ours = evaluate(run, "test", found, exclude_seen=False, export=path)
+    lists = load_rankings(path)
+    assert lists.of("3") == items[3, :BEAMS].astype(str).tolist()
+    assert lists.lengths.tolist() == [BEAMS] * USERS and not lists.memory_shares.any()
+    sequences, targets = run.splits.sequences, run.splits.test
+    matched = match_lists(lists, sequences)
+    ranked = rankings_of_matched(matched, sequences, targets, exclude=False, depth=BEAMS)
+    metrics = evaluate_rankings(ranked, training_counts(run.splits), ks=(1, 5, 10))
+    for name, value in metrics.items():
+        if "hit" in name or "ndcg" in name or "mrr" in name:
+            assert ours[name] == value, name
+    with pytest.raises(DataError, match=r"lists.txt: no lists are written into such a file"):
+        evaluate(run, "test", found, export="lists.txt")
+    twice = Targets(np.repeat(targets.users, 2), np.repeat(targets.positions, 2))
+    run = dataclasses.replace(run, splits=dataclasses.replace(run.splits, test=twice))
+    with pytest.raises(EvaluationError, match="export=lists.csv: some users have several targ"):
+        evaluate(run, "test", found, export="lists.csv")
 
 
 def test_kept_baselines_are_read_back_and_old_files_made_again(semantic_ids, tmp_path):

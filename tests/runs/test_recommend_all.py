@@ -19,6 +19,7 @@ from gr.runs import (
     ConfigError,
     Experiment,
     build,
+    load_rankings,
     recommend,
     recommend_all,
     table_experiment,
@@ -84,8 +85,8 @@ def lists(output):
     """User -> items, scores and ranks, of all files of a folder in order."""
     found = {}
     for row in pq.read_table(output).to_pylist():  # The folder is one table.
-        of_user = found.setdefault(row["user_id"], ([], [], []))
-        for column, name in zip(of_user, ("item_id", "score", "rank"), strict=True):
+        of_user = found.setdefault(row["user_id"], ([], [], [], []))
+        for column, name in zip(of_user, ("item_id", "score", "rank", "memory_share"), strict=True):
             column.append(row[name])
     return found
 
@@ -98,10 +99,11 @@ def check_equal_to_recommend(run, output, num_items):
     found = lists(output)
     for user in run.splits.sequences.user_ids.tolist():
         expected = recommend(run, user=user, top_k=num_items)
-        items, scores, ranks = found.pop(user, ([], [], []))
+        items, scores, ranks, shares = found.pop(user, ([], [], [], []))
         assert items == [item.item_id for item in expected], user
         assert scores == pytest.approx([item.score for item in expected], abs=1e-4)
         assert ranks == list(range(1, len(expected) + 1))
+        assert shares == pytest.approx([item.memory_share for item in expected], abs=1e-4)
     assert not found
 
 
@@ -125,12 +127,29 @@ def test_lists_are_those_of_recommend(tmp_path, backbone, fields):
     check_equal_to_recommend(run, tmp_path / "lists", 5)
 
 
+@pytest.mark.parametrize("form", ["csv", "trec"])
+def test_lists_of_other_forms_are_the_same(tmp_path, run, form):
+    recommend_all(run, tmp_path / "parquet", shards=2)
+    written = recommend_all(run, tmp_path / form, shards=2, form=form)
+    assert [Path(path).suffix for path in written] == [f".{form}"] * 2
+    assert recommend_all(run, tmp_path / form, shards=2, form=form) == []
+    expected, found = load_rankings(tmp_path / "parquet"), load_rankings(tmp_path / form)
+    assert found.users.tolist() == expected.users.tolist()
+    for user in expected.users:
+        assert found.of(user) == expected.of(user)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"settings\.form was 'parquet' and is"):
+        recommend_all(run, tmp_path / "parquet", shards=2, form=form)
+    with pytest.raises(ConfigError, match="form='txt': use one of parquet, csv, trec"):
+        recommend_all(run, tmp_path / "new", form="txt")
+
+
 def test_more_items_than_beams_and_fewer_than_were_asked_for(tmp_path, run):
     recommend_all(run, tmp_path / "lists", num_items=20)
     check_equal_to_recommend(run, tmp_path / "lists", 20)
     found = lists(tmp_path / "lists")
     assert len(found["u4"][0]) == len(found["u15"][0]) == 2
-    assert sum(len(items) == 20 for items, _, _ in found.values()) > 10
+    assert sum(len(items) == 20 for items, _, _, _ in found.values()) > 10
 
 
 def test_users_without_anything_to_say_have_no_rows(tmp_path, capsys):
@@ -312,7 +331,7 @@ def test_users_may_be_named(tmp_path, run):
     assert contents(tmp_path / "of_file") == contents(tmp_path / "of_list")
     found, of_all = lists(tmp_path / "of_file"), lists(tmp_path / "of_all")
     assert list(found) == ["u7", "u2", "u20"]
-    for user, (items, scores, _) in found.items():
+    for user, (items, scores, _, _) in found.items():
         assert items == of_all[user][0] and scores == pytest.approx(of_all[user][1], abs=1e-4)
     for text, told in [
         ("u1\n\nuser_id\n", r"line 3: user 'user_id' is not in the data; ids look like u"),

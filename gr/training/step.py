@@ -78,8 +78,8 @@ def make_train_step(
     `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, no update is applied and
     `bad_step` is set to this step. From then on the state stays frozen, so the host may notice it later. With a `mesh`
     the state lies as `shard_state` puts it, and so do the gradients, which are summed over all devices.
-    `precision` is that of matrix products: "default", "high" or "highest", as in `jax.default_matmul_precision`; None: as
-    JAX is set.
+    `precision` is that of matrix products: "default", "high" or "highest", as in `jax.default_matmul_precision`; None:
+    as JAX is set.
     """
 
     def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:

@@ -322,7 +322,7 @@ def _backtrack(
         if parent is not None:  # Else beams stood still.
             beam = take_along(parent, beam)
     path = path[::-1]
-    if rest is not None:
+    if rest is not None and len(rest):
         path.append(_columns_of(rest, order))
     return _side_by_side(path)
 

@@ -91,7 +91,8 @@ def export_recommender(
         return _recommended(run, model, catalogue, memory, history, top_k)
 
     shape = jax.ShapeDtypeStruct((batch_size, history_length), jnp.int32)
-    exported = export.export(jax.jit(program), platforms=platforms)(arrays, shape)
+    with build.scoring(run.config):
+        exported = export.export(jax.jit(program), platforms=platforms)(arrays, shape)
     settings: dict[str, Any] = {
         "top_k": top_k,
         "history_length": history_length,

@@ -14,14 +14,18 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest lint docs clean
+.PHONY: demo test test-long test-oldest lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR)
 	$(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR) --split=test
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q $(PARALLEL)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not long"
+
+# The rest: further cases of what `make test` tests in one, each of which compiles for a minute or more.
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q $(PARALLEL) -m long
 
 # The oldest release of each dependency that setup.py allows, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed

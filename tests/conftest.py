@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+from tries import MIXES  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # A minute and more each. They begin first, so that no worker is left with one of them at the end.
@@ -55,6 +56,14 @@ SLOWEST = (
     "trie/test_overlay.py",
     "test_notebooks.py",
 )
+# Searches that share their step with beam search, whose own tests have every layout of the trie. Each case compiles
+# programs of its own, so `make test` runs these in two layouts, and `make test-long` in the others.
+TWO_LAYOUTS = (
+    *("decoding/test_prior.py", "decoding/test_prior_draws.py", "decoding/test_best_first.py"),
+    *("decoding/test_ved.py", "decoding/test_child_scores.py", "decoding/test_for_tpu.py"),
+    "decoding/test_sampling.py",
+)
+THE_TWO = (MIXES[0], MIXES[3])  # Each kind of level is in one of them.
 
 
 def pytest_report_header():
@@ -67,6 +76,11 @@ def pytest_collection_modifyitems(items):
     """Puts the slowest files first, each as a whole; the others keep their order."""
     place = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    files = {ROOT / "tests" / name for name in TWO_LAYOUTS}
+    for item in items:
+        kinds = getattr(item, "callspec", None) and item.callspec.params.get("kinds")
+        if item.path in files and kinds not in (None, *THE_TWO):
+            item.add_marker("long")
 
 
 def pytest_unconfigure():

@@ -85,6 +85,7 @@ def memory_shares(
     of_prior = np.asarray(weight) / total
     valid = np.isfinite(scores)
     probability = np.where(valid, np.exp(scores, where=valid, out=np.ones(scores.shape)), 1.0)
+    probability = np.maximum(probability, np.finfo(np.float32).tiny)
     shares = of_prior[:, None] * of_items.sum(axis=-1) / probability
     return np.where(valid, np.clip(shares, 0.0, 1.0), 0.0)
 

@@ -76,6 +76,7 @@ def test_evaluate_with_another_decoder_overwrites_nothing(workdir):
         assert wrong.returncode == 1 and "--budget" in wrong.stderr
 
 
+@pytest.mark.long
 def test_compare_searches_prints_the_table_and_writes_numbers_and_figure(workdir):
     done = run("compare_searches", f"--workdir={workdir}", "--budgets=24", "--users=64")
     result = json.loads((workdir / "searches_validation.json").read_text())

@@ -370,6 +370,7 @@ def test_a_run_without_cold_items_says_so(workdir):
         evaluate_cold_start(load_run(workdir))
 
 
+@pytest.mark.long
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

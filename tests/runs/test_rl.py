@@ -122,6 +122,7 @@ def test_killed_and_resumed_equals_never_killed(supervised, trained, tmp_path):
     assert metrics_of(tmp_path) == metrics_of(trained[0])
 
 
+@pytest.mark.long
 def test_what_cannot_work_is_said_in_one_line(supervised, trained, tmp_path):
     folder, _ = trained
     wrongs = {

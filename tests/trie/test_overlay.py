@@ -92,7 +92,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6), operations)
 def test_any_sequence_of_operations_equals_a_rebuild(seed, sequence):
     rng = np.random.default_rng(seed)

@@ -136,11 +136,11 @@ SEARCHES = {
 CASES = [
     ("beam", tries.MIXES[0], jnp.float32),
     ("beam", tries.MIXES[3], jnp.bfloat16),
-    ("beam", tries.MIXES[5], jnp.float16),
-    ("beam over children", tries.MIXES[0], jnp.float32),
+    pytest.param("beam", tries.MIXES[5], jnp.float16, marks=pytest.mark.long),
+    pytest.param("beam over children", tries.MIXES[0], jnp.float32, marks=pytest.mark.long),
     ("beam over children", tries.MIXES[3], jnp.float32),
     ("tree", tries.MIXES[3], jnp.float32),
-    ("tree over children", tries.MIXES[3], jnp.float32),
+    pytest.param("tree over children", tries.MIXES[3], jnp.float32, marks=pytest.mark.long),
     ("drawn", tries.MIXES[3], jnp.float32),
 ]
 

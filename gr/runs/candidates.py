@@ -29,13 +29,7 @@ from gr.reports import Example, ReportData, format_metrics, target_notes, write_
 from gr.runs import data
 from gr.runs.evaluate import KS, VARIANTS, beside_baselines, rows_of_runs
 from gr.runs.experiment import Experiment
-from gr.runs.report import (
-    NUM_EXAMPLES,
-    SHOWN_CANDIDATES,
-    SHOWN_HISTORY,
-    candidates_by_title,
-    item_details,
-)
+from gr.runs.report import SHOWN_CANDIDATES, examples_of
 from gr.runs.run import SPLITS
 from gr.runs.workdir import check_data, has_config
 from gr.semantic_ids import SemanticIds
@@ -274,30 +268,15 @@ def _write_report(
 def _examples(
     sequences: Sequences, targets: Targets, matched: MatchedLists, exclude: bool
 ) -> list[Example]:
-    """Evenly spaced distinct users, as in the report of a run."""
-    titles = np.append(sequences.titles(), "an item that the data lack")
-    details = np.append(item_details(sequences.item_fields, sequences.num_items), "")
-    chosen = np.unique(np.linspace(0, len(targets) - 1, NUM_EXAMPLES).round().astype(int))
-    lists, examples = matched.lists, []
-    for row in chosen:
-        user, position = targets.users[row], targets.positions[row]
-        history = sequences.items[sequences.offsets[user] : position]
-        target, number = int(sequences.items[position]), matched.list_of_user[user]
+    lists = matched.lists
+
+    def candidates(row: int, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        number = matched.list_of_user[targets.users[row]]
         start, stop = (0, 0) if number < 0 else lists.offsets[number : number + 2]
         items = np.minimum(matched.items[start:stop], sequences.num_items)
         # Ranks alone have no scores to be shown.
         scores = np.full(len(items), np.nan) if lists.scores is None else lists.scores[start:stop]
         kept = ~np.isin(items, history) if exclude else np.ones(len(items), bool)
-        items, scores = items[kept][:SHOWN_CANDIDATES], scores[kept][:SHOWN_CANDIDATES]
-        examples.append(
-            Example(
-                user=str(sequences.user_ids[user]),
-                history=[str(titles[item]) for item in history[-SHOWN_HISTORY:]],
-                target=str(titles[target]),
-                target_detail=str(details[target]),
-                candidates=candidates_by_title(
-                    items[:, None], scores, titles, details, target=target, seen=history.tolist()
-                ),
-            )
-        )
-    return examples
+        return items[kept][:SHOWN_CANDIDATES, None], scores[kept][:SHOWN_CANDIDATES]
+
+    return examples_of(sequences, targets, candidates)

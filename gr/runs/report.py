@@ -3,11 +3,11 @@
 import dataclasses
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from gr.data import Targets
+from gr.data import Sequences, Targets
 from gr.data.files import as_path, read_json
 from gr.evaluation import Decoded, EvaluationError
 from gr.reports import Candidate, Example, ReportData, target_notes, write_report
@@ -208,16 +208,33 @@ def item_details(fields: Mapping[str, np.ndarray], num_items: int) -> np.ndarray
 
 
 def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
-    """Evenly spaced distinct users, rather than the best ones."""
-    sequences = run.splits.sequences
-    titles = sequences.titles()
-    details = item_details(sequences.item_fields, sequences.num_items)
+    return examples_of(
+        run.splits.sequences, targets, lambda row, _: (decoded.items[row], decoded.scores[row])
+    )
+
+
+def examples_of(
+    sequences: Sequences,
+    targets: Targets,
+    candidates: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> list[Example]:
+    """Evenly spaced distinct users, rather than the best ones.
+
+    Args:
+        sequences: the data.
+        targets: n targets.
+        candidates: (target number, items of the history) -> items `[k, D]`, padded with NO_ITEM, and scores `[k]`. An
+            item of number `num_items` is one that the data lack.
+    """
+    titles = np.append(sequences.titles(), "an item that the data lack")
+    details = np.append(item_details(sequences.item_fields, sequences.num_items), "")
     chosen = np.unique(np.linspace(0, len(targets) - 1, NUM_EXAMPLES).round().astype(int))
     examples = []
     for row in chosen:
         user, position = targets.users[row], targets.positions[row]
         history = sequences.items[sequences.offsets[user] : position]
         target = int(sequences.items[position])
+        items, scores = candidates(row, history)
         examples.append(
             Example(
                 user=str(sequences.user_ids[user]),
@@ -225,12 +242,7 @@ def _examples(run: Run, targets: Targets, decoded: Decoded) -> list[Example]:
                 target=str(titles[target]),
                 target_detail=str(details[target]),
                 candidates=candidates_by_title(
-                    decoded.items[row],
-                    decoded.scores[row],
-                    titles,
-                    details,
-                    target=target,
-                    seen=history.tolist(),
+                    items, scores, titles, details, target=target, seen=history.tolist()
                 ),
             )
         )

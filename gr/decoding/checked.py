@@ -46,13 +46,14 @@ def check_nodes(backbone: Any, index: Any) -> None:
     """Raises DecodingError if a model's trie nodes are not those of the index, where their number tells."""
     if not scores_children(backbone):
         return
-    count = getattr(getattr(backbone, "config", None), "num_nodes", 0)
+    config = getattr(backbone, "config", None)
+    count, first = (getattr(config, name, 0) for name in ("num_nodes", "num_first"))
     offsets = getattr(index, "base", index).layout.node_offsets  # An edited index has a base.
-    if count not in offsets:
+    if count not in offsets or first not in offsets[:2]:
         raise DecodingError(
-            f"the model has embeddings of {count} trie nodes, and the depths of this index end at {offsets}: search "
-            "the index that it was trained with, build one of the same layout, or move them by "
-            "`gr.models.remap_nodes`"
+            f"the model has embeddings of {count} trie nodes and facets of {first} first codes, and the depths of this "
+            f"index end at {offsets}: search the index that it was trained with, build one of the same layout, or move "
+            "them by `gr.models.remap_nodes`"
         )
 
 

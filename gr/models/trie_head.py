@@ -207,10 +207,11 @@ def remap_nodes(model: Any, old: TrieIndex, new: TrieIndex) -> Any:
         )
     before = np.asarray(model.head.nodes[...])
     offsets = old.layout.node_offsets
-    if len(before) not in offsets:
+    first = model.head.facets.shape[1] if hasattr(model.head, "facets") else 0
+    if len(before) not in offsets or first not in offsets[:2]:
         raise ModelError(
-            f"the model has {len(before)} node embeddings, and the depths of the old trie end at rows {offsets}: pass "
-            "the trie that it was trained on"
+            f"the model has {len(before)} node embeddings and facets of {first} first codes, and the depths of the old "
+            f"trie end at rows {offsets}: pass the trie that it was trained on"
         )
     depth = offsets.index(len(before))
     moves = list(_rows_of_both(old, new, max(depth, 1)))
@@ -224,7 +225,7 @@ def remap_nodes(model: Any, old: TrieIndex, new: TrieIndex) -> Any:
     model, after = nnx.clone(model), moved(before, depth)
     sizes = {"num_nodes": len(after)}
     model.head.nodes = nnx.Param(jnp.asarray(after))
-    if hasattr(model.head, "facets"):
+    if first:
         facets = moved(np.asarray(model.head.facets[...]).swapaxes(0, 1), 1).swapaxes(0, 1)
         model.head.facets = nnx.Param(jnp.asarray(facets))
         sizes["num_first"] = facets.shape[1]

@@ -114,7 +114,7 @@ def _make_backbone(
         if _has_trie_head(experiment):
             offsets = make_index(experiment, semantic_ids, cold).layout.node_offsets
             sizes["num_nodes"] = offsets[depth]
-            if "num_facets" in sizes:
+            if sizes.get("num_facets"):
                 sizes["num_first"] = offsets[1]
     if experiment.backbone == "encoder_decoder":
         return EncoderDecoder(EncoderDecoderConfig(**sizes), rngs=rngs)

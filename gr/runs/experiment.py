@@ -537,8 +537,8 @@ class ValueFields(ValueConfig):
 
     Attributes:
         learn: whether there is a value head; without it VED is guided by entropy only.
-        block: whether it has the published transformer block; without it it is an MLP on a prefix's state, a tenth of
-            the work of a code of `item_decoder`, whose states come from such a block.
+        block: whether it has the published transformer block; without it it is an MLP on a prefix's state, meant for
+            `item_decoder`, whose states come from such a block.
         num_heads: attention heads; 1 or more.
         d_ff: width of its feed-forward layer; 1 or more.
         dropout: in [0, 1).

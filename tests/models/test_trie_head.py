@@ -182,6 +182,13 @@ def test_what_cannot_be_moved_is_one_clear_error():
         ModelError, match="7 node embeddings.* pass the trie that it was trained on"
     ):
         remap_nodes(make_model(7), index, index)
+    other = make_model(0, index.layout.node_offsets[1] + 1)  # Its facets alone are of another trie.
+    first = rf"facets of {other.config.num_first} first codes"
+    with pytest.raises(ModelError, match=rf"{first}.* pass the trie that it was trained on"):
+        remap_nodes(other, index, index)
+    history = ItemHistory(jnp.array([[0]]), jnp.array([tokens[:1]]))
+    with pytest.raises(DecodingError, match=rf"{first}.*remap_nodes"):
+        beam_search(other, index, history, 5)
     with pytest.raises(ModelError, match="the old trie has 3 codes, the new one 2"):
         remap_nodes(make_model(0), index, TrieIndex.build(tokens[:, :2], VOCAB))
     plain = DecoderOnly(

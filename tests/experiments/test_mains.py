@@ -62,6 +62,7 @@ def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
     assert "Prefix recall" in report and "<svg" in report
 
 
+@pytest.mark.long
 def test_evaluate_with_another_decoder_overwrites_nothing(workdir):
     before = {path.name for path in workdir.iterdir()}
     run("evaluate", f"--workdir={workdir}", "--split=validation", "--decoder=ved", "--budget=24")

@@ -89,6 +89,7 @@ def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
     assert len(done.stdout.split("recommended:")[1].strip().splitlines()) == 1 + 5
 
 
+@pytest.mark.long
 def test_the_value_head_is_evaluated_again_without_compiling(trained):
     run_of = load_run(str(trained[0]))
     catalogue = build_rl.with_vectors(run_of.catalogue, run_of.splits)

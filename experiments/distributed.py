@@ -7,6 +7,7 @@ On TPU pods, and under SLURM, Open MPI and Kubernetes, `--distributed` alone is 
 """
 
 import contextlib
+import faulthandler
 import io
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from absl import flags
+from absl import app, flags
 from jax.experimental import multihost_utils
 
 from gr import GrError
@@ -65,7 +66,8 @@ def start() -> None:
     _tell_losses_in_one_line(
         start=f"error: not all processes came together at {who} within {timeout} s (--start_timeout): start all of "
         "them, with the same --coordinator and --num_processes, and see that its port can be reached",
-        loss="error: another process of this run has ended, or cannot be reached; see what it said. Once all have "
+        # On a line of its own, behind the progress bar.
+        loss="\nerror: another process of this run has ended, or cannot be reached; see what it said. Once all have "
         "ended, the same commands resume from the last checkpoint",
     )
     try:
@@ -190,6 +192,8 @@ def _tell_losses_in_one_line(**messages: str) -> None:
     for number in (1, 2):
         os.dup2(writing, number)
     os.close(writing)
+    # Absl has Python write its own stacks to where errors went before.
+    app.call_after_init(lambda: faulthandler.enable(file=2))
     sys.stdout = io.TextIOWrapper(os.fdopen(out, "wb"), line_buffering=True)
     sys.stderr = io.TextIOWrapper(os.fdopen(errors, "wb", 0), write_through=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A loss is no reason for a dump of memory.

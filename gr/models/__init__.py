@@ -7,8 +7,8 @@
   `group_states` and `sequence_and_group_states` (many candidates behind one history).
 
 `ValueHead` predicts the value of a prefix from their `path_states`. `backbone_of` makes a backbone of three functions
-and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture, and `OverVocabulary` gives a model
-that scores a trie's children logits over the vocabulary.
+and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture, and `OverVocabulary` one with
+logits over the vocabulary of a model that scores a trie's children.
 """
 
 from gr.models.backbone import (

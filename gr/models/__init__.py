@@ -21,6 +21,7 @@ from gr.models.backbone import (
     TreeBackbone,
     histories_for,
     reads_items,
+    score_children_below,
     scores_children,
     scores_items,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "path_states",
     "reads_items",
     "remap_nodes",
+    "score_children_below",
     "scores_children",
     "scores_items",
     "start_from_vectors",

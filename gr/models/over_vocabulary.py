@@ -6,7 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.models.backbone import ModelError, reads_items, scores_children
+from gr.models.backbone import (
+    ModelError,
+    reads_items,
+    score_children_below,
+    scores_children,
+)
 from gr.trie import Nodes, TrieIndex, children, descend, node_rows, root
 
 
@@ -84,7 +89,8 @@ class OverVocabulary:
             nodes = root(self.index, (1,) * nodes.exist.ndim)
         below, tokens = children(self.index, depth, nodes)
         rows = node_rows(self.index, depth + 1, below)
-        scores = self.model.score_children(hidden, tokens, rows).astype(jnp.float32)
+        scores = score_children_below(self.model, depth == 0, hidden, tokens, rows)
+        scores = scores.astype(jnp.float32)
         exist = jnp.broadcast_to(below.exist, scores.shape)
         scores = jnp.where(exist, jax.nn.log_softmax(scores, axis=-1, where=exist), -jnp.inf)
         places = jnp.where(

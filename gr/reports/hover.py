@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def tell(axes: Axes, x: float, y: float, heading: str, text: str) -> None:
 
 
 def marks_of(figure: Figure) -> list[Mark]:
-    """The marks of a figure that has been drawn, which places its axes."""
+    """The marks of a figure that has been drawn, which places its axes; what is not finite has none."""
     from matplotlib.container import BarContainer, ErrorbarContainer
     from matplotlib.patches import StepPatch
 
@@ -68,6 +68,7 @@ def marks_of(figure: Figure) -> list[Mark]:
     return [
         dataclasses.replace(mark, heading=mark.heading.replace(r"\$", "$"))  # See `plain_text`.
         for mark in marks
+        if np.isfinite([*mark.place, *mark.box]).all()
     ]
 
 
@@ -80,8 +81,8 @@ def as_json(marks: list[Mark]) -> list:
 
 
 def _points(axes: Axes, label: str, points: np.ndarray) -> Iterator[Mark]:
-    """The finite ones of `points [n, 2]`."""
-    for x, y in points[np.isfinite(points).all(axis=1)]:
+    """A mark for each of `points [n, 2]`."""
+    for x, y in points:
         if label.startswith(_TOLD):
             heading, _, text = label.removeprefix(_TOLD).partition("\n")
         else:
@@ -91,12 +92,9 @@ def _points(axes: Axes, label: str, points: np.ndarray) -> Iterator[Mark]:
 
 def _bars(axes: Axes, bars: BarContainer) -> Iterator[Mark]:
     for bar in bars:
-        left, bottom, width, height = *bar.get_xy(), bar.get_width(), bar.get_height()
-        right, top = left + width, bottom + height
-        if bars.orientation == "horizontal":
-            x, y = right, bottom + height / 2
-        else:
-            x, y = left + width / 2, top
+        left, bottom, right, top = bar.get_bbox().extents
+        lies = bars.orientation == "horizontal"
+        x, y = (right, (bottom + top) / 2) if lies else ((left + right) / 2, top)
         yield Mark(
             *_said(axes, str(bars.get_label()), x, y),
             _place(axes, x, y),
@@ -108,12 +106,13 @@ def _error_bars(axes: Axes, bars: ErrorbarContainer) -> Iterator[Mark]:
     """Marks of the values, with the ends of their bars."""
     data, _, ranges = bars.lines
     along = 0 if bars.has_xerr else 1
-    ends = ranges[0].get_segments() if ranges else [()] * len(data.get_xydata())
-    for (x, y), of_bar in zip(np.asarray(data.get_xydata(), float), ends, strict=True):
+    points = np.asarray(data.get_xydata(), float)
+    ends: Any = ranges[0].get_segments() if ranges else points[:, None]
+    for (x, y), of_bar in zip(points, ends, strict=True):
         heading, text = _said(axes, str(bars.get_label()), x, y)
-        if len(of_bar):
-            low, high = sorted(float(end[along]) for end in of_bar)
-            text += f" ({fact(low)} to {fact(high)})"
+        reach = np.reshape(of_bar, (-1, 2))[:, along]
+        if len(reach) and reach.min() < reach.max():
+            text += f" ({fact(reach.min())} to {fact(reach.max())})"
         yield Mark(heading, text, _place(axes, x, y))
 
 
@@ -151,11 +150,11 @@ def _name(axis: Axis, value: float) -> str:
     """The name of the nearest of an axis' fixed ticks; empty if the axis holds numbers."""
     from matplotlib.ticker import FixedLocator
 
-    locator = axis.get_major_locator()
-    if not isinstance(locator, FixedLocator) or not len(locator.locs):
+    ticks = np.asarray(axis.get_majorticklocs(), float)
+    if not isinstance(axis.get_major_locator(), FixedLocator) or not len(ticks):
         return ""
-    names = axis.get_major_formatter().format_ticks(locator.locs)
-    name = " ".join(names[int(np.abs(np.asarray(locator.locs) - value).argmin())].split("\n"))
+    names = axis.get_major_formatter().format_ticks(ticks)
+    name = " ".join(names[int(np.abs(ticks - value).argmin())].split("\n"))
     return f"{axis.get_label_text()} {name}" if name.isdigit() else name
 
 

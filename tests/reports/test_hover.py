@@ -135,6 +135,7 @@ def test_places_are_those_of_the_drawn_markers_and_bars():
 def test_own_texts_draw_nothing_and_values_that_are_not_finite_tell_nothing():
     figure, (axes,) = plots.figure_of(1, 2)
     axes.plot([1, 2, 3], [1, np.nan, 3], label="a")
+    axes.errorbar([1, 2], [np.nan, np.nan], [0.1, np.nan], color="none")
     plots.style(axes, xlabel="x", ylabel="y")
     before = plots.figure_to_svg(figure).count("<path")
     tell(axes, 2, 2, "heading", "text: $1")

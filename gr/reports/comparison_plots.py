@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gr.evaluation.comparison import Compared, survival
+from gr.reports.numbers import number
 from gr.reports.plots import (
     GREY,
     INK,
@@ -58,7 +59,7 @@ def seeds_plot(
             label="_seed",
         )
         axes.annotate(
-            f"{np.mean(values):.4f}",
+            number(np.mean(values)),
             (np.mean(values), row - 0.22),
             (0, 2),
             textcoords="offset points",

@@ -1,6 +1,7 @@
 """How tables and pages write numbers. What was not measured is written here, so that no table shows a NaN."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -36,7 +37,9 @@ def bounds(low: float | None, high: float | None, digits: int = 4, *, sign: bool
 
 
 def fact(value: object) -> str:
-    """A number in short: thousands separated or four digits; anything that is no number as it is."""
+    """A number in short: thousands separated or four digits; a mapping as a list; anything else as it is."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {fact(of)}" for name, of in value.items())
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
     if not is_measured(value):

@@ -16,7 +16,7 @@ from gr.data.files import as_path, write_atomically
 from gr.evaluation.rankings import EvaluationError
 from gr.reports import plots
 from gr.reports.html import environment, inline_svg
-from gr.reports.numbers import fact, is_measured, number, percent, signed
+from gr.reports.numbers import bounds, fact, is_measured, number, percent, signed
 from gr.reports.why import why_missed
 
 MAIN_METRIC = "ndcg@10"
@@ -164,8 +164,8 @@ def verdict(data: ReportData) -> str:
     value = _metric(data, data.main_row)
     if value is None:
         return "No NDCG@10 of the model was measured, so there is no verdict."
-    bounds = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
-    interval = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
+    interval = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
+    interval = "" if interval is None else f" {bounds(*interval)}"
     opening = f"NDCG@10 {value:.4f}{interval}{f' ({data.rule})' if data.rule else ''}"
     baselines = _baselines(data)
     if not baselines:

@@ -18,6 +18,7 @@ def test_numbers_by_hand():
     assert (signed(0.01), signed(-12.0, 1), signed(0, 0)) == ("+0.0100", "-12.0", "+0")
     assert (percent(0.4887), percent(1, 0)) == ("48.9%", "100%")
     assert bounds(0.1, 0.25, 2) == "[0.10, 0.25]" and bounds(-1, 1, 0, sign=True) == "[-1, +1]"
+    assert fact({"jax": "0.10.2", "cores": 4000}) == "jax 0.10.2, cores 4,000"
     assert [fact(v) for v in (4905, 0.123456, 3.0, "x", True)] == [
         "4,905",
         "0.1235",

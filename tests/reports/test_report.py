@@ -244,7 +244,7 @@ def test_differences_are_marked_by_their_interval(page):
 
 
 def test_users_are_shown_with_target_and_flags(source, page):
-    assert "The target is among the candidates of 1 of the 2 users shown." in page.text
+    assert "The target is among the candidates of 1 of 2 users, evenly spaced." in page.text
     assert "✓ rank 2" in page.text and "✗ not in the 1" in page.text and "Missed thing" in page.text
     assert "Office > Pens" in page.text and "−1.25" in page.text
     assert source.count('<tr class="target">') == 1

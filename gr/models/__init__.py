@@ -7,7 +7,8 @@
   `group_states` and `sequence_and_group_states` (many candidates behind one history).
 
 `ValueHead` predicts the value of a prefix from their `path_states`. `backbone_of` makes a backbone of three functions
-and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture.
+and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture, and `OverVocabulary` one with
+logits over the vocabulary of a model that scores a trie's children.
 """
 
 from gr.models.backbone import (
@@ -20,6 +21,7 @@ from gr.models.backbone import (
     TreeBackbone,
     histories_for,
     reads_items,
+    score_children_below,
     scores_children,
     scores_items,
 )
@@ -29,6 +31,7 @@ from gr.models.encoder_decoder_layers import EncoderDecoderConfig
 from gr.models.grown import on_grown_catalogue
 from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.mixed import MixedBackbone
+from gr.models.over_vocabulary import OverVocabulary
 from gr.models.own import backbone_of, load_backbone
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
@@ -47,6 +50,7 @@ __all__ = [
     "ItemHistory",
     "MixedBackbone",
     "ModelError",
+    "OverVocabulary",
     "Trainable",
     "TreeBackbone",
     "TrieHead",
@@ -59,6 +63,7 @@ __all__ = [
     "path_states",
     "reads_items",
     "remap_nodes",
+    "score_children_below",
     "scores_children",
     "scores_items",
     "start_from_vectors",

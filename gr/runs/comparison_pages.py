@@ -60,7 +60,7 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
         metrics = next(iter(compared.values())).by_seed
         shown = [metric for metric in SHOWN if metric in metrics]
         recalls = sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
-        header = ["", "seeds", *map(metric_label, shown + recalls)]
+        header = ["variant", "seeds", *map(metric_label, shown + recalls)]
         rows = [header]
         for label, variant in compared.items():
             seeds = variant.by_seed["ndcg@10"]
@@ -210,10 +210,18 @@ def figures(page: Comparison) -> dict:
 
 
 CAPTIONS = {
-    "ndcg10": "NDCG@10 of each run.",
-    "prefix": "Where the right item leaves the beam. Dots: seeds.",
+    "ndcg10": "NDCG@10 of each run{}.",
+    "prefix_recall": "Where the right item leaves the beam{}. Dots: seeds.",
+    "prefix_weights": "Loss and weight of each prefix; dotted: equal weights.",
     "validation": "Validation metric while training; thin: seeds, thick: their mean.",
 }
+
+
+def caption(stem: str) -> str:
+    """The caption of a figure by its file's stem, which may end with a rule."""
+    kind = next(kind for kind in CAPTIONS if stem.startswith(kind))
+    rule = stem.removeprefix(kind).replace("_", " ").strip()
+    return CAPTIONS[kind].format(f", {rule}" if rule else "")
 
 
 def write(workdir: str, page: Comparison) -> None:
@@ -226,15 +234,11 @@ def write(workdir: str, page: Comparison) -> None:
         write_atomically(os.path.join(folder, f"{stem}.png"), buffer.getvalue())
     markdown = as_markdown(page).encode("utf-8", errors="replace")
     write_atomically(os.path.join(workdir, "comparison.md"), markdown)
-    captions = {
-        stem: CAPTIONS.get(stem.split("_")[0], "") + f" {stem.partition('_')[2].replace('_', ' ')}"
-        for stem in drawn
-    }
     html = render_comparison(
         title=page.title,
         notes=notes(page),
         tables=tables(page),
-        figures={captions[stem]: figure_to_svg(figure) for stem, figure in drawn.items()},
+        figures={caption(stem): figure_to_svg(figure) for stem, figure in drawn.items()},
         date=page.date,
         commands=commands(page),
         details={

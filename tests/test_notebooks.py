@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -243,11 +242,12 @@ def test_what_concerns_one_machine_is_not_stored(tool, tmp_path):
 # The install cell.
 
 
-def install(folder, *, change=lambda source: source, **environment):
-    """Runs the install cell where gr is not installed."""
+def install(folder, repository, **environment):
+    """Runs the install cell with this address, where gr is not installed."""
     source = cell_of(read("first_recommendations"), "install").source
+    source = re.sub(r"https://[^\"]+", repository, source, count=1)
     return subprocess.run(
-        [sys.executable, "-S", "-c", change(source)],  # Without site-packages, so without gr.
+        [sys.executable, "-S", "-c", source],  # Without site-packages, so without gr.
         cwd=folder,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment,
         capture_output=True,
@@ -257,7 +257,7 @@ def install(folder, *, change=lambda source: source, **environment):
 
 def test_install_cell_asks_for_the_address(tmp_path):
     (tmp_path / "gr").mkdir()  # A folder that only has the name.
-    done = install(tmp_path)
+    done = install(tmp_path, "https://github.com/OWNER/gr")
     assert done.returncode == 1
     assert "ValueError: write the repository's address into REPOSITORY" in done.stderr
 
@@ -265,17 +265,18 @@ def test_install_cell_asks_for_the_address(tmp_path):
 @pytest.mark.parametrize("accelerator", ["", "[tpu]"])
 def test_install_cell_clones_and_installs_what_the_machine_needs(tmp_path, accelerator):
     # Stand-ins for git and pip, which write down what they were asked.
-    bin_, told = tmp_path / "bin", tmp_path / "told"
+    programs, told = tmp_path / "bin", tmp_path / "told"
     (tmp_path / "site/pip").mkdir(parents=True)
-    bin_.mkdir()
-    (bin_ / "git").write_text(f'#!/bin/sh\necho git "$@" >> {told}\n')
-    (bin_ / "git").chmod(0o700 | stat.S_IRUSR)
+    programs.mkdir()
+    (programs / "git").write_text(f'#!/bin/sh\necho git "$@" >> {told}\n')
+    (programs / "git").chmod(0o700)
     says = f"import sys\nopen({str(told)!r}, 'a').write('pip ' + ' '.join(sys.argv[1:]))\n"
     (tmp_path / "site/pip/__main__.py").write_text(says)
+    (tmp_path / "site/pip/__init__.py").touch()
     done = install(
         tmp_path,
-        change=lambda source: source.replace("/OWNER/", "/someone/"),
-        PATH=str(bin_),
+        "https://github.com/someone/gr",
+        PATH=str(programs),
         PYTHONPATH=str(tmp_path / "site"),
         **({"TPU_ACCELERATOR_TYPE": "v5e"} if accelerator else {}),
     )

@@ -164,6 +164,67 @@ def test_the_vectorised_trie(target, package, tmp_path):
         assert pictures(cells) == [*drawn, "tpu_picture"]
 
 
+# APAO.
+
+SMALL = {name: value for name, value in TINY.items() if not name.startswith(("memory", "semantic"))}
+
+
+@pytest.mark.long  # Two trainings and ten searches compile.
+def test_apao(tmp_path):
+    overrides = SMALL | {"decoding.num_beams": 2, "training.log_every": 2}
+    cells = run_notebook("apao", tmp_path / "apao", {"LOG": LOG, "OVERRIDES": overrides})
+    lost = [float(x) for x in re.findall(r"([\d.]+)%", printed(cells["lost"]))]
+    assert len(lost) == 4 and sum(lost) == pytest.approx(100, abs=0.3)  # Three codes, and found.
+    shares = re.findall(r"^(\d) beams: .* ([\d.]+)%$", printed(cells["exact"]), re.MULTILINE)
+    assert [beams for beams, _ in shares] == ["1", "2", "3", "5"]
+    assert pictures(cells) == ["weights", "compare", "dropped", "validation"]
+    lines = (tmp_path / "apao/apao/metrics.jsonl").read_text().splitlines()
+    weights = [
+        [line["values"][f"prefix_{depth}/weight"] for depth in (1, 2, 3)]
+        for line in map(json.loads, lines)
+        if line["split"] == "train"
+    ]
+    np.testing.assert_allclose(np.sum(weights, axis=1), 1.0, atol=1e-5)
+    assert np.ptp(weights, axis=0).max() > 1e-4  # They move.
+
+
+# V-STAR.
+
+
+@pytest.mark.long  # A minute and more: two phases, three searches.
+def test_v_star(tmp_path):
+    steps = {
+        **{"value.pretrain_steps": 2, "rl.num_steps": 2, "rl.eval_every": 1},
+        **{"rl.batch_size": 16, "rl.eval_users": 100},
+    }
+    settings = {"LOG": LOG, "OVERRIDES": SMALL, "STEPS": steps}
+    cells = run_notebook("v_star", tmp_path / "v_star", settings)
+    assert pictures(cells) == ["curves", "calibration", "tree", "before", "siblings"]
+    for name in ("beam", "ved", "best_first"):
+        assert re.search(rf"^{name} ", printed(cells["table"]), re.MULTILINE)
+    rewards = re.findall(r"reward ([+-][\d.]+)", printed(cells["grpo"]))
+    assert len(rewards) == 6 and all(-1 <= float(reward) <= 1 for reward in rewards)
+    assert len(printed(cells["gain"]).splitlines()) == 3
+
+
+# Bring your own model.
+
+
+def test_bring_your_own_model(tmp_path):
+    settings = {"LOG": LOG, "STEPS": 20}
+    cells = run_notebook("bring_your_own_model", tmp_path / "own", settings)
+    assert "('prefill', 'step', 'reorder')" in json.dumps(cells["check"].outputs)
+    assert "reorder: a beam goes on with another's state" in printed(cells["broken"])
+    before, after = re.findall(r"[\d.]+(?= at)", printed(cells["train"]))
+    assert float(after) < float(before)
+    metrics = json.loads((tmp_path / "own/table/metrics_test.json").read_text())
+    assert {"followers", "both fused", "popularity"} <= set(metrics["baselines"])
+    for row in (metrics, *metrics["baselines"].values()):
+        assert row["users"] == 200
+        assert f"{row['ndcg@10']:.4f}" in printed(cells["table"])
+    assert pictures(cells) == ["losses", "bars"]
+
+
 # As stored.
 
 

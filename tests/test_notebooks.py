@@ -223,6 +223,8 @@ def test_bring_your_own_model(tmp_path):
         assert row["users"] == 200
         assert f"{row['ndcg@10']:.4f}" in printed(cells["table"])
     assert pictures(cells) == ["losses", "bars"]
+    assert "320 tokens of text" in printed(cells["llm"])
+    assert printed(cells["llm_decode"]).startswith("config.json model.safetensors\n")
 
 
 # As stored.
@@ -323,8 +325,8 @@ def test_install_cell_asks_for_the_address(tmp_path):
     assert "ValueError: write the repository's address into REPOSITORY" in done.stderr
 
 
-@pytest.mark.parametrize("accelerator", ["", "[tpu]"])
-def test_install_cell_clones_and_installs_what_the_machine_needs(tmp_path, accelerator):
+@pytest.mark.parametrize("extras", ["[llm]", "[llm,tpu]"])
+def test_install_cell_clones_and_installs_what_the_machine_needs(tmp_path, extras):
     # Stand-ins for git and pip, which write down what they were asked.
     programs, told = tmp_path / "bin", tmp_path / "told"
     (tmp_path / "site/pip").mkdir(parents=True)
@@ -339,10 +341,10 @@ def test_install_cell_clones_and_installs_what_the_machine_needs(tmp_path, accel
         "https://github.com/someone/gr",
         PATH=str(programs),
         PYTHONPATH=str(tmp_path / "site"),
-        **({"TPU_ACCELERATOR_TYPE": "v5e"} if accelerator else {}),
+        **({"TPU_ACCELERATOR_TYPE": "v5e"} if "tpu" in extras else {}),
     )
     assert done.returncode == 0, done.stderr
     assert told.read_text().splitlines() == [
         f"git clone --quiet --depth=1 https://github.com/someone/gr {tmp_path}/gr",
-        f"pip install --quiet -e {tmp_path}/gr{accelerator}",
+        f"pip install --quiet -e {tmp_path}/gr{extras}",
     ]

@@ -82,7 +82,7 @@ def id_tree_plot(
         parents = heights
     for row in range(len(distinct)) if titles is not None else ():
         members = np.flatnonzero(row_of == row)
-        text = " · ".join(str(titles[n]) for n in members)
+        text = " · ".join(str(titles[n]) for n in members.tolist())
         text = text if len(text) <= _TITLE_LETTERS else text[: _TITLE_LETTERS - 1] + "…"
         colour = GREY if np.all(np.asarray(pale)[members]) else INK
         look = {"va": "center_baseline", "fontsize": 9, "color": colour}

@@ -23,7 +23,14 @@ from gr.data.prompts import PromptPieces, load_tokenizer, prompt_pieces
 from gr.fields import load_own
 from gr.models.backbone import ModelError
 from gr.models.hf_families import FAMILIES, Family, family_of
-from gr.models.lora import add_lora, merge_lora, named_parameters, parameter_name
+from gr.models.lora import (
+    add_lora,
+    merge_lora,
+    named_parameters,
+    parameter_name,
+    trained_part,
+    with_trained,
+)
 
 _OWN = "gr"  # The field of config.json for what other programs need not know.
 _TOLD = 8  # Tensors that an error names of each kind.
@@ -46,8 +53,8 @@ def load_hf(
     dropout: float = 0.0,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    tokenizer: str | os.PathLike[str] = "",
     weights: str = "read",
-    d_model: int | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Any:
     """The backbone of a checkpoint on disk; also an experiment's: `backbone="gr.models:load_hf"`.
@@ -58,15 +65,15 @@ def load_hf(
             their embeddings are drawn with the mean and the standard deviation of the text's. None: as in the
             checkpoint; one without semantic IDs then has its whole vocabulary as V.
         code_length: L of the semantic IDs; None: as in the checkpoint, or 1.
-        template: the text around a history's items, a function or "module:name", see `gr.data.prompts`; it is
-            tokenised by the folder's `tokenizer.json`. None: as in the checkpoint, or none.
+        template: the text around a history's items, a function or "module:name", see `gr.data.prompts`. None: as in
+            the checkpoint, or none.
         lora_rank: rank of trained changes, see `add_lora`; 0: all parameters are trained.
         lora_alpha: see `add_lora`.
         dropout: in [0, 1).
         dtype: of activations, "float32" or "bfloat16".
-        param_dtype: of parameters, whatever the file's.
+        param_dtype: of parameters, whatever the file's; with LoRA only of frozen ones: trained ones are float32.
+        tokenizer: file or folder of the template's tokenizer; "": the checkpoint's `tokenizer.json`.
         weights: "read", or "random" for a model of this form that has no weights yet: only `config.json` is read.
-        d_model: the width, for whoever must know it beforehand (a value head); None: whatever it is.
         rngs: of what is drawn; None: of seed 0.
 
     Returns:
@@ -98,7 +105,7 @@ def load_hf(
             if isinstance(template, str)
             else template
         )
-        pieces = prompt_pieces(function, load_tokenizer(folder))
+        pieces = prompt_pieces(function, load_tokenizer(tokenizer or folder))
     config = family.config(
         data,
         folder,
@@ -109,8 +116,6 @@ def load_hf(
         dropout=dropout,
         dtype=dtype,
     )
-    if d_model not in (None, config.d_model):
-        raise ModelError(f"d_model={d_model}, but {folder} is {config.d_model} wide")
     if weights == "random":
         model = family.model(config, rngs=rngs)
     elif weights == "read":
@@ -118,7 +123,11 @@ def load_hf(
     else:
         raise ModelError(f"weights={weights!r} is unknown: use read or random")
     model = jax.tree.map(lambda leaf: leaf.astype(param_dtype), model)
-    return add_lora(model, lora_rank, alpha=lora_alpha, rngs=rngs) if lora_rank else model
+    if not lora_rank:
+        return model
+    model = add_lora(model, lora_rank, alpha=lora_alpha, rngs=rngs)
+    trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained_part(model))
+    return with_trained(model, trained)
 
 
 def save_hf(

@@ -19,6 +19,7 @@ import numpy as np
 
 from gr.data.files import existing_file
 from gr.data.sequences import DataError
+from gr.errors import GrError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,6 +39,15 @@ class PromptPieces:
     before: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+
+    def check(self, num_text_tokens: int, error: type[GrError]) -> None:
+        """Raises an error for tokens that a model with so many text tokens does not have."""
+        largest = max((*self.before, *self.between, *self.after), default=-1)
+        if largest >= num_text_tokens:
+            raise error(
+                f"the prompt's pieces have token {largest}, and num_text_tokens={num_text_tokens}: the model needs the "
+                "tokenizer's text tokens"
+            )
 
     def __bool__(self) -> bool:
         return bool(self.before or self.between or self.after)

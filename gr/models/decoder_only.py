@@ -38,7 +38,7 @@ from gr.models.layers import (
     rotate,
     split_seed,
 )
-from gr.models.prompts import Prompt, as_prompt
+from gr.models.prompts import Prompt, as_prompt, embed_prompt
 from gr.models.rope import Rope
 from gr.models.trie_head import Headed, TrieHead, check_head, check_vocabulary_head
 
@@ -89,12 +89,7 @@ class DecoderOnlyConfig:
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}: as many query heads share "
                 "each of them"
             )
-        of_text = (*self.pieces.before, *self.pieces.between, *self.pieces.after)
-        if max(of_text, default=-1) >= self.num_text_tokens:
-            raise ModelError(
-                f"the prompt's pieces have tokens that num_text_tokens={self.num_text_tokens} does not: the model "
-                "needs the tokenizer's text tokens"
-            )
+        self.pieces.check(self.num_text_tokens, ModelError)
 
 
 class Layer(nnx.Module):
@@ -370,17 +365,9 @@ class DecoderOnly(Headed, nnx.Module):
         return self.norm(continue_layers(self.layers, x, kept, ends, layer_seeds))
 
     def _embed_prompt(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """Inputs `[B, S, D]` of a prompt's tokens: of text, then of semantic IDs."""
-        num_text = self.config.num_text_tokens
-        if not num_text:
-            return self._embed(tokens, seed)
-        text, codes = self.text_embedding[...], self.embedding[...]
-        x = jnp.where(
-            (tokens < num_text)[..., None],
-            text.at[tokens].get(mode="clip"),
-            codes.at[jnp.maximum(tokens - num_text, 0)].get(mode="clip"),
-        )
-        return dropout(x.astype(self.config.dtype), self.config.dropout, seed)
+        """Inputs `[B, S, D]` of a prompt's tokens."""
+        x = embed_prompt(self, tokens).astype(self.config.dtype)
+        return dropout(x, self.config.dropout, seed)
 
     def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
         """Inputs `[..., D]` of semantic-ID tokens."""

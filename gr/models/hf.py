@@ -211,7 +211,7 @@ def _filled(
     of_vocabulary = [n for n, shape in expected.items() if shape[0] == rows + config.vocab_size]
     for name in of_vocabulary if grown else ():
         expected[name] = (rows, *expected[name][1:])
-    tensors = _read_tensors(folder, expected, family.ignored(config))
+    tensors = _read_tensors(folder, expected, family.repeated)
 
     arrays, done = {}, dict.fromkeys(expected, 0)
     for ours, theirs in table.items():
@@ -241,7 +241,7 @@ def _drawn(tensor: np.ndarray, count: int, rngs: nnx.Rngs) -> np.ndarray:
 
 
 def _read_tensors(
-    folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: tuple[str, ...]
+    folder: Path, expected: Mapping[str, tuple[int, ...]], repeated: Mapping[str, str]
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Readers of the expected tensors; one error for all that is wrong with them."""
     try:
@@ -260,7 +260,15 @@ def _read_tensors(
                 found[name] = lambda opened=opened, name=name: opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is no safetensors file, or a broken one: {error}") from error
-    surplus = [name for name in shapes if name not in expected and not name.endswith(ignored)]
+    surplus = [
+        name
+        for name in shapes
+        if name not in expected
+        and not name.endswith(
+            "rotary_emb.inv_freq"
+        )  # Of older releases; it follows from config.json.
+        and not _is_repeated(found, name, repeated.get(name, ""))
+    ]
     missing = [name for name in expected if name not in shapes]
     wrong = [
         f"{name} {list(shapes[name])} instead of {list(shape)}"
@@ -274,6 +282,11 @@ def _read_tensors(
             f"{folder}: its tensors are not those of its config.json; {'; '.join(faults)}"
         )
     return found
+
+
+def _is_repeated(found: Mapping[str, Callable], name: str, of: str) -> bool:
+    """Whether a file holds a tensor a second time, such as embeddings as a tied head."""
+    return of in found and np.array_equal(found[name](), found[of]())
 
 
 def _tensor_files(folder: Path) -> list[Path]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from gr.models.backbone import ModelError
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
+from gr.models.encoder_decoder import EncoderDecoder
+from gr.models.encoder_decoder_layers import ACTIVATIONS, EncoderDecoderConfig
 from gr.models.rope import Rope
 
+_T5_REPEATED = ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens")
 # Name of one of our parameters -> the file's tensors that are side by side in it, with their shapes.
 Table = dict[str, dict[str, tuple[int, ...]]]
 
@@ -22,9 +25,8 @@ class Family:
     fields: Callable[[Any], dict[str, Any]]  # Our config -> fields of config.json.
     table: Callable[[Any], Table]  # Of our config.
     fits: Callable[[Any], bool]  # Whether a backbone can be written as one of the family.
-    ignored: Callable[
-        [Any], tuple[str, ...]
-    ]  # Ends of the names of tensors that are no parameters.
+    # Tensors that a file may hold once more, and those that they are equal to.
+    repeated: Mapping[str, str]
 
 
 def family_of(data: Mapping[str, Any], folder: Path) -> Family:
@@ -207,22 +209,125 @@ def _is_decoder(kind: str, backbone: Any) -> bool:
 
 
 def _decoder_family(kind: str, architecture: str) -> Family:
-    def ignored(c: DecoderOnlyConfig) -> tuple[str, ...]:
-        # Some files repeat the embeddings as a tied head.
-        return ("rotary_emb.inv_freq", *(("lm_head.weight",) if c.tied_head else ()))
-
     return Family(
         model=DecoderOnly,
         config=lambda data, folder, **own: _decoder_config(kind, data, folder, **own),
         fields=lambda c: _decoder_fields(kind, architecture, c),
         table=_decoder_table,
         fits=lambda backbone: _is_decoder(kind, backbone),
-        ignored=ignored,
+        repeated={"lm_head.weight": "model.embed_tokens.weight"},
     )
+
+
+# T5.
+
+
+def _t5_config(data: Mapping[str, Any], folder: Path, **own: Any) -> EncoderDecoderConfig:
+    sizes = ("d_model", "num_heads", "d_kv", "d_ff", "num_layers")
+    checked(data, folder, (*sizes, "vocab_size"), {"feed_forward_proj": ACTIVATIONS})
+    width, heads, head_dim, d_ff, layers = (data[name] for name in sizes)
+    tied = data.get("tie_word_embeddings", True)
+    start = data.get("decoder_start_token_id")
+    return EncoderDecoderConfig(
+        d_model=width,
+        num_heads=heads,
+        head_dim=head_dim,
+        d_ff=d_ff,
+        num_encoder_layers=layers,
+        num_decoder_layers=data.get("num_decoder_layers") or layers,
+        activation=data.get("feed_forward_proj", "relu"),
+        scaled_attention=False,
+        tied_head=tied,
+        # Version 1.1 has neither a tied nor a scaled head; newer releases of transformers tell the two apart.
+        scaled_head=data.get("scale_decoder_outputs", tied),
+        num_buckets=data.get("relative_attention_num_buckets", 32),
+        max_distance=data.get("relative_attention_max_distance", 128),
+        norm_epsilon=data.get("layer_norm_epsilon", 1e-6),
+        start_token=data.get("pad_token_id", 0) if start is None else start,
+        **own,
+    )
+
+
+def _t5_fields(c: EncoderDecoderConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "d_model": c.d_model,
+        "num_heads": c.num_heads,
+        "d_kv": c.head_dim,
+        "d_ff": c.d_ff,
+        "num_layers": c.num_encoder_layers,
+        "num_decoder_layers": c.num_decoder_layers,
+        "feed_forward_proj": c.activation,
+        "relative_attention_num_buckets": c.num_buckets,
+        "relative_attention_max_distance": c.max_distance,
+        "layer_norm_epsilon": c.norm_epsilon,
+        "decoder_start_token_id": c.start_token,
+        "tie_word_embeddings": c.tied_head,
+        "scale_decoder_outputs": c.scaled_head,
+        "vocab_size": c.num_text_tokens + c.vocab_size,
+    }
+
+
+def _t5_table(c: EncoderDecoderConfig) -> Table:
+    d, inner = c.d_model, c.num_heads * c.head_dim
+    table = _vocabulary(c, "shared")
+    for stack, layers in (("encoder", c.num_encoder_layers), ("decoder", c.num_decoder_layers)):
+        first = f"{stack}.block.0.layer.0.SelfAttention"
+        table |= {
+            f"{stack}_bias.table": {
+                f"{first}.relative_attention_bias.weight": (c.num_buckets, c.num_heads)
+            },
+            f"{stack}_norm.scale": {f"{stack}.final_layer_norm.weight": (d,)},
+        }
+        for i in range(layers):
+            ours, theirs = f"{stack}.{i}", f"{stack}.block.{i}.layer"
+            table |= _t5_attention(f"{ours}.attention", f"{theirs}.0", "SelfAttention", d, inner)
+            if stack == "decoder":
+                table |= _t5_attention(f"{ours}.cross", f"{theirs}.1", "EncDecAttention", d, inner)
+            last = f"{theirs}.{1 if stack == 'encoder' else 2}"
+            ffn, name = f"{last}.DenseReluDense", "up" if c.activation == "relu" else "gate_up"
+            up = ("wi",) if c.activation == "relu" else ("wi_0", "wi_1")
+            table |= {
+                f"{ours}.ffn.norm.scale": {f"{last}.layer_norm.weight": (d,)},
+                f"{ours}.ffn.{name}.kernel": {f"{ffn}.{n}.weight": (c.d_ff, d) for n in up},
+                f"{ours}.ffn.down.kernel": {f"{ffn}.wo.weight": (d, c.d_ff)},
+            }
+    return table
+
+
+def _t5_attention(ours: str, layer: str, kind: str, d: int, inner: int) -> Table:
+    theirs = f"{layer}.{kind}"
+    parts = {n: {f"{theirs}.{n}.weight": (inner, d)} for n in "qkv"}
+    if kind == "SelfAttention":
+        projections = {"qkv": parts["q"] | parts["k"] | parts["v"]}
+    else:
+        projections = {"query": parts["q"], "kv": parts["k"] | parts["v"]}
+    return {
+        f"{ours}.norm.scale": {f"{layer}.layer_norm.weight": (d,)},
+        **{f"{ours}.{name}.kernel": tensors for name, tensors in projections.items()},
+        f"{ours}.out.kernel": {f"{theirs}.o.weight": (d, inner)},
+    }
+
+
+def _is_t5(backbone: Any) -> bool:
+    if not isinstance(backbone, EncoderDecoder) or backbone.config.head != "vocabulary":
+        return False
+    c = backbone.config
+    return not (c.causal_encoder or c.recency_bias or c.scaled_attention)
 
 
 FAMILIES: dict[str, Family] = {
     "llama": _decoder_family("llama", "LlamaForCausalLM"),
     "qwen2": _decoder_family("qwen2", "Qwen2ForCausalLM"),
     "qwen3": _decoder_family("qwen3", "Qwen3ForCausalLM"),
+    "t5": Family(
+        model=EncoderDecoder,
+        config=_t5_config,
+        fields=_t5_fields,
+        table=_t5_table,
+        fits=_is_t5,
+        repeated={f"{of}.weight": "shared.weight" for of in _T5_REPEATED},
+    ),
 }

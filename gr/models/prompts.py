@@ -55,3 +55,15 @@ def as_prompt(history: Any, pieces: PromptPieces, offset: int) -> Prompt:
     place = ends[:, None] + jnp.arange(after.size)
     tokens = tokens.at[jnp.arange(batch)[:, None], place].set(after)
     return Prompt(tokens, ends + after.size)
+
+
+def embed_prompt(model: Any, tokens: jax.Array) -> jax.Array:
+    """Embeddings `[..., D]` of a prompt's tokens: of text, and of semantic IDs behind it."""
+    codes, num_text = model.embedding[...], model.config.num_text_tokens
+    if not num_text:
+        return jnp.take(codes, tokens, axis=0)
+    return jnp.where(
+        (tokens < num_text)[..., None],
+        model.text_embedding[...].at[tokens].get(mode="clip"),
+        codes.at[jnp.maximum(tokens - num_text, 0)].get(mode="clip"),
+    )

@@ -1,4 +1,4 @@
-"""The decoder-only backbone with the settings of public checkpoints, and with prompts."""
+"""Backbones with the settings of public checkpoints, and with prompts."""
 
 import dataclasses
 import math
@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from gr.data.prompts import PromptPieces
 from gr.decoding import beam_search
-from gr.models import DecoderOnly, DecoderOnlyConfig, ModelError, Prompt, Rope
+from gr.models import (
+    DecoderOnly,
+    DecoderOnlyConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ModelError,
+    Prompt,
+    Rope,
+)
 from gr.models.layers import rotate
 from gr.models.prompts import as_prompt
 from gr.testing import check_backbone
@@ -29,19 +37,37 @@ CONFIGS = {
     "Qwen2": {"num_kv_heads": 1, "qkv_bias": True, "tied_head": True, "norm_epsilon": 1e-3},
     "Qwen3": {"num_kv_heads": 2, "qk_norm": True, "head_dim": 6, "rope": Rope(base=50.0)},
     "prompted": {"num_kv_heads": 2, "num_text_tokens": TEXT, "pieces": PIECES},
+    "T5": {
+        "head_dim": 6,
+        "activation": "gated-gelu",
+        "scaled_attention": False,
+        "scaled_head": True,
+        "tied_head": True,
+        "num_buckets": 8,
+        "max_distance": 12,
+        "start_token": 0,
+        "num_text_tokens": TEXT,
+        "pieces": PIECES,
+    },
 }
 
 
 def make_model(name, **changes):
     """A model with random parameters, so that every part of it counts."""
-    config = DecoderOnlyConfig(VOCAB, LENGTH, **SIZES, **CONFIGS[name] | changes)
+    if name == "T5":
+        sizes = {"d_model": 16, "num_heads": 2, "d_ff": 24}
+        layers = {"num_encoder_layers": 2, "num_decoder_layers": 1}
+        config = EncoderDecoderConfig(VOCAB, LENGTH, **sizes, **layers, **CONFIGS[name])
+    else:
+        config = DecoderOnlyConfig(VOCAB, LENGTH, **SIZES, **CONFIGS[name] | changes)
+    model = EncoderDecoder if name == "T5" else DecoderOnly
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         scale = 0.5 if leaf.ndim == 1 else 1.5 * leaf.shape[0] ** -0.5
         return jnp.asarray((path[-2].name == "scale") + scale * rng.normal(size=leaf.shape), "f4")
 
-    shapes = jax.eval_shape(lambda: DecoderOnly(config, rngs=nnx.Rngs(0)))
+    shapes = jax.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -64,7 +90,7 @@ def test_every_way_to_score_gives_the_same(name):
     checked = check_backbone(make_model(name), random_history(), INDEX)
     assert {"step", "assemble", "target_logits", "group_states"} <= set(checked)
     # A prompt's text stands behind the history, so that there is no pass over all places of it.
-    assert ("sequence_logits" in checked) == (name != "prompted")
+    assert ("sequence_logits" in checked) == (name not in ("prompted", "T5"))
 
 
 def test_heads_that_share_keys_are_as_many_heads_with_the_same_keys():
@@ -145,8 +171,8 @@ def test_rope_that_cannot_be_is_refused(fields, message):
     [
         ({"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"head_dim": 5}, "head_dim=5 must be even"),
-        ({"pieces": PIECES}, "num_text_tokens=0 does not"),
-        ({"pieces": PIECES, "num_text_tokens": 6}, "num_text_tokens=6 does not"),
+        ({"pieces": PIECES}, "token 6, and num_text_tokens=0"),
+        ({"pieces": PIECES, "num_text_tokens": 6}, "token 6, and num_text_tokens=6"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields, message):
@@ -205,6 +231,17 @@ def test_a_prompt_is_encoded_once_whatever_the_beams():
         return model.step(jnp.full((3, 5), 2), model.reorder(cache, jnp.zeros((3, 5), jnp.int32)))
 
     assert jax.eval_shape(step, before)[2].shared == before.shared
+
+
+def test_prompts_need_an_encoder_that_sees_all_of_them():
+    with pytest.raises(ModelError, match="pieces need causal_encoder=False"):
+        dataclasses.replace(make_model("T5").config, causal_encoder=True)
+    config = EncoderDecoderConfig(VOCAB, LENGTH, d_model=8, recency_bias=True)
+    model = EncoderDecoder(config, rngs=nnx.Rngs(0))
+    with pytest.raises(ModelError, match="a Prompt needs causal_encoder=False"):
+        model.prefill(Prompt(jnp.ones((1, 2), int), jnp.ones(1, int)))
+    with pytest.raises(ModelError, match="activation='gelu' is unknown"):
+        EncoderDecoderConfig(VOCAB, LENGTH, activation="gelu")
 
 
 def test_user_level_training_with_a_prompt_is_refused():

@@ -90,8 +90,12 @@ def load_hf(
     family = family_of(data, folder)
     known = data.get(_OWN, {})
     rows = data["vocab_size"]
-    offset = known.get("num_text_tokens", 0 if vocab_size is None else rows)
-    size = rows - offset if _OWN in data or vocab_size is None else vocab_size
+    if "num_text_tokens" in known:
+        offset, size = known["num_text_tokens"], rows - known["num_text_tokens"]
+    elif vocab_size is None or (known and vocab_size == rows):
+        offset, size = 0, rows
+    else:
+        offset, size = rows, vocab_size
     if vocab_size not in (None, size):
         raise ModelError(
             f"{folder} has {size} semantic-ID tokens, and vocab_size={vocab_size} is asked for: use the semantic IDs "
@@ -169,11 +173,9 @@ def save_hf(
             part = np.concatenate([tensors[name], part]) if name in tensors else part
             tensors[name] = np.ascontiguousarray(part)
     other = {} if like is None else _read_json(Path(like) / "config.json")
-    own = {
-        "num_text_tokens": config.num_text_tokens,
-        "code_length": config.code_length,
-        "pieces": dataclasses.astuple(config.pieces),
-    }
+    own = {"code_length": config.code_length, "pieces": dataclasses.astuple(config.pieces)}
+    if config.num_text_tokens:
+        own["num_text_tokens"] = config.num_text_tokens
     dtype = str(arrays["embedding"].dtype)
     told = {**other, **family.fields(config), "torch_dtype": dtype, _OWN: own}
     told.pop("dtype", None)

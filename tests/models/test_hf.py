@@ -130,6 +130,14 @@ def test_semantic_ids_come_behind_the_text(name, tmp_path):
     }
 
 
+def test_what_was_written_without_semantic_ids_can_be_given_some(tmp_path):
+    save_hf(load_hf(FOLDER / "qwen2", code_length=3), tmp_path)
+    again = load_hf(tmp_path, vocab_size=61).config  # All are semantic IDs.
+    assert (again.num_text_tokens, again.vocab_size, again.code_length) == (0, 61, 3)
+    grown = load_hf(tmp_path, vocab_size=7).config
+    assert (grown.num_text_tokens, grown.vocab_size) == (61, 7)
+
+
 def test_new_tokens_are_drawn_like_the_text():
     model = load_hf(FOLDER / "llama", vocab_size=4000, rngs=nnx.Rngs(3))
     text, new = np.asarray(model.text_embedding[...]), np.asarray(model.embedding[...])

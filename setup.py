@@ -20,6 +20,8 @@ TEST = [
     "pytest-xdist>=3.7",
     "ruff>=0.6",
     "setuptools>=70.1",  # Builds the wheel that is tested.
+    "safetensors>=0.7",
+    "tokenizers>=0.20",
     *NOTEBOOKS,
 ]
 
@@ -60,6 +62,9 @@ setup(
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
         "text": ["sentence-transformers>=3.0"],
         "serve": ["flatbuffers>=24.3"],  # By which jax.export writes files.
+        "llm": ["safetensors>=0.7", "tokenizers>=0.20"],  # Checkpoints of language models.
+        # Makes the golden checkpoints of the tests, and is compared with live; it brings those of `llm`.
+        "hf": ["torch>=2.4", "transformers>=4.53"],
         "ranx": ["ranx>=0.3.20"],  # More ways to fuse lists.
         "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],

@@ -27,7 +27,8 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "sentence_transformers": "sentence-transformers",
 }
-OPTIONAL = {"sentence-transformers"}  # In extras, so never imported by merely importing `gr`.
+# In extras, so never imported by merely importing `gr`.
+OPTIONAL = {"safetensors", "sentence-transformers", "tokenizers"}
 
 MODULES = sorted((ROOT / "gr").rglob("*.py"))
 MAINS = sorted((ROOT / "experiments").rglob("*.py"))
@@ -119,7 +120,7 @@ def test_each_room_can_be_imported_alone_and_without_heavy_packages():
     )
     assert process.returncode == 0, process.stderr
     heavy = {"grain", "matplotlib", "pandas", "sentence_transformers", "sklearn", "torch"}
-    heavy |= {"hypothesis", "pytest"}
+    heavy |= {"hypothesis", "pytest", "safetensors", "tokenizers", "transformers"}
     assert not heavy & set(json.loads(process.stdout))
 
 

@@ -8,6 +8,8 @@
 * Batch: `train_batches_by_target`, `train_batches_by_user` and `evaluation_batches`, with histories padded to
   `bucket_lengths`. `Histories` are whole and not padded.
 * Items alone, such as new ones: `read_items`.
+* Write as text, for language models: `prompt_pieces` of a template such as `next_item`, `encode_prompts`, tokenizers by
+  `load_tokenizer` and `grow_tokenizer`, names by `id_names` and `item_texts`.
 * Look up: `find_items` finds items by id or title; `fingerprint` identifies data.
 
 Bad input raises `DataError`, which names file, line and remedy.
@@ -32,6 +34,16 @@ from gr.data.pipeline import (
     train_batches_by_target,
     train_batches_by_user,
 )
+from gr.data.prompts import (
+    PromptPieces,
+    encode_prompts,
+    grow_tokenizer,
+    id_names,
+    item_texts,
+    load_tokenizer,
+    next_item,
+    prompt_pieces,
+)
 from gr.data.recbole import read_recbole
 from gr.data.sequences import NO_ITEM, DataError, Sequences, Splits, Targets
 from gr.data.splits import (
@@ -49,6 +61,7 @@ __all__ = [
     "NO_ITEM",
     "DataError",
     "Histories",
+    "PromptPieces",
     "Sequences",
     "Splits",
     "Targets",
@@ -56,14 +69,21 @@ __all__ = [
     "bucket_lengths",
     "by_time",
     "cold_start",
+    "encode_prompts",
     "evaluation_batches",
     "fetch_movielens_100k",
     "find_items",
     "fingerprint",
     "fingerprint_differences",
+    "grow_tokenizer",
     "histories",
+    "id_names",
+    "item_texts",
     "leave_one_out",
     "load_sequences",
+    "load_tokenizer",
+    "next_item",
+    "prompt_pieces",
     "read_amazon_ratings",
     "read_amazon_reviews",
     "read_inter_json",

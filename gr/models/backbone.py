@@ -13,6 +13,9 @@ class ModelError(GrError):
     """Raised for invalid model settings or inputs; the message names the field and the remedy."""
 
 
+_MAY_BE_ZERO = ("num_nodes", "num_first", "num_facets", "num_text_tokens", "start_token")
+
+
 def check_sizes(config: Any) -> None:
     """Checks the fields that both backbones' configs share.
 
@@ -21,7 +24,7 @@ def check_sizes(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        least = 0 if field.name in ("num_nodes", "num_first", "num_facets") else 1
+        least = 0 if field.name in _MAY_BE_ZERO else 1
         if field.type in (int, "int") and value < least:
             raise ModelError(f"{field.name}={value} must be at least {least}")
         if field.name.endswith("dropout") and not 0 <= value < 1:
@@ -268,7 +271,7 @@ class Cache:
     # `[B, H, P, D]`, as every step needs them (`layers.heads_first`).
     shared: tuple[Keys, ...]
     shared_mask: jax.Array  # [B, P] bool: True where there is a key.
-    lengths: jax.Array  # [B] int32: history items.
+    lengths: jax.Array  # [B] int32: tokens of the history.
     own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.
     # [B, M] int32 where beams differ, else [1, 1]: number of a beam's own positions, the last ones of S. None: all S.
     decoded: jax.Array | None = None

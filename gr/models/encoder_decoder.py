@@ -1,5 +1,7 @@
 """The encoder-decoder backbone: TIGER's T5, with relative position bias and RMS norm (docs/methods.md, section 3)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +19,7 @@ from gr.models.backbone import (
 from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
 from gr.models.layers import (
     MASKED,
+    Frozen,
     Linear,
     RelativeBias,
     RMSNorm,
@@ -25,11 +28,10 @@ from gr.models.layers import (
     attend_suffixes,
     dropout,
     dropout_seed,
-    item_lengths,
     split_seed,
 )
+from gr.models.prompts import Prompt, as_prompt, embed_prompt
 from gr.models.trie_head import Headed, TrieHead, check_vocabulary_head
-from gr.semantic_ids import BOS_TOKEN
 
 
 class EncoderDecoder(Headed, nnx.Module):
@@ -42,22 +44,32 @@ class EncoderDecoder(Headed, nnx.Module):
         self.embedding = nnx.Param(
             std * jax.random.normal(rngs.params(), (config.vocab_size, config.d_model))
         )
-        self.encoder_bias = RelativeBias(config.num_heads, rngs=rngs, bidirectional=True)
+        buckets = {"num_buckets": config.num_buckets, "max_distance": config.max_distance}
+        self.encoder_bias = RelativeBias(config.num_heads, rngs=rngs, bidirectional=True, **buckets)
         self.encoder = nnx.List(
             [EncoderLayer(config, rngs=rngs) for _ in range(config.num_encoder_layers)]
         )
-        self.encoder_norm = RMSNorm(config.d_model, dtype=dtype)
-        self.decoder_bias = RelativeBias(config.num_heads, rngs=rngs, bidirectional=False)
+        self.encoder_norm = RMSNorm(config.d_model, dtype=dtype, epsilon=config.norm_epsilon)
+        self.decoder_bias = RelativeBias(
+            config.num_heads, rngs=rngs, bidirectional=False, **buckets
+        )
         if config.recency_bias:
-            self.cross_bias = RelativeBias(config.num_heads, rngs=rngs, bidirectional=False)
+            self.cross_bias = RelativeBias(
+                config.num_heads, rngs=rngs, bidirectional=False, **buckets
+            )
         self.decoder = nnx.List(
             [DecoderLayer(config, rngs=rngs) for _ in range(config.num_decoder_layers)]
         )
-        self.decoder_norm = RMSNorm(config.d_model, dtype=dtype)
+        self.decoder_norm = RMSNorm(config.d_model, dtype=dtype, epsilon=config.norm_epsilon)
+        if config.num_text_tokens:
+            shape = (config.num_text_tokens, config.d_model)
+            self.text_embedding = nnx.Param(std * jax.random.normal(rngs.params(), shape))
         if config.head == "trie":
             self.head = TrieHead(config.d_model, config.vocab_size, config.num_nodes, rngs=rngs)
         elif not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, rngs=rngs, dtype=jnp.float32)
+            if config.num_text_tokens:  # Text is not predicted: only to be written back.
+                self.text_head = Frozen(jnp.zeros((config.num_text_tokens, config.d_model)))
 
     # Training.
 
@@ -74,9 +86,8 @@ class EncoderDecoder(Headed, nnx.Module):
     ) -> jax.Array:
         """See `ChildScorer.target_states`."""
         encoder_seed, decoder_seed = split_seed(dropout_seed(key), 2)
-        encoded = self._encode(history, encoder_seed)
-        length = target.shape[1]
-        bias = self._history_bias(history, jnp.arange(length))
+        encoded, prompt = self._encode(history, encoder_seed)
+        bias = self._history_bias(prompt, jnp.arange(target.shape[1]))
         return self._teacher_force(target, encoded, bias, decoder_seed)[0]
 
     def group_states(
@@ -84,11 +95,11 @@ class EncoderDecoder(Headed, nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """See `Trainable.group_states`."""
         encoder_seed, start_seed, group_seed = split_seed(dropout_seed(key), 3)
-        encoded = self._encode(history, encoder_seed)
-        nothing = jnp.zeros((history.shape[0], 1), codes.dtype)
-        bias = self._history_bias(history, jnp.arange(1))
+        encoded, prompt = self._encode(history, encoder_seed)
+        nothing = jnp.zeros((len(encoded), 1), codes.dtype)
+        bias = self._history_bias(prompt, jnp.arange(1))
         root, kept = self._teacher_force(nothing, encoded, bias, start_seed)
-        bias = self._history_bias(history, jnp.arange(1, codes.shape[2] + 1))
+        bias = self._history_bias(prompt, jnp.arange(1, codes.shape[2] + 1))
         return root[:, 0], self._continue(kept, codes, bias, group_seed)
 
     def target_and_group_states(
@@ -102,11 +113,11 @@ class EncoderDecoder(Headed, nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """See `Trainable.target_and_group_states`."""
         encoder_seed, target_seed, group_seed = split_seed(dropout_seed(key), 3)
-        encoded = self._encode(history, encoder_seed)
-        bias = self._history_bias(history, jnp.arange(target.shape[1]))
+        encoded, prompt = self._encode(history, encoder_seed)
+        bias = self._history_bias(prompt, jnp.arange(target.shape[1]))
         states, kept = self._teacher_force(target, encoded, bias, target_seed)
-        kept = jax.tree.map(lambda x: x[rows], kept)
-        bias = self._history_bias(history[rows], jnp.arange(1, codes.shape[2] + 1))
+        kept, prompt = jax.tree.map(lambda x: x[rows], (kept, prompt))
+        bias = self._history_bias(prompt, jnp.arange(1, codes.shape[2] + 1))
         return states, self._continue(kept, codes, bias, group_seed)
 
     def sequence_and_group_states(
@@ -136,22 +147,27 @@ class EncoderDecoder(Headed, nnx.Module):
 
     # Decoding.
 
-    def prefill(self, history: jax.Array) -> tuple[jax.Array | None, jax.Array, Cache]:
-        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0."""
-        encoded = self._encode(history, None)
-        batch = history.shape[0]
+    def prefill(self, history: Any) -> tuple[jax.Array | None, jax.Array, Cache]:
+        """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, or a `Prompt`."""
+        encoded, prompt = self._encode(history, None)
+        batch = len(encoded)
         empty = jnp.zeros((batch, 1, 0, self.config.num_heads, self.config.head_dim), encoded.dtype)
         cache = Cache(
             shared=tuple(layer.cross.keys(encoded) for layer in self.decoder),
-            shared_mask=history.reshape(batch, -1) != 0,
-            lengths=item_lengths(history),
+            shared_mask=_real(prompt),
+            lengths=prompt.lengths,
             **own_fields(len(self.decoder), empty, self.config.code_length),
         )
-        logits, hidden, cache = self.step(jnp.full((batch, 1), BOS_TOKEN), cache)
+        start = jnp.full((batch, 1), self.config.start_token)
+        logits, hidden, cache = self._step(self._embed_prompt(start, None), cache)
         return None if logits is None else logits[:, 0], hidden[:, 0], cache
 
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.step`."""
+        return self._step(self._embed(tokens, None), cache)
+
+    def _step(self, x: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
+        """`step` of the tokens' embeddings `[B, M, D]`."""
         size = cache.own[0][0].shape[2]
         own_bias = self.decoder_bias(jnp.array([size]), jnp.arange(size + 1))[:, 0]
         mask = cache.own_mask(MASKED)
@@ -160,7 +176,6 @@ class EncoderDecoder(Headed, nnx.Module):
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
             bias = bias + self._recency(cache)
-        x = self._embed(tokens, None)
         own = []
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
             query, key, value = layer.attention.project(x)
@@ -186,25 +201,30 @@ class EncoderDecoder(Headed, nnx.Module):
 
     # Parts.
 
-    def _encode(self, history: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """Encoder states `[B, T * L, D]` of histories `[B, T, L]`."""
-        batch, num_items, length = history.shape
-        tokens = history.reshape(batch, -1)
+    def _encode(self, history: Any, seed: jax.Array | None) -> tuple[jax.Array, Prompt]:
+        """Encoder states `[B, P, D]` of histories `[B, T, L]`, or of prompts, and the prompts."""
+        config = self.config
+        if isinstance(history, Prompt) and (config.causal_encoder or config.recency_bias):
+            raise ModelError(
+                "a Prompt needs causal_encoder=False and recency_bias=False, which know items alone"
+            )
+        prompt = as_prompt(history, config.pieces, config.num_text_tokens)
+        tokens = prompt.tokens
         positions = jnp.arange(tokens.shape[1])
         bias = self.encoder_bias(positions, positions)[None]
-        bias = bias + jnp.where(tokens != 0, 0.0, MASKED)[:, None, None, :]
-        if self.config.causal_encoder:
-            item = positions // length
+        bias = bias + jnp.where(_real(prompt), 0.0, MASKED)[:, None, None, :]
+        if config.causal_encoder:
+            item = positions // history.shape[2]
             bias = bias + jnp.where(item[None, :] <= item[:, None], 0.0, MASKED)
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.encoder))
-        x = self._embed(tokens, embed_seed)
+        x = self._embed_prompt(tokens, embed_seed)
         for layer, layer_seed in zip(self.encoder, layer_seeds, strict=True):
             x = layer(x, bias, layer_seed)
-        return self.encoder_norm(x)
+        return self.encoder_norm(x), prompt
 
     def _recency(self, cache: Cache) -> jax.Array:
         """Recency bias `[B, H, M or 1, P]` of the next position of each beam."""
-        first = cache.lengths[:, None] * self.config.code_length
+        first = cache.lengths[:, None]
         keys = jnp.arange(cache.shared_mask.shape[1])
         if cache.decoded is None:
             return self.cross_bias(first + cache.num_decoded, keys)
@@ -213,14 +233,12 @@ class EncoderDecoder(Headed, nnx.Module):
         by_size = self.cross_bias(first + sizes, keys)
         return jnp.take_along_axis(by_size, cache.decoded[:, None, :, None], axis=2)
 
-    def _history_bias(self, history: jax.Array, within: jax.Array) -> jax.Array:
+    def _history_bias(self, prompt: Prompt, within: jax.Array) -> jax.Array:
         """Cross-attention bias `[B, H or 1, Q, P]` of a target's tokens `within [Q]` right behind the history."""
-        batch, _, length = history.shape
-        tokens = history.reshape(batch, -1)
-        bias = jnp.where(tokens != 0, 0.0, MASKED)[:, None, None, :]
+        bias = jnp.where(_real(prompt), 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
-            positions = item_lengths(history)[:, None] * length + within
-            bias = bias + self.cross_bias(positions, jnp.arange(tokens.shape[1]))
+            positions = prompt.lengths[:, None] + within
+            bias = bias + self.cross_bias(positions, jnp.arange(prompt.tokens.shape[1]))
         return bias
 
     def _sequence_states(
@@ -233,7 +251,7 @@ class EncoderDecoder(Headed, nnx.Module):
             )
         batch, num_items, length = items.shape
         encoder_seed, decoder_seed = split_seed(seed, 2)
-        encoded = self._encode(items[:, :-1], encoder_seed)
+        encoded, _ = self._encode(items[:, :-1], encoder_seed)
         item = jnp.arange(1, num_items)
         query_item = jnp.repeat(item, length)  # Decoder token -> index of the item it belongs to.
         key_item = jnp.repeat(jnp.arange(num_items - 1), length)
@@ -255,13 +273,14 @@ class EncoderDecoder(Headed, nnx.Module):
         """
         num_targets, length = targets.shape
         batch = encoded.shape[0]
-        start = jnp.full((num_targets, 1), BOS_TOKEN, targets.dtype)
-        tokens = jnp.concatenate([start, targets[:, :-1]], axis=1).reshape(batch, -1)
+        start = jnp.full((num_targets, 1), self.config.start_token, jnp.int32)
+        tokens = jnp.asarray(targets[:, :-1], jnp.int32) + self.config.num_text_tokens
+        tokens = jnp.concatenate([start, tokens], axis=1).reshape(batch, -1)
         positions = jnp.arange(length)
         causal = jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED)
         own_bias = (self.decoder_bias(positions, positions) + causal)[None]
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.decoder))
-        x = self._embed(tokens, embed_seed)
+        x = self._embed_prompt(tokens, embed_seed)
         kept = []
         for layer, layer_seed in zip(self.decoder, layer_seeds, strict=True):
             weight_seed, finish_seed = split_seed(layer_seed, 2)
@@ -311,7 +330,13 @@ class EncoderDecoder(Headed, nnx.Module):
             x = layer.finish(x, mixed, history_keys, history_bias, finish_seed)
         return self.decoder_norm(x).reshape(*codes.shape, -1)
 
+    def _embed_prompt(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
+        """Inputs `[..., D]` of a prompt's tokens."""
+        x = embed_prompt(self, tokens).astype(self.config.dtype)
+        return dropout(x, self.config.dropout, seed)
+
     def _embed(self, tokens: jax.Array, seed: jax.Array | None) -> jax.Array:
+        """Inputs `[..., D]` of semantic-ID tokens."""
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.dtype)
         return dropout(x, self.config.dropout, seed)
 
@@ -319,4 +344,11 @@ class EncoderDecoder(Headed, nnx.Module):
         """See `Trainable.logits`; not for the trie head."""
         check_vocabulary_head(self.config)
         hidden = hidden.astype(jnp.float32)
+        if self.config.scaled_head:
+            hidden = hidden * self.config.d_model**-0.5
         return hidden @ self.embedding[...].T if self.config.tied_head else self.head(hidden)
+
+
+def _real(prompt: Prompt) -> jax.Array:
+    """Where a prompt has tokens, bool `[B, P]`."""
+    return jnp.arange(prompt.tokens.shape[1]) < prompt.lengths[:, None]

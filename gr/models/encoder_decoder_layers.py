@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Keys, check_sizes
+from gr.data.prompts import PromptPieces
+from gr.models.backbone import Keys, ModelError, check_sizes
 from gr.models.layers import (
     Linear,
     RMSNorm,
@@ -17,6 +18,9 @@ from gr.models.layers import (
     split_seed,
 )
 from gr.models.trie_head import check_head
+from gr.semantic_ids import BOS_TOKEN
+
+ACTIVATIONS = ("relu", "gated-gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +30,13 @@ class EncoderDecoderConfig:
     `causal_encoder`: a history token sees its own item and earlier ones only, so that one encoder pass serves
     every position of a user's sequence (user-level training). `recency_bias`: cross-attention carries a relative
     position bias too, as if the target stood right behind the history; a causal encoder needs it, because its
-    states cannot know how far from the end of the history they are.
+    states cannot know how far from the end of the history they are. T5's checkpoints have neither.
+
+    Raises:
+        ModelError: naming the field that is unknown or out of range.
     """
 
-    vocab_size: int
+    vocab_size: int  # Of semantic-ID tokens, the only ones that are predicted.
     code_length: int  # L, codes of a semantic ID.
     d_model: int = 128
     num_heads: int = 6
@@ -41,6 +48,17 @@ class EncoderDecoderConfig:
     tied_head: bool = False
     causal_encoder: bool = False
     recency_bias: bool = False
+    activation: str = "relu"  # Of the feed-forward: "relu" or "gated-gelu".
+    scaled_attention: bool = (
+        True  # Whether queries are divided by the root of head_dim; T5 does not.
+    )
+    scaled_head: bool = False  # Whether states are divided by the root of d_model before the head.
+    num_buckets: int = 32  # Of relative positions.
+    max_distance: int = 128  # Beyond which these are all alike.
+    norm_epsilon: float = 1e-6
+    start_token: int = BOS_TOKEN  # The decoder's first input, as a `Prompt` numbers tokens.
+    num_text_tokens: int = 0  # See `DecoderOnlyConfig`, as for the next field.
+    pieces: PromptPieces = PromptPieces()
     head: str = "vocabulary"  # Or "trie": a softmax over a node's children.
     num_nodes: int = 0  # Rows of `gr.trie.node_rows` that the trie head has an embedding for.
     dtype: str = "float32"  # Of activations; parameters, norms, softmax and logits stay float32.
@@ -48,6 +66,20 @@ class EncoderDecoderConfig:
     def __post_init__(self):
         check_sizes(self)
         check_head(self)
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(
+                f"activation={self.activation!r} is unknown: use one of {', '.join(ACTIVATIONS)}"
+            )
+        self.pieces.check(self.num_text_tokens, ModelError)
+        if self.pieces and (self.causal_encoder or self.recency_bias):
+            raise ModelError(
+                "a prompt's pieces need causal_encoder=False and recency_bias=False, which know items alone"
+            )
+
+    @property
+    def query_factor(self) -> float:
+        """What queries are multiplied by, so that attention, which divides by it, leaves them unscaled."""
+        return 1.0 if self.scaled_attention else self.head_dim**0.5
 
 
 class SelfAttention(nnx.Module):
@@ -57,14 +89,18 @@ class SelfAttention(nnx.Module):
         inner = config.num_heads * config.head_dim
         dtype = jnp.dtype(config.dtype)
         self.heads = (config.num_heads, config.head_dim)
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
+        self.query_factor = config.query_factor
+        self.norm = RMSNorm(config.d_model, dtype=dtype, epsilon=config.norm_epsilon)
         self.qkv = Linear(config.d_model, 3 * inner, rngs=rngs, dtype=dtype)
         self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Query, key and value, each `[..., H, D]`."""
         qkv = self.qkv(self.norm(x)).reshape(*x.shape[:-1], 3, *self.heads)
-        return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        query = qkv[..., 0, :, :]
+        if self.query_factor != 1.0:
+            query = query * self.query_factor
+        return query, qkv[..., 1, :, :], qkv[..., 2, :, :]
 
     def merge(self, mixed: jax.Array) -> jax.Array:
         """Back to the residual stream's width."""
@@ -78,7 +114,8 @@ class CrossAttention(nnx.Module):
         inner = config.num_heads * config.head_dim
         dtype = jnp.dtype(config.dtype)
         self.heads = (config.num_heads, config.head_dim)
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
+        self.query_factor = config.query_factor
+        self.norm = RMSNorm(config.d_model, dtype=dtype, epsilon=config.norm_epsilon)
         self.query = Linear(config.d_model, inner, rngs=rngs, dtype=dtype)
         self.kv = Linear(config.d_model, 2 * inner, rngs=rngs, dtype=dtype)
         self.out = Linear(inner, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
@@ -93,23 +130,33 @@ class CrossAttention(nnx.Module):
     ) -> jax.Array:
         """Attends from `x [B, Q, D]`; the caller adds the result to `x`."""
         query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
+        if self.query_factor != 1.0:
+            query = query * self.query_factor
         mixed = attend_heads_first(query, keys, bias, rate=rate, seed=seed)
         return self.out(mixed.reshape(*x.shape[:-1], -1))
 
 
 class FeedForward(nnx.Module):
-    """T5's two-layer ReLU feed-forward behind a norm."""
+    """T5's feed-forward behind a norm: two layers with ReLU, or its version 1.1's gated form (arXiv 2002.05202)."""
 
     def __init__(self, config: EncoderDecoderConfig, *, depth_scale: float, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         self.rate = config.dropout
-        self.norm = RMSNorm(config.d_model, dtype=dtype)
-        self.up = Linear(config.d_model, config.d_ff, rngs=rngs, dtype=dtype)
+        self.norm = RMSNorm(config.d_model, dtype=dtype, epsilon=config.norm_epsilon)
+        if config.activation == "relu":
+            self.up = Linear(config.d_model, config.d_ff, rngs=rngs, dtype=dtype)
+        else:
+            self.gate_up = Linear(config.d_model, 2 * config.d_ff, rngs=rngs, dtype=dtype)
         self.down = Linear(config.d_ff, config.d_model, rngs=rngs, dtype=dtype, scale=depth_scale)
 
     def __call__(self, x: jax.Array, seed: jax.Array | None) -> jax.Array:
         """The residual to be added to `x [..., D]`."""
-        return self.down(dropout(jax.nn.relu(self.up(self.norm(x))), self.rate, seed))
+        if hasattr(self, "up"):
+            inner = jax.nn.relu(self.up(self.norm(x)))
+        else:
+            gate, up = jnp.split(self.gate_up(self.norm(x)), 2, axis=-1)
+            inner = jax.nn.gelu(gate) * up
+        return self.down(dropout(inner, self.rate, seed))
 
 
 class EncoderLayer(nnx.Module):

@@ -4,22 +4,64 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gr.models.rope import Rope
+
 MASKED = -1e30  # Added to masked attention logits; finite, so that a fully masked row stays finite.
 
 
+class Frozen(nnx.Variable):
+    """A parameter that training leaves as it is; see `gr.models.freeze`."""
+
+
 class Linear(nnx.Module):
-    """A projection without bias, `[..., D_in] -> [..., D_out]`, computed in `dtype`, kept in float32."""
+    """A projection `[..., D_in] -> [..., D_out]`, by default without bias, computed in `dtype`, kept in float32.
+
+    With `lora` (see `gr.models.add_lora`) a product of two narrow matrices is added to the kernel.
+    """
+
+    lora: "LowRank | None" = None
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: jnp.dtype, scale: float = 1.0
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        scale: float = 1.0,
+        bias: bool = False,
     ):
         std = scale * in_dim**-0.5
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (in_dim, out_dim)))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((out_dim,)))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Projects the last axis."""
-        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        x = x.astype(self.dtype)
+        projected = project(x, self.kernel[...].astype(self.dtype))
+        if hasattr(self, "bias"):
+            projected = projected + self.bias[...].astype(self.dtype)
+        return projected if self.lora is None else projected + self.lora(x)
+
+
+class LowRank(nnx.Module):
+    """A trained change of a frozen kernel: a product of rank r, 0 at the beginning (LoRA, arXiv 2106.09685)."""
+
+    def __init__(self, in_dim: int, out_dim: int, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        self.down = nnx.LoRAParam(in_dim**-0.5 * jax.random.normal(rngs.params(), (in_dim, rank)))
+        self.up = nnx.LoRAParam(jnp.zeros((rank, out_dim)))
+        self.scale = alpha / rank
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """What is added to the projection of `x [..., D_in]`."""
+        down, up = (part[...].astype(x.dtype) for part in (self.down, self.up))
+        return project(project(x, down), up) * self.scale
+
+    def kernel(self) -> jax.Array:
+        """What is added to the kernel, `[D_in, D_out]`."""
+        return self.down[...] @ self.up[...] * self.scale
 
 
 @jax.custom_vjp
@@ -111,10 +153,9 @@ def relative_position_bucket(
     return offset + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope = Rope()) -> jax.Array:  # noqa: B008
     """Rotary position embedding of `x [..., S, H, D]` at integer `positions [..., S]` (arXiv 2104.09864)."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rope.frequencies(x.shape[-1] // 2)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [..., S, 1, D / 2].
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -178,7 +219,11 @@ def attend(
     rate: float = 0.0,
     seed: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention of `query [B, Q, H, D]` over `key, value [B, K, H, D]` with additive bias `[B, H, Q, K]`."""
+    """Softmax attention of `query [B, Q, H, D]` over `key, value [B, K, H, D]` with additive bias `[B, H, Q, K]`.
+
+    Here and below, keys and values may have fewer heads than queries, each shared by as many neighbouring query heads
+    (grouped-query attention, arXiv 2305.13245).
+    """
     return attend_heads_first(query, heads_first(key, value), bias, rate=rate, seed=seed)
 
 
@@ -193,12 +238,29 @@ def attend_heads_first(
     """`attend` over keys and values that are `heads_first`."""
     # Heads first, then plain products: on a CPU the einsum over the other layout is slow.
     query = (query * query.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
-    logits = jnp.matmul(query, keys[0], preferred_element_type=jnp.float32)
+    logits = _matmul_in_groups(query, keys[0], preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     weights = jax.nn.softmax(logits, axis=-1).astype(keys[1].dtype)
     weights = dropout(weights, rate, seed)
-    return jnp.matmul(weights, keys[1]).transpose(0, 2, 1, 3)
+    return _matmul_in_groups(weights, keys[1]).transpose(0, 2, 1, 3)
+
+
+def _matmul_in_groups(
+    x: jax.Array, y: jax.Array, preferred_element_type: jnp.dtype | None = None
+) -> jax.Array:
+    """`x [B, H, Q, I] @ y [B, H or fewer, I, K]`: the queries of heads that share keys are rows of one product."""
+    batch, heads, rows, inner = x.shape
+    grouped = x.reshape(batch, y.shape[1], -1, inner)
+    product = jnp.matmul(grouped, y, preferred_element_type=preferred_element_type)
+    return product.reshape(batch, heads, rows, -1)
+
+
+def _for_each_head(keys: tuple[jax.Array, jax.Array], heads: int) -> tuple[jax.Array, ...]:
+    """Keys and values `[..., H, D]`, repeated for the query heads that share them."""
+    if keys[0].shape[-2] == heads:
+        return keys
+    return tuple(jnp.repeat(x, heads // x.shape[-2], axis=-2) for x in keys)
 
 
 def attend_shared_and_own(
@@ -225,7 +287,13 @@ def attend_shared_and_own(
     """
     scale = query.shape[-1] ** -0.5
     f32 = jnp.float32
-    far = jnp.einsum("bmhd,bhdp->bhmp", query, shared[0], preferred_element_type=f32)
+    heads = query.shape[2]
+    own = _for_each_head(own, heads)  # Few, so that copies cost little.
+    grouped = shared[0].shape[1] != heads
+    if grouped:
+        far = _matmul_in_groups(query.transpose(0, 2, 1, 3), shared[0], f32)
+    else:
+        far = jnp.einsum("bmhd,bhdp->bhmp", query, shared[0], preferred_element_type=f32)
     far = far * scale + shared_bias
     # Few keys per beam: fused sums of products, since a matrix product per beam and head would copy the keys.
     near = _inner(query[:, :, None], own[0]).transpose(0, 3, 1, 2) * scale
@@ -235,7 +303,10 @@ def attend_shared_and_own(
     far, near = jnp.exp(far - top), jnp.exp(near - top)
     total = far.sum(-1) + near.sum(-1)  # [B, H, M].
     dtype = query.dtype
-    mixed = jnp.einsum("bhmp,bhpd->bmhd", far.astype(dtype), shared[1])
+    if grouped:
+        mixed = _matmul_in_groups(far.astype(dtype), shared[1]).transpose(0, 2, 1, 3)
+    else:
+        mixed = jnp.einsum("bhmp,bhpd->bmhd", far.astype(dtype), shared[1])
     mixed = mixed + (near.astype(dtype).transpose(0, 2, 3, 1)[..., None] * own[1]).sum(2)
     return (mixed / total.transpose(0, 2, 1)[..., None]).astype(dtype)
 
@@ -271,7 +342,8 @@ def attend_suffixes(
     rows, num, length, heads, width = query.shape
     flat = query.transpose(0, 3, 1, 2, 4).reshape(rows, heads, num * length, width)
     keys, values = (x.transpose(0, 2, 1, 3) for x in shared)
-    far = jnp.matmul(flat, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    own = _for_each_head(own, heads)
+    far = _matmul_in_groups(flat, keys.swapaxes(-1, -2), jnp.float32)
     far = far.reshape(rows, heads, num, length, -1) + shared_bias
 
     # Few tokens per suffix: sums of products per position are fused; thousands of tiny matrix products would be slow.
@@ -291,7 +363,7 @@ def attend_suffixes(
     inverse = 1.0 / (far.sum(-1, keepdims=True) + near.sum(-1, keepdims=True))
     far = dropout((far * inverse).astype(query.dtype), rate, far_seed)
     near = dropout((near * inverse).astype(query.dtype), rate, near_seed)
-    mixed = jnp.matmul(far.reshape(rows, heads, num * length, -1), values)
+    mixed = _matmul_in_groups(far.reshape(rows, heads, num * length, -1), values)
     mixed = mixed.reshape(rows, heads, num, length, width).transpose(0, 2, 3, 1, 4)
     near = near.transpose(0, 2, 3, 1, 4)  # [R, n, S, H, S].
     places = [

@@ -22,7 +22,7 @@ from gr.losses import (
     scored_log_probs,
     token_log_probs,
 )
-from gr.models import path_states, scores_children
+from gr.models import path_states, scores_children, trained_part, with_trained
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Reward, WeightedSum, weighted_sum
 from gr.rl.rollouts import (
@@ -41,7 +41,7 @@ from gr.training import (
     TrainState,
 )
 from gr.training.mesh import gathered, pin_rows, pin_state
-from gr.training.step import Metrics, advance, compile_step, gradient_norm
+from gr.training.step import Metrics, advance, compile_step, gradient_norm, updated
 from gr.trie import Catalogue, TrieIndex
 
 LossOfRollouts = Callable[
@@ -134,13 +134,13 @@ def make_policy_step(
             model, opt_state = carry
             part, key = xs
             chosen = pin_rows(jax.tree.map(lambda x: x[part], rollouts), mesh)
-            (loss, found), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-                gathered(model, mesh), chosen, key
-            )
+            whole = gathered(model, mesh)
+            (loss, found), grads = jax.value_and_grad(
+                lambda trained: loss_fn(with_trained(whole, trained), chosen, key), has_aux=True
+            )(trained_part(whole))
             grads = pin_state(grads, mesh)
-            changes, opt_state = optimizer.update(grads, opt_state, model)
             found |= {"loss": loss, "grad_norm": gradient_norm(grads)}
-            return (optax.apply_updates(model, changes), opt_state), found
+            return updated(optimizer, grads, opt_state, model), found
 
         carry = (state.model, state.opt_state)
         keys = jax.random.split(learn_key, updates)

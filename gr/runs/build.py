@@ -31,6 +31,8 @@ from gr.models import (
     ItemDecoderConfig,
     ValueHead,
     load_backbone,
+    trained_part,
+    with_trained,
 )
 from gr.models import on_grown_catalogue as on_grown
 from gr.runs import keys
@@ -90,12 +92,12 @@ def make_model(
 
 
 def with_param_dtype(model: nnx.Module, dtype: str) -> nnx.Module:
-    """The model with its floating parameters in this type."""
+    """The model with its floating parameters in this type; frozen ones stay as they are."""
 
     def cast(leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(cast, model)
+    return with_trained(model, jax.tree.map(cast, trained_part(model)))
 
 
 def _make_backbone(

@@ -1,6 +1,7 @@
 """Builds the objects of reinforcement learning: rewards, rollouts, model, optimiser, step."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +90,11 @@ def rollout_config(config: ReinforcedExperiment) -> RolloutConfig:
     )
 
 
-def _width(config: ReinforcedExperiment) -> int:
+def _width(config: ReinforcedExperiment, backbone: Any) -> int:
     """D of the backbone's hidden states."""
+    told = getattr(getattr(backbone, "config", None), "d_model", None)
+    if told is not None:
+        return told
     if config.backbone in BACKBONES:
         return getattr(config, config.backbone).d_model
     if "d_model" not in config.backbone_options:
@@ -100,12 +104,14 @@ def _width(config: ReinforcedExperiment) -> int:
     return config.backbone_options["d_model"]
 
 
-def make_value_head(config: ReinforcedExperiment, code_length: int) -> ValueHead:
-    """A freshly initialised value head for the config's backbone."""
+def make_value_head(
+    config: ReinforcedExperiment, code_length: int, backbone: Any = None
+) -> ValueHead:
+    """A freshly initialised value head for the config's backbone, or for this one, whose `config` says its width."""
     value = config.value
     return ValueHead(
         ValueHeadConfig(
-            d_model=_width(config),
+            d_model=_width(config, backbone),
             code_length=code_length,
             num_heads=value.num_heads,
             d_ff=value.d_ff,
@@ -220,7 +226,5 @@ def make_optimisation(
 
 def make_model(config: ReinforcedExperiment, semantic_ids: SemanticIds) -> ActorCritic:
     """Freshly initialised policy and value head."""
-    return ActorCritic(
-        build.make_model(config, semantic_ids),
-        make_value_head(config, semantic_ids.num_levels),
-    )
+    backbone = build.make_model(config, semantic_ids)
+    return ActorCritic(backbone, make_value_head(config, semantic_ids.num_levels, backbone))

@@ -168,11 +168,16 @@ class DecoderOnlySizes:
     """Sizes of the decoder-only backbone; the defaults are its reference size. See `gr.models.DecoderOnlyConfig`.
 
     Attributes:
-        d_model: width D, a multiple of 2 num_heads.
+        d_model: width D; without `head_dim` a multiple of 2 num_heads.
         num_heads: attention heads.
+        num_kv_heads: heads of keys and values, which query heads share; 0: as many as `num_heads`.
+        head_dim: width of a head, even; 0: d_model / num_heads.
         d_ff: width of the feed-forward layers.
         num_layers: layers.
         dropout: in [0, 1).
+        qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether the queries and keys of each head are normed.
+        norm_epsilon: what norms add to the mean square, above 0.
         tied_head: whether logits are products with the token embeddings.
         head: see `EncoderDecoderSizes`.
         node_depth: see `ItemDecoderSizes`.
@@ -181,9 +186,14 @@ class DecoderOnlySizes:
 
     d_model: Count = 128
     num_heads: Count = 8
+    num_kv_heads: Natural = 0
+    head_dim: Natural = 0
     d_ff: Count = 1024
     num_layers: Count = 8
     dropout: ShareBelowOne = 0.1
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_epsilon: Positive = 1e-6
     tied_head: bool = False
     head: Head = "vocabulary"
     node_depth: Natural = 8

@@ -116,7 +116,7 @@ def _decode_programs(
     history = np.zeros((users, experiment.data.max_history), np.int32)
     seen = np.zeros((users, _SEEN), np.int32)
     head = functools.cache(
-        lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels)
+        lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels, model)
     )
     distribution = build.distribution(experiment)
 

@@ -118,7 +118,7 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
     mesh = build.make_mesh_of(config)
     print(mesh_line(mesh))
     batches = build_rl.make_batches(config, start.splits, mesh)
-    head = build_rl.make_value_head(config, start.semantic_ids.num_levels)
+    head = build_rl.make_value_head(config, start.semantic_ids.num_levels, start.model)
     model = ActorCritic(start.model, head)
     print(
         f"{config.policy.name} with search {config.search.name}: {build.num_parameters(start.model):,} parameters of "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gr.errors import GrError
+from gr.models import trained_part
 
 NO_BAD_STEP = -1  # `TrainState.bad_step` while every loss and gradient has been finite.
 LARGEST_REWARD = 1e36  # Beyond it, sums over a group could overflow.
@@ -89,7 +90,7 @@ class TrainState:
 
     step: jax.Array  # [] int32, train steps done.
     model: Any  # Any pytree of parameters, such as an `nnx.Module`.
-    opt_state: Any  # The optimiser's moments and counts.
+    opt_state: Any  # The optimiser's moments and counts, of what is not frozen.
     key: jax.Array  # Typed PRNG key of the run; step `s` uses `fold_in(key, s)`.
     loss_state: Any  # What the loss carries across steps, such as adaptive weights; or `()`.
     # [] int32, the first step with a loss, gradient or reward not finite, or NO_BAD_STEP.
@@ -113,8 +114,9 @@ class TrainState:
         """
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             raise TrainingError("key must be a typed PRNG key; make it with jax.random.key(seed)")
-        opt_state = optimizer.init(model)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        trained = trained_part(model)
+        opt_state = optimizer.init(trained)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
             if is_low_precision(leaf) and not _has_master_copy(opt_state):
                 name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
                 raise TrainingError(

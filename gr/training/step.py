@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from gr.models import trained_part, with_trained
 from gr.training.mesh import gathered, pin_state, replicate
 from gr.training.optimizers import Schedule
 from gr.training.state import NO_BAD_STEP, RewardFault, TrainState
@@ -74,6 +75,8 @@ def make_train_step(
     Arrays of a loss that is a pytree are arguments of the program; those that a plain function closes over become
     constants.
 
+    Frozen parameters (`gr.models.freeze`) have neither gradients nor moments, and stay as they are.
+
     Metrics are those of the loss, `loss`, `grad_norm` (before clipping), and `learning_rate` if the optimiser's
     `schedule` (of train steps) is given. If the loss or the gradient's norm is not finite, no update is applied and
     `bad_step` is set to this step. From then on the state stays frozen, so the host may notice it later. With a `mesh`
@@ -85,15 +88,19 @@ def make_train_step(
     def step(state: TrainState, batch: Any, loss_fn: LossFn) -> tuple[TrainState, Metrics]:
         # Loss and gradient.
         key = jax.random.fold_in(state.key, state.step)
-        (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            gathered(state.model, mesh), batch, key, state.loss_state
+        whole = gathered(state.model, mesh)
+
+        def loss_of(trained: Any) -> tuple[jax.Array, tuple[Mapping[str, jax.Array], Any]]:
+            return loss_fn(with_trained(whole, trained), batch, key, state.loss_state)
+
+        (loss, (metrics, loss_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            trained_part(whole)
         )
         grads = pin_state(grads, mesh)
         grad_norm = gradient_norm(grads)
 
         # The update, and the state if it is good.
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        model, opt_state = updated(optimizer, grads, state.opt_state, state.model)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new_state = advance(state, model, opt_state, loss_state, finite, mesh)
 
@@ -106,6 +113,15 @@ def make_train_step(
     if jax.tree_util.all_leaves([loss_fn]):  # A plain function.
         loss_fn = jax.tree_util.Partial(loss_fn)
     return compile_step(step, loss_fn, mesh, precision=precision)
+
+
+def updated(
+    optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, model: Any
+) -> tuple[Any, Any]:
+    """The model and the optimiser's state after an update by gradients of `trained_part(model)`."""
+    trained = trained_part(model)
+    updates, opt_state = optimizer.update(grads, opt_state, trained)
+    return with_trained(model, optax.apply_updates(trained, updates)), opt_state
 
 
 def gradient_norm(grads: Any) -> jax.Array:

@@ -122,7 +122,8 @@ def test_a_config_sets_fields_that_all_experiments_have(name, load):
     config = load(name)
     assert config.name
     new = fields(config) ^ fields(base_config())
-    assert all(field.startswith("data.options.") for field in new), new  # The reader's own.
+    # The reader's own, and an own backbone's.
+    assert all(field.startswith(("data.options.", "backbone_options.")) for field in new), new
 
 
 @pytest.mark.parametrize("name", NAMES)

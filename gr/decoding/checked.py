@@ -97,7 +97,7 @@ class Checked:
         return scores_children(self.backbone)
 
     def score_children(
-        self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array, *, root: bool
+        self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array, *, root: bool = True
     ) -> jax.Array:
         """See `score_children_below`; raises DecodingError for scores of another shape or type."""
         scores = score_children_below(self.backbone, root, hidden, tokens, rows)

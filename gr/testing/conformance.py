@@ -174,6 +174,8 @@ class _Check:
         """Whether a child's score depends on other children, or on how it is asked for."""
         count = len(self.asked[0])
         order = np.random.default_rng(0).permutation(count)
+        below = np.flatnonzero(self.asked[1] >= self.index.layout.node_offsets[1])
+        has_own = hasattr(self.backbone, "score_below_root")
 
         def scores(model: _Model, history: Any, paths: jax.Array) -> tuple[jax.Array, ...]:
             hidden = self._decode(model, history, paths, lambda _, hidden: hidden)
@@ -181,14 +183,16 @@ class _Check:
                 jnp.broadcast_to(x, (*hidden.shape[:-1], count))
                 for x in map(jnp.asarray, self.asked)
             )
+            faster = "score_below_root" if has_own else "score_children"
             return (
                 model.call("score_children", hidden, tokens, rows),
                 model.call("score_children", hidden, tokens[..., order], rows[..., order]),
                 model.call("score_children", hidden, tokens[..., ::2], rows[..., ::2]),
                 model.call("score_children", hidden, tokens, jnp.full_like(rows, NO_NODE)),
+                model.call(faster, hidden, tokens[..., below], rows[..., below]),
             )
 
-        alone, ordered, few, without = map(
+        alone, ordered, few, without, of_below = map(
             _numbers, self.compiled(scores)(self.history, self.paths)
         )
         for told, found, expected in (
@@ -206,6 +210,12 @@ class _Check:
             ),
         ):
             self.compare("score_children", told, found, expected)
+        self.compare(
+            "score_below_root",
+            "scores below the root's children are not those of score_children",
+            of_below,
+            self.plain[..., below],
+        )
         if not (without < np.inf).all():
             raise self.error(
                 "score_children",
@@ -234,21 +244,25 @@ class _Check:
     def reorder(self) -> None:
         """Whether beams keep their state when permuted, repeated and dropped."""
         users, beams, _ = self.paths.shape
-        # Of each step: the parents [B, M'], and the path that each beam now follows [B, M'].
+        # Of each step: the parents [B, M'] of another number of beams, then of as many, one place further; and the path
+        # that each beam now follows [B, M'].
         moves, following = [], np.tile(np.arange(beams), (users, 1))
         for code in range(self.length - 2):
             count = following.shape[1]
             order = [*range(count)[::-1], 0] if code % 2 == 0 else [*range(1, count)]
             parents = (np.array(order) + np.arange(users)[:, None]) % count
-            following = np.take_along_axis(following, parents, axis=1)
-            moves.append((parents, following))
+            turned = np.roll(np.broadcast_to(np.arange(len(order)), parents.shape), -1, axis=1)
+            for part in (parents, turned):
+                following = np.take_along_axis(following, part, axis=1)
+            moves.append((parents, turned, following))
 
         def moved(model: _Model, history: Any, paths: jax.Array) -> list[jax.Array]:
             _, cache = model.start(history, beams)
             _, _, cache = model.step(paths[:, :, 0], cache)
             found = []
-            for code, (parents, following) in enumerate(moves, start=1):
-                cache = model.reorder(cache, jnp.asarray(parents))
+            for code, (*parents, following) in enumerate(moves, start=1):
+                for part in parents:
+                    cache = model.reorder(cache, jnp.asarray(part))
                 tokens = jnp.take_along_axis(paths[:, :, code], jnp.asarray(following), axis=1)
                 logits, _, cache = model.step(tokens, cache)
                 found.append(logits)
@@ -257,11 +271,12 @@ class _Check:
         if not moves:
             return
         found = self.compiled(moved)(self.history, self.paths)
-        for code, (parents, following) in enumerate(moves, start=1):
+        for code, (parents, turned, following) in enumerate(moves, start=1):
             self.compare(
                 "reorder",
-                f"a beam goes on with another's state: behind parents {parents[0].tolist()} of user 0, and the like of "
-                f"others, logits of code {code + 2} are not those of the same path without reordering",
+                f"a beam goes on with another's state: behind parents {parents[0].tolist()} of user 0, then "
+                f"{turned[0].tolist()}, and the like of others, logits of code {code + 2} are not those of the same "
+                "path without reordering",
                 found[code - 1],
                 np.take_along_axis(self.plain[:, :, code + 1], following[..., None], axis=1),
                 "user beam",

@@ -99,6 +99,10 @@ FAULTS = {
         ),
         "Scorer.score_children: scores of children of their own .* are not those of shared ones",
     ),
+    "below the root": (
+        dict(score_below_root=lambda self, *inputs: 2 * score(self, *inputs)),
+        "Scorer.score_below_root: scores below the root's children are not those of score_children",
+    ),
     "new children": (
         dict(
             score_children=lambda self, h, t, r: jnp.where(

@@ -26,6 +26,9 @@ windowed co-occurrences (`gr.memory`), EASE and SLIST. Settings and rankings are
 `--linear_up_to=20000` fits EASE and SLIST for larger catalogues, too: they need N^2 memory and N^3 time.
 `--rows=sasrec=OTHER_WORKDIR` makes the model of another evaluated run on the same data a baseline of that name.
 
+`--distributed` makes it one of several processes, which share the users: see `experiments.distributed`. Baselines are
+ranked by the first one.
+
 `--export=FILE` also writes the model's lists, under the main rule (Parquet, CSV or a TREC run, as FILE ends).
 
     python -m experiments.evaluate --candidates=bert=FILE --candidates=FILE2 --config=configs/ml100k.py --workdir=DIR
@@ -44,6 +47,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import distributed
 from experiments.config_files import supervised
 from experiments.errors import one_line_errors, run_main
 from gr.decoding import PRESETS
@@ -53,12 +57,15 @@ from gr.runs.candidates import evaluate_candidates
 from gr.runs.cold_start import evaluate_cold_start
 from gr.runs.evaluate import evaluate, evaluate_search
 from gr.runs.run import SPLITS, load_run
+from gr.training import wait_for_all
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     del argv
+    if flags.FLAGS.distributed and (_COLD_START.value or _CANDIDATES.value):
+        raise EvaluationError("--distributed takes neither --cold_start nor --candidates")
     if _CANDIDATES.value:
         _evaluate_candidates()
         return
@@ -102,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         evaluate_search(
             run, _SPLIT.value, _DECODER.value, _BUDGET.value, exclude_seen=_EXCLUDE_SEEN.value
         )
+    wait_for_all()  # The first process is still at work when the others are done.
 
 
 def _evaluate_candidates() -> None:
@@ -201,5 +209,6 @@ if __name__ == "__main__":
     _COLD_START = flags.DEFINE_boolean(
         "cold_start", False, "Whether to rank targets that training never saw apart from others."
     )
+    distributed.define_flags()
     flags.mark_flag_as_required("workdir")
     run_main(main)

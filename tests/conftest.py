@@ -57,13 +57,14 @@ SLOWEST = (
     "test_notebooks.py",
 )
 # Searches that share their step with beam search, whose own tests have every layout of the trie. Each case compiles
-# programs of its own, so `make test` runs these in two layouts, and `make test-long` in the others.
-TWO_LAYOUTS = (
+# programs of its own, so `make test` runs these in one layout, which has every kind of level, and `make test-long` in
+# the others.
+ONE_LAYOUT = (
     *("decoding/test_prior.py", "decoding/test_prior_draws.py", "decoding/test_best_first.py"),
     *("decoding/test_ved.py", "decoding/test_child_scores.py", "decoding/test_for_tpu.py"),
     "decoding/test_sampling.py",
 )
-THE_TWO = (MIXES[0], MIXES[3])  # Each kind of level is in one of them.
+THE_ONE = MIXES[3]
 
 
 def pytest_report_header():
@@ -76,10 +77,10 @@ def pytest_collection_modifyitems(items):
     """Puts the slowest files first, each as a whole; the others keep their order."""
     place = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
-    files = {ROOT / "tests" / name for name in TWO_LAYOUTS}
+    files = {ROOT / "tests" / name for name in ONE_LAYOUT}
     for item in items:
         kinds = getattr(item, "callspec", None) and item.callspec.params.get("kinds")
-        if item.path in files and kinds not in (None, *THE_TWO):
+        if item.path in files and kinds not in (None, THE_ONE):
             item.add_marker("long")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 
 from experiments.config_files import load_config_file, of_reinforcement, supervised
+from gr.runs.evaluate import evaluate
 from gr.runs.reinforce import reinforce
+from gr.runs.run import load_run
 from gr.runs.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +67,7 @@ def small(**fields):
 def run_all(folder):
     for name, fields in LOSSES.items():
         train(small(**fields), f"{folder}/{name}")
+    evaluate(load_run(f"{folder}/apao"), "validation")
     rl = config_of("amazon_office_rl", RL | {"init_from": f"{folder}/ce"})
     reinforce(of_reinforcement(rl), f"{folder}/rl")
 

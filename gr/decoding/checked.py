@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
-from gr.models import scores_children
+from gr.models import score_children_below, scores_children
 from gr.trie.constraints import constraints_of
 
 METHODS = ("prefill", "step", "reorder")
@@ -96,9 +96,11 @@ class Checked:
         """Whether it is a `ChildScorer`."""
         return scores_children(self.backbone)
 
-    def score_children(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-        """See `ChildScorer.score_children`; raises DecodingError for scores of another shape or type."""
-        scores = self.backbone.score_children(hidden, tokens, rows)
+    def score_children(
+        self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array, *, root: bool
+    ) -> jax.Array:
+        """See `score_children_below`; raises DecodingError for scores of another shape or type."""
+        scores = score_children_below(self.backbone, root, hidden, tokens, rows)
         expected = (*hidden.shape[:-1], tokens.shape[-1])
         if not _is_floating(scores) or scores.shape != expected:
             raise DecodingError(

@@ -48,7 +48,7 @@ def listed(
             tokens, allowed, rows, exist = (
                 jnp.take_along_axis(x, first, axis=-1) for x in (tokens, allowed, rows, exist)
             )
-        logits = model.score_children(hidden, tokens, rows)
+        logits = model.score_children(hidden, tokens, rows, root=False)
     return Listed(tokens, allowed, logits, softmax(jnp.where(exist, logits, -jnp.inf), inverse))
 
 
@@ -64,7 +64,7 @@ def score_listed(
     if depth == 0:  # All users share the root's children.
         states, tokens = source.root(1), tokens[:1]
     rows, exist = source.child_rows(depth, states)
-    return model.score_children(hidden, tokens, rows), exist
+    return model.score_children(hidden, tokens, rows, root=depth == 0), exist
 
 
 def best_listed(

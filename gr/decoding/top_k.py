@@ -1,26 +1,54 @@
 """Exact top-k over many values in blocks, computed in stages so that few values have to be sorted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+_COUNTED = 1 << 23  # Up to so many pairs of values are compared by a GPU, rather than sorted.
 _COMPARED = 512  # So many places are compared by a TPU, rather than gathered from.
 
 
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each."""
-    if k < values.shape[-1]:
-        return jax.lax.top_k(values, k)
+    """The k largest values of each row `[B, n]`, descending, and their places, `[B, k]` each.
 
-    def padded(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one."""
-        values = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-        best, places = jax.lax.top_k(values, k)
-        return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+    Of equal values the first come first.
+    """
+    rows, count = values.shape
+    k = min(k, count)
+    counted = rows * count * count <= _COUNTED
+    return jax.lax.platform_dependent(
+        values,
+        tpu=functools.partial(_by_heap, k=k),
+        cuda=functools.partial(_by_counting if counted else _by_heap, k=k),
+        default=functools.partial(_by_heap if k < count else _by_heap_of_one_more, k=k),
+    )
 
-    def as_they_are(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return tuple(jax.lax.top_k(values, values.shape[-1]))
 
-    return jax.lax.platform_dependent(values, tpu=as_they_are, default=padded)
+def _by_heap(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    return tuple(jax.lax.top_k(values, k))
+
+
+def _by_heap_of_one_more(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """On a CPU a top-k of all values is a full heap sort, several times slower than a top-k of all but one."""
+    values = jnp.pad(values, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+    best, places = jax.lax.top_k(values, k)
+    return best, jnp.minimum(places, k - 1)  # Padding is chosen only in place of another -inf.
+
+
+def _by_counting(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The same for a GPU, which compares a thousand numbers with each other sooner than it sorts them."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    # Integers in the order in which `lax.top_k` puts the floats, NaN included: ranks have to be all different.
+    order = bits ^ (jax.lax.shift_right_arithmetic(bits, 31) & np.int32(0x7FFFFFFF))
+    place = jnp.arange(values.shape[1], dtype=jnp.int32)
+    mine, others = order[:, :, None], order[:, None]
+    before = (others > mine) | ((others == mine) & (place < place[:, None]))
+    rank = before.sum(-1, dtype=jnp.int32)
+    here = rank[:, None] == jnp.arange(k, dtype=jnp.int32)[:, None]
+    places = jnp.where(here, place, 0).sum(-1, dtype=jnp.int32)
+    return take_along(values, places), places
 
 
 def best_of_blocks(

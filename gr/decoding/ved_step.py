@@ -130,7 +130,7 @@ def expanded(
         asked = child_tokens, child_rows
         if levels == range(1):  # All users share the root's children.
             asked = child_tokens[:1], child_rows[:1]
-        logits = search.backbone.score_children(hidden, *asked)
+        logits = search.backbone.score_children(hidden, *asked, root=0 in levels)
         distributions = softmax(jnp.where(there, logits, -jnp.inf), search.inverse)
     else:
         logits = logits.astype(jnp.float32)

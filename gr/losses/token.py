@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gr.models import score_children_below
 from gr.trie import TrieIndex, child_logits, descend, few_children, node_rows, root
 
 Metrics = dict[str, jax.Array]
@@ -120,9 +121,8 @@ def scored_children(
     nodes, shape = root(index, (1,) * (tokens.ndim - 1)), tokens.shape[:-1]
     for depth in range(tokens.shape[-1]):
         below, child = few_children(index, depth, nodes)
-        scores = model.score_children(
-            states[..., depth, :], child, node_rows(index, depth + 1, below)
-        )
+        rows = node_rows(index, depth + 1, below)
+        scores = score_children_below(model, depth == 0, states[..., depth, :], child, rows)
         token = tokens[..., depth]
         yield jnp.where(below.exist, scores, -jnp.inf), below.exist & (child == token[..., None])
         if depth == 0:

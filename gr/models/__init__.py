@@ -10,7 +10,8 @@
 what of them is trained, and a history may be a `Prompt`.
 
 `ValueHead` predicts the value of a prefix from their `path_states`. `backbone_of` makes a backbone of three functions
-and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture.
+and parameters, `MixedBackbone` one of two, whose distribution is exactly their mixture, and `OverVocabulary` one with
+logits over the vocabulary of a model that scores a trie's children.
 """
 
 from gr.models.backbone import (
@@ -23,6 +24,7 @@ from gr.models.backbone import (
     TreeBackbone,
     histories_for,
     reads_items,
+    score_children_below,
     scores_children,
     scores_items,
 )
@@ -34,6 +36,7 @@ from gr.models.hf import load_hf, save_hf
 from gr.models.item_decoder import ItemDecoder, ItemDecoderConfig
 from gr.models.lora import add_lora, freeze, merge_lora, trained_part, with_trained
 from gr.models.mixed import MixedBackbone
+from gr.models.over_vocabulary import OverVocabulary
 from gr.models.own import backbone_of, load_backbone
 from gr.models.prompts import Prompt
 from gr.models.rope import Rope
@@ -54,6 +57,7 @@ __all__ = [
     "ItemHistory",
     "MixedBackbone",
     "ModelError",
+    "OverVocabulary",
     "Prompt",
     "Rope",
     "Trainable",
@@ -73,6 +77,7 @@ __all__ = [
     "reads_items",
     "remap_nodes",
     "save_hf",
+    "score_children_below",
     "scores_children",
     "scores_items",
     "start_from_vectors",

@@ -115,6 +115,19 @@ def scores_children(model: Any) -> bool:
     return bool(getattr(model, "scores_children", False))
 
 
+def score_children_below(
+    model: Any, root: bool, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
+) -> jax.Array:
+    """`score_children` of a model, where it is known whether any of the children may be one of the root's.
+
+    If not, a model's own `score_below_root` is asked, should it have one: what only the root's children have, such as
+    facets, then costs nothing.
+    """
+    if root:
+        return model.score_children(hidden, tokens, rows)
+    return getattr(model, "score_below_root", model.score_children)(hidden, tokens, rows)
+
+
 def scores_items(model: Any) -> bool:
     """Whether a model scores whole items: `last_state(history) [B, D]`, `item_logits(states) [..., N]`."""
     return bool(getattr(model, "scores_items", False))

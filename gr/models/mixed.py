@@ -36,7 +36,8 @@ class MixedBackbone:
 
     so that the product over the tokens is the mixture. Each model's distribution is over its whole vocabulary, as
     trained by cross-entropy: search with `normalise_over="vocabulary"` and without a temperature. Both need one
-    vocabulary, that of the index. One may read items and the other tokens. Hidden states are those of the first.
+    vocabulary, that of the index. One may read items and the other tokens. Models that score children are mixed through
+    `OverVocabulary`. Hidden states are those of the first.
 
     Raises:
         ModelError: for a model that scores children or items instead of tokens.
@@ -49,8 +50,13 @@ class MixedBackbone:
     def __post_init__(self) -> None:
         for name, model in (("first", self.first), ("second", self.second)):
             if scores_children(model) or scores_items(model):
+                remedy = (
+                    "mix models of semantic IDs"
+                    if scores_items(model)
+                    else "mix OverVocabulary(model, index)"
+                )
                 raise ModelError(
-                    f"{name}={type(model).__name__} has no probabilities of tokens: mix models with head='vocabulary'"
+                    f"{name}={type(model).__name__} has no probabilities of tokens: {remedy}"
                 )
 
     @property

@@ -47,13 +47,16 @@ class TrieHead(nnx.Module):
         if min(facets) > 0:
             self.facets = nnx.Param(0.02 * jax.random.normal(rngs.params(), (*facets, width)))
 
-    def score(self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array) -> jax.Array:
+    def score(
+        self, hidden: jax.Array, tokens: jax.Array, rows: jax.Array, *, below_root: bool = False
+    ) -> jax.Array:
         """Logits of children.
 
         Args:
             hidden: states of the prefixes `[..., D]`.
             tokens: their children's tokens `[..., K]`. With leading axes of size 1, all states share the children.
             rows: the children's `gr.trie.node_rows` `[..., K]`; `NO_NODE` for one without an embedding.
+            below_root: whether none of them is a child of the root, so that none has facets.
 
         Returns:
             `[..., K]` float32; arbitrary where there is no child.
@@ -61,12 +64,13 @@ class TrieHead(nnx.Module):
         hidden, count = hidden.astype(jnp.float32), tokens.shape[-1]
         if tokens.size == count:
             tokens, rows = tokens.reshape(-1), rows.reshape(-1)
-            return hidden @ self._vectors(tokens, rows).T + self._of_facets(hidden, rows)
+            logits = hidden @ self._vectors(tokens, rows).T
+            return logits if below_root else logits + self._of_facets(hidden, rows)
         shape = (*hidden.shape[:-1], count)
         tokens, rows = (jnp.broadcast_to(x, shape).reshape(-1, count) for x in (tokens, rows))
         states = hidden.reshape(-1, hidden.shape[-1])
         logits = self._of_each(states, tokens, rows)
-        if hasattr(self, "facets"):  # Only the root has children with facets.
+        if hasattr(self, "facets") and not below_root:
             logits = jax.lax.cond(
                 self._has_facets(rows).any(),
                 lambda logits: logits + self._of_facets(states, rows),
@@ -147,6 +151,12 @@ class Headed:
     ) -> jax.Array:
         """See `ChildScorer.score_children`."""
         return self.head.score(hidden, tokens, rows)
+
+    def score_below_root(
+        self: Any, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        """See `score_children_below`."""
+        return self.head.score(hidden, tokens, rows, below_root=True)
 
     def target_logits(
         self: Any, history: Any, target: jax.Array, *, key: jax.Array | None = None

@@ -1,6 +1,8 @@
 """Figures, text tables and HTML pages of the results of `gr.evaluation`.
 
 * Pages: `write_report` makes the self-contained HTML report of a run, `render_comparison` a page of tables and figures.
+  Their script sorts columns, shows the values of plots (`gr.reports.hover`) and searches users; without it they are
+  whole.
 * Text: `format_metrics`, `format_searches` and `format_table` make tables for a terminal; `target_notes` and
   `seen_note` are the sentences that belong beside them.
 * Figures: `searches_plot` (searches at equal budgets), `search_tree_plot` (a value-guided search of one user),

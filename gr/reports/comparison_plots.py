@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gr.evaluation.comparison import Compared, survival
+from gr.reports.numbers import number
 from gr.reports.plots import (
     GREY,
     INK,
@@ -44,10 +45,21 @@ def seeds_plot(
     for row, variant in enumerate(compared.values()):
         values = list(variant.by_seed[metric].values())
         colour = SERIES[row % len(SERIES)]
-        axes.plot([np.mean(values)] * 2, [row - 0.22, row + 0.22], color=colour, lw=3)
-        axes.plot(values, [row] * len(values), "o", color=colour, ms=6, alpha=0.75, mec="none")
+        axes.plot(
+            [np.mean(values)] * 2, [row - 0.22, row + 0.22], color=colour, lw=3, label="_mean"
+        )
+        axes.plot(
+            values,
+            [row] * len(values),
+            "o",
+            color=colour,
+            ms=6,
+            alpha=0.75,
+            mec="none",
+            label="_seed",
+        )
         axes.annotate(
-            f"{np.mean(values):.4f}",
+            number(np.mean(values)),
             (np.mean(values), row - 0.22),
             (0, 2),
             textcoords="offset points",
@@ -97,19 +109,20 @@ def prefix_survival_plot(
     width = 0.8 / len(compared)
     for index, (name, variant) in enumerate(compared.items()):
         colour, place = SERIES[index % len(SERIES)], steps - 0.4 + (index + 0.5) * width
-        axes[0].bar(
-            place, 100 * np.array(means[name]), 0.92 * width, color=colour, label=plain_text(name)
-        )
+        look = {"width": 0.92 * width, "color": colour, "label": plain_text(name)}
+        dots = {"ls": "", "marker": ".", "color": INK, "ms": 3.5}
+        dots["label"] = f"_{plain_text(name)}, a seed"
+        axes[0].bar(place, 100 * np.array(means[name]), **look)
         by_depth = [variant.by_seed[f"prefix_recall/{t}"].values() for t in steps]
         for recalls in zip(*by_depth, strict=True):  # One for each seed.
-            axes[0].plot(place, 100 * np.array(recalls), ".", color=INK, ms=3.5)
-            axes[1].plot(place, 100 * np.array(survival(recalls)), ".", color=INK, ms=3.5)
-        axes[1].bar(place, 100 * np.array(survival(means[name])), 0.92 * width, color=colour)
+            axes[0].plot(place, 100 * np.array(recalls), **dots)
+            axes[1].plot(place, 100 * np.array(survival(recalls)), **dots)
+        axes[1].bar(place, 100 * np.array(survival(means[name])), **look)
         if with_ratio:
             ratio = np.array(means[name]) / np.maximum(means[reference], 1e-12) - 1
-            axes[2].bar(place, 100 * ratio, 0.92 * width, color=colour)
+            axes[2].bar(place, 100 * ratio, **look)
             for ratios in _ratios_by_seed(variant, compared[reference], depth):
-                axes[2].plot(place, 100 * ratios, ".", color=INK, ms=3.5)
+                axes[2].plot(place, 100 * ratios, **dots)
     for panel, label in zip(
         axes,
         (f"prefix in {beams} beams (%)", "of those, still in (%)", f"against {reference} (%)"),

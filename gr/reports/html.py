@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gr.reports.plots import THEME
+from gr.reports.numbers import NOT_MEASURED
+from gr.reports.plots import POINTS, THEME
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,6 +47,7 @@ def render_comparison(
             date=date,
             commands=commands,
             details=details or {},
+            not_measured=NOT_MEASURED,
         )
     )
 
@@ -54,13 +56,21 @@ def environment() -> "jinja2.Environment":
     """The templates of this folder; values are escaped, and a missing value is an error."""
     import jinja2
 
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.tests["wide"] = _is_wide
+    return made
+
+
+def _is_wide(svg: str) -> bool:
+    """Whether a figure is wider than those of `figure_of`: on a phone it scrolls rather than shrinks."""
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+    return found is not None and float(found[1]) > 1.1 * POINTS
 
 
 def inline_svg(svg: str, name: str) -> str:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from gr.evaluation.rankings import EvaluationError
+from gr.reports.hover import as_json, marks_of
 
 if TYPE_CHECKING:  # matplotlib is slow to import, so it is imported only for drawing.
     from matplotlib.axes import Axes
@@ -25,23 +28,27 @@ if TYPE_CHECKING:  # matplotlib is slow to import, so it is imported only for dr
 INK = "#1f2a37"
 MUTED = "#5b6675"
 GRID = "#dde2e8"
+CARD = "#ffffff"  # What figures stand on.
 BLUE, SKY, ORANGE, GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"
 VERMILLION, PURPLE, GREY = "#d55e00", "#cc79a7", "#8a929c"
 # CSS variables of the colours, so that a page can set shades for dark backgrounds.
 THEME = {"ink": INK, "muted": MUTED, "grid": GRID, "blue": BLUE, "sky": SKY, "orange": ORANGE}
-THEME |= {"green": GREEN, "vermillion": VERMILLION, "purple": PURPLE, "grey": GREY}
+THEME |= {"green": GREEN, "vermillion": VERMILLION, "purple": PURPLE, "grey": GREY, "card": CARD}
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
 _OTHERS = (ORANGE, PURPLE, GREEN, VERMILLION, GREY)
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH = 5.0  # Inches; 480 pixels in a browser.
+POINTS = 72 * _WIDTH  # The same in points, the unit of an SVG.
 _FONT = 11
 _LEGEND_WIDTH = 44  # Letters beside each other.
 _MAX_POINTS = 400  # A longer curve is drawn as the means of so many segments.
 
 
 def metric_label(name: str) -> str:
-    """A metric's name as readers write it: `ndcg@10` -> `NDCG@10`, `item_hit@5` -> `item Hit@5`."""
+    """A metric's name as readers write it: `ndcg@10` -> `NDCG@10`, `prefix_recall/2` -> `prefix recall 2`."""
+    if name.startswith("prefix_recall/"):
+        return name.replace("_", " ").replace("/", " ")
     known = {"ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "coverage": "Coverage", "gini": "Gini"}
     head, _, cutoff = name.partition("@")
     level = "item " if head.startswith("item_") else ""
@@ -140,7 +147,7 @@ def slice_bars(
         places = np.arange(len(slices)) + (index - (len(rows) - 1) / 2) * width
         look = {"color": colours[row], "label": plain_text(row)}
         if colours[row] in drawn:  # Colours begin again, with stripes.
-            look |= {"hatch": "////", "edgecolor": "white", "linewidth": 0}
+            look |= {"hatch": "////", "edgecolor": CARD, "linewidth": 0}
         drawn.append(colours[row])
         axes.bar(places, values, width=0.9 * width, **look)
     axes.set_xticks(range(len(slices)), slices)
@@ -330,7 +337,10 @@ def _look(depth: int) -> tuple[str, str]:
 
 
 def figure_to_svg(figure: Figure) -> str:
-    """The figure as one `<svg>` element without prologue, with text as text; the same figure gives the same string."""
+    """The figure as one `<svg>` element without prologue, with text as text; the same figure gives the same string.
+
+    The attribute `data-marks` holds what `gr.reports.hover` says about places of the figure.
+    """
     import matplotlib
 
     buffer = io.StringIO()
@@ -339,7 +349,8 @@ def figure_to_svg(figure: Figure) -> str:
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :].strip()
+    marks = json.dumps(as_json(marks_of(figure)), ensure_ascii=False, separators=(",", ":"))
+    return f"<svg data-marks={quoteattr(marks)}{text[text.index('<svg') + 4 :].rstrip()}"
 
 
 def to_data_uri(figure: Figure, *, kind: str = "svg", dpi: int = 160) -> str:

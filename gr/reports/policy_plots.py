@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gr.evaluation.calibration import ValueCalibration
+from gr.reports.numbers import signed
 from gr.reports.plots import (
     BLUE,
     DASHES,
@@ -20,6 +22,7 @@ from gr.reports.plots import (
     series,
     style,
     thinned,
+    top_legend,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ _PANELS = (
     ("value loss", {("train", "value/loss"): "value loss"}),
 )
 
+_TITLE_WIDTH = 24  # Letters above one of two panels side by side.
+_LEGEND_ROW = 17  # Points.
+
 
 def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
     """Rewards, validation, KL, entropy, advantages, candidates and value loss over steps, a panel each.
@@ -64,11 +70,14 @@ def training_curves_of_policy(records: Sequence[Mapping]) -> Figure:
             look = {"color": SERIES[index], "ls": DASHES[index], "marker": marker}
             axes.plot(*thinned(steps, values), lw=1.5, ms=3.5, label=text, **look)
         style(axes, xlabel="step")
-        axes.set_title(label, fontsize=10, color=INK, loc="left")
-        axes.locator_params(axis="x", nbins=3)
+        # A legend stands above the axes, where it covers no curve, and the title above it.
+        rows = len(curves) if len(curves) > 1 else 0
+        if rows:
+            top_legend(axes, columns=1)
+        title = textwrap.fill(label, _TITLE_WIDTH)
+        axes.set_title(title, fontsize=10, color=INK, loc="left", pad=6 + _LEGEND_ROW * rows)
+        axes.locator_params(axis="x", nbins=3, integer=True)
         axes.locator_params(axis="y", nbins=5)
-        if len(curves) > 1:  # Inside, since the title is above the axes.
-            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -102,8 +111,8 @@ def calibration_plot(calibration: ValueCalibration) -> Figure:
         depth = calibration.first_depth + place
         name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
         axes.set_title(
-            f"{name}\nrank correlation {_signed(calibration.correlation[place])}"
-            f"\nwithin users {_signed(calibration.within_users[place])}",
+            f"{name}\nrank correlation {signed(calibration.correlation[place], 2)}"
+            f"\nwithin users {signed(calibration.within_users[place], 2)}",
             fontsize=10.5,
             color=INK,
             loc="left",
@@ -120,7 +129,3 @@ def calibration_plot(calibration: ValueCalibration) -> Figure:
             labelcolor=INK,
         )
     return figure
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}" if np.isfinite(value) else "–"

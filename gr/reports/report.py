@@ -6,7 +6,6 @@ is self-contained, has a light and a dark theme, and can be printed. A missing p
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +16,8 @@ from gr.data.files import as_path, write_atomically
 from gr.evaluation.rankings import EvaluationError
 from gr.reports import plots
 from gr.reports.html import environment, inline_svg
+from gr.reports.numbers import bounds, fact, is_measured, number, percent, signed
+from gr.reports.why import why_missed
 
 MAIN_METRIC = "ndcg@10"
 SLICES = ("head", "torso", "tail")
@@ -25,6 +26,7 @@ COLUMNS = (
     *("mrr@10", "item_hit@10", "item_ndcg@10", "coverage@10", "gini@10", "novelty@10"),
 )
 DIFFERENCES = ("ndcg@10", "hit@10", "item_ndcg@10")
+SHOWN_USERS = 12  # Further examples are folded away, for the search.
 _LOWER_IS_BETTER = ("gini@10",)
 _RATES = {"learning_rate": "learning rate", "examples_per_second": "examples / s"}
 
@@ -116,25 +118,36 @@ def render_report(data: ReportData) -> str:
     _check(data)
     templates = environment()
     templates.filters |= {
-        "number": _text,
-        "signed": _signed,
-        "fact": _fact,
+        "number": number,
+        "signed": lambda value, digits=4: signed(value, digits).replace("-", "−"),
+        "percent": percent,
+        "fact": fact,
         "label": plots.metric_label,
     }
     best = best_step(data)
+    groups = [
+        {"rule": rule, "rows": _metric_rows(rows, data.main_row)}
+        for rule, rows in {data.rule: data.metrics, **data.variants}.items()
+        if rows
+    ]
     return templates.get_template("report.html.jinja").render(
         data=data,
         verdict=verdict(data),
+        why=why_missed(
+            _metric(data, data.main_row, "hit@10"),
+            data.metrics.get(data.main_row, {}).get("breakdown", {}),
+            _recall_of_rule(data),
+            beams=data.num_beams,
+        ),
         tone=_tone(data),
         columns=_shown(data, COLUMNS, data.metrics),
         lower_is_better=_LOWER_IS_BETTER,
-        groups=[
-            {"rule": rule, "rows": _metric_rows(rows, data.main_row)}
-            for rule, rows in {data.rule: data.metrics, **data.variants}.items()
-            if rows
-        ],
+        groups=groups,
+        both=_both_rules(groups, _main_metrics(data)),
+        main_metrics=_main_metrics(data),
         differences=_difference_rows(data),
         compared=_shown(data, DIFFERENCES, data.differences),
+        shown_users=SHOWN_USERS,
         slices=[part for part in SLICES if _slice_metric(data, part)],
         classes=_classes(data),
         best_step=best,
@@ -151,8 +164,8 @@ def verdict(data: ReportData) -> str:
     value = _metric(data, data.main_row)
     if value is None:
         return "No NDCG@10 of the model was measured, so there is no verdict."
-    bounds = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
-    interval = "" if bounds is None else f" [{bounds[0]:.4f}, {bounds[1]:.4f}]"
+    interval = data.metrics[data.main_row].get("intervals", {}).get(MAIN_METRIC)
+    interval = "" if interval is None else f" {bounds(*interval)}"
     opening = f"NDCG@10 {value:.4f}{interval}{f' ({data.rule})' if data.rule else ''}"
     baselines = _baselines(data)
     if not baselines:
@@ -218,7 +231,7 @@ def _shown(data: ReportData, keys: Sequence[str], rows: Mapping[str, Mapping]) -
 
 def _metric(data: ReportData, row: str, name: str = MAIN_METRIC) -> float | None:
     value = data.metrics.get(row, {}).get(name)
-    return None if value is None or not math.isfinite(value) else float(value)
+    return float(value) if is_measured(value) else None
 
 
 def _baselines(data: ReportData) -> dict[str, float]:
@@ -256,7 +269,7 @@ def _tone(data: ReportData) -> str:
 def _metric_rows(by_row: Mapping[str, Mapping], main_row: str) -> list[dict]:
     """Table rows: name, kind, and for each column the value, its interval and whether it is the best of these rows."""
     rounded = {
-        key: [round(row[key], 4) for row in by_row.values() if _finite(row.get(key))]
+        key: [round(row[key], 4) for row in by_row.values() if is_measured(row.get(key))]
         for key in COLUMNS
     }
     best = {
@@ -270,13 +283,41 @@ def _metric_rows(by_row: Mapping[str, Mapping], main_row: str) -> list[dict]:
             key: {
                 "value": metrics.get(key),
                 "interval": metrics.get("intervals", {}).get(key),
-                "best": _finite(metrics.get(key)) and round(metrics[key], 4) == best[key],
+                "best": is_measured(metrics.get(key)) and round(metrics[key], 4) == best[key],
             }
             for key in COLUMNS
         }
         kind = "main" if name == main_row else "baseline"
         rows.append({"name": name, "kind": kind, "cells": cells, "users": metrics.get("users")})
     return rows
+
+
+def _both_rules(groups: Sequence[Mapping], names: Sequence[str]) -> dict[str, dict]:
+    """Ranker -> metric -> its cells under each rule, and the change from the first to the last; {} for one rule."""
+    if len(groups) < 2:
+        return {}
+    by_rule = [{row["name"]: row["cells"] for row in group["rows"]} for group in groups]
+    rankers = dict.fromkeys(name for of in by_rule for name in of)
+    absent = dict.fromkeys(COLUMNS, {"value": None, "best": False})
+    both: dict[str, dict] = {name: {} for name in rankers}
+    for ranker, by_name in both.items():
+        for name in names:
+            cells = [of.get(ranker, absent)[name] for of in by_rule]
+            first, last = cells[0]["value"], cells[-1]["value"]
+            known = is_measured(first) and is_measured(last)
+            by_name[name] = {"cells": cells, "change": last - first if known else None}
+    return both
+
+
+def _main_metrics(data: ReportData) -> list[str]:
+    """Those of figures and of both rules side by side."""
+    return [n for n in (MAIN_METRIC, "hit@10") if any(n in row for row in data.metrics.values())]
+
+
+def _recall_of_rule(data: ReportData) -> Sequence[float]:
+    """The main row's prefix recall under the main rule; labels of two runs beside each other end with the rule."""
+    found = [of for label, of in data.prefix_recall.items() if label.endswith(data.rule)]
+    return found[0] if found else ()
 
 
 def _difference_rows(data: ReportData) -> list[dict]:
@@ -324,9 +365,8 @@ def _largest_drop(label: str, shares: Sequence[float]) -> dict:
 def _figures(data: ReportData, best: float | None) -> dict:
     """Inline SVG by name, for the parts that are there."""
     figures = {}
-    for name in (MAIN_METRIC, "hit@10"):
-        if any(name in row for row in data.metrics.values()):
-            figures[name] = plots.metric_bars(data.metrics, names=[name], main_row=data.main_row)
+    for name in _main_metrics(data):
+        figures[name] = plots.metric_bars(data.metrics, names=[name], main_row=data.main_row)
     if any(MAIN_METRIC in by_metric for by_metric in data.differences.values()):
         figures["differences"] = plots.difference_plot(data.differences, name=MAIN_METRIC)
     parts = [part for part in SLICES if _slice_metric(data, part)]
@@ -354,26 +394,6 @@ def _figures(data: ReportData, best: float | None) -> dict:
     if books:
         figures["codebooks"] = plots.codebook_usage(books)
     return {name: inline_svg(plots.figure_to_svg(fig), name) for name, fig in figures.items()}
-
-
-def _finite(value: object) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _text(value: float | None, digits: int = 4) -> str:
-    """A number for a table; a dash where there is none."""
-    return f"{value:,.{digits}f}" if _finite(value) else "–"
-
-
-def _signed(value: float | None, digits: int = 4) -> str:
-    return f"{value:+,.{digits}f}".replace("-", "−") if _finite(value) else "–"
-
-
-def _fact(value: object) -> str:
-    """A fact of a data set or model: thousands separated, short fractions, anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return str(value)
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _plain(value: object) -> object:

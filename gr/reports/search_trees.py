@@ -11,7 +11,9 @@ import numpy as np
 
 from gr.decoding import SearchTree
 from gr.evaluation.rankings import EvaluationError
-from gr.reports.plots import BLUE, GREY, INK, MUTED, VERMILLION, figure_of, plain_text
+from gr.reports.hover import tell
+from gr.reports.numbers import fact
+from gr.reports.plots import BLUE, CARD, GREY, INK, MUTED, VERMILLION, figure_of, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,8 @@ _AROUND = 1.3  # Legend, colour bar and note.
 
 _AREAS = (155.0, 560.0)  # Circle areas in square points: without visits, and with the most visits.
 _TITLE_LETTERS = 40
+# Of no theme: filled circles keep their shades on a dark page.
+ON_DARK, ON_LIGHT = "#fcfcfc", "#16202b"
 _PALETTE = ("#d3e5f2", "#7fb2d6", BLUE, "#00395c")
 
 
@@ -100,8 +104,8 @@ def search_tree_plot(
 ) -> Figure:
     """The tree from left to right, a column for each depth, with the candidates on the right.
 
-    A circle is a prefix: its area shows the visits, its colour V, its label the last code. Prefixes of L - 1 codes are
-    white: their V is not used.
+    A circle is a prefix: its area shows the visits, its colour V, its label the last code. Prefixes of L - 1 codes
+    are unfilled: their V is not used.
 
     Args:
         tree: the evaluated prefixes.
@@ -145,8 +149,15 @@ def search_tree_plot(
     for n, row in layout.rows.items():
         depth = int(tree.depths[n])
         code = str(tree.tokens[n] - offsets[depth - 1]) if n > 0 else ""
-        dark = depth < longest and norm(tree.values[n]) > 0.45
-        _label(axes, (labels or {}).get(prefixes[n], code), depth, row, "white" if dark else INK)
+        shade = norm(tree.values[n]) if depth < longest else None
+        colour = INK if shade is None else ON_DARK if shade > 0.45 else ON_LIGHT
+        _label(axes, (labels or {}).get(prefixes[n], code), depth, row, colour)
+        tell(
+            axes,
+            depth,
+            row,
+            *_told(tree, n, [c - offsets[t] for t, c in enumerate(prefixes[n])], longest),
+        )
 
     # Candidates.
     for placed in layout.candidates:
@@ -284,7 +295,7 @@ def _circles(
     longest: int,
 ) -> tuple[Normalize, Colormap]:
     """Draws the prefixes; returns the colour scale of V."""
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 
     numbers = np.array(list(layout.rows))
     decided = tree.depths[numbers] < longest
@@ -298,7 +309,7 @@ def _circles(
         list(layout.rows.values()),
         s=_AREAS[0] + (_AREAS[1] - _AREAS[0]) * share,
         c=[
-            palette(norm(value)) if known else (1, 1, 1, 1)
+            palette(norm(value)) if known else to_rgba(CARD)
             for value, known in zip(tree.values[numbers], decided, strict=True)
         ],
         edgecolors=[VERMILLION if n in hits else INK for n in numbers],
@@ -324,7 +335,7 @@ def _label(axes: Axes, text: str, depth: int, row: float, colour: str) -> None:
     else:
         from matplotlib.patheffects import withStroke
 
-        halo = [withStroke(linewidth=2, foreground="white")]
+        halo = [withStroke(linewidth=2, foreground=CARD)]
         axes.annotate(
             plain_text(text),
             (depth, row),
@@ -339,15 +350,27 @@ def _label(axes: Axes, text: str, depth: int, row: float, colour: str) -> None:
         )
 
 
+def _told(tree: TreeOfUser, n: int, codes: Sequence[int], longest: int) -> tuple[str, str]:
+    """Heading and text for readers who point at a prefix."""
+    value = [f"V {fact(float(tree.values[n]))}"] if len(codes) < longest else []
+    facts = [
+        *value,
+        f"{tree.visits[n]} visits",
+        f"log-probability {fact(float(tree.log_probs[n]))}",
+        f"entropy {fact(float(tree.entropies[n]))}",
+    ]
+    return f"codes {' '.join(map(str, codes))}" if codes else "root", ", ".join(facts)
+
+
 def _legend(axes: Axes, *, with_beam: bool, with_target: bool) -> None:
     from matplotlib.lines import Line2D
 
-    circle = {"marker": "o", "ls": "", "ms": 9, "mfc": "white", "mec": INK}
+    circle = {"marker": "o", "ls": "", "ms": 9, "mfc": CARD, "mec": INK}
     handles = [Line2D([], [], mew=0.7, label="evaluated prefix", **circle)]
     if with_beam:
         handles.append(Line2D([], [], mew=2.6, label="also in plain beam search", **circle))
     if with_target:
-        look = {"color": VERMILLION, "lw": 2, "marker": "o", "ms": 9, "mfc": "white"}
+        look = {"color": VERMILLION, "lw": 2, "marker": "o", "ms": 9, "mfc": CARD}
         handles.append(Line2D([], [], label="path of the target", **look))
     axes.legend(
         handles=handles,
@@ -378,8 +401,8 @@ def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, palette: Colormap) 
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED, length=2)
-    bar.ax.locator_params(nbins=4)
-    bar.set_label("value V (white: not used)", fontsize=8.5, color=MUTED)
+    bar.ax.locator_params(nbins=3)
+    bar.set_label("value V (unfilled: not used)", loc="left", fontsize=8.5, color=MUTED)
 
 
 def _note(

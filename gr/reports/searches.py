@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gr.reports.numbers import bounds, number
 from gr.reports.plots import (
     DASHES,
     INK,
@@ -44,11 +45,10 @@ def format_searches(rows: Sequence[Mapping], *, k: int = 10) -> str:
     ]
     table = [header]
     for row in sorted(rows, key=lambda row: row["budget"]):
-        low, high = row["intervals"][f"ndcg@{k}"]
-        cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in names]
-        cells.insert(2, f"[{low:.4f}, {high:.4f}]")
+        cells = [number(row[name]) for name in names]
+        cells.insert(2, bounds(*row["intervals"][f"ndcg@{k}"]))
         less = row.get("recall_minus_beam")
-        cells.insert(4, f"[{less['low']:+.4f}, {less['high']:+.4f}]" if less else "")
+        cells.insert(4, bounds(less["low"], less["high"], sign=True) if less else "")
         counts = [str(row["budget"]), f"{row['evaluations']:.1f}", str(row["candidates"])]
         counts.append(f"{row['known']:.0f}")
         table.append([row["decoder"], *counts, *cells])

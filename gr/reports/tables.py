@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gr.evaluation.rankings import EvaluationError
+from gr.reports.numbers import bounds, number, signed
 
 
 def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> str:
@@ -42,7 +43,7 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
             for key in keys:
                 mean, low, high = difference[key]
                 _, adjusted = metrics["p_values"][name][key]
-                row += [f"{mean:+.4f}", f"[{low:+.4f}, {high:+.4f}]", f"{adjusted:.3f}"]
+                row += [signed(mean), bounds(low, high, sign=True), number(adjusted, 3)]
             rows.append(row)
         blocks.insert(1, format_table(rows))
     if "breakdown" in metrics:
@@ -62,7 +63,7 @@ def _breakdown_table(metrics: Mapping, model_name: str, k: int) -> str:
     classes = {name: of for name, of in metrics["breakdown"].items() if of["targets"]}
     rows = [[f"NDCG@{k} by target", *classes]]
     for name, of_row in {model_name: metrics, **metrics.get("baselines", {})}.items():
-        rows.append([name, *(f"{of_row['breakdown'][one][f'ndcg@{k}']:.4f}" for one in classes)])
+        rows.append([name, *(number(of_row["breakdown"][one][f"ndcg@{k}"]) for one in classes)])
     rows.append(["targets", *(f"{of['targets']:,}" for of in classes.values())])
     told = [f"{name}: {text}" for name, text in metrics["breakdown_classes"].items()]
     return "\n".join([format_table(rows), "; ".join(told) + "."])
@@ -136,9 +137,9 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _cells(metrics: dict, k: int, of_items: bool) -> list[str]:
     """The cells of one ranker, in the order of the columns of `format_metrics`."""
-    low, high = metrics["intervals"][f"ndcg@{k}"]
-    quality = [f"{metrics[key]:.4f}" for key in (f"hit@{k}", f"ndcg@{k}")]
+    quality = [number(metrics[key]) for key in (f"hit@{k}", f"ndcg@{k}")]
     rest = [f"mrr@{k}", *[f"item_hit@{k}", f"item_ndcg@{k}"] * of_items]
-    rest = [f"{metrics[key]:.4f}" for key in rest]
-    lists = [f"{metrics[key]:.3f}" for key in (f"coverage@{k}", f"gini@{k}")]
-    return [*quality, f"[{low:.4f}, {high:.4f}]", *rest, *lists, f"{metrics[f'novelty@{k}']:.2f}"]
+    rest = [number(metrics[key]) for key in rest]
+    lists = [number(metrics[key], 3) for key in (f"coverage@{k}", f"gini@{k}")]
+    interval = bounds(*metrics["intervals"][f"ndcg@{k}"])
+    return [*quality, interval, *rest, *lists, number(metrics[f"novelty@{k}"], 2)]

@@ -25,6 +25,7 @@ from gr.evaluation import (
     tune_content_knn,
 )
 from gr.reports import format_table
+from gr.reports.numbers import number
 from gr.runs import data, report
 from gr.runs.baselines import whole_histories
 from gr.runs.evaluate import ALONE, KS, VARIANTS, decode_under, ranking_depth
@@ -186,7 +187,7 @@ def _table(result: dict, k: int) -> str:
         users = next(iter(of_group.values()))["users"]
         rows = [["", f"Recall@{k}", f"NDCG@{k}"]]
         rows += [
-            [name, f"{row[f'recall@{k}']:.4f}", f"{row[f'ndcg@{k}']:.4f}"]
+            [name, number(row[f"recall@{k}"]), number(row[f"ndcg@{k}"])]
             for name, row in of_group.items()
         ]
         lines += ["", f"{words}: {users:,}", format_table(rows)]

@@ -15,6 +15,7 @@ from gr.reports.comparison_plots import (
     seeds_plot,
     validation_plot,
 )
+from gr.reports.numbers import number, signed
 from gr.reports.plots import figure_to_svg, metric_label, prefix_weight_plot
 from gr.runs.evaluate import VARIANTS
 
@@ -59,8 +60,7 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
         metrics = next(iter(compared.values())).by_seed
         shown = [metric for metric in SHOWN if metric in metrics]
         recalls = sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
-        header = ["", "seeds", *map(metric_label, shown)]
-        header += [f"prefix recall {metric.partition('/')[2]}" for metric in recalls]
+        header = ["variant", "seeds", *map(metric_label, shown + recalls)]
         rows = [header]
         for label, variant in compared.items():
             seeds = variant.by_seed["ndcg@10"]
@@ -68,13 +68,12 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
                 [label, str(len(seeds)), *(_mean(variant, metric) for metric in shown + recalls)]
             )
         for name, of_baseline in page.baselines.get(rule, {}).items():
-            cells = [f"{of_baseline[m]:.4f}" if m in of_baseline else "" for m in shown + recalls]
+            cells = [number(of_baseline[m]) if m in of_baseline else "" for m in shown + recalls]
             rows.append([name, "", *cells])
         result.append((f"{page.split} split, {rule}", rows))
         rows = [[f"minus {page.reference}"]]
         for metric in DIFFERENCES:
-            name = metric_label(metric).replace("Prefix recall/", "prefix recall ")
-            rows[0] += [name, "95 %", "p (Holm)", "relative", "seeds ahead"]
+            rows[0] += [metric_label(metric), "95 %", "p (Holm)", "relative", "seeds ahead"]
         rows[0].append(f"{metric_label(DIFFERENCES[0])}, each seed")
         for label, variant in compared.items():
             if not variant.differences:
@@ -85,20 +84,20 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
                 of_reference = compared[page.reference].by_seed[metric]
                 base = sum(of_reference[seed] for seed in found.by_seed) / len(found.by_seed)
                 row += [
-                    f"{found.mean:+.4f}",
-                    f"{found.low:+.4f} to {found.high:+.4f}",
-                    f"{found.p_holm:.3f}",
-                    f"{100 * found.mean / base:+.1f} %" if base else "",
+                    signed(found.mean),
+                    f"{signed(found.low)} to {signed(found.high)}",
+                    number(found.p_holm, 3),
+                    f"{signed(100 * found.mean / base, 1)} %" if base else "",
                     f"{found.seeds_ahead} of {len(found.by_seed)}",
                 ]
             by_seed = variant.differences[DIFFERENCES[0]].by_seed
-            rows.append([*row, ", ".join(f"{value:+.4f}" for value in by_seed.values())])
+            rows.append([*row, ", ".join(signed(value) for value in by_seed.values())])
         if len(rows) > 1:
             result.append((f"differences, {rule}", rows))
     facts = [["training", "best step", "last step", "minutes"]]
     for label, of in page.training.items():
         numbers = [", ".join(f"{value:.0f}" for value in of[k]) for k in ("best step", "last step")]
-        facts.append([label, *numbers, ", ".join(f"{value:.1f}" for value in of["minutes"])])
+        facts.append([label, *numbers, ", ".join(number(value, 1) for value in of["minutes"])])
     result.append(("training, one number a seed", facts))
     labels = list(page.training)
     if page.settings and len(labels) > 1:
@@ -110,7 +109,7 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
 
 def _mean(variant: Compared, metric: str) -> str:
     spread = variant.deviation(metric)
-    return f"{variant.mean(metric):.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+    return number(variant.mean(metric)) + ("" if spread is None else f" ± {number(spread)}")
 
 
 def notes(page: Comparison) -> list[str]:
@@ -211,10 +210,18 @@ def figures(page: Comparison) -> dict:
 
 
 CAPTIONS = {
-    "ndcg10": "NDCG@10 of each run.",
-    "prefix": "Where the right item leaves the beam. Dots: seeds.",
+    "ndcg10": "NDCG@10 of each run{}.",
+    "prefix_recall": "Where the right item leaves the beam{}. Dots: seeds.",
+    "prefix_weights": "Loss and weight of each prefix; dotted: equal weights.",
     "validation": "Validation metric while training; thin: seeds, thick: their mean.",
 }
+
+
+def caption(stem: str) -> str:
+    """The caption of a figure by its file's stem, which may end with a rule."""
+    kind = next(kind for kind in CAPTIONS if stem.startswith(kind))
+    rule = stem.removeprefix(kind).replace("_", " ").strip()
+    return CAPTIONS[kind].format(f", {rule}" if rule else "")
 
 
 def write(workdir: str, page: Comparison) -> None:
@@ -227,15 +234,11 @@ def write(workdir: str, page: Comparison) -> None:
         write_atomically(os.path.join(folder, f"{stem}.png"), buffer.getvalue())
     markdown = as_markdown(page).encode("utf-8", errors="replace")
     write_atomically(os.path.join(workdir, "comparison.md"), markdown)
-    captions = {
-        stem: CAPTIONS.get(stem.split("_")[0], "") + f" {stem.partition('_')[2].replace('_', ' ')}"
-        for stem in drawn
-    }
     html = render_comparison(
         title=page.title,
         notes=notes(page),
         tables=tables(page),
-        figures={captions[stem]: figure_to_svg(figure) for stem, figure in drawn.items()},
+        figures={caption(stem): figure_to_svg(figure) for stem, figure in drawn.items()},
         date=page.date,
         commands=commands(page),
         details={

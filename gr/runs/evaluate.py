@@ -41,6 +41,7 @@ from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
 from gr.semantic_ids import SemanticIds
+from gr.training import is_first
 from gr.trie import ItemMask
 
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
@@ -64,6 +65,8 @@ def evaluate(
     export: str | os.PathLike[str] | None = None,
 ) -> dict:
     """Decodes, ranks the baselines, compares and reports; returns the content of `metrics_SPLIT.json`.
+
+    Several processes share the users. The first one ranks the baselines and writes; the others return {}.
 
     Args:
         run: the trained run.
@@ -97,14 +100,18 @@ def evaluate(
     mixture, rules, depth = mixture_of(run), (exclude, not exclude), ranking_depth(run.config)
     if decoded is None:
         decoded = decode_under(run, targets, rules, mixture)
+    alone = None
+    if mixture is not None:
+        # With a weight of 0 the search is the model's own, by the program that is compiled already.
+        alone = decode_under(run, targets, rules, mixture.weighted(0.0))
+    if not is_first():
+        return {}
     rankings = _rankings(
         run, targets, {rule: found.items for rule, found in decoded.items()}, depth
     )
     if export is not None:
         export_lists(export, run, targets, decoded[exclude], mixture, exclude=exclude)
     if mixture is not None:
-        # With a weight of 0 the search is the model's own, by the program that is compiled already.
-        alone = decode_under(run, targets, rules, mixture.weighted(0.0))
         of_alone = _rankings(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )
@@ -154,6 +161,8 @@ def evaluate_search(
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
     found = decode_under(run, targets, (True, False), mixture_of(run), config)
+    if not is_first():
+        return {}
     depth = min(max(KS), config.num_candidates)
     rankings = _rankings(
         run, targets, {rule: searched.items for rule, searched in found.items()}, depth
@@ -208,7 +217,7 @@ def decode_under(
             else mixture.for_targets(run.splits, targets, exclude=rule),
             exclude_seen=rule,
             allowed=allowed,
-            progress=True,
+            progress=is_first(),
         )
         for rule in rules
     }

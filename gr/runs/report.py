@@ -11,13 +11,14 @@ from gr.data import Sequences, Targets
 from gr.data.files import as_path, read_json
 from gr.evaluation import Decoded, EvaluationError
 from gr.reports import Candidate, Example, ReportData, target_notes, write_report
+from gr.reports.report import SHOWN_USERS
 from gr.runs import build
 from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.run import Run
 from gr.semantic_ids import SemanticIds
 from gr.training import load_config, read_metrics
 
-NUM_EXAMPLES = 12
+NUM_EXAMPLES = 60
 SHOWN_HISTORY = 8
 SHOWN_CANDIDATES = 10
 CATEGORY_FIELDS = ("categories", "genres", "category")
@@ -218,7 +219,7 @@ def examples_of(
     targets: Targets,
     candidates: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> list[Example]:
-    """Evenly spaced distinct users, rather than the best ones.
+    """Evenly spaced distinct users, rather than the best ones: first those that are shown, then those folded away.
 
     Args:
         sequences: the data.
@@ -228,9 +229,10 @@ def examples_of(
     """
     titles = np.append(sequences.titles(), "an item that the data lack")
     details = np.append(item_details(sequences.item_fields, sequences.num_items), "")
-    chosen = np.unique(np.linspace(0, len(targets) - 1, NUM_EXAMPLES).round().astype(int))
+    chosen = _spread(np.arange(len(targets)), NUM_EXAMPLES)
+    shown = _spread(chosen, SHOWN_USERS)
     examples = []
-    for row in chosen:
+    for row in (*shown, *np.setdiff1d(chosen, shown)):
         user, position = targets.users[row], targets.positions[row]
         history = sequences.items[sequences.offsets[user] : position]
         target = int(sequences.items[position])
@@ -247,6 +249,11 @@ def examples_of(
             )
         )
     return examples
+
+
+def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of sorted numbers, evenly spaced."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]
 
 
 def _commands(run: Run, split: str) -> list[str]:

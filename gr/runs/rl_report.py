@@ -21,7 +21,8 @@ from gr.reports import (
     training_curves_of_policy,
     tree_of_user,
 )
-from gr.reports.plots import figure_to_svg
+from gr.reports.numbers import number, signed
+from gr.reports.plots import figure_to_svg, metric_label
 from gr.rl import ActorCritic
 from gr.runs import build, build_rl, keys
 from gr.runs.run import Run
@@ -55,7 +56,7 @@ def write_rl_report(
     if config.value.learn:
         evaluation = ValueEvaluation.of(config, catalogue, run.splits, config.rl.eval_users)
         calibration, error = evaluation.calibration(ActorCritic(run.model, run.value_head))
-        tables.append((f"The value head: mean squared error {error:.4f}", _ranks(calibration)))
+        tables.append((f"The value head: mean squared error {number(error)}", _ranks(calibration)))
         figures["Values against what was found below the prefixes (Monte-Carlo returns)"] = (
             figure_to_svg(calibration_plot(calibration))
         )
@@ -86,9 +87,9 @@ def write_rl_report(
 
 def _gain(before: Mapping[str, float], after: Mapping[str, float]) -> list[list[str]]:
     names = [name for name in SHOWN if name in before and name in after]
-    rows = [["policy", *names]]
+    rows = [["policy", *map(metric_label, names)]]
     for label, values in (("supervised start", before), ("after", after)):
-        rows.append([label, *(f"{values[name]:.4f}" for name in names)])
+        rows.append([label, *(number(values[name]) for name in names)])
     return rows
 
 
@@ -98,7 +99,8 @@ def _ranks(calibration: ValueCalibration) -> list[list[str]]:
     for place, count in enumerate(calibration.counts):
         depth = calibration.first_depth + place
         numbers = (calibration.correlation[place], calibration.within_users[place])
-        rows.append([f"{depth} codes", f"{count:,}", *(f"{value:+.3f}" for value in numbers)])
+        name = "root" if depth == 0 else "1 code" if depth == 1 else f"{depth} codes"
+        rows.append([name, number(count, 0), *(signed(value, 3) for value in numbers)])
     return rows
 
 

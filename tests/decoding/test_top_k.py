@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr.decoding import top_k as top_k_module
 from gr.decoding.top_k import best_of_blocks, take_along, top_k
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -24,6 +25,7 @@ def descending(array):
 
 
 top_k_jit = jax.jit(top_k, static_argnums=1)
+by_counting = jax.jit(top_k_module._by_counting, static_argnums=1)
 best_jit = jax.jit(best_of_blocks, static_argnums=2)
 
 seeds = st.integers(0, 10**6)
@@ -52,6 +54,23 @@ def test_of_equal_values_the_first_comes_first():
 def test_one_value():
     best, places = top_k(jnp.array([[-jnp.inf], [2.0]]), 1)
     assert best.tolist() == [[-np.inf], [2.0]] and places.tolist() == [[0], [0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, num_distinct=distinct, k=st.sampled_from([1, 4, 12]))
+def test_by_counting_as_a_gpu_does(seed, num_distinct, k):
+    array = values(seed, (3, 12), num_distinct)
+    array[0, :2] = 0.0, -0.0
+    best, places = by_counting(jnp.asarray(array), k)
+    expected = jax.lax.top_k(jnp.asarray(array), k)
+    np.testing.assert_array_equal(best, expected[0])
+    np.testing.assert_array_equal(places, expected[1])
+
+
+def test_counting_gives_every_nan_a_place_of_its_own():
+    array = jnp.array([[1.0, np.nan, np.inf, -np.nan, np.nan, -np.inf]])
+    _, places = by_counting(array, 6)
+    assert sorted(places[0].tolist()) == list(range(6))
 
 
 @settings(max_examples=60, deadline=None)

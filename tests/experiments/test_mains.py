@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -118,6 +119,14 @@ def test_recommend_to_a_user_and_to_a_history(workdir):
     assert wrong.returncode == 1
     assert "'no such thing' is no item id and no title" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_run_is_exported_as_one_file(workdir, tmp_path):
+    output = tmp_path / "run.recommender"
+    run("export_recommender", f"--workdir={workdir}", f"--output={output}", "--num_items=3")
+    with zipfile.ZipFile(output) as file:
+        assert json.loads(file.read("settings.json"))["top_k"] == 3
+        assert file.getinfo("program").file_size > 0
 
 
 def test_recommend_says_what_came_from_the_memory(workdir, tmp_path):

@@ -26,6 +26,24 @@ def test_every_series_has_its_panel():
     assert to_data_uri(figure, kind="png")
 
 
+def test_titles_and_legends_lie_inside_the_figure_and_beside_the_curves():
+    figure = training_curves_of_policy(lines(NAMES))
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [axes._left_title, *filter(None, [axes.get_legend()])]
+        for box in [part.get_window_extent() for part in boxes]:
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+    advantages = figure.axes[4]
+    legend, title = (
+        advantages.get_legend().get_window_extent(),
+        advantages._left_title.get_window_extent(),
+    )
+    assert advantages.bbox.y1 <= legend.y0 + 1 and legend.y1 <= title.y0 + 4
+    # Steps are whole numbers.
+    assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_xticks())
+
+
 def test_missing_series_are_skipped():
     figure = training_curves_of_policy(lines(["policy/kl", "advantage/sibling_std"]))
     used = [axes for axes in figure.axes if axes.lines]

@@ -17,6 +17,7 @@ import pytest
 from gr.evaluation import Decoded, EvaluationError
 from gr.runs import Experiment, Study, baselines, config_of, evaluate, report
 from gr.runs.compare import write_comparison
+from gr.runs.comparison_pages import caption
 from gr.runs.processes import last_line, ready, run_all
 from gr.runs.run import load_run
 from gr.runs.study import Job, baselines_of, jobs_of
@@ -228,6 +229,14 @@ def test_two_runs_with_one_loss_are_told_apart_by_folder():
     other = report.OtherRun("runs/second/", "ce", 9, {"rule": [0.2]})
     both = report.prefix_recall_beside({"rule": [0.1]}, "ce", other)
     assert both == {"ce, rule": [0.1], "ce in second, rule": [0.2]}
+
+
+def test_captions_name_the_figure_and_its_rule():
+    assert caption("ndcg10_seen_items_removed") == "NDCG@10 of each run, seen items removed."
+    recall = "Where the right item leaves the beam, all items allowed. Dots: seeds."
+    assert caption("prefix_recall_all_items_allowed") == recall
+    assert caption("prefix_weights") == "Loss and weight of each prefix; dotted: equal weights."
+    assert caption("validation").startswith("Validation metric while training;")
 
 
 # Processes. The jobs of these tests are started as those of a study, and train nothing.

@@ -1,6 +1,7 @@
 """Two processes of four CPU devices each, as a user starts them, beside one process of one device."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -88,6 +89,12 @@ def test_losses_are_those_of_one_device(tmp_path):
             if "spearman" in field:  # Ranks of values of which many are alike but for rounding.
                 continue
             assert two[0][field] == pytest.approx(value, rel=1e-4, abs=1e-5), (name, field)
+    kinds = (tmp_path / kind / "apao" / "metrics_validation.json" for kind in ("one", "two"))
+    one, two = (json.loads(path.read_text()) for path in kinds)
+    assert one["users"] == two["users"] == 64
+    for field in ("ndcg@10", "hit@10", "loss"):
+        assert two[field] == pytest.approx(one[field], rel=1e-5), field
+    assert one["baselines"]["item_knn"] == two["baselines"]["item_knn"]
 
 
 def commands(workdir):

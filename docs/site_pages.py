@@ -16,7 +16,7 @@ OF_ROOT = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-FIRST = ("architecture", "methods", "extending", "new_items", "trie", "losses", "rl")
+FIRST = ("notebooks", "architecture", "methods", "extending", "new_items", "trie", "losses", "rl")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

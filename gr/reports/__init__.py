@@ -6,11 +6,12 @@
 * Text: `format_metrics`, `format_searches` and `format_table` make tables for a terminal; `target_notes` and
   `seen_note` are the sentences that belong beside them.
 * Figures: `searches_plot` (searches at equal budgets), `search_tree_plot` (a value-guided search of one user),
-  `training_curves_of_policy` and `calibration_plot` (reinforcement learning); more in `gr.reports.plots` and
-  `gr.reports.comparison_plots`. matplotlib is imported when something is drawn.
+  `id_tree_plot` (semantic IDs as a tree), `training_curves_of_policy` and `calibration_plot` (reinforcement learning);
+  more in `gr.reports.plots` and `gr.reports.comparison_plots`. matplotlib is imported when something is drawn.
 """
 
 from gr.reports.html import render_comparison
+from gr.reports.id_trees import id_tree_plot
 from gr.reports.policy_plots import calibration_plot, training_curves_of_policy
 from gr.reports.report import Candidate, Example, ReportData, render_report, write_report
 from gr.reports.search_trees import TreeCandidate, TreeOfUser, search_tree_plot, tree_of_user
@@ -27,6 +28,7 @@ __all__ = [
     "format_metrics",
     "format_searches",
     "format_table",
+    "id_tree_plot",
     "render_comparison",
     "render_report",
     "search_tree_plot",

@@ -3,6 +3,7 @@
 import datetime
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ from gr.runs.run import Run
 from gr.runs.value_evaluation import ValueEvaluation
 from gr.training import is_first, read_metrics
 from gr.trie import Catalogue, ExcludeItems, walk
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT_FILE = "rl_report.html"
 NUM_TREES = 4
@@ -107,7 +111,12 @@ def _ranks(calibration: ValueCalibration) -> list[list[str]]:
 def _trees(run: Run) -> dict[str, str]:
     """Caption -> figure of the search trees of a few evaluated users, who were not trained on."""
     evaluated = build.spread_targets(run.splits.validation, run.reinforced.rl.eval_users)
-    targets = build.spread_targets(evaluated, NUM_TREES)
+    figures = tree_figures(run, build.spread_targets(evaluated, NUM_TREES))
+    return {caption: figure_to_svg(figure) for caption, figure in figures.items()}
+
+
+def tree_figures(run: Run, targets: Targets) -> dict[str, "Figure"]:
+    """Caption -> figure of the search tree of each target, by the run's search and value head."""
     found, beams = search_trees(run, targets)
     sequences, semantic_ids = run.splits.sequences, run.semantic_ids
     titles = sequences.titles()
@@ -130,7 +139,7 @@ def _trees(run: Run) -> dict[str, str]:
             level_offsets=semantic_ids.level_offsets,
         )
         user = sequences.user_ids[targets.users[row]]
-        figures[f"Search tree of user {user}; wanted: {titles[target]}"] = figure_to_svg(figure)
+        figures[f"Search tree of user {user}; wanted: {titles[target]}"] = figure
     return figures
 
 

@@ -64,7 +64,7 @@ setup(
         "serve": ["flatbuffers>=24.3"],  # By which jax.export writes files.
         "llm": ["safetensors>=0.7", "tokenizers>=0.20"],  # Checkpoints of language models.
         # Makes the golden checkpoints of the tests, and is compared with live; it brings those of `llm`.
-        "hf": ["torch>=2.4", "transformers>=4.53"],
+        "hf": ["torch>=2.4", "transformers>=5.0"],
         "ranx": ["ranx>=0.3.20"],  # More ways to fuse lists.
         "gcs": ["gcsfs>=2024.2"],  # It brings google-cloud-storage, which Orbax asks for.
         "cuda": ["jax[cuda12]"],

@@ -219,6 +219,25 @@ def test_options_that_do_not_fit_the_checkpoint_are_refused(tmp_path):
         load_hf(tmp_path, weights="none")
 
 
+def test_an_untied_t5_is_that_of_version_1_1(tmp_path):
+    """Of which the installed `transformers` makes none: it ties every head."""
+    data = json.loads((FOLDER / "t5_gated/config.json").read_text())
+    del data["scale_decoder_outputs"]  # Unknown to the releases that wrote such files.
+    (tmp_path / "config.json").write_text(json.dumps(data | {"tie_word_embeddings": False}))
+    tensors = tensors_of(FOLDER / "t5_gated")
+    with pytest.raises(ModelError, match="missing: lm_head.weight"):
+        save_file(tensors, tmp_path / "model.safetensors")
+        load_hf(tmp_path)
+    save_file(
+        tensors | {"lm_head.weight": tensors["shared.weight"]}, tmp_path / "model.safetensors"
+    )
+    model, tied = load_hf(tmp_path), load_hf(FOLDER / "t5_gated")
+    assert (tied.config.tied_head, tied.config.scaled_head) == (True, False)
+    assert (model.config.tied_head, model.config.scaled_head) == (False, False)
+    states = jnp.ones((1, 16))
+    np.testing.assert_allclose(model.logits(states), tied.logits(states), rtol=1e-5)
+
+
 def test_a_tensor_that_is_there_twice_is_read_once(tmp_path):
     def with_head(change):
         return lambda tensors: (

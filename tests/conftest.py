@@ -44,17 +44,20 @@ ROOT = Path(__file__).parents[1]
 SLOWEST = (
     "runs/test_hosts.py",
     "runs/test_rl.py",
-    "experiments/test_mains.py",
-    "runs/test_compare.py",
-    "decoding/test_extreme_logits.py",
-    "experiments/test_benchmarks.py",
-    "rl/test_policy_step.py",
     "decoding/test_sharded.py",
+    "runs/test_many_devices.py",
+    "experiments/test_mains.py",
+    "rl/test_policy_step.py",
+    "decoding/test_extreme_logits.py",
+    "test_wheel.py",
+    "test_notebooks.py",
+    "decoding/test_prior.py",
+    "decoding/test_prior_draws.py",
     "decoding/test_ved.py",
+    "decoding/test_best_first.py",
     "training/test_pairwise.py",
     "evaluation/test_searches.py",
     "trie/test_overlay.py",
-    "test_notebooks.py",
 )
 # Searches that share their step with beam search, whose own tests have every layout of the trie. Each case compiles
 # programs of its own, so `make test` runs these in one layout, which has every kind of level, and `make test-long` in

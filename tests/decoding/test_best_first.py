@@ -65,7 +65,9 @@ def test_over_children_codes_without_an_alternative_are_free(options, kinds, tok
         )
 
 
-@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
+@pytest.mark.parametrize(
+    "normalise_over", [pytest.param("vocabulary", marks=pytest.mark.long), "children"]
+)
 @pytest.mark.parametrize("options", [{"initial_beams": 2}, BEST_FIRST], ids=["ved", "best_first"])
 def test_a_root_with_more_codes_than_the_budget_can_try(options, normalise_over):
     # Of 40 first codes every other one leads to a single item.
@@ -117,7 +119,7 @@ def test_what_needs_one_trie_is_refused_on_an_index_with_changes():
         )
 
 
-@pytest.mark.parametrize("over", ["vocabulary", "children"])
+@pytest.mark.parametrize("over", [pytest.param("vocabulary", marks=pytest.mark.long), "children"])
 @pytest.mark.parametrize("name", ["ved", "best_first"])
 def test_many_levels_at_once_are_those_one_by_one(name, over, monkeypatch):
     rng = np.random.default_rng(11)

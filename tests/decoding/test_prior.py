@@ -140,7 +140,7 @@ def edited(seed):
     return editable.remove(removed), tokens, left, model, prior, excluded
 
 
-@pytest.mark.parametrize("over", ["allowed", "all"])
+@pytest.mark.parametrize("over", ["allowed", pytest.param("all", marks=pytest.mark.long)])
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_an_edited_index_knows_added_items_and_no_removed_ones(over, seed):

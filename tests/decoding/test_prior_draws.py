@@ -238,7 +238,7 @@ def test_an_edited_index_is_sampled_with_its_prior():
 
 
 @pytest.mark.parametrize("name", ["ved", BEST_FIRST])
-@pytest.mark.parametrize("over", ["vocabulary", "children"])
+@pytest.mark.parametrize("over", [pytest.param("vocabulary", marks=pytest.mark.long), "children"])
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_a_tree_search_is_the_slow_one_of_the_mixture(name, over, tokens, seed):

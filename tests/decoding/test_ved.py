@@ -187,7 +187,10 @@ def test_it_is_the_slow_search_given_the_same_noise(kinds, tokens, seed):
         )
 
 
-@pytest.mark.parametrize(("length", "budget"), [(1, 0), (1, 5), (2, 3), (4, 30), (5, 26)])
+@pytest.mark.parametrize(
+    ("length", "budget"),
+    [(1, 0), (1, 5), (2, 3), pytest.param(4, 30, marks=pytest.mark.long), (5, 26)],
+)
 def test_all_lengths(length, budget):
     rng = np.random.default_rng(length)
     tokens = rng.integers(0, 7, (40, length))

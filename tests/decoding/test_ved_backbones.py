@@ -46,7 +46,7 @@ def prefixes_of(tree, user):
     return found
 
 
-@pytest.mark.parametrize("width", [1, 5])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.long), 5])
 @pytest.mark.parametrize("name", FLOAT32)
 def test_every_prefix_is_as_by_teacher_forcing(name, width):
     model, history = make_model(name), make_history(name)

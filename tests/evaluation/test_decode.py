@@ -263,6 +263,7 @@ for name in ("sample", "ved"):  # With the numbers that one device draws for all
 """
 
 
+@pytest.mark.long
 def test_each_device_decodes_its_own_users():
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",

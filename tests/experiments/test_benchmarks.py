@@ -108,6 +108,7 @@ def measured(tmp_path_factory):
     return results
 
 
+@pytest.mark.long
 def test_train_benchmark_measures_every_row(measured):
     content, output = measured["train"]
     assert list(content["examples_per_second"]) == TRAIN_ROWS
@@ -122,6 +123,7 @@ def test_train_benchmark_measures_every_row(measured):
     assert "experiments.benchmark_train --config=" in content["command"]
 
 
+@pytest.mark.long
 def test_train_benchmark_times_each_shape_of_an_epoch(measured):
     shapes = measured["train"][0]["shapes"]
     assert [shape["items"] for shape in shapes["encoder_decoder/target/padded_12"]] == [6]
@@ -132,6 +134,7 @@ def test_train_benchmark_times_each_shape_of_an_epoch(measured):
     assert max(shape["items"] for shape in shapes["encoder_decoder/user"]) == 7
 
 
+@pytest.mark.long
 def test_decode_benchmark_measures_every_row(measured):
     content, output = measured["decode"]
     rows = [f"decoder_only/{row}" for row in DECODE_ROWS]
@@ -143,6 +146,7 @@ def test_decode_benchmark_measures_every_row(measured):
     assert all(row in output for row in rows)
 
 
+@pytest.mark.long
 def test_groups_benchmark_measures_both_ways(measured):
     content, output = measured["groups"]
     backbones = ("encoder_decoder", "item_decoder")
@@ -152,6 +156,7 @@ def test_groups_benchmark_measures_both_ways(measured):
     assert content["compilations_while_timing"] == dict.fromkeys(backbones, 0)
 
 
+@pytest.mark.long
 def test_search_benchmark_measures_every_row(measured):
     content, output = measured["search"]
     walked = [f"encoder_decoder/{row}" for row in SEARCH_ROWS]
@@ -167,6 +172,7 @@ def test_search_benchmark_measures_every_row(measured):
     assert all(row in output for row in rows)
 
 
+@pytest.mark.long
 def test_nothing_compiles_while_timing(measured):
     train, decode = measured["train"][0], measured["decode"][0]
     assert measured["search"][0]["compilations_while_timing"] == {
@@ -177,6 +183,7 @@ def test_nothing_compiles_while_timing(measured):
     assert decode["compilations_while_timing"] == {"decoder_only": 0, "item_decoder": 0}
 
 
+@pytest.mark.long
 def test_machine_is_named(measured):
     for content, output in measured.values():
         machine = content["machine"]

@@ -297,6 +297,7 @@ CAN_BE_0 = {
     *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
     *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout", "data.place_jitter"),
     *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
+    *("decoder_only.num_kv_heads", "decoder_only.head_dim"),
     *("encoder_decoder.node_depth", "decoder_only.node_depth", "item_decoder.start_scale"),
     "item_decoder.num_facets",
     "memory.settings.content",

@@ -191,7 +191,7 @@ def test_tokenize_items_writes_ids(tmp_path):
     assert "perplexity" in done.stdout
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", pytest.param("parquet", marks=pytest.mark.long)])
 def test_a_table_of_clicks_is_trained_on_as_its_config_says(tmp_path, ending):
     log = synthetic_sequences(
         num_users=120, num_items=40, num_categories=4, mean_length=8.0, seed=0

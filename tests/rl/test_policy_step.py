@@ -300,7 +300,7 @@ def test_a_step_is_a_plain_loop_of_updates():
     ("policy", "search", "kind"),
     [
         ("grpo", "sample", "encoder_decoder"),
-        ("sibling_grpo", "ved", "encoder_decoder"),
+        pytest.param("sibling_grpo", "ved", "encoder_decoder", marks=pytest.mark.long),
         ("tempo", "beam", "encoder_decoder"),
         ("sibling_grpo", "ved", "item_decoder"),
     ],
@@ -444,6 +444,7 @@ def on_two_devices():
 
 
 @pytest.mark.parametrize("axis", ["data", "model"])
+@pytest.mark.long
 def test_two_devices_learn_as_one_does(on_two_devices, axis):
     values, sums, later, whole = on_two_devices["one"][0]
     other, other_sums, other_later, kept = on_two_devices[axis][0]
@@ -455,6 +456,7 @@ def test_two_devices_learn_as_one_does(on_two_devices, axis):
 
 
 @pytest.mark.parametrize("axis", ["data", "model"])
+@pytest.mark.long
 def test_each_device_rolls_out_its_own_users(on_two_devices, axis):
     one, two = on_two_devices["one"][1], on_two_devices[axis][1]
     assert one["rows"] == [USERS] and two["rows"] == [USERS // 2]

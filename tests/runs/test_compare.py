@@ -67,6 +67,7 @@ def study(tmp_path_factory):
     return folder, files, compare(folder, f"--configs={files}", "--seeds=0,1", "--jobs=2")
 
 
+@pytest.mark.long
 def test_a_run_that_fails_leaves_the_others_compared(study):
     folder, _, done = study
     assert done.returncode == 1
@@ -78,6 +79,7 @@ def test_a_run_that_fails_leaves_the_others_compared(study):
     assert re.search(r"^loss.name +ce +apao_pointwise", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_comparison_is_written(study):
     folder = study[0] / "study"
     numbers = json.loads((folder / "comparison.json").read_text())
@@ -102,6 +104,7 @@ def test_the_comparison_is_written(study):
     assert "| apao | 2 |" in (folder / "comparison.md").read_text()
 
 
+@pytest.mark.long
 def test_what_is_done_is_not_done_again(study):
     folder, files, first = study
     pair = ",".join(files.split(",")[:2])
@@ -115,6 +118,7 @@ def test_what_is_done_is_not_done_again(study):
     ]
 
 
+@pytest.mark.long
 def test_unknown_names_are_refused(study):
     folder, files, _ = study
     done = compare(folder, f"--configs={files}", "--only=hinge")

@@ -136,6 +136,7 @@ def test_the_programs_of_an_experiment():
     assert any(line["source"].startswith("gr/decoding/") for line in results["decode"]["lines"])
 
 
+@pytest.mark.long
 def test_programs_are_lowered_for_real_devices_too():
     """The same programs, of all kinds, without the compiler of a TPU."""
     splits = load_data(TINY, "")

@@ -394,6 +394,7 @@ def test_users_are_split_over_devices(tmp_path):
     assert len(lists(tmp_path / "lists")) == USERS
 
 
+@pytest.mark.long
 def test_two_commands_at_once(tmp_path):
     sequences = make_sequences()
     clicks = {

@@ -77,6 +77,7 @@ def test_it_trains_value_head_and_policy_and_reports(trained):
         assert words in page
 
 
+@pytest.mark.long
 def test_what_it_leaves_is_evaluated_and_recommends_as_any_run(trained):
     folder, _ = trained
     run("evaluate", f"--workdir={folder}", "--split=validation")
@@ -101,6 +102,7 @@ def test_the_value_head_is_evaluated_again_without_compiling(trained):
     assert not compiled
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_never_killed(supervised, trained, tmp_path):
     command = [
         *(sys.executable, "-m", "experiments.rl", *SMALL),

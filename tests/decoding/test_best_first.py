@@ -120,7 +120,7 @@ def test_what_needs_one_trie_is_refused_on_an_index_with_changes():
 
 
 @pytest.mark.parametrize("over", [pytest.param("vocabulary", marks=pytest.mark.long), "children"])
-@pytest.mark.parametrize("name", ["ved", "best_first"])
+@pytest.mark.parametrize("name", [pytest.param("ved", marks=pytest.mark.long), "best_first"])
 def test_many_levels_at_once_are_those_one_by_one(name, over, monkeypatch):
     rng = np.random.default_rng(11)
     tokens = rng.integers(0, 5, (40, 6))

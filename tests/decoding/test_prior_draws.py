@@ -237,7 +237,7 @@ def test_an_edited_index_is_sampled_with_its_prior():
 # Value-guided search.
 
 
-@pytest.mark.parametrize("name", ["ved", BEST_FIRST])
+@pytest.mark.parametrize("name", ["ved", pytest.param(BEST_FIRST, marks=pytest.mark.long)])
 @pytest.mark.parametrize("over", [pytest.param("vocabulary", marks=pytest.mark.long), "children"])
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))

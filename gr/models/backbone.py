@@ -1,6 +1,7 @@
 """The protocols that a model implements for decoding and losses, and the key-value cache of both backbones."""
 
 import dataclasses
+import inspect
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -120,12 +121,12 @@ def score_children_below(
 ) -> jax.Array:
     """`score_children` of a model, where it is known whether any of the children may be one of the root's.
 
-    If not, a model's own `score_below_root` is asked, should it have one: what only the root's children have, such as
+    If not, a model whose `score_children` takes `below_root` is told so: what only the root's children have, such as
     facets, then costs nothing.
     """
-    if root:
+    if root or "below_root" not in inspect.signature(model.score_children).parameters:
         return model.score_children(hidden, tokens, rows)
-    return getattr(model, "score_below_root", model.score_children)(hidden, tokens, rows)
+    return model.score_children(hidden, tokens, rows, below_root=True)
 
 
 def scores_items(model: Any) -> bool:

@@ -147,16 +147,15 @@ class Headed:
         return self.config.head == "trie"
 
     def score_children(
-        self: Any, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
+        self: Any,
+        hidden: jax.Array,
+        tokens: jax.Array,
+        rows: jax.Array,
+        *,
+        below_root: bool = False,
     ) -> jax.Array:
-        """See `ChildScorer.score_children`."""
-        return self.head.score(hidden, tokens, rows)
-
-    def score_below_root(
-        self: Any, hidden: jax.Array, tokens: jax.Array, rows: jax.Array
-    ) -> jax.Array:
-        """See `score_children_below`."""
-        return self.head.score(hidden, tokens, rows, below_root=True)
+        """See `ChildScorer.score_children` and `score_children_below`."""
+        return self.head.score(hidden, tokens, rows, below_root=below_root)
 
     def target_logits(
         self: Any, history: Any, target: jax.Array, *, key: jax.Array | None = None

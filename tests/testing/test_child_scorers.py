@@ -100,8 +100,12 @@ FAULTS = {
         "Scorer.score_children: scores of children of their own .* are not those of shared ones",
     ),
     "below the root": (
-        dict(score_below_root=lambda self, *inputs: 2 * score(self, *inputs)),
-        "Scorer.score_below_root: scores below the root's children are not those of score_children",
+        dict(
+            score_children=lambda self, h, t, r, below_root=False: (
+                score(self, h, t, r) * (1 + below_root)
+            )
+        ),
+        "Scorer.score_children: with below_root=True scores are not those without",
     ),
     "new children": (
         dict(

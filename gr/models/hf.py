@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -151,10 +152,9 @@ def save_hf(
             copied.
 
     Raises:
-        ModelError: for a backbone that no family has.
+        ModelError: for a backbone that no family has, or without the package `safetensors`.
     """
-    from safetensors.numpy import save_file
-
+    package = _safetensors()
     family = next((f for f in FAMILIES.values() if f.fits(backbone)), None)
     if family is None:
         raise ModelError(
@@ -180,7 +180,7 @@ def save_hf(
     told = {**other, **family.fields(config), "torch_dtype": dtype, _OWN: own}
     told.pop("dtype", None)
     unfinished = folder / "model.safetensors.part"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
+    package.numpy.save_file(tensors, unfinished, metadata={"format": "pt"})
     os.replace(unfinished, folder / "model.safetensors")
     write_atomically(folder / "config.json", json.dumps(told, indent=2).encode())
     for name in _COPIED if like is not None else ():
@@ -246,21 +246,16 @@ def _read_tensors(
     folder: Path, expected: Mapping[str, tuple[int, ...]], repeated: Mapping[str, str]
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Readers of the expected tensors; one error for all that is wrong with them."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ModelError(
-            "checkpoints are read by the package `safetensors`: pip install 'gr-constrained[llm]'"
-        ) from error
+    package = _safetensors()
     found: dict[str, Callable[[], np.ndarray]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in _tensor_files(folder):
         try:
-            opened = safe_open(file, framework="numpy")
+            opened = package.safe_open(file, framework="numpy")
             for name in opened.keys():
                 shapes[name] = tuple(opened.get_slice(name).get_shape())
                 found[name] = lambda opened=opened, name=name: opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except (package.SafetensorError, OSError) as error:
             raise ModelError(f"{file} is no safetensors file, or a broken one: {error}") from error
     surplus = [
         name
@@ -284,6 +279,17 @@ def _read_tensors(
             f"{folder}: its tensors are not those of its config.json; {'; '.join(faults)}"
         )
     return found
+
+
+def _safetensors() -> ModuleType:
+    """The package by which checkpoints are read and written; an extra, so that it is imported late."""
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ModelError(
+            "checkpoints are read and written by the package `safetensors`: pip install 'gr-constrained[llm]'"
+        ) from error
+    return safetensors
 
 
 def _is_repeated(found: Mapping[str, Callable], name: str, of: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -264,3 +265,11 @@ def test_a_model_without_weights_needs_the_settings_only(tmp_path):
     assert {n: a.shape for n, a in named_parameters(model).items()} == {
         n: a.shape for n, a in named_parameters(like).items()
     }
+
+
+def test_a_missing_package_is_named_when_reading_and_when_writing(tmp_path, monkeypatch):
+    backbone = load_hf(FOLDER / "qwen2")
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    for call in (lambda: load_hf(FOLDER / "qwen2"), lambda: save_hf(backbone, tmp_path)):
+        with pytest.raises(ModelError, match=r"by the package `safetensors`: pip install"):
+            call()

@@ -18,7 +18,7 @@ from gr.losses import (
     token_entropies,
 )
 from gr.losses.token import allowed_logits, scored_children
-from gr.models import histories_for, path_states, scores_children
+from gr.models import codes_alone, histories_for, path_states, scores_children
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
 from gr.training import TrainingError, on_own_rows
@@ -131,7 +131,7 @@ def _of_users(
     target = catalogue.tokens[batch["target"]]
     found = search(
         config.search,
-        model.backbone,
+        codes_alone(model.backbone),  # The policy is that of codes.
         model.value_head,
         catalogue.index,
         history,

@@ -22,7 +22,7 @@ from gr.losses import (
     update_prefix_weights,
 )
 from gr.losses.token import Metrics
-from gr.models import histories_for, scores_children, scores_items
+from gr.models import histories_for, item_share, scores_children, scores_items
 from gr.training.own_loss import load_loss
 from gr.training.state import TrainingError
 from gr.trie import TrieIndex, item_token_table, walk
@@ -32,6 +32,8 @@ LEVELS = (
     "user",
 )  # One target per example, or all positions of a user's sequence in one pass.
 
+
+_OF_TOWER = 1  # What the key of an item tower's dropout is folded with.
 
 LOSSES = ("ce", "msl", "apao_pointwise", "apao_pairwise")
 WEIGHTS = ("adaptive", "stateless", "uniform")
@@ -114,7 +116,13 @@ class SupervisedLoss:
         """The loss `[]`, metrics, and the prefix weights of this step, if there are any."""
         self._check(model)
         of_batch = self._of_pairs if self.config.name == "apao_pairwise" else self._of_targets
-        return of_batch(model, batch, key, loss_state)
+        value, (metrics, loss_state) = of_batch(model, batch, key, loss_state)
+        if item_share(model):
+            # The tower shares no parameter with the rest, so each is trained as if it were alone.
+            of_tower = self._of_items(model.tower, batch, jax.random.fold_in(key, _OF_TOWER))
+            more, _ = cross_entropy(of_tower, self._weight(batch), self.targets_per_batch)
+            value, metrics = value + more, {**metrics, "items/loss": more}
+        return value, (metrics, loss_state)
 
     def _check(self, model: Any) -> None:
         """Raises TrainingError for a model that the loss is not made for."""
@@ -133,8 +141,7 @@ class SupervisedLoss:
 
     def _of_targets(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Losses of the targets alone."""
-        loss = self.config
-        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
+        loss, weight = self.config, self._weight(batch)
         if scores_items(model):
             token_logp = self._of_items(model, batch, key)
         elif scores_children(model):
@@ -155,6 +162,10 @@ class SupervisedLoss:
         if loss.name == "apao_pointwise":
             losses = pointwise_prefix_losses(token_logp, weight, self.targets_per_batch) / loss.tau
         return self._total(token_logp, weight, losses, loss_state)
+
+    def _weight(self, batch: Any) -> jax.Array:
+        """1 at targets, `[B]` or `[B, T - 1]`."""
+        return batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
 
     def _outputs(
         self, model: Any, batch: Any, key: jax.Array, kind: str
@@ -180,9 +191,8 @@ class SupervisedLoss:
 
     def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Cross-entropy of all targets, and pairwise prefix losses at the Q places that have negatives."""
-        loss = self.config
+        loss, weight = self.config, self._weight(batch)
         dropout_key, draw_key, place_key = jax.random.split(key, 3)
-        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
         of_places = weight[:, None] if self.level == "target" else weight
         rows, columns, place_weight = draw_places(place_key, of_places, loss.pairwise_share)
         drawn = jax.random.randint(

@@ -80,8 +80,8 @@ class ItemDecoderConfig:
         check_head(self, HEADS)
         if not 0 <= self.item_share < 1 or (self.item_share and self.head == "items"):
             raise ModelError(
-                f"item_share={self.item_share} with head={self.head!r}: use a number in [0, 1), and 0 for head='items', which "
-                "is an item tower itself"
+                f"item_share={self.item_share} with head={self.head!r}: use a number in [0, 1), and 0 for "
+                "head='items', which is an item tower itself"
             )
         _ = self.layer  # Checks the width.
 

@@ -225,7 +225,7 @@ def _filled(
                 parts.append(_drawn(tensor, shape[0], rngs))
             else:
                 parts.append(tensor if len(tensor) == shape[0] else tensor[start : done[name]])
-        arrays[ours] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        arrays[ours] = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def fill(path: Any, leaf: Any) -> jax.Array:
         name = parameter_name(path)
@@ -235,10 +235,10 @@ def _filled(
     return jax.tree_util.tree_map_with_path(fill, model)
 
 
-def _drawn(tensor: np.ndarray, count: int, rngs: nnx.Rngs) -> np.ndarray:
+def _drawn(tensor: np.ndarray, count: int, rngs: nnx.Rngs) -> jax.Array:
     """Rows of new tokens, drawn with the mean and the standard deviation of the known ones' columns."""
     known = tensor.astype(np.float32)
-    normal = np.asarray(jax.random.normal(rngs.params(), (count, known.shape[1])))
+    normal = jax.random.normal(rngs.params(), (count, known.shape[1]))
     return known.mean(axis=0) + known.std(axis=0) * normal
 
 

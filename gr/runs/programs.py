@@ -1,7 +1,8 @@
 """The programs that an experiment runs on a device, as they are compiled: searches and training steps.
 
-They are lowered for a mesh whose devices need not exist. Data, semantic IDs and index are the experiment's, weights are
-untrained. Shapes are those of the largest batch: the longest history, and all users of a batch.
+They are lowered for a mesh whose devices need not exist. Data, semantic IDs and index are the experiment's. Of weights
+there are shapes alone, so that a model may be larger than this machine's memory. Shapes are those of the largest batch:
+the longest history, and all users of a batch.
 """
 
 import dataclasses
@@ -48,7 +49,12 @@ class Program:
 
 
 def experiment_programs(
-    experiment: Experiment, splits: Splits, semantic_ids: SemanticIds, names: Collection[str]
+    experiment: Experiment,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    names: Collection[str],
+    *,
+    per_chip: bool = False,
 ) -> dict[str, Program]:
     """The programs of an experiment by name, with those that they are compared with.
 
@@ -65,6 +71,8 @@ def experiment_programs(
         splits: its data.
         semantic_ids: its semantic IDs.
         names: of `PROGRAMS`.
+        per_chip: whether each chip of a mesh searches for `decoding.batch_size` users, as in a run, or all of them
+            together.
 
     Raises:
         ConfigError: if its model has no such program.
@@ -75,7 +83,7 @@ def experiment_programs(
         )
     made: dict[str, Program] = {}
     if {DECODE, SEARCH} & set(names):
-        programs = _decode_programs(experiment, semantic_ids, SEARCH in names)
+        programs = _decode_programs(experiment, semantic_ids, SEARCH in names, per_chip)
         made |= _with_precision(experiment.decoding.precision, programs)
     if TRAIN in names:
         programs = _train_programs(experiment, splits, semantic_ids)
@@ -100,21 +108,39 @@ def _with_precision(precision: str, programs: dict[str, Program]) -> dict[str, P
 
 
 def _has_item_head(experiment: Experiment, semantic_ids: SemanticIds) -> bool:
-    return scores_items(build.make_model(experiment, semantic_ids))
+    return scores_items(_shapes(lambda: build.make_model(experiment, semantic_ids)))
+
+
+def _shapes(make: Callable[[], Any]) -> Any:
+    """What a function would make, with shapes in place of arrays.
+
+    Raises:
+        ConfigError: if it looks at numbers.
+    """
+    try:
+        return jax.eval_shape(make)
+    except jax.errors.JAXTypeError as error:
+        raise ConfigError(
+            f"backbone: to be compiled for, a model is made of shapes alone, and this one's function looks at numbers "
+            f"of arrays ({str(error).splitlines()[0]}); let it compute with jax.numpy"
+        ) from error
 
 
 # Decoding.
 
 
 def _decode_programs(
-    experiment: Experiment, semantic_ids: SemanticIds, with_searches: bool
+    experiment: Experiment, semantic_ids: SemanticIds, with_searches: bool, per_chip: bool
 ) -> dict[str, Program]:
-    model = build.make_model(experiment, semantic_ids)
+    model = _shapes(lambda: build.make_model(experiment, semantic_ids))
     catalogue = build.make_catalogue(experiment, semantic_ids)
     decoding, length = experiment.decoding, semantic_ids.num_levels
-    users, num_beams = decoding.batch_size, decoding.num_beams
-    history = np.zeros((users, experiment.data.max_history), np.int32)
-    seen = np.zeros((users, _SEEN), np.int32)
+    num_beams = decoding.num_beams
+
+    def rows(mesh: Mesh, width: int) -> jax.Array:
+        users = decoding.batch_size * (mesh.size if per_chip else 1)
+        return shard_batch(np.zeros((users, width), np.int32), mesh)
+
     head = functools.cache(
         lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels, model)
     )
@@ -124,13 +150,13 @@ def _decode_programs(
         value_head = head() if config.is_tree_search else None
         key = keys.make_key(experiment.seed, keys.SEARCH_EVALUATION)
         temperature = distribution["temperature"]
-        excluded = (ExcludeItems(shard_batch(seen, mesh)),) if decoding.exclude_seen else ()
+        excluded = (ExcludeItems(rows(mesh, _SEEN)),) if decoding.exclude_seen else ()
         lower = decode_batch.lower
         if mesh.size > 1:
             lower = functools.partial(decode_on_mesh.lower, mesh=mesh)
         return lower(
             *replicate((model, value_head, catalogue), mesh),
-            shard_batch(history, mesh),
+            rows(mesh, experiment.data.max_history),
             None,
             excluded,
             None,
@@ -147,12 +173,11 @@ def _decode_programs(
 
     def lower_prefill(mesh: Mesh) -> jax.stages.Lowered:
         weights, tokens = replicate((model, catalogue.tokens), mesh)
-        return prefill.lower(weights, tokens, shard_batch(history, mesh))
+        return prefill.lower(weights, tokens, rows(mesh, experiment.data.max_history))
 
     def lower_forward(mesh: Mesh) -> jax.stages.Lowered:
         weights, tokens = replicate((model, catalogue.tokens), mesh)
-        parents = np.zeros((users, num_beams), np.int32)
-        inputs = shard_batch((history, parents), mesh)
+        inputs = (rows(mesh, width) for width in (experiment.data.max_history, num_beams))
         return forward_only.lower(weights, tokens, *inputs, length=length)
 
     beam = SearchConfig("beam", num_candidates=num_beams)
@@ -216,8 +241,12 @@ def _train_programs(
         optimizer, step = build.make_optimisation(
             experiment, semantic_ids, catalogue, batches, mesh
         )
-        model = build.make_model(experiment, semantic_ids, splits.cold)
-        state = build.make_state(experiment, semantic_ids, model, optimizer)
+
+        def started() -> TrainState:
+            model = build.make_model(experiment, semantic_ids, splits.cold)
+            return build.make_state(experiment, semantic_ids, model, optimizer)
+
+        state = _shapes(started)
         return step, shard_state(state, mesh), shard_batch(_largest(batches), mesh)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
@@ -254,9 +283,13 @@ def _rl_programs(
         optimizer, step = build_rl.make_optimisation(
             reinforced, catalogue, reinforced.rl.num_steps, mesh, learn_policy=True
         )
-        model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
-        key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
-        state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
+
+        def started() -> TrainState:
+            model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
+            key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
+            return TrainState.create(model, optimizer, key, loss_state=model.backbone)
+
+        state = _shapes(started)
         batch = _largest(build_rl.make_batches(reinforced, splits, mesh))
         return step, shard_state(state, mesh), shard_batch(batch, mesh)
 

@@ -8,8 +8,14 @@ from mains import run
 
 from experiments.benchmarks.trie_cases import Case
 from experiments.benchmarks.trie_programs import trie_programs
+from experiments.compile_for import read_programs
+from gr.runs import ConfigError
 from gr.training import make_mesh
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
+)
 SIZES = ["--num_items=300", "--vocab_size=32", "--length=3", "--beams=5"]
 
 
@@ -31,10 +37,14 @@ def test_wrong_flags_are_told_in_one_line(arguments, told, tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
-)
+def test_the_trie_is_not_compiled_for_several_chips():
+    assert read_programs(["train", "decode"], "tpu:v5e-8") == ["decode", "train"]
+    assert read_programs(["trie"], "tpu:v5e") == ["trie"]
+    with pytest.raises(ConfigError, match="trie runs on one chip, and tpu:v5e-8 are several"):
+        read_programs(["trie", "train"], "tpu:v5e-8")
+
+
+@needs_libtpu
 def test_the_trie_is_compiled_for_a_tpu(tmp_path):
     flags = ["--target=tpu:v5e", "--programs=trie", "--batch=2,3", *SIZES]
     done = run("compile_for", *flags, f"--json={tmp_path}/trie.json")

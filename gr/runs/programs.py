@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gr.data import Splits, TrainBatches
+from gr.data import Sequences, Splits, TitledPieces, TrainBatches
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.decode import decode_batch, decode_on_mesh
 from gr.models import histories_for, scores_items
@@ -83,7 +83,9 @@ def experiment_programs(
         )
     made: dict[str, Program] = {}
     if {DECODE, SEARCH} & set(names):
-        programs = _decode_programs(experiment, semantic_ids, SEARCH in names, per_chip)
+        programs = _decode_programs(
+            experiment, splits.sequences, semantic_ids, SEARCH in names, per_chip
+        )
         made |= _with_precision(experiment.decoding.precision, programs)
     if TRAIN in names:
         programs = _train_programs(experiment, splits, semantic_ids)
@@ -130,10 +132,14 @@ def _shapes(make: Callable[[], Any]) -> Any:
 
 
 def _decode_programs(
-    experiment: Experiment, semantic_ids: SemanticIds, with_searches: bool, per_chip: bool
+    experiment: Experiment,
+    sequences: Sequences,
+    semantic_ids: SemanticIds,
+    with_searches: bool,
+    per_chip: bool,
 ) -> dict[str, Program]:
     model = _shapes(lambda: build.make_model(experiment, semantic_ids))
-    catalogue = build.make_catalogue(experiment, semantic_ids)
+    catalogue = build.make_catalogue(experiment, semantic_ids, sequences=sequences)
     decoding, length = experiment.decoding, semantic_ids.num_levels
     num_beams = decoding.num_beams
 
@@ -172,13 +178,13 @@ def _decode_programs(
         )
 
     def lower_prefill(mesh: Mesh) -> jax.stages.Lowered:
-        weights, tokens = replicate((model, catalogue.tokens), mesh)
-        return prefill.lower(weights, tokens, rows(mesh, experiment.data.max_history))
+        weights, tokens, pieces = replicate((model, catalogue.tokens, catalogue.pieces), mesh)
+        return prefill.lower(weights, tokens, rows(mesh, experiment.data.max_history), pieces)
 
     def lower_forward(mesh: Mesh) -> jax.stages.Lowered:
-        weights, tokens = replicate((model, catalogue.tokens), mesh)
-        inputs = (rows(mesh, width) for width in (experiment.data.max_history, num_beams))
-        return forward_only.lower(weights, tokens, *inputs, length=length)
+        weights, tokens, pieces = replicate((model, catalogue.tokens, catalogue.pieces), mesh)
+        of_users = (rows(mesh, width) for width in (experiment.data.max_history, num_beams))
+        return forward_only.lower(weights, tokens, *of_users, pieces, length=length)
 
     beam = SearchConfig("beam", num_candidates=num_beams)
     if scores_items(model):  # One pass ranks all items.
@@ -210,17 +216,25 @@ def _rounds(config: SearchConfig, length: int) -> int:
 
 
 @jax.jit
-def prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
-    """The model's `prefill` of item rows `history [B, T]`, with the items' `tokens [N + 1, L]`."""
-    return model.prefill(histories_for(model, tokens, history))
+def prefill(
+    model: Any, tokens: jax.Array, history: jax.Array, pieces: TitledPieces | None = None
+) -> tuple:
+    """The model's `prefill` of item rows `history [B, T]`, with the items' `tokens [N + 1, L]` and titles, if any."""
+    return model.prefill(histories_for(model, tokens, history, pieces))
 
 
 @functools.partial(jax.jit, static_argnames="length")
 def forward_only(
-    model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
+    model: Any,
+    tokens: jax.Array,
+    history: jax.Array,
+    parents: jax.Array,
+    pieces: TitledPieces | None = None,
+    *,
+    length: int,
 ) -> list[list[jax.Array | None]]:
     """Logits and states of all `length` steps along beams that are fixed beforehand, by `parents [B, M]`."""
-    *output, cache = model.prefill(histories_for(model, tokens, history))
+    *output, cache = model.prefill(histories_for(model, tokens, history, pieces))
     outputs = [output]
     for depth in range(1, length):
         cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
@@ -237,7 +251,7 @@ def _train_programs(
 ) -> dict[str, Program]:
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
         batches = build.make_train_batches(experiment, splits, mesh)
-        catalogue = build.make_catalogue(experiment, semantic_ids, splits.cold)
+        catalogue = build.make_catalogue(experiment, semantic_ids, splits.cold, splits.sequences)
         optimizer, step = build.make_optimisation(
             experiment, semantic_ids, catalogue, batches, mesh
         )
@@ -278,7 +292,7 @@ def _rl_programs(
         )
 
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
-        catalogue = build.make_catalogue(reinforced, semantic_ids)
+        catalogue = build.make_catalogue(reinforced, semantic_ids, sequences=splits.sequences)
         catalogue = build_rl.with_vectors(catalogue, splits)
         optimizer, step = build_rl.make_optimisation(
             reinforced, catalogue, reinforced.rl.num_steps, mesh, learn_policy=True

@@ -39,7 +39,7 @@ SIDS = {
     str(item): [f"<a_{item // 6}>", f"<b_{item % 6}>", f"<c_{item % 4}>"]
     for item in range(NUM_ITEMS)
 }
-TITLES = {item: f"pen no. {item}, {'blue and ' * (int(item) % 3)}red" for item in SIDS}
+TITLES = {item: f"pen {item}" for item in SIDS} | {"5": ""}
 FIELDS = ("item_id", "item_sid", "item_title")
 HEADER = ["user_id", *(f"{past}{field}" for field in FIELDS for past in ("history_", ""))]
 
@@ -97,7 +97,7 @@ def trained(data, tmp_path_factory):
         data,
         folder,
         f"--config.backbone_options.template={template}",
-        "--config.training.num_epochs=4",
+        "--config.training.num_epochs=7",
     )
     return folder
 
@@ -205,7 +205,6 @@ def test_titles_are_in_the_prompts_of_a_run(trained, tmp_path):
     catalogue = run_.catalogue
     prompt = histories_for(run_.model, catalogue.tokens, rows, catalogue.pieces)
     np.testing.assert_array_equal(prompt.lengths, expected.lengths)
-    assert max(expected.lengths) > 100
     for row, length in enumerate(expected.lengths):
         np.testing.assert_array_equal(prompt.tokens[row, :length], expected.tokens[row, :length])
     with pytest.raises(ModelError, match="writes titles, so a history must be a Prompt"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr.models import load_hf, save_hf
 from gr.runs import ConfigError, Experiment, build
 from gr.runs.compile_for import CHIPS, compile_programs, described_devices
 from gr.runs.data import load_data, load_semantic_ids
@@ -135,6 +136,15 @@ def test_a_large_model_is_described_without_being_made(monkeypatch):
     leaves = jax.tree.leaves(made)
     assert sum(leaf.size for leaf in leaves) > 4.9e8
     assert all(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def test_a_checkpoint_on_disk_is_described_too(tmp_path):
+    save_hf(load_hf("configs/checkpoints/qwen2_tiny", weights="random"), tmp_path)
+    options = {"folder": str(tmp_path), "lora_rank": 2, "param_dtype": "bfloat16"}
+    read = TINY.override({"backbone": "gr.models:load_hf", "backbone_options": options})
+    splits = load_data(read, "")
+    semantic_ids = load_semantic_ids(read, splits).semantic_ids
+    assert "decode" in experiment_programs(read, splits, semantic_ids, ["decode"])
 
 
 def looks_at_numbers(*, vocab_size, code_length, rngs):

@@ -42,6 +42,13 @@ TINY = Experiment().override(
 )
 
 
+@pytest.fixture(scope="module")
+def toy():
+    """Data and semantic IDs of `TINY`."""
+    splits = load_data(TINY, "")
+    return splits, load_semantic_ids(TINY, splits).semantic_ids
+
+
 def of_sum(size):
     """A program that adds up the rows of a batch, which it gets as shapes."""
 
@@ -113,50 +120,42 @@ def test_a_slice_is_compiled_for_as_a_whole(target):
 
 
 @needs_libtpu
-def test_each_chip_of_a_slice_decodes_a_batch():
-    splits = load_data(TINY, "")
-    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
+def test_each_chip_of_a_slice_decodes_a_batch(toy):
     mesh = make_mesh(data=0, devices=described_devices("tpu:v5e-8"))
     for per_chip, users in ((True, 64), (False, 8)):
-        programs = experiment_programs(TINY, splits, semantic_ids, ["decode"], per_chip=per_chip)
+        programs = experiment_programs(TINY, *toy, ["decode"], per_chip=per_chip)
         lowered = programs["decode/prefill"].lower(mesh)
         shapes = [leaf.shape for leaf in jax.tree.leaves(lowered.in_avals)]
         assert (users, 4) in shapes  # Histories of four items.
 
 
-def test_a_large_model_is_described_without_being_made(monkeypatch):
+def test_a_large_model_is_described_without_being_made(toy, monkeypatch):
     options = {"folder": "configs/checkpoints/qwen2.5_0.5b", "weights": "random"}
     large = TINY.override({"backbone": "gr.models:load_hf", "backbone_options": options})
-    splits = load_data(large, "")
-    semantic_ids = load_semantic_ids(large, splits).semantic_ids
     made = []
     make_model = build.make_model
     monkeypatch.setattr(build, "make_model", lambda *of: made.append(make_model(*of)) or made[-1])
-    experiment_programs(large, splits, semantic_ids, ["decode"])
+    experiment_programs(large, *toy, ["decode"])
     leaves = jax.tree.leaves(made)
     assert sum(leaf.size for leaf in leaves) > 4.9e8
     assert all(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
-def test_a_checkpoint_on_disk_is_described_too(tmp_path):
+def test_a_checkpoint_on_disk_is_described_too(toy, tmp_path):
     save_hf(load_hf("configs/checkpoints/qwen2_tiny", weights="random"), tmp_path)
     options = {"folder": str(tmp_path), "lora_rank": 2, "param_dtype": "bfloat16"}
     read = TINY.override({"backbone": "gr.models:load_hf", "backbone_options": options})
-    splits = load_data(read, "")
-    semantic_ids = load_semantic_ids(read, splits).semantic_ids
-    assert "decode" in experiment_programs(read, splits, semantic_ids, ["decode"])
+    assert "decode" in experiment_programs(read, *toy, ["decode"])
 
 
 def looks_at_numbers(*, vocab_size, code_length, rngs):
     return np.asarray(jnp.ones(3) * vocab_size)
 
 
-def test_a_backbone_that_looks_at_numbers_is_told():
+def test_a_backbone_that_looks_at_numbers_is_told(toy):
     own = TINY.override({"backbone": "test_compile_targets:looks_at_numbers"})
-    splits = load_data(own, "")
-    semantic_ids = load_semantic_ids(own, splits).semantic_ids
     with pytest.raises(ConfigError, match="made of shapes alone, and this one's function looks at"):
-        experiment_programs(own, splits, semantic_ids, ["decode"])
+        experiment_programs(own, *toy, ["decode"])
 
 
 @needs_libtpu
@@ -186,10 +185,8 @@ def test_a_described_mesh_gives_shapes():
 
 
 @needs_libtpu
-def test_the_programs_of_an_experiment():
-    splits = load_data(TINY, "")
-    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
-    programs = experiment_programs(TINY, splits, semantic_ids, ["decode", "train"])
+def test_the_programs_of_an_experiment(toy):
+    programs = experiment_programs(TINY, *toy, ["decode", "train"])
     assert list(programs) == [
         "decode",
         "decode/forward",
@@ -209,11 +206,9 @@ def test_the_programs_of_an_experiment():
 
 
 @pytest.mark.long
-def test_programs_are_lowered_for_real_devices_too():
+def test_programs_are_lowered_for_real_devices_too(toy):
     """The same programs, of all kinds, without the compiler of a TPU."""
-    splits = load_data(TINY, "")
-    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
-    programs = experiment_programs(TINY, splits, semantic_ids, PROGRAMS)
+    programs = experiment_programs(TINY, *toy, PROGRAMS)
     assert programs["search"].rounds == programs["search/sample"].rounds == 1
     assert programs["rl"].rounds == programs["rl/rollouts"].rounds
     mesh = make_mesh()

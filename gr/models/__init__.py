@@ -23,7 +23,6 @@ from gr.models.backbone import (
     Trainable,
     TreeBackbone,
     codes_alone,
-    histories_for,
     item_share,
     reads_items,
     score_children_below,
@@ -40,7 +39,7 @@ from gr.models.lora import add_lora, freeze, merge_lora, trained_part, with_trai
 from gr.models.mixed import MixedBackbone
 from gr.models.over_vocabulary import OverVocabulary
 from gr.models.own import backbone_of, load_backbone
-from gr.models.prompts import Prompt
+from gr.models.prompts import Prompt, histories_for
 from gr.models.rope import Rope
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states

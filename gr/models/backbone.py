@@ -183,15 +183,6 @@ def reads_items(model: Any) -> bool:
     return bool(getattr(model, "reads_items", False))
 
 
-def histories_for(model: Any, table: jax.Array, rows: jax.Array) -> Any:
-    """Histories of item rows `[B, T]` as a model reads them: tokens `[B, T, L]`, or an `ItemHistory`.
-
-    `table [N + 1, L]` holds the tokens of each item, and padding in its last row, see `gr.trie.item_token_table`.
-    """
-    tokens = table[rows]
-    return ItemHistory(rows, tokens) if reads_items(model) else tokens
-
-
 class TreeBackbone(Backbone, Protocol):
     """A backbone that can also continue prefixes of different depths at once, as a tree search does.
 

@@ -127,7 +127,7 @@ def _of_users(
     key: jax.Array | KeyOfPart,
 ) -> tuple[Rollouts, dict[str, jax.Array]]:
     """The rollouts, and what `roll_out` gives the means of for each user `[B]`."""
-    history = histories_for(model.backbone, catalogue.tokens, batch["history"])
+    history = histories_for(model.backbone, catalogue.tokens, batch["history"], catalogue.pieces)
     target = catalogue.tokens[batch["target"]]
     found = search(
         config.search,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.data import TitledPieces
 from gr.fields import Count, NotNegative, OneOf, Positive, ShareAboveZero, check_fields
 from gr.losses import (
     cross_entropy,
@@ -109,6 +110,7 @@ class SupervisedLoss:
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
     own: Any = None  # The user's own loss, see `load_loss`; None for one of the library's.
+    pieces: TitledPieces | None = None  # Of a template that writes titles.
 
     def __call__(
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
@@ -167,25 +169,28 @@ class SupervisedLoss:
         """1 at targets, `[B]` or `[B, T - 1]`."""
         return batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
 
+    def _histories(self, model: Any, rows: jax.Array) -> Any:
+        return histories_for(model, self.table, rows, self.pieces)
+
     def _outputs(
         self, model: Any, batch: Any, key: jax.Array, kind: str
     ) -> tuple[jax.Array, jax.Array]:
         """The model's "logits" or "states" `[..., L, V or D]` of the targets, and the targets' tokens `[..., L]`."""
         of_targets, of_items = getattr(model, f"target_{kind}"), getattr(model, f"sequence_{kind}")
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             targets = self.table[batch["target"]]
             return of_targets(history, targets, key=key), targets
-        items = histories_for(model, self.table, batch["items"])
+        items = self._histories(model, batch["items"])
         return of_items(items, key=key), self.table[batch["items"]][:, 1:]
 
     def _of_items(self, model: Any, batch: Any, key: jax.Array) -> jax.Array:
         """Log-probabilities `[..., 1]` of the target items, of a model that scores whole items."""
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             rows, states = batch["target"], model.last_state(history, key=key)
         else:
-            items = histories_for(model, self.table, batch["items"])
+            items = self._histories(model, batch["items"])
             rows, states = batch["items"][:, 1:], model.item_states(items, key=key)[:, :-1]
         return token_log_probs(model.item_logits(states), jnp.maximum(rows, 0))[..., None]
 
@@ -200,13 +205,13 @@ class SupervisedLoss:
         )
         negatives = self.table[drawn]
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             targets, places = self.table[batch["target"]], (rows,)
             states, later = model.target_and_group_states(
                 history, targets, rows, negatives[..., :-1], key=dropout_key
             )
         else:
-            items, places = histories_for(model, self.table, batch["items"]), (rows, columns)
+            items, places = self._histories(model, batch["items"]), (rows, columns)
             targets = self.table[batch["items"]][:, 1:]
             states, later = model.sequence_and_group_states(
                 items, rows, columns + 1, negatives[..., :-1], key=dropout_key
@@ -269,6 +274,7 @@ def supervised_loss(
     targets_per_batch: float,
     loss: LossConfig | None = None,
     index: TrieIndex | None = None,
+    pieces: TitledPieces | None = None,
 ) -> SupervisedLoss:
     """The supervised loss of batches of item rows, for `make_train_step`.
 
@@ -280,6 +286,7 @@ def supervised_loss(
             so that every target counts the same.
         loss: the loss; None for cross-entropy.
         index: the trie of the items, needed by MSL, the pairwise losses, your own loss, and models that score children.
+        pieces: of a template that writes titles, see `gr.data.titled_pieces`.
 
     Raises:
         TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses for semantic IDs of
@@ -304,6 +311,7 @@ def supervised_loss(
         own=load_loss(loss.name, LOSSES, index, leading=1 + (level == "user"))
         if loss.is_own
         else None,
+        pieces=jax.tree.map(jnp.asarray, pieces),
     )
 
 

@@ -26,7 +26,7 @@ from gr.runs import table_experiment
 
 
 def get_config() -> ConfigDict:
-    """A click log without text, a small item-level model with a memory."""
+    """A click log without text, a small item-level model with an item tower and a memory."""
     c = config_dict_of(table_experiment())
     c.name = "My clicks"
 

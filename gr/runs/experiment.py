@@ -479,7 +479,7 @@ class Experiment(_Config):
 def table_experiment(
     path: str = "", *, user: str = "", item: str = "", time: str | None = None, **options: Any
 ) -> Experiment:
-    """An experiment on a table of interactions without text: a small item-level model for a laptop, with a memory.
+    """An experiment on a table of interactions without text: a small item-level model with an item tower and a memory.
 
     Made for 100 to 20,000 items and up to a few million interactions; with more items set
     `semantic_ids.codebook_size=256`.
@@ -503,7 +503,7 @@ def table_experiment(
         ),
         # With few items, a level's codes may be used unevenly.
         semantic_ids=SemanticIdsConfig(vectors="interactions", num_levels=2, min_perplexity=0.0),
-        item_decoder=ItemDecoderSizes(d_model=96, num_heads=2, dropout=0.2),
+        item_decoder=ItemDecoderSizes(d_model=96, num_heads=2, dropout=0.2, item_share=0.5),
         training=TrainingConfig(
             items_per_batch=1024,
             num_epochs=16,

@@ -11,7 +11,7 @@ import numpy as np
 from gr.decoding.softmax import Softmax, centred
 from gr.decoding.top_k import best_of_blocks, first_of_sorted, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
-from gr.trie.bit_rows import PLANES, expand, octets_of, rank
+from gr.trie.bit_rows import PLANES, expand, octets_by_product, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
 from gr.trie.packed import take
 from gr.trie.transitions import (
@@ -176,70 +176,85 @@ def _best_by_octets(
 def _best_by_sorting(
     width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same for a TPU, by costs (negative scores) of all tokens, which are sorted together with their places."""
+    """The same for a TPU, by costs (negative scores), which are sorted together with their places."""
     beams, span = logits.shape[1:]
-    costs = -(centred(logits, softmax.largest[..., None], softmax.inverse) + offset[..., None])
-    # A beam that is no more may still hold NaN, which must not meet the others.
-    there = expand(rows) & (offset > -jnp.inf)[..., None]
-    costs = jnp.where(there, costs, jnp.inf)
     if beams * span <= _FEW_TOKENS:
+        costs = _costs(expand(rows), offset, logits, softmax.largest, softmax.inverse)
         costs = jax.lax.collapse(costs, 1)
         at = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 1)
         costs, at = first_of_sorted(costs, width, at)
     else:
-        costs, at = _first_of_many(costs, width)
+        costs, at = _first_of_many(width, rows, offset, logits, softmax)
     return -costs, *split(at, span)
 
 
-def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` smallest of `costs [B, M, S]`, ascending, and their places in the flattened `[M * S]`.
+def _costs(
+    there: jax.Array,
+    offset: jax.Array,
+    logits: jax.Array,
+    largest: jax.Array,
+    inverse: jax.Array | None,
+) -> jax.Array:
+    """Negative scores of `logits [..., K]`, infinite except where they are `there [..., K]`."""
+    costs = -(centred(logits, largest[..., None], inverse) + offset[..., None])
+    # A beam that is no more may still hold NaN, which must not meet the others.
+    return jnp.where(there & (offset > -jnp.inf)[..., None], costs, jnp.inf)
 
-    The smallest of `_OCTETS` beams and eight pieces of the tokens are sorted first, then those of each beam, at last
-    tokens: along beams and pieces whole rows of numbers are compared.
+
+def _first_of_many(
+    count: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest costs, ascending, and their places in the flattened `[M * S]`.
+
+    Of the eight tokens of an octet, and of a group of beams, only the smallest cost is sorted first, then those of each
+    beam, at last those of each token. All arrays have beams first, `[M, B, ...]`, as a TPU lays them out.
     """
-    batch, beams, span = costs.shape
-    size = span // PLANES
-    least = functools.reduce(
-        jnp.minimum, [costs[..., i : i + size] for i in range(0, span, size)]
-    )  # [B, M, size].
+    rows, offset, logits, largest = (
+        part.swapaxes(0, 1) for part in (rows, offset, logits, softmax.largest)
+    )
+    beams, _, span = logits.shape
+    octets = octets_by_product(rows)
+    size = octets.shape[-1]
+    planes = [
+        _costs(
+            (octets & (1 << plane)) != 0,
+            offset,
+            logits[..., plane * size : (plane + 1) * size],
+            largest,
+            softmax.inverse,
+        )
+        for plane in range(PLANES)
+    ]
+    least = functools.reduce(jnp.minimum, planes)  # [M, B, O].
     groups = -(-beams // _OCTETS)
     each = -(-beams // groups)
     missing = groups * each - beams
-    if missing:
-        least = jnp.pad(least, ((0, 0), (0, missing), (0, 0)), constant_values=jnp.inf)
-    minima = jax.lax.collapse(least.reshape(batch, groups, each, size).min(axis=2), 1)
-    place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
-    _, place = first_of_sorted(minima, count, place)
-    group, token = split(place, size)
-    _, place = _first_behind(least, group * each, token, (1, 0), each, False, count)
-    beam, token = split(place, size)
-    return _first_behind(costs, beam, token, (0, size), PLANES, missing > 0, count)
+    padded = jnp.pad(least, ((0, missing), (0, 0), (0, 0)), constant_values=jnp.inf)
+    minima = functools.reduce(
+        jnp.minimum, [padded[i : i + groups] for i in range(0, groups * each, groups)]
+    )  # [groups, B, O]: every `groups`-th beam.
+    minima = jax.lax.collapse(minima.swapaxes(0, 1), 1)
+    first = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
+    _, first = first_of_sorted(minima, count, first)
 
+    def costs_at(costs: jax.Array, beam: jax.Array, octet: jax.Array) -> jax.Array:
+        user = jax.lax.broadcasted_iota(jnp.int32, beam.shape, 0)
+        # Beams behind the last one, which fill the last group, have no tokens.
+        mode = "fill" if missing else "promise_in_bounds"
+        return costs.at[beam, user, octet].get(mode=mode, fill_value=jnp.inf)
 
-def _first_behind(
-    costs: jax.Array,
-    beam: jax.Array,
-    token: jax.Array,
-    steps: tuple[int, int],
-    places: int,
-    exceeds: bool,
-    count: int,
-) -> tuple[jax.Array, jax.Array]:
-    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` (1 or 0 beams) apart.
+    def at_all(part: jax.Array) -> jax.Array:
+        return jax.lax.collapse(part, 1)
 
-    `exceeds` tells that some of the beams may not be there.
-    """
-    shape = (len(beam), places, beam.shape[1])
-    place = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    # As sums of what differs: a multiple of `place` alone would be computed in an operation of its own.
-    beams = beam[:, None] + place if steps[0] else jnp.broadcast_to(beam[:, None], shape)
-    tokens = steps[1] * (beam[:, None] + place) + (token - steps[1] * beam)[:, None]
-    user = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    # Beams behind the last one, which fill the last group, have no tokens.
-    mode = "fill" if exceeds else "promise_in_bounds"
-    found = costs.at[user, beams, tokens].get(mode=mode, fill_value=jnp.inf)
-    at = beams * costs.shape[2] + tokens
-    return first_of_sorted(jax.lax.collapse(found, 1), count, jax.lax.collapse(at, 1))
+    shape = (len(first), each, first.shape[1])
+    place = first[:, None] + groups * size * jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    found = costs_at(least, *split(place, size))
+    _, place = first_of_sorted(at_all(found), count, at_all(place))
+    beam, octet = split(place, size)
+    found = jnp.stack([costs_at(costs, beam, octet) for costs in planes], axis=1)
+    token = size * jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
+    at = (beam * span + octet)[:, None] + token
+    return first_of_sorted(at_all(found), count, at_all(at))
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:

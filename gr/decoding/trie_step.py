@@ -206,36 +206,30 @@ def _first_of_many(
 ) -> tuple[jax.Array, jax.Array]:
     """The `count` smallest costs, ascending, and their places in the flattened `[M * S]`.
 
-    Of the eight tokens of an octet, and of a group of beams, only the smallest cost is sorted first, then those of each
-    beam, at last those of each token. All arrays have beams first, `[M, B, ...]`, as a TPU lays them out.
+    The smallest of each group of beams and of the eight tokens of an octet are sorted first, then those of each beam,
+    at last tokens. Arrays have the beams first, as they lie in a TPU's memory.
     """
     rows, offset, logits, largest = (
-        part.swapaxes(0, 1) for part in (rows, offset, logits, softmax.largest)
+        array.swapaxes(0, 1) for array in (rows, offset, logits, softmax.largest)
     )
     beams, _, span = logits.shape
+    size = span // PLANES
     octets = octets_by_product(rows)
-    size = octets.shape[-1]
-    planes = [
-        _costs(
-            (octets & (1 << plane)) != 0,
-            offset,
-            logits[..., plane * size : (plane + 1) * size],
-            largest,
-            softmax.inverse,
-        )
-        for plane in range(PLANES)
-    ]
+
+    def costs_of(plane: int) -> jax.Array:
+        there = (octets & (1 << plane)) != 0
+        under = logits[..., plane * size : (plane + 1) * size]
+        return _costs(there, offset, under, largest, softmax.inverse)
+
+    planes = list(map(costs_of, range(PLANES)))
     least = functools.reduce(jnp.minimum, planes)  # [M, B, O].
     groups = -(-beams // _OCTETS)
     each = -(-beams // groups)
     missing = groups * each - beams
+    # Every `groups`-th beam forms a group.
     padded = jnp.pad(least, ((0, missing), (0, 0), (0, 0)), constant_values=jnp.inf)
-    minima = functools.reduce(
-        jnp.minimum, [padded[i : i + groups] for i in range(0, groups * each, groups)]
-    )  # [groups, B, O]: every `groups`-th beam.
-    minima = jax.lax.collapse(minima.swapaxes(0, 1), 1)
-    first = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
-    _, first = first_of_sorted(minima, count, first)
+    parts = [padded[first : first + groups] for first in range(0, len(padded), groups)]
+    minima = jax.lax.collapse(functools.reduce(jnp.minimum, parts).swapaxes(0, 1), 1)
 
     def costs_at(costs: jax.Array, beam: jax.Array, octet: jax.Array) -> jax.Array:
         user = jax.lax.broadcasted_iota(jnp.int32, beam.shape, 0)
@@ -243,18 +237,17 @@ def _first_of_many(
         mode = "fill" if missing else "promise_in_bounds"
         return costs.at[beam, user, octet].get(mode=mode, fill_value=jnp.inf)
 
-    def at_all(part: jax.Array) -> jax.Array:
-        return jax.lax.collapse(part, 1)
+    def first_of(costs: jax.Array, places: jax.Array) -> list[jax.Array]:
+        return first_of_sorted(jax.lax.collapse(costs, 1), count, jax.lax.collapse(places, 1))
 
-    shape = (len(first), each, first.shape[1])
-    place = first[:, None] + groups * size * jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    found = costs_at(least, *split(place, size))
-    _, place = first_of_sorted(at_all(found), count, at_all(place))
+    _, place = first_of(minima, jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1))
+    shape = (len(place), each, place.shape[1])
+    places = place[:, None] + groups * size * jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    _, place = first_of(costs_at(least, *split(places, size)), places)
     beam, octet = split(place, size)
     found = jnp.stack([costs_at(costs, beam, octet) for costs in planes], axis=1)
-    token = size * jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
-    at = (beam * span + octet)[:, None] + token
-    return first_of_sorted(at_all(found), count, at_all(at))
+    plane = jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
+    return first_of(found, (beam * span + octet)[:, None] + size * plane)
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
@@ -374,19 +367,28 @@ def _slots_by_sorting(
     softmax: Softmax,
 ) -> Step:
     """The same for a TPU: places `[W, B, M]` are whole rows of numbers, and what is known of each is sorted with it."""
-    count, (batch, beams) = index.layout.levels[depth].max_slots, offset.shape
+    (batch, beams), layout = offset.shape, index.layout
+    count, below = layout.levels[depth].max_slots, layout.levels[depth + 1 :]
+    most = below[0].max_slots if below else layout.max_items_per_sid  # Of a child.
     begin = nodes.begin + np.arange(count, dtype=np.int32)[:, None, None]
     inside = begin < nodes.end
-    slots = jnp.minimum(begin, index.layout.max_items - 1)
+    slots = jnp.minimum(begin, layout.max_items - 1)
     tokens = slot_tokens(index, depth, slots)
-    same = tokens[:, None] == tokens
-    # A child is met at its first slot.
-    earlier = np.tri(count, k=-1, dtype=bool)[..., None, None]
-    exist = inside & ~(same & earlier).any(1)
+
+    def ahead(values: jax.Array, steps: int) -> jax.Array:
+        """The values so many places further on; 0 where there is no place."""
+        kept = values[max(steps, 0) : count + min(steps, 0)]
+        return jnp.pad(kept, ((max(-steps, 0), max(steps, 0)), (0, 0), (0, 0)))
+
+    # Slots are sorted: those of a child follow each other, and it is met at the first of them.
+    mine = jnp.where(inside, tokens + 1, 0)
+    exist = inside & (mine != ahead(mine, -1))
+    same = [mine == ahead(mine, steps) for steps in range(1, min(most, count))]
+    end = begin + sum((more.astype(jnp.int32) for more in same), 1)
     if only is not None:
         allowed = inside & jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
-        exist &= (same & allowed).any(1)
-    end = begin + (same & inside).sum(1, dtype=jnp.int32)
+        later = [more & ahead(allowed, steps) for steps, more in enumerate(same, 1)]
+        exist &= functools.reduce(jnp.logical_or, later, allowed)
     user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
     scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
     costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)

@@ -106,9 +106,7 @@ def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
         )
 
     def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return jax.lax.platform_dependent(
-            whole, part, tree.size, tpu=by_rows, default=by_slices
-        )
+        return jax.lax.platform_dependent(whole, part, tree.size, tpu=by_rows, default=by_slices)
 
     prefixes = jax.tree.map(put, tree.prefixes, block)
     return Tree(prefixes, tree.size + exist.sum(axis=1, dtype=jnp.int32))

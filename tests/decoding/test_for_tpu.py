@@ -17,6 +17,7 @@ from gr.testing import random_table_model, random_tokens
 from gr.trie import ExcludeItems, TrieIndex
 from gr.trie.bit_rows import expand, make_rows, octets_by_product, octets_of, rank
 from gr.trie.packed import pack
+from tests.decoding import test_ved
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -73,6 +74,17 @@ def test_beam_search(few_tokens, kinds, tokens, seed):
                 gone = set(np.asarray(excluded[user]).tolist())
                 demands = [lambda item, gone=gone: item not in gone]
                 assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands)
+
+
+@pytest.mark.parametrize("name", ["ved", "best_first"])
+@settings(max_examples=2, deadline=None)
+@given(tokens=tries.token_sets(), seed=seeds)
+def test_tree_search(name, tokens, seed):
+    """Of levels of several kinds, so that a step may list fewer children than the tree has places for."""
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[1]))
+    options = {"initial_beams": 2, "width": 3, "budget": 17, "num_candidates": 10}
+    options |= {"name": name, "prior_weight": 0.5}
+    test_ved.check(tokens, index, *test_ved.random_case(seed), seed, **options)
 
 
 @pytest.mark.parametrize("beams", [20, 35])

@@ -44,7 +44,8 @@ def listed(
         rows, exist = source.child_rows(depth, states)
         most = source.most_children(depth)
         if most < tokens.shape[-1]:  # Scores cost more than to bring children together.
-            _, first = jax.lax.top_k((exist | allowed).astype(jnp.int32), most)
+            # As floats, whose top-k is not a full sort on a CPU.
+            _, first = jax.lax.top_k((exist | allowed).astype(jnp.float32), most)
             tokens, allowed, rows, exist = (
                 jnp.take_along_axis(x, first, axis=-1) for x in (tokens, allowed, rows, exist)
             )

@@ -152,7 +152,8 @@ class SortedPrior:
         first |= (place >= count[:, None])[:, None]
         behind = jnp.where(first, place[:, None], items.shape[1])[..., 1:]
         behind = jnp.pad(behind, ((0, 0), (0, 0), (0, 1)), constant_values=items.shape[1])
-        ends = jax.lax.cummin(behind, axis=2, reverse=True)
+        # On a CPU in half the time of `cummin`.
+        ends = jax.lax.associative_scan(jnp.minimum, behind, reverse=True, axis=2)
 
         sums, rests = jax.lax.associative_scan(_added, (mine, jnp.zeros_like(mine)), axis=1)
         sums, rests = (jnp.pad(part, ((0, 0), (1, 0))) for part in (sums, rests))
@@ -182,10 +183,13 @@ class SortedPrior:
 
     def log_mixture(self, log_probs: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
         """`log P [B, ...]` of prefixes by `log P_model` and their intervals; -inf stays, and a = 0 changes nothing."""
-        share = self.share.reshape(-1, *[1] * (begin.ndim - 1))
+        shape = log_probs.shape
+        # In rows, which a CPU goes through several times as fast as through a short last axis.
+        log_probs, begin, end = (jax.lax.collapse(x, 1) for x in (log_probs, begin, end))
+        share = self.share[:, None]
         of_model = log_probs + jnp.maximum(jnp.log1p(-share), LOWEST)
         both = jnp.logaddexp(of_model, jnp.log(share * self.mass(begin, end)))
-        return jnp.where(log_probs == -jnp.inf, -jnp.inf, both)
+        return jnp.where(log_probs == -jnp.inf, -jnp.inf, both).reshape(shape)
 
     def below(
         self, depth: Depth, begin: jax.Array, end: jax.Array, tokens: jax.Array
@@ -201,23 +205,20 @@ class SortedPrior:
         size = self.tokens.shape[2]
         row = jnp.asarray(depth, jnp.int32) * size
         begin, end, row, _ = jnp.broadcast_arrays(begin, end, row, tokens)
+        shape = tokens.shape
+        begin, end, row, tokens = (jax.lax.collapse(x, 1) for x in (begin, end, row, tokens))
         levels = jax.lax.collapse(self.tokens, 1)
-
-        def halved(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = bounds
-            middle = (low + high) >> 1
-            token = take_along(levels, row + jnp.minimum(middle, size - 1))
-            smaller = (low < high) & (token < tokens)
-            return jnp.where(smaller, middle + 1, low), jnp.where(smaller, high, middle)
-
-        # Deep down the intervals are short, and so is the search.
-        low, _ = jax.lax.while_loop(
-            lambda bounds: (bounds[0] < bounds[1]).any(), halved, (begin, end)
-        )
+        # Places before `low` are smaller. As many rounds as the longest interval needs, unrolled: a loop that stops
+        # early would make a GPU wait for the host in each of them.
+        low = begin
+        for step in reversed(range(size.bit_length())):
+            ahead = low + (1 << step)
+            token = take_along(levels, row + jnp.minimum(ahead - 1, size - 1))
+            low = jnp.where((ahead <= end) & (token < tokens), ahead, low)
         at = row + jnp.minimum(low, size - 1)
         there = (low < end) & (take_along(levels, at) == tokens)
         until = take_along(jax.lax.collapse(self.ends, 1), at)
-        return jnp.where(there, low, 0), jnp.where(there, until, 0)
+        return jnp.where(there, low, 0).reshape(shape), jnp.where(there, until, 0).reshape(shape)
 
 
 def _order(found: Located, used: jax.Array, place: jax.Array) -> jax.Array:

@@ -128,7 +128,7 @@ def few_children(index: TrieIndex, depth: int, nodes: Nodes) -> tuple[Nodes, jax
     most = index.layout.levels[depth].max_children
     if kind_of(index, depth) != SCAN or most >= tokens.shape[-1]:
         return below, tokens
-    _, first = jax.lax.top_k(below.exist.astype(jnp.int32), most)  # Of equals, those to the left.
+    _, first = jax.lax.top_k(below.exist.astype(jnp.float32), most)  # Of equals, those to the left.
     return jax.tree.map(lambda x: jnp.take_along_axis(x, first, axis=-1), (below, tokens))
 
 

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             "folder": "configs/checkpoints/qwen2_tiny",  # Relative to where the command runs.
             "weights": "random",
             "tokenizer": "configs/checkpoints/qwen2_tiny",  # "": that of the folder.
-            "template": "gr.data.prompts:next_item",
+            "template": "gr.data.prompts:next_item",  # Or next_titled_item, with the items' titles.
             "lora_rank": 8,
             "dtype": "float32",  # Of activations.
             "param_dtype": "float32",  # Of what is frozen.

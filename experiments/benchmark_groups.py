@@ -41,9 +41,9 @@ def main(argv: list[str]) -> None:
     rows = rng.integers(items, size=(FLAGS.users, config.data.max_history))
     results, compilations = {}, {}
     for backbone, chosen, model in benchmarking.models(config, semantic_ids):
-        catalogue = build.make_catalogue(chosen, semantic_ids)
+        catalogue = build.make_catalogue(chosen, semantic_ids, sequences=splits.sequences)
         tokens, index = catalogue.tokens, catalogue.index
-        history = histories_for(model, tokens, rows)
+        history = histories_for(model, tokens, rows, catalogue.pieces)
         calls: dict[str, Callable[[], Any]] = {}
         for size in map(int, FLAGS.groups):
             candidates = tokens[rng.integers(items, size=(FLAGS.users, size))]

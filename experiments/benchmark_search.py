@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     rows = rng.integers(splits.sequences.num_items, size=shape)
     results, compilations = {}, {}
     for backbone, chosen, model in benchmarking.models(config, semantic_ids):
-        catalogue = build.make_catalogue(chosen, semantic_ids)
+        catalogue = build.make_catalogue(chosen, semantic_ids, sequences=splits.sequences)
         measured, compilations[backbone] = measure(chosen, model, catalogue, rows)
         results |= {f"{backbone}/{name}": result for name, result in measured.items()}
     quantities = benchmarking.by_quantity(results)
@@ -130,7 +130,7 @@ def measure(
 ) -> tuple[dict[str, dict[str, float]], int]:
     """Times all searches of histories `rows [B, T]` in turns: results by row, compilations while timing."""
     length = catalogue.index.length
-    history = histories_for(model, catalogue.tokens, rows)
+    history = histories_for(model, catalogue.tokens, rows, catalogue.pieces)
     value = ValueFields()
     head = ValueHead(
         ValueHeadConfig(

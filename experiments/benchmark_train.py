@@ -162,7 +162,7 @@ def measure(
     epochs = {name: Epoch.draw(config, splits, n) for name, n in setting.buckets.items()}
     strata = {shape: s for epoch in epochs.values() for shape, s in epoch.strata.items()}
     batches = build.make_train_batches(config, splits)
-    catalogue = build.make_catalogue(config, semantic_ids)
+    catalogue = build.make_catalogue(config, semantic_ids, sequences=splits.sequences)
     calls = {}
     for loss in losses:
         with_loss = config.override(LOSSES[loss])

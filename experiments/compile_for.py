@@ -10,6 +10,8 @@ is run. Programs, each beside what it cannot be faster than:
   trie and the log-sum-exps of the logits. Further sizes of a flag are further programs, such as `trie/batch=16`.
 * `decode`, `search`, `train`, `rl`: those of the config, see `gr.runs.programs`; `rl` takes a config of either kind.
 
+`--target=tpu:v5e-8` is a machine of eight chips: there the config's programs are compiled as a run uses all of them.
+
 What the figures are, and what they are not, is in docs/accelerators.md.
 """
 
@@ -25,7 +27,7 @@ from experiments.benchmarks.trie_programs import TRIE, trie_programs
 from experiments.config_files import supervised_or_reinforced
 from experiments.errors import one_line_errors, run_main
 from gr.runs.compile_for import TARGETS, compile_programs, compiler, described_devices
-from gr.runs.experiment import ConfigError
+from gr.runs.experiment import ConfigError, MeshConfig
 from gr.runs.programs import PROGRAMS, Program, experiment_programs
 
 FLAGS = flags.FLAGS
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     # Indexes and weights are made on the host, where each time of compilation is that of a first compilation.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    names = read_programs(FLAGS.programs)
+    names = read_programs(FLAGS.programs, FLAGS.target)
     described_devices(FLAGS.target)  # What is missing is told before data are read.
     on = benchmarking.machine()
     programs: dict[str, Program] = {}
@@ -46,14 +48,26 @@ def main(argv: Sequence[str]) -> None:
         cases = read_cases({axis: getattr(FLAGS, axis) for axis in AXES})
         programs |= trie_programs(cases, FLAGS.tokens_per_beam, FLAGS.seed)
     of_config = [name for name in names if name != TRIE]
+    mesh = MeshConfig()
     if of_config:
         if FLAGS.config is None:
             raise ConfigError(f"programs={','.join(of_config)}: they need --config=FILE")
         experiment = supervised_or_reinforced(FLAGS.config)
         splits, semantic_ids = benchmarking.load(experiment)
-        programs |= experiment_programs(experiment, splits, semantic_ids, of_config)
+        programs |= experiment_programs(
+            experiment,
+            splits,
+            semantic_ids,
+            of_config,
+            per_chip=TARGETS[FLAGS.target].is_slice,
+        )
+        mesh = experiment.mesh
     results = compile_programs(
-        FLAGS.target, programs, split=FLAGS.split, progress=lambda line: print(line, flush=True)
+        FLAGS.target,
+        programs,
+        split=FLAGS.split,
+        mesh=mesh,
+        progress=lambda line: print(line, flush=True),
     )
     print(
         f"\n{FLAGS.target} ({compiler(FLAGS.target)}), compiled on {benchmarking.machine_line(on)}"
@@ -64,16 +78,21 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def read_programs(names: Sequence[str]) -> list[str]:
+def read_programs(names: Sequence[str], target: str) -> list[str]:
     """The programs of `--programs`.
 
     Raises:
-        ConfigError: for an unknown name, or none.
+        ConfigError: for an unknown name, none, or one that the target does not have.
     """
     known = (TRIE, *PROGRAMS)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(f"programs={','.join(names)}: use some of {','.join(known)}")
+    if TRIE in names and target in TARGETS and TARGETS[target].is_slice:
+        raise ConfigError(
+            f"programs={','.join(names)}: {TRIE} runs on one chip, and {target} are several; "
+            f"use some of {','.join(PROGRAMS)}"
+        )
     return [name for name in known if name in names]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gr.data import load_tokenizer, prompt_pieces
+from gr.data import load_tokenizer, prompt_pieces, titled_pieces
 from gr.models import load_hf, save_hf
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +35,13 @@ def test_from_a_checkpoint_to_a_recommendation_in_fifteen_lines(tmp_path, monkey
     assert (np.diff(scores) <= 0).all() and 0.5 < np.exp(scores).sum() < 1
 
 
-def test_the_pages_template_is_one():
+def test_the_pages_templates_are_templates():
     module = {}
     exec(compile(SNIPPETS[1], "docs/llm.md", "exec"), module)
     pieces = prompt_pieces(module["my_template"], load_tokenizer(TINY))
     assert pieces.before and pieces.between and pieces.after
+    titled = titled_pieces(module["my_titled_template"], load_tokenizer(TINY), ["a pen", "ink"])
+    assert titled.of_second and len(titled.between) == 3
 
 
 def test_the_page_has_no_other_snippets():

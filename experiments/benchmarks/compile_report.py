@@ -21,9 +21,7 @@ def text(results: Mapping[str, Mapping[str, Any]], lines: int) -> str:
         lines: most expensive lines of code to show for each program.
     """
     blocks = [format_table(_programs(results)), NOTES]
-    split = _split(results)
-    if split:
-        blocks.append(format_table(split))
+    blocks += [format_table(rows) for rows in (_split(results), _on_slice(results)) if rows]
     for name, result in results.items():
         blocks.append(format_table(_kinds(name, result)))
         if lines:
@@ -97,6 +95,24 @@ def _split(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         "of 4",
     ]
     return [[*header, "collectives", "MB"], *rows] if rows else []
+
+
+def _on_slice(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What a chip of a slice holds; empty if nothing was compiled for one."""
+    rows = [
+        [
+            name,
+            ", ".join(f"{axis}={size}" for axis, size in of["mesh"].items()),
+            *(f"{of[held] / 1e9:.2f}" for held in ("argument_bytes", "temp_bytes", "peak_bytes")),
+            f"{of['share_of_memory']:.1%}",
+            f"{of['collectives']['count']:,}",
+            f"{of['collectives']['bytes'] / 1e6:,.3f}",
+        ]
+        for name, of in results.items()
+        if "mesh" in of
+    ]
+    header = ["a chip of the slice", "mesh", "arguments GB", "temporary GB", "peak GB"]
+    return [[*header, "of the chip's memory", "collectives", "MB"], *rows] if rows else []
 
 
 def _kinds(name: str, result: Mapping[str, Any]) -> list[list[str]]:

@@ -8,8 +8,8 @@
 * Batch: `train_batches_by_target`, `train_batches_by_user` and `evaluation_batches`, with histories padded to
   `bucket_lengths`. `Histories` are whole and not padded.
 * Items alone, such as new ones: `read_items`.
-* Write as text, for language models: `prompt_pieces` of a template such as `next_item`, `encode_prompts`, tokenizers by
-  `load_tokenizer` and `grow_tokenizer`, names by `id_names` and `item_texts`.
+* Write as text, for language models: `prompt_pieces` of a template such as `next_item`, `titled_pieces` of one with
+  titles, `encode_prompts`, tokenizers by `load_tokenizer` and `grow_tokenizer`, names by `id_names` and `item_texts`.
 * Look up: `find_items` finds items by id or title; `fingerprint` identifies data.
 
 Bad input raises `DataError`, which names file, line and remedy.
@@ -36,13 +36,16 @@ from gr.data.pipeline import (
 )
 from gr.data.prompts import (
     PromptPieces,
+    TitledPieces,
     encode_prompts,
     grow_tokenizer,
     id_names,
     item_texts,
     load_tokenizer,
     next_item,
+    next_titled_item,
     prompt_pieces,
+    titled_pieces,
 )
 from gr.data.recbole import read_recbole
 from gr.data.sequences import NO_ITEM, DataError, Sequences, Splits, Targets
@@ -65,6 +68,7 @@ __all__ = [
     "Sequences",
     "Splits",
     "Targets",
+    "TitledPieces",
     "TrainBatches",
     "bucket_lengths",
     "by_time",
@@ -83,6 +87,7 @@ __all__ = [
     "load_sequences",
     "load_tokenizer",
     "next_item",
+    "next_titled_item",
     "prompt_pieces",
     "read_amazon_ratings",
     "read_amazon_reviews",
@@ -96,6 +101,7 @@ __all__ = [
     "read_table",
     "synthetic_sequences",
     "time_quantiles",
+    "titled_pieces",
     "train_batches_by_target",
     "train_batches_by_user",
     "training_interactions",

@@ -56,16 +56,25 @@ class Sequences:
     def titles(self) -> np.ndarray:
         """A human-readable name for each item on one line, [N] str: its title, else its id.
 
+        Titles are those of `own_titles`.
+        """
+        titles = self.own_titles()
+        if titles is None:
+            return self.item_ids
+        pairs = zip(titles, self.item_ids, strict=True)
+        return np.array([title or item for title, item in pairs], dtype=object)
+
+    def own_titles(self) -> list[str] | None:
+        """Each item's title on one line, "" where it has none; None if the data have no titles.
+
         Titles are the field `title`, else the only one whose name ends so (`Title`, `movie_title`).
         """
         fields = [name for name in self.item_fields if name.lower().endswith("title")]
         if "title" in fields:
             fields = ["title"]
         if len(fields) != 1:
-            return self.item_ids
-        titles = [" ".join(str(title).split()) for title in self.item_fields[fields[0]]]
-        pairs = zip(titles, self.item_ids, strict=True)
-        return np.array([title or item for title, item in pairs], dtype=object)
+            return None
+        return [" ".join(str(title).split()) for title in self.item_fields[fields[0]]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,14 @@ from gr.decoding.candidates import Candidates
 from gr.decoding.checked import Checked, check_methods, check_nodes, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
-from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
+from gr.decoding.prior import (
+    ALLOWED,
+    PriorRequest,
+    TowerPrior,
+    as_request,
+    log_scores,
+    with_prior,
+)
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
@@ -47,6 +54,8 @@ def beam_search(
     A beam's score is the sum of its tokens' log-softmax values; no score is above 0. The trie only restricts which
     tokens are considered, so no path is lost to pruning inside a step: with M >= N all items are ranked exactly as by
     scoring each of them.
+
+    A model with an item tower (`gr.models.item_share`) is searched for its whole distribution, which P_model is then.
 
     With a prior, beams are ranked by `log P`, `P(s) = (1 - a) P_model(s) + a mass(s)`, and final scores are `log P`.
     P_model is the probability without a prior, and mass(s) the share of the user's prior weight on items below s. All
@@ -100,7 +109,7 @@ def beam_search(
     check_search(index, constraint)
     check_nodes(backbone, index)
     request = as_request(prior, prior_weight, prior_over)
-    options.check_prior(request)
+    options.check_prior(request, backbone)
     temperature = as_temperature(temperature)
     return _beam_search(backbone, index, history, constraint, temperature, request, options=options)
 
@@ -118,7 +127,8 @@ def _beam_search(
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size)
     first = model.prefill(history, constraint)
-    source = with_prior(source_of(index, constraint), prior, users_of(first))
+    tower, first = TowerPrior.of(backbone, history, first, inverse_of(temperature))
+    source = with_prior(source_of(index, constraint), prior, users_of(first), tower=tower)
     return search(model, source, first, temperature, options)
 
 

@@ -13,6 +13,7 @@ from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax
 from gr.decoding.sources import Listing, Source
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
+from gr.models import item_share
 from gr.trie import NO_NODE
 
 
@@ -46,12 +47,13 @@ class BeamOptions:
                 f"normalise_over={self.normalise_over!r} is unknown: use {VOCABULARY} or {CHILDREN}"
             )
 
-    def check_prior(self, prior: Any) -> None:
-        """Raises DecodingError if there is a prior and groups, whose costs are no probabilities to be mixed."""
-        if prior is not None and self.num_groups > 1:
-            raise DecodingError(
-                f"num_groups={self.num_groups} cannot be combined with a prior: use one group, or no prior"
-            )
+    def check_prior(self, prior: Any, backbone: Any) -> None:
+        """Raises DecodingError for groups, whose costs are no probabilities, where something is mixed in."""
+        mixed = [] if prior is None else ["a prior: use one group, or no prior"]
+        if item_share(backbone):
+            mixed.append("an item tower: use one group, or gr.models.codes_alone(backbone)")
+        if mixed and self.num_groups > 1:
+            raise DecodingError(f"num_groups={self.num_groups} cannot be combined with {mixed[0]}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.candidates import DecodingError
-from gr.decoding.softmax import LOWEST, Softmax, centred
+from gr.decoding.softmax import LOWEST, Softmax, centred, softmax
 from gr.decoding.sources import Located, Source, emptied
 from gr.decoding.top_k import take_along, top_k
 from gr.decoding.trie_step import Step
 from gr.memory import ItemPrior
+from gr.models import item_share
 from gr.trie.inputs import as_int32, is_known, shown
 from gr.trie.transitions import Depth
 
@@ -32,6 +33,8 @@ from gr.trie.transitions import Depth
 # items of the index. Items that are not allowed have no mass in either case.
 ALLOWED = "allowed"
 ALL = "all"
+
+TOWER_ITEMS = 512  # Of an item tower: its most probable items; to it, others have probability 0.
 
 
 @jax.tree_util.register_dataclass
@@ -106,6 +109,39 @@ def _check(array: Any, name: str, wanted: str, low: float, high: float) -> None:
         raise DecodingError(f"{name} must be {wanted}, got {values[wrong].flat[0]}")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TowerPrior:
+    """What a model's item tower says of its most probable items; see `gr.models.item_share`."""
+
+    items: jax.Array  # [B, S] int32.
+    probs: jax.Array  # [B, S] float32: of each among all items.
+    share: float = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def of(
+        backbone: Any, history: Any, first: tuple, inverse: jax.Array | None
+    ) -> tuple["TowerPrior | None", tuple]:
+        """The items of a backbone's tower, by its logits times `inverse`; None for a backbone without one.
+
+        Also returns `first`, the outputs of `prefill`: NaN for users for whom the tower's numbers are not finite, so
+        that the search tells of them.
+        """
+        share = item_share(backbone)
+        if not share:
+            return None, first
+        tower = backbone.tower
+        item_logits = tower.item_logits(tower.last_state(history)).astype(jnp.float32)[:, None]
+        among = softmax(item_logits, inverse)
+        probs = jnp.exp(among.of(item_logits)[:, 0])
+        probs, items = top_k(probs, min(TOWER_ITEMS, probs.shape[1]))
+        logits, hidden, cache = first
+        logits, hidden = jax.tree.map(
+            lambda outputs: jnp.where(among.flawed, jnp.nan, outputs), (logits, hidden)
+        )
+        return TowerPrior(items, probs, share), (logits, hidden, cache)
+
+
 def moderate(weights: jax.Array) -> jax.Array:
     """Weights `[B, S]`, multiplied so that no sum overflows, and no reciprocal of one is too small for a float32."""
     largest = weights.max(axis=1, keepdims=True)
@@ -131,14 +167,27 @@ class SortedPrior:
     count: jax.Array  # [B] int32: n.
 
     @staticmethod
-    def of(source: Source, request: PriorRequest) -> "SortedPrior":
-        """The prior's items as the source knows them."""
-        items = jnp.pad(jnp.asarray(request.items), ((0, 0), (0, 1)), constant_values=-1)  # S >= 1.
-        weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
+    def of(
+        source: Source, request: PriorRequest | None, tower: TowerPrior | None = None
+    ) -> "SortedPrior":
+        """The items of a request's prior, and of a model's item tower, as the source knows them.
+
+        With both, `P = (1 - a) ((1 - b) P_codes + b P_items) + a mass`, b the tower's share. That is a mixture of
+        P_codes with one prior of weight `a + (1 - a) b`.
+        """
+        parts = [part.items for part in (request, tower) if part is not None]
+        items = jnp.concatenate([jnp.asarray(part) for part in parts], axis=1)
+        items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)  # S >= 1.
         found = source.locate(items)
-        weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
-        weights = moderate(weights)
-        mine = jnp.where(found.allowed, weights, 0.0)
+        if tower is None:
+            weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
+            weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
+            weights = moderate(weights)
+            mine = jnp.where(found.allowed, weights, 0.0)
+            share = jnp.asarray(request.prior_weight)
+        else:
+            mine, share = _with_tower(found, request, tower)
+            weights = mine
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
         order = _order(found, mine > 0, place)
@@ -158,9 +207,11 @@ class SortedPrior:
         sums, rests = jax.lax.associative_scan(_added, (mine, jnp.zeros_like(mine)), axis=1)
         sums, rests = (jnp.pad(part, ((0, 0), (1, 0))) for part in (sums, rests))
         total = sums[:, -1]
-        if request.over == ALL:
+        if tower is not None:
+            total = jnp.ones_like(total)  # The weights are probabilities already.
+        elif request.over == ALL:
             total = weights.sum(axis=1)
-        share = jnp.where(count > 0, jnp.asarray(request.prior_weight), 0.0)
+        share = jnp.where(count > 0, share, 0.0)
         return SortedPrior(
             tokens, first, ends, sums, rests, jnp.where(count > 0, total, 1.0), share, count
         )
@@ -219,6 +270,27 @@ class SortedPrior:
         there = (low < end) & (take_along(levels, at) == tokens)
         until = take_along(jax.lax.collapse(self.ends, 1), at)
         return jnp.where(there, low, 0).reshape(shape), jnp.where(there, until, 0).reshape(shape)
+
+
+def _with_tower(
+    found: Located, request: PriorRequest | None, tower: TowerPrior
+) -> tuple[jax.Array, jax.Array]:
+    """Masses of all located items `[B, S]`, and the weight `[B]` of the prior that they make; see `SortedPrior.of`."""
+    size = tower.items.shape[1]
+    probs = jnp.pad(tower.probs, ((0, 0), (0, 1)))
+    probs = jnp.where(found.allowed[:, -size - 1 :], probs, 0.0)
+    if request is None:
+        return probs, jnp.full(len(probs), tower.share)
+    weights, known = jnp.asarray(request.weights), found.known[:, : -size - 1]
+    weights = moderate(jnp.where((weights > 0) & (weights < jnp.inf) & known, weights, 0.0))
+    mine = jnp.where(found.allowed[:, : -size - 1], weights, 0.0)
+    some = (mine > 0).any(axis=1)
+    total = (weights if request.over == ALL else mine).sum(axis=1)
+    of_request = jnp.where(some, jnp.asarray(request.prior_weight), 0.0)
+    of_tower = (1.0 - of_request) * tower.share
+    share = of_request + of_tower
+    mine = mine * (of_request / jnp.where(some, total, 1.0) / share)[:, None]
+    return jnp.concatenate([mine, probs * (of_tower / share)[:, None]], axis=1), share
 
 
 def _order(found: Located, used: jax.Array, place: jax.Array) -> jax.Array:
@@ -411,26 +483,32 @@ class WithPrior:
 
 
 def with_prior(
-    source: Any, request: PriorRequest | None, users: int, sums_to_one: bool = False
+    source: Any,
+    request: PriorRequest | None,
+    users: int,
+    *,
+    tower: TowerPrior | None = None,
+    sums_to_one: bool = False,
 ) -> Any:
-    """The source with a request's prior, if there is one.
+    """The source with what is mixed into P_codes: a request's prior, a model's item tower, both, or nothing.
 
     Args:
         source: what is searched.
         request: made by `as_request`.
         users: B, of the history.
+        tower: of the model, see `TowerPrior.of`.
         sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
 
     Raises:
         DecodingError: if the prior is for another number of users.
     """
-    if request is None:
+    if request is None and tower is None:
         return source
-    if len(request.items) != users:
+    if request is not None and len(request.items) != users:
         raise DecodingError(
             f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"
         )
-    prior = SortedPrior.of(source, request)
+    prior = SortedPrior.of(source, request, tower)
     return WithPrior(source, prior.normalised() if sums_to_one else prior)
 
 

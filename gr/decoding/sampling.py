@@ -23,6 +23,7 @@ from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
     ALLOWED,
     PriorRequest,
+    TowerPrior,
     as_request,
     log_conditionals,
     log_scores,
@@ -166,9 +167,12 @@ def _sample_without_replacement(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, hidden, cache = first = model.prefill(history, constraint)
+    first = model.prefill(history, constraint)
     batch = users_of(first)
-    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
+    tower, first = TowerPrior.of(backbone, history, first, inverse)
+    source = source_of(index, constraint)
+    source = with_prior(source, prior, batch, tower=tower, sums_to_one=True)
+    logits, hidden, cache = first
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     perturbed = gumbel(key, 0, (batch, 1))
@@ -253,9 +257,12 @@ def _sample(
     count: int,
 ) -> Candidates:
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
-    logits, hidden, cache = first = model.prefill(history, constraint)
+    first = model.prefill(history, constraint)
     batch = users_of(first)
-    source = with_prior(source_of(index, constraint), prior, batch, sums_to_one=True)
+    tower, first = TowerPrior.of(backbone, history, first, inverse)
+    source = source_of(index, constraint)
+    source = with_prior(source, prior, batch, tower=tower, sums_to_one=True)
+    logits, hidden, cache = first
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
     tokens, distributions, alive = [], [], []

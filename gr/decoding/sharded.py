@@ -13,8 +13,8 @@ from gr.decoding.beam import search
 from gr.decoding.beam_step import BeamOptions
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import Checked, check_methods
-from gr.decoding.prior import ALLOWED, PriorRequest, as_request, with_prior
-from gr.decoding.softmax import as_temperature
+from gr.decoding.prior import ALLOWED, PriorRequest, TowerPrior, as_request, with_prior
+from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import OneShard, OneTrie
 from gr.memory import ItemPrior
 from gr.models import Backbone, scores_children
@@ -83,7 +83,7 @@ def sharded_beam_search(
         )
     check_constraint(constraint, index.shards)
     request = as_request(prior, prior_weight, prior_over)
-    options.check_prior(request)
+    options.check_prior(request, backbone)
     return _sharded_beam_search(
         backbone,
         index,
@@ -128,7 +128,8 @@ def _sharded_beam_search(
         first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
         source = OneShard(OneTrie(local, all_of(filters)), axis, places)
-        source = with_prior(source, prior, len(first[0]))
+        tower, first = TowerPrior.of(backbone, history, first, inverse_of(temperature))
+        source = with_prior(source, prior, len(first[0]), tower=tower)
         return search(model, source, first, temperature, options)
 
     return jax.shard_map(

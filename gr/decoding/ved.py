@@ -40,7 +40,14 @@ from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes, users_of
 from gr.decoding.flaws import Flaws
-from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
+from gr.decoding.prior import (
+    ALLOWED,
+    PriorRequest,
+    TowerPrior,
+    as_request,
+    log_scores,
+    with_prior,
+)
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
@@ -149,8 +156,9 @@ def _ved_search(
     model = Checked(backbone, index.vocab_size, with_hidden=True)
     first = model.prefill(history, constraint)
     config.check_budget(index.length)
-    source = with_prior(source_of(index, constraint), prior, users_of(first))
     inverse = inverse_of(temperature)
+    tower, first = TowerPrior.of(backbone, history, first, inverse)
+    source = with_prior(source_of(index, constraint), prior, users_of(first), tower=tower)
     search = Search(model, value_head, source, first, key, inverse, config)
     tree, limit = _root(search), config.max_prefixes
     if config.initial_beams:

@@ -284,7 +284,7 @@ def decode_batch(
     normalise_over: str,
 ) -> tuple[Decoded, jax.Array]:
     """The candidates of a batch as a `Decoded` of device arrays, and `Candidates.bad_step`; see `decode_targets`."""
-    history = histories_for(model, catalogue.tokens, history)
+    history = histories_for(model, catalogue.tokens, history, catalogue.pieces)
     if scores_items(model):
         return _decode_items(
             model, catalogue, history, target, constraint, prior, temperature, config

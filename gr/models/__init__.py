@@ -22,7 +22,8 @@ from gr.models.backbone import (
     ModelError,
     Trainable,
     TreeBackbone,
-    histories_for,
+    codes_alone,
+    item_share,
     reads_items,
     score_children_below,
     scores_children,
@@ -38,7 +39,7 @@ from gr.models.lora import add_lora, freeze, merge_lora, trained_part, with_trai
 from gr.models.mixed import MixedBackbone
 from gr.models.over_vocabulary import OverVocabulary
 from gr.models.own import backbone_of, load_backbone
-from gr.models.prompts import Prompt
+from gr.models.prompts import Prompt, histories_for
 from gr.models.rope import Rope
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.models.value_head import ValueHead, ValueHeadConfig, path_states
@@ -67,8 +68,10 @@ __all__ = [
     "ValueHeadConfig",
     "add_lora",
     "backbone_of",
+    "codes_alone",
     "freeze",
     "histories_for",
+    "item_share",
     "load_backbone",
     "load_hf",
     "merge_lora",

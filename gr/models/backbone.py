@@ -134,6 +134,43 @@ def scores_items(model: Any) -> bool:
     return bool(getattr(model, "scores_items", False))
 
 
+def item_share(model: Any) -> float:
+    """The share of a softmax over whole items in a model's distribution; 0 for most models.
+
+    Such a model gives an item `(1 - share) P_codes + share P_items`. Its `tower` scores whole items from the same
+    histories, see `scores_items`. Searches mix the two; losses and log-probabilities of codes are those of P_codes.
+    """
+    return getattr(model, "item_share", 0.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CodesAlone:
+    """A model without its item tower: what its searches find is ranked by P_codes."""
+
+    model: Any
+    item_share = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":  # While a copy is made.
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+def check_no_tower(model: Any) -> None:
+    """Raises ModelError for a model with an item tower, where only codes are looked at."""
+    if item_share(model):
+        raise ModelError(
+            f"{type(model).__name__} has an item tower of share {item_share(model)}, which would be left out here: "
+            "give gr.models.codes_alone(model)"
+        )
+
+
+def codes_alone(model: Any) -> Any:
+    """The model without its item tower, if it has one; see `item_share`."""
+    return CodesAlone(model) if item_share(model) else model
+
+
 class ItemHistory(NamedTuple):
     """Histories for a backbone that knows items, which says so by `reads_items`: item rows beside their tokens."""
 
@@ -144,15 +181,6 @@ class ItemHistory(NamedTuple):
 def reads_items(model: Any) -> bool:
     """Whether a model's histories are `ItemHistory`, instead of tokens alone."""
     return bool(getattr(model, "reads_items", False))
-
-
-def histories_for(model: Any, table: jax.Array, rows: jax.Array) -> Any:
-    """Histories of item rows `[B, T]` as a model reads them: tokens `[B, T, L]`, or an `ItemHistory`.
-
-    `table [N + 1, L]` holds the tokens of each item, and padding in its last row, see `gr.trie.item_token_table`.
-    """
-    tokens = table[rows]
-    return ItemHistory(rows, tokens) if reads_items(model) else tokens
 
 
 class TreeBackbone(Backbone, Protocol):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from gr.models.backbone import item_share
 from gr.models.trie_head import TrieHead, remap_nodes
 from gr.trie import TrieIndex
 
@@ -24,5 +25,6 @@ def on_grown_catalogue(model: Any, before: TrieIndex, after: TrieIndex, unknown:
     if unknown.any() and hasattr(model, "items_in"):
         model = nnx.clone(model)
         rows = np.flatnonzero(unknown[: model.config.num_items])
-        model.items_in = nnx.Param(model.items_in[...].at[rows].set(0.0))
+        for part in [model, *([model.tower] if item_share(model) else [])]:
+            part.items_in = nnx.Param(part.items_in[...].at[rows].set(0.0))
     return model

@@ -20,7 +20,16 @@ import numpy as np
 from flax import nnx
 
 from gr.data.files import write_atomically
-from gr.data.prompts import PromptPieces, load_tokenizer, prompt_pieces
+from gr.data.prompts import (
+    PromptPieces,
+    Template,
+    TitledPieces,
+    load_tokenizer,
+    prompt_pieces,
+    titled_pieces,
+    writes_titles,
+)
+from gr.data.sequences import DataError, Sequences
 from gr.fields import load_own
 from gr.models.backbone import ModelError
 from gr.models.hf_families import FAMILIES, Family, family_of
@@ -66,8 +75,8 @@ def load_hf(
             their embeddings are drawn with the mean and the standard deviation of the text's. None: as in the
             checkpoint; one without semantic IDs then has its whole vocabulary as V.
         code_length: L of the semantic IDs; None: as in the checkpoint, or 1.
-        template: the text around a history's items, a function or "module:name", see `gr.data.prompts`. None: as in
-            the checkpoint, or none.
+        template: the text around a history's items, a function or "module:name", see `gr.data.prompts`. With one that
+            writes titles, histories are a `Prompt`, see `pieces_with_titles`. None: as in the checkpoint, or none.
         lora_rank: rank of trained changes, see `add_lora`; 0: all parameters are trained.
         lora_alpha: see `add_lora`.
         dropout: in [0, 1).
@@ -103,14 +112,12 @@ def load_hf(
             "that it was trained with"
         )
     if template is None:
-        pieces = PromptPieces(*(tuple(piece) for piece in known.get("pieces", ((), (), ()))))
+        parts = (tuple(piece) for piece in known.get("pieces", ((), (), ())))
+        pieces = dataclasses.replace(PromptPieces(*parts), titled=known.get("titled", False))
+    elif writes_titles(_template(template)):
+        pieces = PromptPieces(titled=True)
     else:
-        function = (
-            load_own(template, "template", (), ModelError)
-            if isinstance(template, str)
-            else template
-        )
-        pieces = prompt_pieces(function, load_tokenizer(tokenizer or folder))
+        pieces = prompt_pieces(_template(template), load_tokenizer(tokenizer or folder))
     config = family.config(
         data,
         folder,
@@ -133,6 +140,47 @@ def load_hf(
     model = add_lora(model, lora_rank, alpha=lora_alpha, rngs=rngs)
     trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained_part(model))
     return with_trained(model, trained)
+
+
+def pieces_with_titles(
+    sequences: Sequences,
+    *,
+    folder: str | os.PathLike[str],
+    template: str | Callable | None = None,
+    tokenizer: str | os.PathLike[str] = "",
+    **others: Any,
+) -> TitledPieces | None:
+    """What the template of a backbone writes around its items, for `Catalogue.pieces`.
+
+    Args:
+        sequences: the data, with their titles.
+        folder: here and below: arguments of `load_hf`.
+        template: the template.
+        tokenizer: its tokenizer.
+        **others: have no part in it.
+
+    Returns:
+        The pieces; None for a template without titles.
+
+    Raises:
+        DataError: if the data have no titles, or the template or the tokenizer cannot be used.
+    """
+    if template is None or not writes_titles(_template(template)):
+        return None
+    titles = sequences.own_titles()
+    if titles is None:
+        there = ", ".join(sequences.item_fields) or "none"
+        raise DataError(
+            f"template={template}: it writes the items' titles, and the data have no item field 'title' (there are: "
+            f"{there}); read data that have it, or take a template of semantic IDs alone, gr.data.prompts:next_item"
+        )
+    return titled_pieces(_template(template), load_tokenizer(tokenizer or folder), titles)
+
+
+def _template(template: str | Callable) -> Template:
+    if isinstance(template, str):
+        return load_own(template, "template", (), ModelError)
+    return template
 
 
 def save_hf(
@@ -173,7 +221,12 @@ def save_hf(
             part = np.concatenate([tensors[name], part]) if name in tensors else part
             tensors[name] = np.ascontiguousarray(part)
     other = {} if like is None else _read_json(Path(like) / "config.json")
-    own = {"code_length": config.code_length, "pieces": dataclasses.astuple(config.pieces)}
+    pieces = config.pieces
+    own = {
+        "code_length": config.code_length,
+        "pieces": (pieces.before, pieces.between, pieces.after),
+        "titled": pieces.titled,
+    }
     if config.num_text_tokens:
         own["num_text_tokens"] = config.num_text_tokens
     dtype = str(arrays["embedding"].dtype)
@@ -225,7 +278,7 @@ def _filled(
                 parts.append(_drawn(tensor, shape[0], rngs))
             else:
                 parts.append(tensor if len(tensor) == shape[0] else tensor[start : done[name]])
-        arrays[ours] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        arrays[ours] = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def fill(path: Any, leaf: Any) -> jax.Array:
         name = parameter_name(path)
@@ -235,10 +288,10 @@ def _filled(
     return jax.tree_util.tree_map_with_path(fill, model)
 
 
-def _drawn(tensor: np.ndarray, count: int, rngs: nnx.Rngs) -> np.ndarray:
+def _drawn(tensor: np.ndarray, count: int, rngs: nnx.Rngs) -> jax.Array:
     """Rows of new tokens, drawn with the mean and the standard deviation of the known ones' columns."""
     known = tensor.astype(np.float32)
-    normal = np.asarray(jax.random.normal(rngs.params(), (count, known.shape[1])))
+    normal = jax.random.normal(rngs.params(), (count, known.shape[1]))
     return known.mean(axis=0) + known.std(axis=0) * normal
 
 

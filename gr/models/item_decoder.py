@@ -3,6 +3,10 @@
 A causal transformer runs over the items of the history, one position each. A small second transformer, the depth
 decoder, spells out the next item from the last position's state (RQ-Transformer, arXiv 2203.01941). A decoding step
 therefore never touches the history.
+
+Beside it may stand an item tower, a transformer of its own with a softmax over whole items (SASRec, arXiv 1808.09781).
+It is trained together with the rest and shares nothing with it, so that the two err differently; what they know is
+mixed as whole items: P = (1 - share) P_codes + share P_items.
 """
 
 import dataclasses
@@ -61,6 +65,9 @@ class ItemDecoderConfig:
     num_layers: int = 2  # Over the items.
     num_depth_layers: int = 1  # Over the codes.
     head: str = "trie"  # "trie", "vocabulary", or "items": a softmax over the items, without codes.
+    item_share: float = (
+        0.0  # Of the item tower in the model's distribution, in [0, 1); 0: no tower.
+    )
     item_embeddings: bool = (
         True  # Whether items have embeddings of their own, beside those of their codes.
     )
@@ -71,6 +78,11 @@ class ItemDecoderConfig:
     def __post_init__(self):
         check_sizes(self)
         check_head(self, HEADS)
+        if not 0 <= self.item_share < 1 or (self.item_share and self.head == "items"):
+            raise ModelError(
+                f"item_share={self.item_share} with head={self.head!r}: use a number in [0, 1), and 0 for "
+                "head='items', which is an item tower itself"
+            )
         _ = self.layer  # Checks the width.
 
     @property
@@ -131,6 +143,16 @@ class ItemDecoder(Headed, nnx.Module):
             self.head = TrieHead(width, config.vocab_size, config.num_nodes, facets, rngs=rngs)
         else:
             self.head = Linear(width, config.vocab_size, rngs=rngs, dtype=jnp.float32)
+        if config.item_share:
+            tower = dataclasses.replace(
+                config, head="items", item_share=0.0, num_nodes=0, num_first=0
+            )
+            self.tower = ItemDecoder(tower, rngs=rngs)
+
+    @property
+    def item_share(self) -> float:
+        """Share of the item tower `tower` in the model's distribution; see `gr.models.item_share`."""
+        return self.config.item_share
 
     @property
     def scores_items(self) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gr.models.backbone import (
     ItemHistory,
     ModelError,
+    check_no_tower,
     reads_items,
     scores_children,
     scores_items,
@@ -49,6 +50,7 @@ class MixedBackbone:
 
     def __post_init__(self) -> None:
         for name, model in (("first", self.first), ("second", self.second)):
+            check_no_tower(model)
             if scores_children(model) or scores_items(model):
                 remedy = (
                     "mix models of semantic IDs"

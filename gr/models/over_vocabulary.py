@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gr.models.backbone import (
     ModelError,
+    check_no_tower,
     reads_items,
     score_children_below,
     scores_children,
@@ -41,6 +42,7 @@ class OverVocabulary:
     index: TrieIndex  # In which the model was trained.
 
     def __post_init__(self) -> None:
+        check_no_tower(self.model)
         if not scores_children(self.model):
             raise ModelError(
                 f"{type(self.model).__name__} has logits over the vocabulary already: use it as it is"

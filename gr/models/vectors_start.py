@@ -38,9 +38,10 @@ def start_from_vectors(
             f"vectors have shape {list(vectors.shape)}: give {list(shape)}, one of the model's width for each item"
         )
     model, vectors = nnx.clone(model), (scale * vectors).astype(np.float32)
-    for name in ("items_in", "items_out"):
-        if hasattr(model, name):
-            setattr(model, name, nnx.Param(getattr(model, name)[...] + vectors))
+    for tower in _towers(model):
+        for name in ("items_in", "items_out"):
+            if hasattr(tower, name):
+                setattr(tower, name, nnx.Param(getattr(tower, name)[...] + vectors))
     head = getattr(model, "head", None)
     if isinstance(head, TrieHead):
         rows = np.asarray(_rows(index, jnp.asarray(tokens)))
@@ -49,6 +50,11 @@ def start_from_vectors(
             facets = _of_facets(rows, vectors, *head.facets.shape[:2])
             head.facets = nnx.Param(head.facets[...] + facets)
     return model
+
+
+def _towers(model: ItemDecoder) -> list[ItemDecoder]:
+    """The model, and its item tower if it has one."""
+    return [model, *([model.tower] if model.item_share else [])]
 
 
 def unit_vectors(blocks: list[np.ndarray]) -> np.ndarray:

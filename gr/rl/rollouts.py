@@ -18,7 +18,7 @@ from gr.losses import (
     token_entropies,
 )
 from gr.losses.token import allowed_logits, scored_children
-from gr.models import histories_for, path_states, scores_children
+from gr.models import codes_alone, histories_for, path_states, scores_children
 from gr.rl.actor_critic import ActorCritic
 from gr.rl.rewards import Outcome, Reward, WeightedSum, weighted_sum
 from gr.training import TrainingError, on_own_rows
@@ -127,11 +127,11 @@ def _of_users(
     key: jax.Array | KeyOfPart,
 ) -> tuple[Rollouts, dict[str, jax.Array]]:
     """The rollouts, and what `roll_out` gives the means of for each user `[B]`."""
-    history = histories_for(model.backbone, catalogue.tokens, batch["history"])
+    history = histories_for(model.backbone, catalogue.tokens, batch["history"], catalogue.pieces)
     target = catalogue.tokens[batch["target"]]
     found = search(
         config.search,
-        model.backbone,
+        codes_alone(model.backbone),  # The policy is that of codes.
         model.value_head,
         catalogue.index,
         history,

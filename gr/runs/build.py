@@ -13,14 +13,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gr.data import (
+    Sequences,
     Splits,
     Targets,
+    TitledPieces,
     TrainBatches,
     train_batches_by_target,
     train_batches_by_user,
 )
 from gr.decoding import SearchConfig
 from gr.evaluation import Decoded, decode_targets
+from gr.fields import load_own
 from gr.memory import ItemPrior
 from gr.models import (
     DecoderOnly,
@@ -29,12 +32,15 @@ from gr.models import (
     EncoderDecoderConfig,
     ItemDecoder,
     ItemDecoderConfig,
+    ModelError,
     ValueHead,
     load_backbone,
+    load_hf,
     trained_part,
     with_trained,
 )
 from gr.models import on_grown_catalogue as on_grown
+from gr.models.hf import pieces_with_titles
 from gr.runs import keys
 from gr.runs.experiment import BACKBONES, Experiment, LoopConfig
 from gr.semantic_ids import SemanticIds
@@ -70,10 +76,34 @@ def make_index(
 
 
 def make_catalogue(
-    experiment: Experiment, semantic_ids: SemanticIds, cold: np.ndarray | None = None
+    experiment: Experiment,
+    semantic_ids: SemanticIds,
+    cold: np.ndarray | None = None,
+    sequences: Sequences | None = None,
 ) -> Catalogue:
-    """Index, see `make_index`, and token table of the semantic IDs."""
-    return Catalogue.build(make_index(experiment, semantic_ids, cold), semantic_ids.tokens)
+    """Index, see `make_index`, and token table of the semantic IDs.
+
+    Args:
+        experiment: the settings.
+        semantic_ids: of all items.
+        cold: as for `make_index`.
+        sequences: with the items' titles, for language models whose template writes them; None: there is no need.
+
+    Raises:
+        DataError: for such a template, and data without titles.
+    """
+    index = make_index(experiment, semantic_ids, cold)
+    pieces = None if sequences is None else _pieces(experiment, sequences)
+    return Catalogue.build(index, semantic_ids.tokens, pieces=pieces)
+
+
+def _pieces(experiment: Experiment, sequences: Sequences) -> TitledPieces | None:
+    """What the template of `load_hf` writes around the items; None if it writes no titles."""
+    if experiment.backbone in BACKBONES:
+        return None
+    if load_own(experiment.backbone, "backbone", BACKBONES, ModelError) is not load_hf:
+        return None
+    return pieces_with_titles(sequences, **experiment.backbone_options)
 
 
 def _has_trie_head(experiment: Experiment) -> bool:
@@ -247,6 +277,7 @@ def make_optimisation(
         targets_per_batch=batches.targets_per_batch,
         loss=experiment.loss,
         index=catalogue.index,
+        pieces=catalogue.pieces,
     )
     return optimizer, make_train_step(
         loss, optimizer, schedule=schedule, mesh=mesh, precision=training.precision

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gr.data import Splits, Targets, TrainBatches, train_batches_by_target
 from gr.fields import load_own
-from gr.models import ValueHead, ValueHeadConfig
+from gr.models import ValueHead, ValueHeadConfig, freeze, item_share
 from gr.rl import (
     ActorCritic,
     LearningConfig,
@@ -30,6 +30,11 @@ from gr.training import TrainingError, TrainStep, make_optimizer
 from gr.trie import Catalogue
 
 REWARDS = ("exact_match", "rank_aware", "prefix_depth", "semantic")
+
+
+def policy_of(model: nnx.Module) -> nnx.Module:
+    """The model as reinforcement learning trains it: an item tower, which is no part of the policy, stays as it is."""
+    return freeze(model, nnx.PathContains("tower")) if item_share(model) else model
 
 
 def with_vectors(catalogue: Catalogue, splits: Splits) -> Catalogue:

@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from gr.fields import did_you_mean
-from gr.runs.experiment import ConfigError
+from gr.runs.experiment import ConfigError, MeshConfig
 from gr.runs.hlo import COLLECTIVES, COPIES, GATHERS, SORTS, TRANSFERS, Costs, read_costs
 from gr.runs.programs import Program
 from gr.training import make_mesh
 
-CHIPS = 4  # Of a described topology.
+CHIPS = 4  # Of the topology of a target for one chip.
 # Names of a program's numbers for these: with its batch split, and with its state split too.
 ON_SEVERAL, SHARDED = f"on_{CHIPS}_chips", f"on_{CHIPS}_chips_sharded"
 
@@ -61,7 +62,7 @@ _LIBTPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of accelerator that can be described to its compiler."""
+    """Accelerators that can be described to their compiler."""
 
     platform: str  # JAX's.
     topology: str
@@ -70,11 +71,17 @@ class Target:
     extra: str  # Of setup.py, that installs it.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Of the topology.
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Whether programs are compiled for all its chips, as a run uses them; else for one, and beside it for all.
+    is_slice: bool = False
 
+
+_ONE_HOST = {"chips_per_host_bounds": (2, 4, 1)}  # Of eight chips; libtpu would give it two hosts.
 
 TARGETS = {
     "tpu:v5e": Target("tpu", "v5e:2x2", 16 << 30, "libtpu", "aot"),
     "tpu:v6e": Target("tpu", "v6e:2x2", 32 << 30, "libtpu", "aot"),
+    "tpu:v5e-8": Target("tpu", "v5e:2x4", 16 << 30, "libtpu", "aot", _ONE_HOST, is_slice=True),
+    "tpu:v6e-8": Target("tpu", "v6e:2x4", 32 << 30, "libtpu", "aot", _ONE_HOST, is_slice=True),
     "gpu:h100": Target(
         "cuda",
         "h100",
@@ -88,7 +95,7 @@ TARGETS = {
 
 
 def described_devices(target: str) -> list[jax.Device]:
-    """The `CHIPS` devices of a target, of `TARGETS`; programs can be compiled for them, but not run.
+    """The devices of a target, of `TARGETS`; programs can be compiled for them, but not run.
 
     Raises:
         ConfigError: for an unknown target, or if its compiler is not installed or does not start.
@@ -130,15 +137,20 @@ def compile_programs(
     programs: Mapping[str, Program],
     *,
     split: bool = True,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
     """Compiles programs for one chip of a target, and those whose batch can be split for `CHIPS` of them too.
+
+    A slice (`Target.is_slice`) is what a run uses as a whole: for it those programs alone are compiled whose batch can
+    be split, once, and numbers are those of one of its chips.
 
     Args:
         target: of `TARGETS`.
         programs: by name, with all that they are compared with.
         split: whether programs are compiled for several chips too, under `"on_4_chips"`; and with their state split
-            over these, under `"on_4_chips_sharded"`.
+            over these, under `"on_4_chips_sharded"`. A slice knows nothing of it.
+        mesh: of a slice.
         progress: gets a line for each program.
 
     Returns:
@@ -146,14 +158,21 @@ def compile_programs(
 
     Raises:
         ConfigError: see `described_devices`; or if a program does not fit the chip.
+        TrainingError: if the mesh does not fit on the slice.
     """
     devices = described_devices(target)
+    of_target = make_mesh(devices=devices)
+    if TARGETS[target].is_slice:
+        of_target = make_mesh(mesh.data, mesh.model, devices)
+        programs = {name: program for name, program in programs.items() if program.splits}
+        split = False
     results: dict[str, dict[str, Any]] = {}
     for name, program in programs.items():
-        results[name] = _compiled(target, name, program, devices[:1])
+        results[name] = _compiled(target, name, program, of_target)
         progress(f"{name}: compiled in {results[name]['compile_seconds']:.1f} s")
         for key, model in _on_several(program).items() if split else ():
-            results[name][key] = _compiled(target, name, program, devices, model)
+            several = make_mesh(CHIPS // model, model, devices)
+            results[name][key] = _compiled(target, name, program, several)
             progress(f"{name}: {key} in {results[name][key]['compile_seconds']:.1f} s")
     for name, program in programs.items():
         results[name] |= _compared(program, results[name], results)
@@ -166,12 +185,9 @@ def _on_several(program: Program) -> dict[str, int]:
     return forms | ({SHARDED: CHIPS} if program.shards else {})
 
 
-def _compiled(
-    target: str, name: str, program: Program, devices: list[jax.Device], model: int = 1
-) -> dict[str, Any]:
-    """The numbers of one program on so many chips, batches split over all of them, states over `model` of them."""
+def _compiled(target: str, name: str, program: Program, mesh: Mesh) -> dict[str, Any]:
+    """The numbers of one program on a chip of a mesh."""
     wanted = TARGETS[target]
-    mesh = make_mesh(len(devices) // model, model, devices)
     start = time.perf_counter()
     lowered = program.lower(mesh)
     traced = time.perf_counter()
@@ -180,8 +196,8 @@ def _compiled(
     except jax.errors.JaxRuntimeError as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"program {name} cannot be compiled for {len(devices)} x {target} ({said}); if its memory is too small, "
-            "lower the batch size"
+            f"program {name} cannot be compiled for {mesh.size} chip(s) of {target} ({said}); if its memory is too "
+            "small, lower the batch size"
         ) from error
     done = time.perf_counter()
     text = compiled.as_text()
@@ -197,6 +213,7 @@ def _compiled(
         **_memory(compiled, wanted.memory_bytes),
         **_of_text(costs, program.rounds),
         "text_bytes": len(text),
+        **({"mesh": dict(mesh.shape)} if wanted.is_slice else {}),
     }
 
 
@@ -245,7 +262,7 @@ def _compared(
 ) -> dict[str, Any]:
     """The program's numbers over those of its fastest floor."""
     by = "cycles" if result["cycles"] else "optimal_seconds"
-    floors = [name for name in program.floors if results[name][by]]
+    floors = [name for name in program.floors if results.get(name, {}).get(by)]
     floor = min(floors, key=lambda name: results[name][by], default=None)
     return {"floor": floor} | {
         f"{quantity}_over_floor": _ratio(result, results[floor] if floor else {}, quantity)

@@ -1,7 +1,8 @@
 """The programs that an experiment runs on a device, as they are compiled: searches and training steps.
 
-They are lowered for a mesh whose devices need not exist. Data, semantic IDs and index are the experiment's, weights are
-untrained. Shapes are those of the largest batch: the longest history, and all users of a batch.
+They are lowered for a mesh whose devices need not exist. Data, semantic IDs and index are the experiment's. Of weights
+there are shapes alone, so that a model may be larger than this machine's memory. Shapes are those of the largest batch:
+the longest history, and all users of a batch.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gr.data import Splits, TrainBatches
+from gr.data import Sequences, Splits, TitledPieces, TrainBatches
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.decode import decode_batch, decode_on_mesh
 from gr.models import histories_for, scores_items
@@ -48,7 +49,12 @@ class Program:
 
 
 def experiment_programs(
-    experiment: Experiment, splits: Splits, semantic_ids: SemanticIds, names: Collection[str]
+    experiment: Experiment,
+    splits: Splits,
+    semantic_ids: SemanticIds,
+    names: Collection[str],
+    *,
+    per_chip: bool = False,
 ) -> dict[str, Program]:
     """The programs of an experiment by name, with those that they are compared with.
 
@@ -65,6 +71,8 @@ def experiment_programs(
         splits: its data.
         semantic_ids: its semantic IDs.
         names: of `PROGRAMS`.
+        per_chip: whether each chip of a mesh searches for `decoding.batch_size` users, as in a run, or all of them
+            together.
 
     Raises:
         ConfigError: if its model has no such program.
@@ -75,7 +83,9 @@ def experiment_programs(
         )
     made: dict[str, Program] = {}
     if {DECODE, SEARCH} & set(names):
-        programs = _decode_programs(experiment, semantic_ids, SEARCH in names)
+        programs = _decode_programs(
+            experiment, splits.sequences, semantic_ids, SEARCH in names, per_chip
+        )
         made |= _with_precision(experiment.decoding.precision, programs)
     if TRAIN in names:
         programs = _train_programs(experiment, splits, semantic_ids)
@@ -100,21 +110,43 @@ def _with_precision(precision: str, programs: dict[str, Program]) -> dict[str, P
 
 
 def _has_item_head(experiment: Experiment, semantic_ids: SemanticIds) -> bool:
-    return scores_items(build.make_model(experiment, semantic_ids))
+    return scores_items(_shapes(lambda: build.make_model(experiment, semantic_ids)))
+
+
+def _shapes(make: Callable[[], Any]) -> Any:
+    """What a function would make, with shapes in place of arrays.
+
+    Raises:
+        ConfigError: if it looks at numbers.
+    """
+    try:
+        return jax.eval_shape(make)
+    except jax.errors.JAXTypeError as error:
+        raise ConfigError(
+            f"backbone: to be compiled for, a model is made of shapes alone, and this one's function looks at numbers "
+            f"of arrays ({str(error).splitlines()[0]}); let it compute with jax.numpy"
+        ) from error
 
 
 # Decoding.
 
 
 def _decode_programs(
-    experiment: Experiment, semantic_ids: SemanticIds, with_searches: bool
+    experiment: Experiment,
+    sequences: Sequences,
+    semantic_ids: SemanticIds,
+    with_searches: bool,
+    per_chip: bool,
 ) -> dict[str, Program]:
-    model = build.make_model(experiment, semantic_ids)
-    catalogue = build.make_catalogue(experiment, semantic_ids)
+    model = _shapes(lambda: build.make_model(experiment, semantic_ids))
+    catalogue = build.make_catalogue(experiment, semantic_ids, sequences=sequences)
     decoding, length = experiment.decoding, semantic_ids.num_levels
-    users, num_beams = decoding.batch_size, decoding.num_beams
-    history = np.zeros((users, experiment.data.max_history), np.int32)
-    seen = np.zeros((users, _SEEN), np.int32)
+    num_beams = decoding.num_beams
+
+    def rows(mesh: Mesh, width: int) -> jax.Array:
+        users = decoding.batch_size * (mesh.size if per_chip else 1)
+        return shard_batch(np.zeros((users, width), np.int32), mesh)
+
     head = functools.cache(
         lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels, model)
     )
@@ -124,13 +156,13 @@ def _decode_programs(
         value_head = head() if config.is_tree_search else None
         key = keys.make_key(experiment.seed, keys.SEARCH_EVALUATION)
         temperature = distribution["temperature"]
-        excluded = (ExcludeItems(shard_batch(seen, mesh)),) if decoding.exclude_seen else ()
+        excluded = (ExcludeItems(rows(mesh, _SEEN)),) if decoding.exclude_seen else ()
         lower = decode_batch.lower
         if mesh.size > 1:
             lower = functools.partial(decode_on_mesh.lower, mesh=mesh)
         return lower(
             *replicate((model, value_head, catalogue), mesh),
-            shard_batch(history, mesh),
+            rows(mesh, experiment.data.max_history),
             None,
             excluded,
             None,
@@ -146,14 +178,13 @@ def _decode_programs(
         )
 
     def lower_prefill(mesh: Mesh) -> jax.stages.Lowered:
-        weights, tokens = replicate((model, catalogue.tokens), mesh)
-        return prefill.lower(weights, tokens, shard_batch(history, mesh))
+        weights, tokens, pieces = replicate((model, catalogue.tokens, catalogue.pieces), mesh)
+        return prefill.lower(weights, tokens, rows(mesh, experiment.data.max_history), pieces)
 
     def lower_forward(mesh: Mesh) -> jax.stages.Lowered:
-        weights, tokens = replicate((model, catalogue.tokens), mesh)
-        parents = np.zeros((users, num_beams), np.int32)
-        inputs = shard_batch((history, parents), mesh)
-        return forward_only.lower(weights, tokens, *inputs, length=length)
+        weights, tokens, pieces = replicate((model, catalogue.tokens, catalogue.pieces), mesh)
+        of_users = (rows(mesh, width) for width in (experiment.data.max_history, num_beams))
+        return forward_only.lower(weights, tokens, *of_users, pieces, length=length)
 
     beam = SearchConfig("beam", num_candidates=num_beams)
     if scores_items(model):  # One pass ranks all items.
@@ -185,17 +216,25 @@ def _rounds(config: SearchConfig, length: int) -> int:
 
 
 @jax.jit
-def prefill(model: Any, tokens: jax.Array, history: jax.Array) -> tuple:
-    """The model's `prefill` of item rows `history [B, T]`, with the items' `tokens [N + 1, L]`."""
-    return model.prefill(histories_for(model, tokens, history))
+def prefill(
+    model: Any, tokens: jax.Array, history: jax.Array, pieces: TitledPieces | None = None
+) -> tuple:
+    """The model's `prefill` of item rows `history [B, T]`, with the items' `tokens [N + 1, L]` and titles, if any."""
+    return model.prefill(histories_for(model, tokens, history, pieces))
 
 
 @functools.partial(jax.jit, static_argnames="length")
 def forward_only(
-    model: Any, tokens: jax.Array, history: jax.Array, parents: jax.Array, *, length: int
+    model: Any,
+    tokens: jax.Array,
+    history: jax.Array,
+    parents: jax.Array,
+    pieces: TitledPieces | None = None,
+    *,
+    length: int,
 ) -> list[list[jax.Array | None]]:
     """Logits and states of all `length` steps along beams that are fixed beforehand, by `parents [B, M]`."""
-    *output, cache = model.prefill(histories_for(model, tokens, history))
+    *output, cache = model.prefill(histories_for(model, tokens, history, pieces))
     outputs = [output]
     for depth in range(1, length):
         cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
@@ -212,12 +251,16 @@ def _train_programs(
 ) -> dict[str, Program]:
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
         batches = build.make_train_batches(experiment, splits, mesh)
-        catalogue = build.make_catalogue(experiment, semantic_ids, splits.cold)
+        catalogue = build.make_catalogue(experiment, semantic_ids, splits.cold, splits.sequences)
         optimizer, step = build.make_optimisation(
             experiment, semantic_ids, catalogue, batches, mesh
         )
-        model = build.make_model(experiment, semantic_ids, splits.cold)
-        state = build.make_state(experiment, semantic_ids, model, optimizer)
+
+        def started() -> TrainState:
+            model = build.make_model(experiment, semantic_ids, splits.cold)
+            return build.make_state(experiment, semantic_ids, model, optimizer)
+
+        state = _shapes(started)
         return step, shard_state(state, mesh), shard_batch(_largest(batches), mesh)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
@@ -249,14 +292,18 @@ def _rl_programs(
         )
 
     def begun(mesh: Mesh) -> tuple[CompiledStep, TrainState, Any]:
-        catalogue = build.make_catalogue(reinforced, semantic_ids)
+        catalogue = build.make_catalogue(reinforced, semantic_ids, sequences=splits.sequences)
         catalogue = build_rl.with_vectors(catalogue, splits)
         optimizer, step = build_rl.make_optimisation(
             reinforced, catalogue, reinforced.rl.num_steps, mesh, learn_policy=True
         )
-        model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
-        key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
-        state = TrainState.create(model, optimizer, key, loss_state=model.backbone)
+
+        def started() -> TrainState:
+            model: ActorCritic = build_rl.make_model(reinforced, semantic_ids)
+            key = keys.make_key(reinforced.seed, keys.POLICY_TRAINING)
+            return TrainState.create(model, optimizer, key, loss_state=model.backbone)
+
+        state = _shapes(started)
         batch = _largest(build_rl.make_batches(reinforced, splits, mesh))
         return step, shard_state(state, mesh), shard_batch(batch, mesh)
 

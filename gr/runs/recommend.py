@@ -160,7 +160,7 @@ def rank_items(
         past = Histories.of_rows(history.astype(np.int32)[None])
         prior, weight = mixture.of(past, exclude=decoding.exclude_seen)
         options |= {"prior": prior, "prior_weight": weight}
-    read = histories_for(run.model, run.catalogue.tokens, recent)
+    read = histories_for(run.model, run.catalogue.tokens, recent, run.catalogue.pieces)
     index, count = run.catalogue.index, max(decoding.num_beams, top_k)
     with build.scoring(run.config):
         if scores_items(run.model):

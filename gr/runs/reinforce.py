@@ -119,7 +119,7 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
     print(mesh_line(mesh))
     batches = build_rl.make_batches(config, start.splits, mesh)
     head = build_rl.make_value_head(config, start.semantic_ids.num_levels, start.model)
-    model = ActorCritic(start.model, head)
+    model = ActorCritic(build_rl.policy_of(start.model), head)
     print(
         f"{config.policy.name} with search {config.search.name}: {build.num_parameters(start.model):,} parameters of "
         f"the policy, {build.num_parameters(head):,} of the value head; {config.rl.num_steps:,} steps of "

@@ -152,7 +152,7 @@ def search_trees(run: Run, targets: Targets) -> tuple[Candidates, tuple[np.ndarr
     config, catalogue = run.reinforced, run.catalogue
     rollout = build_rl.rollout_config(config)
     items = histories(run.splits.sequences, targets, config.data.max_history)
-    history = histories_for(run.model, catalogue.tokens, items)
+    history = histories_for(run.model, catalogue.tokens, items, catalogue.pieces)
     constraint = ExcludeItems(items) if rollout.exclude_seen else None
     with build.scoring(config):
         found = search(

@@ -106,7 +106,7 @@ def load_run(
     if added_items:
         splits = with_added_items(workdir, splits)
     semantic_ids = load_semantic_ids(workdir, splits)
-    catalogue = build.make_catalogue(config, semantic_ids)
+    catalogue = build.make_catalogue(config, semantic_ids, sequences=splits.sequences)
     return Run(
         workdir=workdir,
         config=config,

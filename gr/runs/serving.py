@@ -200,7 +200,7 @@ def _recommended(
     lengths = (history >= 0).sum(axis=1, keepdims=True)
     places = jnp.maximum(lengths - longest, 0) + jnp.arange(longest)
     read = jnp.where(places < lengths, jnp.take_along_axis(history, places, axis=1), NO_ITEM)
-    read = histories_for(model, catalogue.tokens, read)
+    read = histories_for(model, catalogue.tokens, read, catalogue.pieces)
     count = max(config.decoding.num_beams, top_k)
     if scores_items(model):
         options.pop("normalise_over")

@@ -113,9 +113,9 @@ def _train(config: Experiment, workdir: str) -> Run:
             lambda: _new_semantic_ids(config, splits, workdir),
             lambda: load_semantic_ids(workdir, splits),
         )
-    known = catalogue = build.make_catalogue(config, semantic_ids)
+    known = catalogue = build.make_catalogue(config, semantic_ids, sequences=sequences)
     if splits.cold is not None:  # Training must not know the cold items.
-        known = build.make_catalogue(config, semantic_ids, splits.cold)
+        known = build.make_catalogue(config, semantic_ids, splits.cold, sequences)
 
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits, mesh)

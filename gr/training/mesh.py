@@ -176,8 +176,9 @@ def _num_processes(mesh: Mesh) -> int:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
-    """An array placed by `sharding`; its shape where the devices are only described."""
-    if sharding.mesh.devices.flat[0].client.runtime_type == _DESCRIBED:
+    """An array placed by `sharding`; its shape if that is all that is given, or if the devices are only described."""
+    described = sharding.mesh.devices.flat[0].client.runtime_type == _DESCRIBED
+    if described or isinstance(leaf, jax.ShapeDtypeStruct):
         leaf = jax.eval_shape(lambda array: array, leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     on_others = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

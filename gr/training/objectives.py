@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.data import TitledPieces
 from gr.fields import Count, NotNegative, OneOf, Positive, ShareAboveZero, check_fields
 from gr.losses import (
     cross_entropy,
@@ -22,7 +23,7 @@ from gr.losses import (
     update_prefix_weights,
 )
 from gr.losses.token import Metrics
-from gr.models import histories_for, scores_children, scores_items
+from gr.models import histories_for, item_share, scores_children, scores_items
 from gr.training.own_loss import load_loss
 from gr.training.state import TrainingError
 from gr.trie import TrieIndex, item_token_table, walk
@@ -32,6 +33,8 @@ LEVELS = (
     "user",
 )  # One target per example, or all positions of a user's sequence in one pass.
 
+
+_OF_TOWER = 1  # What the key of an item tower's dropout is folded with.
 
 LOSSES = ("ce", "msl", "apao_pointwise", "apao_pairwise")
 WEIGHTS = ("adaptive", "stateless", "uniform")
@@ -107,6 +110,7 @@ class SupervisedLoss:
     targets_per_batch: float = dataclasses.field(metadata={"static": True})
     config: LossConfig = dataclasses.field(metadata={"static": True})
     own: Any = None  # The user's own loss, see `load_loss`; None for one of the library's.
+    pieces: TitledPieces | None = None  # Of a template that writes titles.
 
     def __call__(
         self, model: Any, batch: Any, key: jax.Array, loss_state: Any
@@ -114,7 +118,13 @@ class SupervisedLoss:
         """The loss `[]`, metrics, and the prefix weights of this step, if there are any."""
         self._check(model)
         of_batch = self._of_pairs if self.config.name == "apao_pairwise" else self._of_targets
-        return of_batch(model, batch, key, loss_state)
+        value, (metrics, loss_state) = of_batch(model, batch, key, loss_state)
+        if item_share(model):
+            # The tower shares no parameter with the rest, so each is trained as if it were alone.
+            of_tower = self._of_items(model.tower, batch, jax.random.fold_in(key, _OF_TOWER))
+            more, _ = cross_entropy(of_tower, self._weight(batch), self.targets_per_batch)
+            value, metrics = value + more, {**metrics, "items/loss": more}
+        return value, (metrics, loss_state)
 
     def _check(self, model: Any) -> None:
         """Raises TrainingError for a model that the loss is not made for."""
@@ -133,8 +143,7 @@ class SupervisedLoss:
 
     def _of_targets(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Losses of the targets alone."""
-        loss = self.config
-        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
+        loss, weight = self.config, self._weight(batch)
         if scores_items(model):
             token_logp = self._of_items(model, batch, key)
         elif scores_children(model):
@@ -156,33 +165,39 @@ class SupervisedLoss:
             losses = pointwise_prefix_losses(token_logp, weight, self.targets_per_batch) / loss.tau
         return self._total(token_logp, weight, losses, loss_state)
 
+    def _weight(self, batch: Any) -> jax.Array:
+        """1 at targets, `[B]` or `[B, T - 1]`."""
+        return batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
+
+    def _histories(self, model: Any, rows: jax.Array) -> Any:
+        return histories_for(model, self.table, rows, self.pieces)
+
     def _outputs(
         self, model: Any, batch: Any, key: jax.Array, kind: str
     ) -> tuple[jax.Array, jax.Array]:
         """The model's "logits" or "states" `[..., L, V or D]` of the targets, and the targets' tokens `[..., L]`."""
         of_targets, of_items = getattr(model, f"target_{kind}"), getattr(model, f"sequence_{kind}")
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             targets = self.table[batch["target"]]
             return of_targets(history, targets, key=key), targets
-        items = histories_for(model, self.table, batch["items"])
+        items = self._histories(model, batch["items"])
         return of_items(items, key=key), self.table[batch["items"]][:, 1:]
 
     def _of_items(self, model: Any, batch: Any, key: jax.Array) -> jax.Array:
         """Log-probabilities `[..., 1]` of the target items, of a model that scores whole items."""
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             rows, states = batch["target"], model.last_state(history, key=key)
         else:
-            items = histories_for(model, self.table, batch["items"])
+            items = self._histories(model, batch["items"])
             rows, states = batch["items"][:, 1:], model.item_states(items, key=key)[:, :-1]
         return token_log_probs(model.item_logits(states), jnp.maximum(rows, 0))[..., None]
 
     def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Cross-entropy of all targets, and pairwise prefix losses at the Q places that have negatives."""
-        loss = self.config
+        loss, weight = self.config, self._weight(batch)
         dropout_key, draw_key, place_key = jax.random.split(key, 3)
-        weight = batch["weight"] if self.level == "target" else batch["weight"][:, 1:]
         of_places = weight[:, None] if self.level == "target" else weight
         rows, columns, place_weight = draw_places(place_key, of_places, loss.pairwise_share)
         drawn = jax.random.randint(
@@ -190,13 +205,13 @@ class SupervisedLoss:
         )
         negatives = self.table[drawn]
         if self.level == "target":
-            history = histories_for(model, self.table, batch["history"])
+            history = self._histories(model, batch["history"])
             targets, places = self.table[batch["target"]], (rows,)
             states, later = model.target_and_group_states(
                 history, targets, rows, negatives[..., :-1], key=dropout_key
             )
         else:
-            items, places = histories_for(model, self.table, batch["items"]), (rows, columns)
+            items, places = self._histories(model, batch["items"]), (rows, columns)
             targets = self.table[batch["items"]][:, 1:]
             states, later = model.sequence_and_group_states(
                 items, rows, columns + 1, negatives[..., :-1], key=dropout_key
@@ -259,6 +274,7 @@ def supervised_loss(
     targets_per_batch: float,
     loss: LossConfig | None = None,
     index: TrieIndex | None = None,
+    pieces: TitledPieces | None = None,
 ) -> SupervisedLoss:
     """The supervised loss of batches of item rows, for `make_train_step`.
 
@@ -270,6 +286,7 @@ def supervised_loss(
             so that every target counts the same.
         loss: the loss; None for cross-entropy.
         index: the trie of the items, needed by MSL, the pairwise losses, your own loss, and models that score children.
+        pieces: of a template that writes titles, see `gr.data.titled_pieces`.
 
     Raises:
         TrainingError: for an unknown level, a loss without the trie that it needs, pairwise losses for semantic IDs of
@@ -294,6 +311,7 @@ def supervised_loss(
         own=load_loss(loss.name, LOSSES, index, leading=1 + (level == "user"))
         if loss.is_own
         else None,
+        pieces=jax.tree.map(jnp.asarray, pieces),
     )
 
 

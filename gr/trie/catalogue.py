@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.data.prompts import TitledPieces
 from gr.semantic_ids.semantic_ids import PAD_TOKEN
 from gr.trie.index import TrieIndex
 from gr.trie.node_vectors import NodeVectors
@@ -16,16 +17,20 @@ from gr.trie.node_vectors import NodeVectors
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """N items: their trie, their tokens and, for semantic rewards, their vectors."""
+    """N items: their trie, their tokens and, for semantic rewards, their vectors; for prompts, their titles."""
 
     index: TrieIndex
     tokens: jax.Array  # [N + 1, L] int32, see `item_token_table`.
     item_vectors: jax.Array | None = None  # [N, E] float32, each of length 1 or 0.
     node_vectors: NodeVectors | None = None  # Means of the item vectors below each node.
+    pieces: TitledPieces | None = None  # Of a template that writes titles.
 
     @staticmethod
     def build(
-        index: TrieIndex, tokens: np.ndarray, item_vectors: np.ndarray | None = None
+        index: TrieIndex,
+        tokens: np.ndarray,
+        item_vectors: np.ndarray | None = None,
+        pieces: TitledPieces | None = None,
     ) -> Catalogue:
         """The catalogue of items with these tokens.
 
@@ -33,8 +38,10 @@ class Catalogue:
             index: the trie of the items.
             tokens: of every item `[N, L]`.
             item_vectors: `[N, E]`, of length 1 or 0; None: no vectors.
+            pieces: of a template that writes titles, of these items; None: there is none.
         """
-        catalogue = Catalogue(index, item_token_table(tokens))
+        pieces = jax.tree.map(jnp.asarray, pieces)
+        catalogue = Catalogue(index, item_token_table(tokens), pieces=pieces)
         return catalogue if item_vectors is None else catalogue.with_vectors(item_vectors)
 
     def with_vectors(self, item_vectors: np.ndarray) -> Catalogue:

@@ -15,7 +15,10 @@ from gr.data.prompts import (
     item_texts,
     load_tokenizer,
     next_item,
+    next_titled_item,
     prompt_pieces,
+    titled_pieces,
+    writes_titles,
 )
 
 TINY = "configs/checkpoints/qwen2_tiny"  # Merges bytes to pieces of words.
@@ -93,6 +96,43 @@ def test_pieces_are_the_tokens_of_the_whole_text(history, before, between, after
 def test_templates_that_cannot_be_laid_out_are_refused(template, message):
     with pytest.raises(DataError, match=message):
         prompt_pieces(template, words())
+
+
+def test_templates_with_titles_are_known_by_their_arguments():
+    assert writes_titles(next_titled_item) and not writes_titles(next_item)
+    assert not writes_titles(lambda history, sep=", ": sep.join(history))
+    long = "word " * 40
+    text = next_titled_item(["<a_0>", "<a_1>"], [long, ""])
+    assert text.count("word") == 12 and ", <a_1>\n" in text
+
+
+def beside(history, titles, sep="{title} {item}"):
+    pairs = zip(titles, history, strict=True)
+    return ", ".join(sep.format(title=title, item=item) for title, item in pairs)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (lambda items, titles: titles[0], "must write every item once"),
+        (
+            lambda items, titles: f"{items[0]} {titles[0]}",
+            "must write every item once, in their order",
+        ),
+        (
+            lambda items, titles: f"{', '.join(titles)}: {', '.join(items)}",
+            "the same text around all items",
+        ),
+        (
+            lambda items, titles: beside(items, titles, "{title} {item} {title}"),
+            "it wrote two titles",
+        ),
+        (lambda items, titles: beside(items, titles) + str(len(items)), "the same text around all"),
+    ],
+)
+def test_templates_with_titles_that_cannot_be_laid_out_are_refused(template, message):
+    with pytest.raises(DataError, match=message):
+        titled_pieces(template, words(), ["a", "b"])
 
 
 def test_the_default_template_names_each_item_once():

@@ -2,14 +2,26 @@
 
 import importlib.util
 import json
+import re
 
+import jax
+import numpy as np
 import pytest
 from mains import run
 
+from experiments.benchmarks import compile_report
 from experiments.benchmarks.trie_cases import Case
 from experiments.benchmarks.trie_programs import trie_programs
-from gr.training import make_mesh
+from experiments.compile_for import read_programs
+from gr.runs import ConfigError
+from gr.runs.compile_for import compile_programs
+from gr.runs.programs import Program
+from gr.training import make_mesh, shard_batch
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
+)
 SIZES = ["--num_items=300", "--vocab_size=32", "--length=3", "--beams=5"]
 
 
@@ -31,10 +43,14 @@ def test_wrong_flags_are_told_in_one_line(arguments, told, tmp_path):
     assert not (tmp_path / "x.json").exists()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install -e '.[aot]'",
-)
+def test_the_trie_is_not_compiled_for_several_chips():
+    assert read_programs(["train", "decode"], "tpu:v5e-8") == ["decode", "train"]
+    assert read_programs(["trie"], "tpu:v5e") == ["trie"]
+    with pytest.raises(ConfigError, match="trie runs on one chip, and tpu:v5e-8 are several"):
+        read_programs(["trie", "train"], "tpu:v5e-8")
+
+
+@needs_libtpu
 def test_the_trie_is_compiled_for_a_tpu(tmp_path):
     flags = ["--target=tpu:v5e", "--programs=trie", "--batch=2,3", *SIZES]
     done = run("compile_for", *flags, f"--json={tmp_path}/trie.json")
@@ -62,6 +78,19 @@ def test_the_trie_is_compiled_for_a_tpu(tmp_path):
     assert "experiments.compile_for --target=tpu:v5e" in content["command"]
     for name in programs:
         assert f"\n{name} " in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.usefixtures("compile_anew")
+def test_the_report_tells_what_a_chip_of_a_slice_holds():
+    def lower(mesh):
+        batch = shard_batch(np.ones((16, 512), np.float32), mesh)
+        return jax.jit(lambda x: x.sum(0)).lower(batch)
+
+    results = compile_programs("tpu:v5e-8", {"sum": Program(lower, splits=True)})
+    table = compile_report.text(results, 0).split("a chip of the slice")[1]
+    row = re.search(r"^sum +data=8, model=1 +0.00 .* 0.0% +1 ", table, re.MULTILINE)
+    assert row is not None
 
 
 def test_programs_of_the_trie_are_named_by_what_they_differ_in():

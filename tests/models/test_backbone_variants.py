@@ -11,7 +11,15 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr.data.prompts import PromptPieces
+from gr.data.prompts import (
+    PromptPieces,
+    TitledPieces,
+    grow_tokenizer,
+    id_names,
+    item_texts,
+    load_tokenizer,
+    titled_pieces,
+)
 from gr.decoding import beam_search
 from gr.models import (
     DecoderOnly,
@@ -23,7 +31,7 @@ from gr.models import (
     Rope,
 )
 from gr.models.layers import rotate
-from gr.models.prompts import as_prompt
+from gr.models.prompts import as_prompt, titled_prompt
 from gr.testing import check_backbone
 from gr.trie import TrieIndex
 
@@ -206,6 +214,52 @@ def test_a_prompt_is_the_pieces_around_the_items(pieces, lengths):
             expected += pieces.between if place + 1 < count else pieces.after
         assert ends[row] == len(expected)
         assert tokens[row, : len(expected)].tolist() == expected
+
+
+TITLES = ["", "a red pen", "bought, next", "pen\N{EURO SIGN}", "next"]
+lay_out = jax.jit(titled_prompt, static_argnums=3)
+FORMS = ["{title} {item}", "{item} ({title})", "{item}", "<{title}>{item}"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    st.sampled_from(FORMS),
+    st.text("a ,.bought\n", max_size=6),
+    st.text("a ,.bought\n", max_size=6),
+)
+def test_a_prompt_with_titles_has_the_tokens_of_its_text(history, form, before, after):
+    def template(items, titles):
+        pairs = zip(items, titles, strict=True)
+        return before + ", ".join(form.format(item=i, title=t) for i, t in pairs) + after
+
+    tokenizer = load_tokenizer("configs/checkpoints/qwen2_tiny")
+    size, names = tokenizer.get_vocab_size(), id_names((3, 2))
+    table = np.array([[2, 5], [2, 6], [3, 5], [3, 6], [4, 5], [0, 0]])
+    pieces = titled_pieces(template, tokenizer, TITLES)
+    tables = (pieces.before, pieces.between, pieces.after)
+    assert max(table.max(initial=-1) for table in tables) + 1 == pieces.num_text_tokens <= size
+    # Of one shape, to be compiled once.
+    padding = [((0, 0), (0, 40 - table.shape[1])) for table in tables]
+    tables = (np.pad(*of, constant_values=-1) for of in zip(tables, padding, strict=True))
+    pieces = TitledPieces(*tables, of_second=pieces.of_second, num_text_tokens=size)
+    texts = np.array(item_texts(table, names))
+    written = template(texts[history], [TITLES[item] for item in history])
+    expected = grow_tokenizer(tokenizer, size, names).encode(written).ids
+    rows = np.full((2, 5), -1)
+    rows[1, : len(history)] = history
+    rows[0, :1] = 3
+    tokens, lengths = lay_out(rows, table[rows], pieces, size)
+    assert lengths[1] == len(expected) and tokens[1, : lengths[1]].tolist() == expected
+    first = template(texts[[3]], [TITLES[3]])
+    assert lengths[0] == len(grow_tokenizer(tokenizer, size, names).encode(first).ids)
+    with pytest.raises(ModelError, match="and num_text_tokens=1: the model needs"):
+        titled_prompt(rows, table[rows], pieces, 1)
+
+
+def test_items_alone_are_no_history_where_the_template_writes_titles():
+    with pytest.raises(ModelError, match="writes titles, so a history must be a Prompt"):
+        as_prompt(random_history(), PromptPieces(titled=True), TEXT)
 
 
 def test_a_prompt_may_be_given_itself():

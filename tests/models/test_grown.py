@@ -72,6 +72,16 @@ def test_a_node_has_its_embedding_or_none(seed, depth, listed):
     )  # The trained one stays.
 
 
+def test_an_item_tower_forgets_the_same_items():
+    tokens, new, before, after = indexes(np.random.default_rng(0), True)
+    model = made(before, 1, len(tokens), item_share=0.5)
+    own = np.asarray(model.tower.items_in[...])
+    grown = on_grown_catalogue(model, before, after, new)
+    expected = np.where(new[:, None], 0.0, own)
+    np.testing.assert_array_equal(np.asarray(grown.tower.items_in[...]), expected)
+    np.testing.assert_array_equal(np.asarray(model.tower.items_in[...]), own)
+
+
 def test_rows_of_prefixes_are_different_and_missing_ones_have_none():
     tokens, new, before, after = indexes(np.random.default_rng(3), True)
     rows, prefixes = prefix_rows(after, tokens), {}

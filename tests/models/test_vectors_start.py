@@ -105,6 +105,17 @@ def test_an_item_softmax_starts_from_the_vectors_on_both_sides():
         np.testing.assert_allclose(moved, 2 * vectors, rtol=1e-5, atol=1e-6)
 
 
+def test_an_item_tower_starts_from_them_too():
+    tokens = tokens_of([[0, 0, 0], [1, 2, 0]])
+    index = TrieIndex.build(tokens, VOCAB)
+    before = model_of(index, 2, item_share=0.5)
+    vectors = np.eye(2, WIDTH, dtype=np.float32)
+    after = start_from_vectors(before, index, tokens, vectors, 2.0)
+    for name in ("items_in", "items_out"):
+        moved = getattr(after.tower, name)[...] - getattr(before.tower, name)[...]
+        np.testing.assert_allclose(moved, 2 * vectors, rtol=1e-5, atol=1e-6)
+
+
 def test_vectors_of_another_shape_are_refused():
     tokens = tokens_of([[0, 0, 0], [1, 2, 0]])
     index = TrieIndex.build(tokens, VOCAB)

@@ -60,7 +60,7 @@ def catalogue():
     return Catalogue.build(TrieIndex.build(tokens, VOCAB), tokens, vectors)
 
 
-def make_model(kind="encoder_decoder"):
+def make_model(kind="encoder_decoder", item_share=0.0):
     sizes = {"vocab_size": VOCAB, "code_length": LENGTH, "d_model": 16, "num_heads": 2, "d_ff": 32}
     if kind == "encoder_decoder":
         config = EncoderDecoderConfig(
@@ -73,6 +73,7 @@ def make_model(kind="encoder_decoder"):
         config = ItemDecoderConfig(
             num_items=items, num_nodes=nodes, num_first=first, num_facets=2, dropout=0.0, **sizes
         )
+        config = dataclasses.replace(config, item_share=item_share)
         backbone = ItemDecoder(config, rngs=nnx.Rngs(1))
     else:
         config = DecoderOnlyConfig(**sizes, num_layers=1, dropout=0.0)
@@ -162,6 +163,15 @@ def test_candidates_are_scored_as_one_by_one(kind, normalise_over):
                 np.testing.assert_allclose(rollouts.entropy[user, place, depth], entropy, atol=2e-5)
     assert float(metrics["candidates/target_share"]) == pytest.approx(hits / (USERS - 1))
     assert float(metrics["candidates/valid"]) == 6.0
+
+
+def test_an_item_tower_is_no_part_of_the_policy():
+    batch, key = make_batch(), jax.random.key(3)
+    found = [
+        rolled_out(rollout_config(), make_model("item_decoder", share), batch, key)
+        for share in (0.0, 0.5)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_model_that_scores_children_scores_candidates_as_its_search_does():

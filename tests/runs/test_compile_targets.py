@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr.runs import ConfigError, Experiment
+from gr.models import load_hf, save_hf
+from gr.runs import ConfigError, Experiment, build
 from gr.runs.compile_for import CHIPS, compile_programs, described_devices
 from gr.runs.data import load_data, load_semantic_ids
+from gr.runs.experiment import MeshConfig
 from gr.runs.programs import PROGRAMS, Program, experiment_programs
-from gr.training import make_mesh, replicate, shard_batch
+from gr.training import TrainingError, make_mesh, replicate, shard_batch, shard_state
 
 pytestmark = pytest.mark.usefixtures("compile_anew")
 needs_libtpu = pytest.mark.skipif(
@@ -38,6 +40,13 @@ TINY = Experiment().override(
         "decoding.batch_size": 8,
     }
 )
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """Data and semantic IDs of `TINY`."""
+    splits = load_data(TINY, "")
+    return splits, load_semantic_ids(TINY, splits).semantic_ids
 
 
 def of_sum(size):
@@ -88,6 +97,68 @@ def test_a_product_is_counted_and_its_batch_split(target):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("target", ["tpu:v5e-8", "tpu:v6e-8"])
+def test_a_slice_is_compiled_for_as_a_whole(target):
+    def lower(mesh):
+        assert {device.process_index for device in mesh.devices.flat} == {0}  # One host.
+        weights = shard_state(np.ones((512, 1024), np.float32), mesh)
+        batch = shard_batch(np.ones((16, 512), np.float32), mesh)
+        return jax.jit(lambda w, x: (x @ w).sum(0)).lower(weights, batch)
+
+    product = Program(lower, floors=("half",), splits=True, shards=True)
+    half = dataclasses.replace(product, splits=False, floors=())
+    for mesh in (MeshConfig(), MeshConfig(2, 4)):
+        results = compile_programs(target, {"product": product, "half": half}, mesh=mesh)
+        assert list(results) == ["product"]  # A floor is nothing that a run does.
+        of = results["product"]
+        assert of["mesh"] == {"data": mesh.data or 8, "model": mesh.model}
+        assert of["argument_bytes"] == 4 * (512 * 1024 // mesh.model + 16 * 512 // 8)
+        assert of["share_of_memory"] == of["peak_bytes"] / ((16 if "v5e" in target else 32) << 30)
+        assert of["floor"] is None and f"on_{CHIPS}_chips" not in of
+    with pytest.raises(TrainingError, match="data=2 x model=8 does not fit on 8 tpu device"):
+        compile_programs(target, {"product": product}, mesh=MeshConfig(2, 8))
+
+
+@needs_libtpu
+def test_each_chip_of_a_slice_decodes_a_batch(toy):
+    mesh = make_mesh(data=0, devices=described_devices("tpu:v5e-8"))
+    for per_chip, users in ((True, 64), (False, 8)):
+        programs = experiment_programs(TINY, *toy, ["decode"], per_chip=per_chip)
+        lowered = programs["decode/prefill"].lower(mesh)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(lowered.in_avals)]
+        assert (users, 4) in shapes  # Histories of four items.
+
+
+def test_a_large_model_is_described_without_being_made(toy, monkeypatch):
+    options = {"folder": "configs/checkpoints/qwen2.5_0.5b", "weights": "random"}
+    large = TINY.override({"backbone": "gr.models:load_hf", "backbone_options": options})
+    made = []
+    make_model = build.make_model
+    monkeypatch.setattr(build, "make_model", lambda *of: made.append(make_model(*of)) or made[-1])
+    experiment_programs(large, *toy, ["decode"])
+    leaves = jax.tree.leaves(made)
+    assert sum(leaf.size for leaf in leaves) > 4.9e8
+    assert all(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def test_a_checkpoint_on_disk_is_described_too(toy, tmp_path):
+    save_hf(load_hf("configs/checkpoints/qwen2_tiny", weights="random"), tmp_path)
+    options = {"folder": str(tmp_path), "lora_rank": 2, "param_dtype": "bfloat16"}
+    read = TINY.override({"backbone": "gr.models:load_hf", "backbone_options": options})
+    assert "decode" in experiment_programs(read, *toy, ["decode"])
+
+
+def looks_at_numbers(*, vocab_size, code_length, rngs):
+    return np.asarray(jnp.ones(3) * vocab_size)
+
+
+def test_a_backbone_that_looks_at_numbers_is_told(toy):
+    own = TINY.override({"backbone": "test_compile_targets:looks_at_numbers"})
+    with pytest.raises(ConfigError, match="made of shapes alone, and this one's function looks at"):
+        experiment_programs(own, *toy, ["decode"])
+
+
+@needs_libtpu
 def test_a_program_that_does_not_fit_is_refused():
     def lower(mesh):
         return jax.jit(lambda x: x + 1).lower(
@@ -114,10 +185,8 @@ def test_a_described_mesh_gives_shapes():
 
 
 @needs_libtpu
-def test_the_programs_of_an_experiment():
-    splits = load_data(TINY, "")
-    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
-    programs = experiment_programs(TINY, splits, semantic_ids, ["decode", "train"])
+def test_the_programs_of_an_experiment(toy):
+    programs = experiment_programs(TINY, *toy, ["decode", "train"])
     assert list(programs) == [
         "decode",
         "decode/forward",
@@ -137,11 +206,9 @@ def test_the_programs_of_an_experiment():
 
 
 @pytest.mark.long
-def test_programs_are_lowered_for_real_devices_too():
+def test_programs_are_lowered_for_real_devices_too(toy):
     """The same programs, of all kinds, without the compiler of a TPU."""
-    splits = load_data(TINY, "")
-    semantic_ids = load_semantic_ids(TINY, splits).semantic_ids
-    programs = experiment_programs(TINY, splits, semantic_ids, PROGRAMS)
+    programs = experiment_programs(TINY, *toy, PROGRAMS)
     assert programs["search"].rounds == programs["search/sample"].rounds == 1
     assert programs["rl"].rounds == programs["rl/rollouts"].rounds
     mesh = make_mesh()

@@ -6,7 +6,7 @@ import oracles
 import pytest
 
 from gr.losses import uniform_prefix_weights
-from gr.models import ItemHistory
+from gr.models import ItemHistory, codes_alone
 from gr.training import LossConfig, TrainingError, init_loss_state, supervised_loss
 from gr.trie import TrieIndex, item_token_table
 from tests.training.test_objectives import (
@@ -22,6 +22,8 @@ from tests.training.test_objectives import (
 from tests.training.test_pairwise import log_probs
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
+
+LONG = pytest.mark.long
 
 LOSSES = {
     "ce": LossConfig("ce"),
@@ -97,6 +99,29 @@ def test_the_head_over_items_is_a_softmax_over_them(level):
         -np.mean(chances), rel=1e-4
     )
     assert all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("level", BATCHES)
+@pytest.mark.parametrize("loss", ["apao_pointwise", pytest.param("apao_pairwise", marks=LONG)])
+def test_an_item_tower_is_trained_beside_the_rest_as_if_it_were_alone(loss, level):
+    model, config = make_model("item_decoder/tower"), LossConfig(loss, num_negatives=3)
+    batch, key, state = BATCHES[level](), jax.random.key(0), init_loss_state(config, LENGTH)
+    of_codes, of_items = make_loss(level, config), make_loss(level, LossConfig("ce"))
+
+    @jax.jit
+    def apart(model):
+        codes, _ = of_codes(codes_alone(model), batch, key, state)
+        return codes + of_items(model.tower, batch, jax.random.fold_in(key, 1), ())[0]
+
+    (value, (metrics, _)), grads = jax.jit(jax.value_and_grad(of_codes, has_aux=True))(
+        model, batch, key, state
+    )
+    assert float(value) == pytest.approx(float(apart(model)), rel=1e-6)
+    assert 0 < float(metrics["items/loss"]) < float(value)
+    expected = jax.grad(apart)(model)
+    for one, other in zip(*map(jax.tree.leaves, (grads, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert min(np.abs(grad).max() for grad in jax.tree.leaves(grads.tower)) > 0
 
 
 def own_loss(logits, tokens, weight, normaliser, index):

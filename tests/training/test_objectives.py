@@ -50,7 +50,10 @@ def make_model(name):
         config = ItemDecoderConfig(
             VOCAB, LENGTH, ITEMS, 2 * ITEMS, d_model=16, num_heads=2, d_ff=24, dropout=0.0
         )
-        config = dataclasses.replace(config, head=head or "trie")
+        if head == "tower":
+            config = dataclasses.replace(config, item_share=0.5)
+        else:
+            config = dataclasses.replace(config, head=head or "trie")
         create = functools.partial(ItemDecoder, config)
     else:
         config = EncoderDecoderConfig(

@@ -28,6 +28,7 @@ from gr.trie.transitions import (
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
+_FEW_SLOTS = 8  # Up to so many slots of a child are compared one by one.
 
 
 @jax.tree_util.register_dataclass
@@ -383,12 +384,20 @@ def _slots_by_sorting(
     # Slots are sorted: those of a child follow each other, and it is met at the first of them.
     mine = jnp.where(inside, tokens + 1, 0)
     exist = inside & (mine != ahead(mine, -1))
-    same = [mine == ahead(mine, steps) for steps in range(1, min(most, count))]
-    end = begin + sum((more.astype(jnp.int32) for more in same), 1)
+    allowed = inside
     if only is not None:
-        allowed = inside & jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
-        later = [more & ahead(allowed, steps) for steps, more in enumerate(same, 1)]
-        exist &= functools.reduce(jnp.logical_or, later, allowed)
+        allowed &= jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
+    if most <= _FEW_SLOTS:
+        same = [mine == ahead(mine, steps) for steps in range(1, min(most, count))]
+        end = begin + sum((more.astype(jnp.int32) for more in same), 1)
+        if only is not None:
+            later = [more & ahead(allowed, steps) for steps, more in enumerate(same, 1)]
+            exist &= functools.reduce(jnp.logical_or, later, allowed)
+    else:
+        following = functools.partial(jax.lax.cummin, axis=0, reverse=True)
+        begins = jnp.where(exist, begin, nodes.end)
+        end = jnp.where(begin + 1 < nodes.end, ahead(following(begins), 1), nodes.end)
+        exist &= following(jnp.where(allowed, begin, nodes.end)) < end
     user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
     scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
     costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)

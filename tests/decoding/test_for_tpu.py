@@ -47,14 +47,15 @@ def a_tpu():
 
 @pytest.fixture
 def few_tokens(request, monkeypatch):
-    """So many tokens of a DENSE level are sorted at once."""
+    """So many tokens of a DENSE level are sorted at once, and so many slots of a SCAN level are compared one by one."""
     monkeypatch.setattr(trie_step, "_FEW_TOKENS", request.param)
+    monkeypatch.setattr(trie_step, "_FEW_SLOTS", request.param)
     jax.clear_caches()
 
 
 @pytest.mark.parametrize(
     ("few_tokens", "kinds"),
-    [*((0, kinds) for kinds in tries.MIXES), (10**6, tries.MIXES[0])],
+    [*((0, kinds) for kinds in tries.MIXES), (10**6, tries.MIXES[0]), (10**6, tries.MIXES[4])],
     indirect=["few_tokens"],
 )
 @few

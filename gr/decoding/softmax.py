@@ -156,10 +156,14 @@ def _sum_by_lanes(
     totals = functools.reduce(jnp.add, [exp(part - finite) for part in parts])
     # Else XLA would fuse the first pass into what follows, and so read the logits again.
     highest, totals = jax.lax.optimization_barrier((highest, totals))
-    largest = highest.max(axis=-1)
-    if axis_name is not None:
-        largest = jax.lax.pmax(largest, axis_name)
-    total = jnp.where(totals == 0, 0.0, totals * exp(highest - largest[..., None])).sum(axis=-1)
-    if axis_name is not None:
-        total = jax.lax.psum(total, axis_name)
-    return largest, total
+    # Largest and sum in one operation: a maximum that is only subtracted is computed within it, and one is told by its
+    # difference of 0, or of NaN where it is infinite.
+    below = highest - highest.max(axis=-1, keepdims=True)
+    largest = jnp.where(below < 0, -jnp.inf, highest).max(axis=-1)
+    total = jnp.where(totals == 0, 0.0, totals * exp(below)).sum(axis=-1)
+    largest, total = jax.lax.optimization_barrier((largest, total))
+    if axis_name is None:
+        return largest, total
+    of_all = jax.lax.pmax(largest, axis_name)
+    total = jnp.where(total == 0, 0.0, total * exp(largest - of_all))
+    return of_all, jax.lax.psum(total, axis_name)

@@ -11,7 +11,7 @@ import numpy as np
 from gr.decoding.softmax import Softmax, centred
 from gr.decoding.top_k import best_of_blocks, first_of_sorted, split, take_along, top_k
 from gr.trie import Filter, Nodes, TrieIndex
-from gr.trie.bit_rows import PLANES, expand, octets_of, rank
+from gr.trie.bit_rows import PLANES, expand, octets_by_product, octets_of, rank
 from gr.trie.layout import DENSE, SPARSE
 from gr.trie.packed import take
 from gr.trie.transitions import (
@@ -28,6 +28,7 @@ from gr.trie.transitions import (
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
+_FEW_SLOTS = 8  # Up to so many slots of a child are compared one by one.
 
 
 @jax.tree_util.register_dataclass
@@ -176,70 +177,78 @@ def _best_by_octets(
 def _best_by_sorting(
     width: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same for a TPU, by costs (negative scores) of all tokens, which are sorted together with their places."""
+    """The same for a TPU, by costs (negative scores), which are sorted together with their places."""
     beams, span = logits.shape[1:]
-    costs = -(centred(logits, softmax.largest[..., None], softmax.inverse) + offset[..., None])
-    # A beam that is no more may still hold NaN, which must not meet the others.
-    there = expand(rows) & (offset > -jnp.inf)[..., None]
-    costs = jnp.where(there, costs, jnp.inf)
     if beams * span <= _FEW_TOKENS:
+        costs = _costs(expand(rows), offset, logits, softmax.largest, softmax.inverse)
         costs = jax.lax.collapse(costs, 1)
         at = jax.lax.broadcasted_iota(jnp.int32, costs.shape, 1)
         costs, at = first_of_sorted(costs, width, at)
     else:
-        costs, at = _first_of_many(costs, width)
+        costs, at = _first_of_many(width, rows, offset, logits, softmax)
     return -costs, *split(at, span)
 
 
-def _first_of_many(costs: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` smallest of `costs [B, M, S]`, ascending, and their places in the flattened `[M * S]`.
+def _costs(
+    there: jax.Array,
+    offset: jax.Array,
+    logits: jax.Array,
+    largest: jax.Array,
+    inverse: jax.Array | None,
+) -> jax.Array:
+    """Negative scores of `logits [..., K]`, infinite except where they are `there [..., K]`."""
+    costs = -(centred(logits, largest[..., None], inverse) + offset[..., None])
+    # A beam that is no more may still hold NaN, which must not meet the others.
+    return jnp.where(there & (offset > -jnp.inf)[..., None], costs, jnp.inf)
 
-    The smallest of `_OCTETS` beams and eight pieces of the tokens are sorted first, then those of each beam, at last
-    tokens: along beams and pieces whole rows of numbers are compared.
+
+def _first_of_many(
+    count: int, rows: jax.Array, offset: jax.Array, logits: jax.Array, softmax: Softmax
+) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest costs, ascending, and their places in the flattened `[M * S]`.
+
+    The smallest of each group of beams and of the eight tokens of an octet are sorted first, then those of each beam,
+    at last tokens. Arrays have the beams first, as they lie in a TPU's memory.
     """
-    batch, beams, span = costs.shape
+    rows, offset, logits, largest = (
+        array.swapaxes(0, 1) for array in (rows, offset, logits, softmax.largest)
+    )
+    beams, _, span = logits.shape
     size = span // PLANES
-    least = functools.reduce(
-        jnp.minimum, [costs[..., i : i + size] for i in range(0, span, size)]
-    )  # [B, M, size].
+    octets = octets_by_product(rows)
+
+    def costs_of(plane: int) -> jax.Array:
+        there = (octets & (1 << plane)) != 0
+        under = logits[..., plane * size : (plane + 1) * size]
+        return _costs(there, offset, under, largest, softmax.inverse)
+
+    planes = list(map(costs_of, range(PLANES)))
+    least = functools.reduce(jnp.minimum, planes)  # [M, B, O].
     groups = -(-beams // _OCTETS)
     each = -(-beams // groups)
     missing = groups * each - beams
-    if missing:
-        least = jnp.pad(least, ((0, 0), (0, missing), (0, 0)), constant_values=jnp.inf)
-    minima = jax.lax.collapse(least.reshape(batch, groups, each, size).min(axis=2), 1)
-    place = jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1)
-    _, place = first_of_sorted(minima, count, place)
-    group, token = split(place, size)
-    _, place = _first_behind(least, group * each, token, (1, 0), each, False, count)
-    beam, token = split(place, size)
-    return _first_behind(costs, beam, token, (0, size), PLANES, missing > 0, count)
+    # Every `groups`-th beam forms a group.
+    padded = jnp.pad(least, ((0, missing), (0, 0), (0, 0)), constant_values=jnp.inf)
+    parts = [padded[first : first + groups] for first in range(0, len(padded), groups)]
+    minima = jax.lax.collapse(functools.reduce(jnp.minimum, parts).swapaxes(0, 1), 1)
 
+    def costs_at(costs: jax.Array, beam: jax.Array, octet: jax.Array) -> jax.Array:
+        user = jax.lax.broadcasted_iota(jnp.int32, beam.shape, 0)
+        # Beams behind the last one, which fill the last group, have no tokens.
+        mode = "fill" if missing else "promise_in_bounds"
+        return costs.at[beam, user, octet].get(mode=mode, fill_value=jnp.inf)
 
-def _first_behind(
-    costs: jax.Array,
-    beam: jax.Array,
-    token: jax.Array,
-    steps: tuple[int, int],
-    places: int,
-    exceeds: bool,
-    count: int,
-) -> tuple[jax.Array, jax.Array]:
-    """`_first_of_many` among so many places from each `beam [B, n]` and `token` on, `steps` (1 or 0 beams) apart.
+    def first_of(costs: jax.Array, places: jax.Array) -> list[jax.Array]:
+        return first_of_sorted(jax.lax.collapse(costs, 1), count, jax.lax.collapse(places, 1))
 
-    `exceeds` tells that some of the beams may not be there.
-    """
-    shape = (len(beam), places, beam.shape[1])
-    place = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    # As sums of what differs: a multiple of `place` alone would be computed in an operation of its own.
-    beams = beam[:, None] + place if steps[0] else jnp.broadcast_to(beam[:, None], shape)
-    tokens = steps[1] * (beam[:, None] + place) + (token - steps[1] * beam)[:, None]
-    user = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    # Beams behind the last one, which fill the last group, have no tokens.
-    mode = "fill" if exceeds else "promise_in_bounds"
-    found = costs.at[user, beams, tokens].get(mode=mode, fill_value=jnp.inf)
-    at = beams * costs.shape[2] + tokens
-    return first_of_sorted(jax.lax.collapse(found, 1), count, jax.lax.collapse(at, 1))
+    _, place = first_of(minima, jax.lax.broadcasted_iota(jnp.int32, minima.shape, 1))
+    shape = (len(place), each, place.shape[1])
+    places = place[:, None] + groups * size * jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    _, place = first_of(costs_at(least, *split(places, size)), places)
+    beam, octet = split(place, size)
+    found = jnp.stack([costs_at(costs, beam, octet) for costs in planes], axis=1)
+    plane = jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
+    return first_of(found, (beam * span + octet)[:, None] + size * plane)
 
 
 def _slice(logits: jax.Array, base: int, span: int) -> jax.Array:
@@ -359,19 +368,36 @@ def _slots_by_sorting(
     softmax: Softmax,
 ) -> Step:
     """The same for a TPU: places `[W, B, M]` are whole rows of numbers, and what is known of each is sorted with it."""
-    count, (batch, beams) = index.layout.levels[depth].max_slots, offset.shape
+    (batch, beams), layout = offset.shape, index.layout
+    count, below = layout.levels[depth].max_slots, layout.levels[depth + 1 :]
+    most = below[0].max_slots if below else layout.max_items_per_sid  # Of a child.
     begin = nodes.begin + np.arange(count, dtype=np.int32)[:, None, None]
     inside = begin < nodes.end
-    slots = jnp.minimum(begin, index.layout.max_items - 1)
+    slots = jnp.minimum(begin, layout.max_items - 1)
     tokens = slot_tokens(index, depth, slots)
-    same = tokens[:, None] == tokens
-    # A child is met at its first slot.
-    earlier = np.tri(count, k=-1, dtype=bool)[..., None, None]
-    exist = inside & ~(same & earlier).any(1)
+
+    def ahead(values: jax.Array, steps: int) -> jax.Array:
+        """The values so many places further on; 0 where there is no place."""
+        kept = values[max(steps, 0) : count + min(steps, 0)]
+        return jnp.pad(kept, ((max(-steps, 0), max(steps, 0)), (0, 0), (0, 0)))
+
+    # Slots are sorted: those of a child follow each other, and it is met at the first of them.
+    mine = jnp.where(inside, tokens + 1, 0)
+    exist = inside & (mine != ahead(mine, -1))
+    allowed = inside
     if only is not None:
-        allowed = inside & jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
-        exist &= (same & allowed).any(1)
-    end = begin + (same & inside).sum(1, dtype=jnp.int32)
+        allowed &= jnp.moveaxis(only.slots(index, jnp.moveaxis(slots, 0, 1)), 1, 0)
+    if most <= _FEW_SLOTS:
+        same = [mine == ahead(mine, steps) for steps in range(1, min(most, count))]
+        end = begin + sum((more.astype(jnp.int32) for more in same), 1)
+        if only is not None:
+            later = [more & ahead(allowed, steps) for steps, more in enumerate(same, 1)]
+            exist &= functools.reduce(jnp.logical_or, later, allowed)
+    else:
+        following = functools.partial(jax.lax.cummin, axis=0, reverse=True)
+        begins = jnp.where(exist, begin, nodes.end)
+        end = jnp.where(begin + 1 < nodes.end, ahead(following(begins), 1), nodes.end)
+        exist &= following(jnp.where(allowed, begin, nodes.end)) < end
     user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
     scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
     costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)

@@ -44,19 +44,36 @@ def _expand_by_octets(rows: jax.Array) -> jax.Array:
 
 
 def _expand_by_product(rows: jax.Array) -> jax.Array:
-    """The same for a TPU, whose unit for products copies octets to their tokens; moving bytes takes it far longer."""
+    """The same for a TPU."""
+    return (_moved(rows, PLANES).astype(jnp.int32) & 1) != 0
+
+
+def octets_by_product(rows: jax.Array) -> jax.Array:
+    """`octets_of` for a TPU, int32."""
+    return _moved(rows, 1).astype(jnp.int32)
+
+
+def _moved(rows: jax.Array, planes: int) -> jax.Array:
+    """Octets `[..., planes * O]` float32 of rows, those of plane p divided by 2 ** p.
+
+    By a product: a TPU's unit for these copies octets to their places, while moving bytes would take it far longer.
+    """
     num_octets = rows.shape[-1] * 4
-    octets = jnp.concatenate([(rows >> (8 * i)) & 0xFF for i in range(4)], axis=-1)
+    shifts = 8 * jax.lax.broadcasted_iota(jnp.uint32, (4,) + (1,) * rows.ndim, 0)
+    octets = (rows[None] >> shifts) & 0xFF  # [4, ..., S / 32].
     # Token `plane * O + 4 * word + i` reads octet i of the word, shifted by the plane.
     octet_of = np.arange(num_octets, dtype=np.int32).reshape(4, -1).T.reshape(-1)
-    octet_of = np.tile(octet_of, PLANES)
-    shifted = np.repeat(np.float32(0.5) ** np.arange(PLANES, dtype=np.float32), num_octets)
-    sources = jax.lax.broadcasted_iota(jnp.int32, (num_octets, num_octets * PLANES), 0)
+    octet_of = np.tile(octet_of, planes)
+    shifted = np.repeat(np.float32(0.5) ** np.arange(planes, dtype=np.float32), num_octets)
+    sources = jax.lax.broadcasted_iota(jnp.int32, (num_octets, num_octets * planes), 0)
     moves = jnp.where(sources == octet_of, shifted, 0.0).astype(jnp.bfloat16)
     # Exact: bfloat16 holds an octet and a power of 2, and of each sum only one term is not 0.
-    octets = octets.astype(jnp.int32).astype(jnp.bfloat16)
-    moved = jnp.dot(octets, moves, preferred_element_type=jnp.float32)
-    return (moved.astype(jnp.int32) & 1) != 0
+    return jnp.einsum(
+        "i...w,iwt->...t",
+        octets.astype(jnp.int32).astype(jnp.bfloat16),
+        moves.reshape(4, rows.shape[-1], -1),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def collapse(bits: jax.Array) -> jax.Array:

@@ -15,8 +15,9 @@ from gr.decoding.softmax import softmax
 from gr.decoding.top_k import first_of_sorted, take_along
 from gr.testing import random_table_model, random_tokens
 from gr.trie import ExcludeItems, TrieIndex
-from gr.trie.bit_rows import expand, make_rows, rank
+from gr.trie.bit_rows import expand, make_rows, octets_by_product, octets_of, rank
 from gr.trie.packed import pack
+from tests.decoding import test_ved
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -46,14 +47,15 @@ def a_tpu():
 
 @pytest.fixture
 def few_tokens(request, monkeypatch):
-    """So many tokens of a DENSE level are sorted at once."""
+    """So many tokens of a DENSE level are sorted at once, and so many slots of a SCAN level are compared one by one."""
     monkeypatch.setattr(trie_step, "_FEW_TOKENS", request.param)
+    monkeypatch.setattr(trie_step, "_FEW_SLOTS", request.param)
     jax.clear_caches()
 
 
 @pytest.mark.parametrize(
     ("few_tokens", "kinds"),
-    [*((0, kinds) for kinds in tries.MIXES), (10**6, tries.MIXES[0])],
+    [*((0, kinds) for kinds in tries.MIXES), (10**6, tries.MIXES[0]), (10**6, tries.MIXES[4])],
     indirect=["few_tokens"],
 )
 @few
@@ -73,6 +75,17 @@ def test_beam_search(few_tokens, kinds, tokens, seed):
                 gone = set(np.asarray(excluded[user]).tolist())
                 demands = [lambda item, gone=gone: item not in gone]
                 assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands)
+
+
+@pytest.mark.parametrize("name", ["ved", "best_first"])
+@settings(max_examples=2, deadline=None)
+@given(tokens=tries.token_sets(), seed=seeds)
+def test_tree_search(name, tokens, seed):
+    """Of levels of several kinds, so that a step may list fewer children than the tree has places for."""
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(tries.MIXES[1]))
+    options = {"initial_beams": 2, "width": 3, "budget": 17, "num_candidates": 10}
+    options |= {"name": name, "prior_weight": 0.5}
+    test_ved.check(tokens, index, *test_ved.random_case(seed), seed, **options)
 
 
 @pytest.mark.parametrize("beams", [20, 35])
@@ -120,12 +133,28 @@ def test_softmax_against_rows(temperature, seed, size):
 
 
 @few
+@given(seed=seeds)
+def test_a_softmax_over_devices(seed):
+    rng = np.random.default_rng(seed)
+    odd = rng.choice([0.0, -np.inf, np.inf, np.nan], (4, 3, 40), p=[0.8, 0.16, 0.02, 0.02])
+    logits = jnp.asarray(rng.normal(0, 30, (4, 3, 40)) + odd, jnp.float32)
+    logits = logits.at[0, 0].set(-jnp.inf).at[1, :, 20:].set(-jnp.inf)
+    halves = jnp.stack(jnp.split(logits, 2, axis=-1))
+    found = jax.vmap(lambda half: softmax(half, None, "x"), axis_name="x")(halves)
+    expected = softmax(logits, None)
+    for largest, log_total in zip(found.largest, found.log_total, strict=True):
+        np.testing.assert_array_equal(largest, expected.largest)
+        np.testing.assert_allclose(log_total, expected.log_total, rtol=1e-5, atol=1e-6)
+
+
+@few
 @given(seed=seeds, span=st.sampled_from([32, 96, 256]))
 def test_rows_of_bits(seed, span):
     rng = np.random.default_rng(seed)
     bits = rng.random((5, span)) < rng.choice([0.1, 0.5, 1.0])
     made = jnp.asarray(make_rows(*np.nonzero(bits), 5, span))
     np.testing.assert_array_equal(expand(made), bits)
+    np.testing.assert_array_equal(octets_by_product(made), octets_of(made))
     offset = rng.integers(0, span, (5, 7))
     expected = [[bits[row, :at].sum() for at in offset[row]] for row in range(5)]
     repeated = jnp.broadcast_to(made[:, None], (5, 7, span // 32))

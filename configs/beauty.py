@@ -1,4 +1,4 @@
-r"""Amazon Beauty (2014, 5-core; McAuley et al.): the item-level model with its memory.
+r"""Amazon Beauty (2014, 5-core; McAuley et al.): the item-level model with an item tower and its memory.
 
     python -m experiments.train --config=configs/beauty.py --workdir=runs/beauty --config.data_dir=FOLDER
     python -m experiments.evaluate --workdir=runs/beauty --split=test

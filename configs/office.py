@@ -1,4 +1,4 @@
-r"""Amazon Office (2014, 5-core; McAuley et al.): the item-level model with its memory.
+r"""Amazon Office (2014, 5-core; McAuley et al.): the item-level model with an item tower and its memory.
 
     python -m experiments.train --config=configs/office.py --workdir=runs/office --config.data_dir=FOLDER
     python -m experiments.evaluate --workdir=runs/office --split=test
@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
 
 
 def item_level(c: ConfigDict) -> ConfigDict:
-    """What is common to the item-level models: APAO's prefix losses, strong decay, a memory with its weight tuned."""
+    """What is common to the item-level models: an item tower, APAO's prefix losses, strong decay, a tuned memory."""
     c.backbone = "item_decoder"
+    c.item_decoder.item_share = 0.5
     c.loss.name = "apao_pointwise"
     c.data.num_buckets = 3
     c.training.items_per_batch = 512

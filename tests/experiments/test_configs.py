@@ -191,7 +191,9 @@ def test_a_config_builds_every_backbone_and_its_loss(name, backbone, level, load
     of_codes = {f"level_{depth}/loss" for depth in (1, 2, 3)}
     of_prefixes = {f"prefix_{depth}/{what}" for depth in (1, 2, 3) for what in ("loss", "weight")}
     apao = config.loss.name == "apao_pointwise"
-    assert set(metrics) == (of_codes | of_prefixes if apao else of_codes)
+    tower = backbone == "item_decoder" and config.item_decoder.item_share > 0
+    of_items = {"items/loss"} if tower else set()
+    assert set(metrics) == of_codes | of_items | (of_prefixes if apao else set())
 
 
 def test_what_the_command_line_overrides_reaches_the_model(load):
@@ -299,7 +301,7 @@ CAN_BE_0 = {
     *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
     *("decoder_only.num_kv_heads", "decoder_only.head_dim"),
     *("encoder_decoder.node_depth", "decoder_only.node_depth", "item_decoder.start_scale"),
-    "item_decoder.num_facets",
+    *("item_decoder.num_facets", "item_decoder.item_share"),
     "memory.settings.content",
     *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),

@@ -65,9 +65,7 @@ class ItemDecoderConfig:
     num_layers: int = 2  # Over the items.
     num_depth_layers: int = 1  # Over the codes.
     head: str = "trie"  # "trie", "vocabulary", or "items": a softmax over the items, without codes.
-    item_share: float = (
-        0.0  # Of the item tower in the model's distribution, in [0, 1); 0: no tower.
-    )
+    item_share: float = 0.0  # Of an item tower, in [0, 1); 0: none, as for the head "items".
     item_embeddings: bool = (
         True  # Whether items have embeddings of their own, beside those of their codes.
     )
@@ -78,11 +76,8 @@ class ItemDecoderConfig:
     def __post_init__(self):
         check_sizes(self)
         check_head(self, HEADS)
-        if not 0 <= self.item_share < 1 or (self.item_share and self.head == "items"):
-            raise ModelError(
-                f"item_share={self.item_share} with head={self.head!r}: use a number in [0, 1), and 0 for "
-                "head='items', which is an item tower itself"
-            )
+        if not 0 <= self.item_share < 1:
+            raise ModelError(f"item_share={self.item_share}: use a number in [0, 1)")
         _ = self.layer  # Checks the width.
 
     @property
@@ -143,7 +138,7 @@ class ItemDecoder(Headed, nnx.Module):
             self.head = TrieHead(width, config.vocab_size, config.num_nodes, facets, rngs=rngs)
         else:
             self.head = Linear(width, config.vocab_size, rngs=rngs, dtype=jnp.float32)
-        if config.item_share:
+        if self.item_share:
             tower = dataclasses.replace(
                 config, head="items", item_share=0.0, num_nodes=0, num_first=0
             )
@@ -152,7 +147,7 @@ class ItemDecoder(Headed, nnx.Module):
     @property
     def item_share(self) -> float:
         """Share of the item tower `tower` in the model's distribution; see `gr.models.item_share`."""
-        return self.config.item_share
+        return 0.0 if self.config.head == "items" else self.config.item_share
 
     @property
     def scores_items(self) -> bool:

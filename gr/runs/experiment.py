@@ -211,7 +211,8 @@ class ItemDecoderSizes:
             more than there are codes is all.
         num_facets: facets of each first code, for the trie head; 0: none. See `gr.models.trie_head.TrieHead`.
         item_share: share of an item tower in the model's distribution, in [0, 1): a second transformer with a softmax
-            over whole items, trained along with the first; 0: none. Not for head "items". See `gr.models.item_share`.
+            over whole items, trained along with the first; 0: none. Head "items" is one itself, and has none. See
+            `gr.models.item_share`.
         item_embeddings: whether items of the history have embeddings of their own, beside those of their codes.
         start_from: what embeddings of items and trie nodes start from: "text" of the items, "interactions", vectors of
             their co-occurrence in training; "all" that the data have; or "none", at random. See

@@ -204,8 +204,9 @@ def test_what_looks_at_codes_alone_says_so():
     alone = codes_alone(model)
     assert item_share(alone) == 0 and codes_alone(alone) is alone
     beam_search(MixedBackbone(alone, alone, 0.5), INDEX, history, 4)
-    with pytest.raises(ModelError, match="item_share=0.4 with head='items'"):
-        model_of("items")
+    assert item_share(model_of("items")) == 0 and not hasattr(model_of("items"), "tower")
+    with pytest.raises(ModelError, match=r"item_share=1.0: use a number in \[0, 1\)"):
+        model_of(share=1.0)
 
 
 def test_the_tower_is_an_item_softmax_of_its_own():

@@ -14,14 +14,7 @@ from gr.decoding.candidates import Candidates
 from gr.decoding.checked import Checked, check_methods, check_nodes, users_of
 from gr.decoding.child_scores import listed
 from gr.decoding.flaws import Flaws
-from gr.decoding.prior import (
-    ALLOWED,
-    PriorRequest,
-    TowerPrior,
-    as_request,
-    log_scores,
-    with_prior,
-)
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import CHILDREN, VOCABULARY, Softmax, as_temperature, inverse_of, softmax
 from gr.decoding.sources import Source, source_of
 from gr.decoding.top_k import take_along, top_k
@@ -127,8 +120,8 @@ def _beam_search(
 ) -> Candidates:
     model = Checked(backbone, index.vocab_size)
     first = model.prefill(history, constraint)
-    tower, first = TowerPrior.of(backbone, history, first, inverse_of(temperature))
-    source = with_prior(source_of(index, constraint), prior, users_of(first), tower=tower)
+    source, inverse = source_of(index, constraint), inverse_of(temperature)
+    source, first = with_prior(source, prior, model, history, first, inverse)
     return search(model, source, first, temperature, options)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr.decoding.candidates import DecodingError
+from gr.decoding.checked import Checked, users_of
 from gr.decoding.softmax import LOWEST, Softmax, centred, softmax
 from gr.decoding.sources import Located, Source, emptied
 from gr.decoding.top_k import take_along, top_k
@@ -122,11 +123,7 @@ class TowerPrior:
     def of(
         backbone: Any, history: Any, first: tuple, inverse: jax.Array | None
     ) -> tuple["TowerPrior | None", tuple]:
-        """The items of a backbone's tower, by its logits times `inverse`; None for a backbone without one.
-
-        Also returns `first`, the outputs of `prefill`: NaN for users for whom the tower's numbers are not finite, so
-        that the search tells of them.
-        """
+        """The items of a backbone's tower, or None, and `first`; see `with_prior`."""
         share = item_share(backbone)
         if not share:
             return None, first
@@ -144,7 +141,7 @@ class TowerPrior:
 
 def moderate(weights: jax.Array) -> jax.Array:
     """Weights `[B, S]`, multiplied so that no sum overflows, and no reciprocal of one is too small for a float32."""
-    largest = weights.max(axis=1, keepdims=True)
+    largest = weights.max(axis=1, keepdims=True, initial=0.0)  # There may be no item at all.
     small = jnp.where(largest < 2.0**-32, 2.0**64, 1.0)
     return weights * jnp.where(largest > 2.0**32, 2.0**-64, small)
 
@@ -180,14 +177,11 @@ class SortedPrior:
         items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=-1)  # S >= 1.
         found = source.locate(items)
         if tower is None:
-            weights = jnp.pad(jnp.asarray(request.weights), ((0, 0), (0, 1)))
-            weights = jnp.where((weights > 0) & (weights < jnp.inf) & found.known, weights, 0.0)
-            weights = moderate(weights)
-            mine = jnp.where(found.allowed, weights, 0.0)
+            weights, mine = _weights(request, found.known[:, :-1], found.allowed[:, :-1])
+            mine = jnp.pad(mine, ((0, 0), (0, 1)))
             share = jnp.asarray(request.prior_weight)
         else:
             mine, share = _with_tower(found, request, tower)
-            weights = mine
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
         order = _order(found, mine > 0, place)
@@ -272,6 +266,15 @@ class SortedPrior:
         return jnp.where(there, low, 0).reshape(shape), jnp.where(there, until, 0).reshape(shape)
 
 
+def _weights(
+    request: PriorRequest, known: jax.Array, allowed: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The weights of a request's items `[B, S]`, 0 for those that are not known, and those of the allowed ones."""
+    weights = jnp.asarray(request.weights)
+    weights = moderate(jnp.where((weights > 0) & (weights < jnp.inf) & known, weights, 0.0))
+    return weights, jnp.where(allowed, weights, 0.0)
+
+
 def _with_tower(
     found: Located, request: PriorRequest | None, tower: TowerPrior
 ) -> tuple[jax.Array, jax.Array]:
@@ -281,9 +284,7 @@ def _with_tower(
     probs = jnp.where(found.allowed[:, -size - 1 :], probs, 0.0)
     if request is None:
         return probs, jnp.full(len(probs), tower.share)
-    weights, known = jnp.asarray(request.weights), found.known[:, : -size - 1]
-    weights = moderate(jnp.where((weights > 0) & (weights < jnp.inf) & known, weights, 0.0))
-    mine = jnp.where(found.allowed[:, : -size - 1], weights, 0.0)
+    weights, mine = _weights(request, found.known[:, : -size - 1], found.allowed[:, : -size - 1])
     some = (mine > 0).any(axis=1)
     total = (weights if request.over == ALL else mine).sum(axis=1)
     of_request = jnp.where(some, jnp.asarray(request.prior_weight), 0.0)
@@ -485,31 +486,41 @@ class WithPrior:
 def with_prior(
     source: Any,
     request: PriorRequest | None,
-    users: int,
+    model: Checked,
+    history: Any,
+    first: tuple,
+    inverse: jax.Array | None,
     *,
-    tower: TowerPrior | None = None,
     sums_to_one: bool = False,
-) -> Any:
+) -> tuple[Any, tuple]:
     """The source with what is mixed into P_codes: a request's prior, a model's item tower, both, or nothing.
 
     Args:
         source: what is searched.
         request: made by `as_request`.
-        users: B, of the history.
-        tower: of the model, see `TowerPrior.of`.
+        model: the backbone.
+        history: of B users.
+        first: what `model.prefill` made of it.
+        inverse: 1 / T of the temperature, see `inverse_of`.
         sums_to_one: whether P is to be scaled so that all allowed items together have 1 where they have it in P_model.
+
+    Returns:
+        The source, and `first`: NaN for users for whom the tower's numbers are not finite, so that the search tells of
+        them.
 
     Raises:
         DecodingError: if the prior is for another number of users.
     """
+    tower, first = TowerPrior.of(model.backbone, history, first, inverse)
     if request is None and tower is None:
-        return source
+        return source, first
+    users = users_of(first)
     if request is not None and len(request.items) != users:
         raise DecodingError(
             f"the prior is for {len(request.items)} users, the history for {users}: pass one row per user"
         )
     prior = SortedPrior.of(source, request, tower)
-    return WithPrior(source, prior.normalised() if sums_to_one else prior)
+    return WithPrior(source, prior.normalised() if sums_to_one else prior), first
 
 
 def log_scores(source: Source, states: Any, log_probs: jax.Array) -> jax.Array:

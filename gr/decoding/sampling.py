@@ -23,7 +23,6 @@ from gr.decoding.flaws import Flaws
 from gr.decoding.prior import (
     ALLOWED,
     PriorRequest,
-    TowerPrior,
     as_request,
     log_conditionals,
     log_scores,
@@ -169,9 +168,8 @@ def _sample_without_replacement(
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
     first = model.prefill(history, constraint)
     batch = users_of(first)
-    tower, first = TowerPrior.of(backbone, history, first, inverse)
     source = source_of(index, constraint)
-    source = with_prior(source, prior, batch, tower=tower, sums_to_one=True)
+    source, first = with_prior(source, prior, model, history, first, inverse, sums_to_one=True)
     logits, hidden, cache = first
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))
@@ -259,9 +257,8 @@ def _sample(
     model, inverse = Checked(backbone, index.vocab_size), inverse_of(temperature)
     first = model.prefill(history, constraint)
     batch = users_of(first)
-    tower, first = TowerPrior.of(backbone, history, first, inverse)
     source = source_of(index, constraint)
-    source = with_prior(source, prior, batch, tower=tower, sums_to_one=True)
+    source, first = with_prior(source, prior, model, history, first, inverse, sums_to_one=True)
     logits, hidden, cache = first
     logits, hidden = jax.tree.map(lambda outputs: outputs[:, None], (logits, hidden))
     states, log_probs = source.root(batch), jnp.zeros((batch, 1))

@@ -13,7 +13,7 @@ from gr.decoding.beam import search
 from gr.decoding.beam_step import BeamOptions
 from gr.decoding.candidates import Candidates, DecodingError
 from gr.decoding.checked import Checked, check_methods
-from gr.decoding.prior import ALLOWED, PriorRequest, TowerPrior, as_request, with_prior
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import OneShard, OneTrie
 from gr.memory import ItemPrior
@@ -128,8 +128,8 @@ def _sharded_beam_search(
         first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
         source = OneShard(OneTrie(local, all_of(filters)), axis, places)
-        tower, first = TowerPrior.of(backbone, history, first, inverse_of(temperature))
-        source = with_prior(source, prior, len(first[0]), tower=tower)
+        inverse = inverse_of(temperature)
+        source, first = with_prior(source, prior, model, history, first, inverse)
         return search(model, source, first, temperature, options)
 
     return jax.shard_map(

@@ -38,16 +38,9 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes, users_of
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes
 from gr.decoding.flaws import Flaws
-from gr.decoding.prior import (
-    ALLOWED,
-    PriorRequest,
-    TowerPrior,
-    as_request,
-    log_scores,
-    with_prior,
-)
+from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
@@ -157,8 +150,8 @@ def _ved_search(
     first = model.prefill(history, constraint)
     config.check_budget(index.length)
     inverse = inverse_of(temperature)
-    tower, first = TowerPrior.of(backbone, history, first, inverse)
-    source = with_prior(source_of(index, constraint), prior, users_of(first), tower=tower)
+    source = source_of(index, constraint)
+    source, first = with_prior(source, prior, model, history, first, inverse)
     search = Search(model, value_head, source, first, key, inverse, config)
     tree, limit = _root(search), config.max_prefixes
     if config.initial_beams:

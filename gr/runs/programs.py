@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gr.data import Sequences, Splits, TitledPieces, TrainBatches
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.decode import decode_batch, decode_on_mesh
-from gr.models import histories_for, scores_items
+from gr.models import histories_for, item_share, scores_items
 from gr.rl import ActorCritic, roll_out
 from gr.runs import build, build_rl, keys
 from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment, Reinforcement
@@ -233,9 +233,15 @@ def forward_only(
     *,
     length: int,
 ) -> list[list[jax.Array | None]]:
-    """Logits and states of all `length` steps along beams that are fixed beforehand, by `parents [B, M]`."""
-    *output, cache = model.prefill(histories_for(model, tokens, history, pieces))
+    """Logits and states of all `length` steps along beams that are fixed beforehand, by `parents [B, M]`.
+
+    Also the logits of an item tower, if the model has one.
+    """
+    history = histories_for(model, tokens, history, pieces)
+    *output, cache = model.prefill(history)
     outputs = [output]
+    if item_share(model):
+        outputs.append([model.tower.item_logits(model.tower.last_state(history))])
     for depth in range(1, length):
         cache = model.reorder(cache, jnp.zeros_like(parents) if depth == 1 else parents)
         *output, cache = model.step(parents % model.config.vocab_size, cache)

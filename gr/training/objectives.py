@@ -121,7 +121,13 @@ class SupervisedLoss:
         value, (metrics, loss_state) = of_batch(model, batch, key, loss_state)
         if item_share(model):
             # The tower shares no parameter with the rest, so each is trained as if it were alone.
-            of_tower = self._of_items(model.tower, batch, jax.random.fold_in(key, _OF_TOWER))
+            # Searches divide the logits of both by one temperature, that of MSL.
+            of_tower = self._of_items(
+                model.tower,
+                batch,
+                jax.random.fold_in(key, _OF_TOWER),
+                self.config.tau if self.config.name == "msl" else None,
+            )
             more, _ = cross_entropy(of_tower, self._weight(batch), self.targets_per_batch)
             value, metrics = value + more, {**metrics, "items/loss": more}
         return value, (metrics, loss_state)
@@ -184,7 +190,9 @@ class SupervisedLoss:
         items = self._histories(model, batch["items"])
         return of_items(items, key=key), self.table[batch["items"]][:, 1:]
 
-    def _of_items(self, model: Any, batch: Any, key: jax.Array) -> jax.Array:
+    def _of_items(
+        self, model: Any, batch: Any, key: jax.Array, temperature: float | None = None
+    ) -> jax.Array:
         """Log-probabilities `[..., 1]` of the target items, of a model that scores whole items."""
         if self.level == "target":
             history = self._histories(model, batch["history"])
@@ -192,7 +200,8 @@ class SupervisedLoss:
         else:
             items = self._histories(model, batch["items"])
             rows, states = batch["items"][:, 1:], model.item_states(items, key=key)[:, :-1]
-        return token_log_probs(model.item_logits(states), jnp.maximum(rows, 0))[..., None]
+        logits, rows = model.item_logits(states), jnp.maximum(rows, 0)
+        return token_log_probs(logits, rows, temperature)[..., None]
 
     def _of_pairs(self, model: Any, batch: Any, key: jax.Array, loss_state: Any):
         """Cross-entropy of all targets, and pairwise prefix losses at the Q places that have negatives."""

@@ -16,6 +16,7 @@ from gr.decoding import (
     rank_items,
     sample,
     sample_without_replacement,
+    sharded_beam_search,
     ved_search,
 )
 from gr.decoding import prior as prior_module
@@ -29,7 +30,8 @@ from gr.models import (
     codes_alone,
     item_share,
 )
-from gr.trie import EditableIndex, ExcludeItems, ItemMask, TrieIndex
+from gr.training import make_mesh
+from gr.trie import EditableIndex, ExcludeItems, ItemMask, ShardedIndex, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -166,6 +168,24 @@ def test_draws_come_from_the_mixture():
         assert np.abs(counts / draws - expected[user]).max() < 0.03
     found = sample_without_replacement(model, INDEX, history, NUM_ITEMS, key=jax.random.key(1))
     np.testing.assert_allclose(probabilities(found), expected, rtol=1e-4)
+
+
+def test_a_prior_of_no_items_changes_nothing():
+    model, history = model_of(), history_of()
+    empty = ItemPrior(np.zeros((USERS, 0), np.int32), np.zeros((USERS, 0), np.float32))
+    plain, found = (
+        beam_search(model, INDEX, history, 8, **options) for options in ({}, {"prior": empty})
+    )
+    np.testing.assert_array_equal(found.items, plain.items)
+    np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-6)
+
+
+def test_an_index_of_shards():
+    model, history = model_of("vocabulary"), history_of()
+    mesh = make_mesh(model=jax.device_count())
+    index = ShardedIndex.build(TOKENS, VOCAB, mesh)
+    found = sharded_beam_search(model, index, history, NUM_ITEMS, mesh=mesh)
+    np.testing.assert_allclose(probabilities(found), mixed_by_hand(model, history), rtol=2e-5)
 
 
 @pytest.mark.long

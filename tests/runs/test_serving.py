@@ -52,6 +52,7 @@ def served(path, histories):
     [
         ("decoder_only", {}),
         ("item_decoder", {"item_decoder__head": "items", "memory__weight": 0.4}),
+        ("item_decoder", {"item_decoder__item_share": 0.5, "memory__weight": 0.4}),
     ],
 )
 def test_a_server_recommends_what_the_run_does(tmp_path, backbone, fields):

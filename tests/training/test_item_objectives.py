@@ -101,6 +101,20 @@ def test_the_head_over_items_is_a_softmax_over_them(level):
     assert all(np.isfinite(grad).all() for grad in grads)
 
 
+def test_an_item_tower_has_the_temperature_of_msl_by_which_searches_divide_its_logits():
+    model, batch, config = make_model("item_decoder/tower"), target_batch(), LOSSES["msl"]
+    table = np.asarray(item_token_table(TOKENS))
+    history = ItemHistory(batch["history"], table[batch["history"]])
+    logits = np.asarray(model.tower.item_logits(model.tower.last_state(history)))
+    of_targets = [
+        oracles.log_softmax(row / config.tau)[t]
+        for row, t in zip(logits, batch["target"], strict=True)
+    ]
+    expected = -(np.array(of_targets) * batch["weight"]).sum() / TARGETS_PER_BATCH
+    _, (metrics, _) = make_loss("target", config)(model, batch, jax.random.key(0), ())
+    assert float(metrics["items/loss"]) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("level", BATCHES)
 @pytest.mark.parametrize("loss", ["apao_pointwise", pytest.param("apao_pairwise", marks=LONG)])
 def test_an_item_tower_is_trained_beside_the_rest_as_if_it_were_alone(loss, level):

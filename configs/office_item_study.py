@@ -1,0 +1,53 @@
+r"""A study on Amazon Office: the item-level model's heads, losses and prefix weights, over seeds.
+
+    python -m experiments.compare --config=configs/office_item_study.py --workdir=runs/office_item_study \
+        --data_dir=FOLDER
+
+All variants are `configs/office.py` without its item tower and without a memory, so that what is compared is the model
+that spells out codes. The heads add one thing at a time: a softmax over the vocabulary, over the trie's children, with
+node embeddings, with facets. The losses and weights all have the last head. Results are in docs/results.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.office import get_config as office
+
+LABELS = {
+    "pointwise": "APAO pointwise, adaptive weights",
+    "stateless": "APAO pointwise, stateless weights",
+    "uniform": "APAO pointwise, uniform weights",
+    "pairwise": "APAO pairwise",
+    "ce": "CE",
+    "vocabulary": "softmax over the vocabulary",
+    "trie": "softmax over the trie's children",
+    "nodes": "and node embeddings",
+    "sasrec": "SASRec",
+}
+
+
+def get_config() -> ConfigDict:
+    """Four heads, five losses, SASRec; three seeds."""
+    base = office()
+    base.item_decoder.item_share = 0.0
+    base.memory.weight = None
+    return study("Amazon Office, item-level: heads and losses", base, seeds=(0, 1, 2))
+
+
+def study(name: str, base: ConfigDict, seeds: tuple[int, ...]) -> ConfigDict:
+    """The heads and losses on a base experiment."""
+    c = ConfigDict()
+    c.name = name
+    c.seeds = seeds
+    c.reference = "pointwise"
+    c.labels = ConfigDict(LABELS)
+    c.variants = v = ConfigDict({key: base.copy_and_resolve_references() for key in LABELS})
+    v.stateless.loss.weights = "stateless"
+    v.uniform.loss.weights = "uniform"
+    v.pairwise.loss.name = "apao_pairwise"
+    v.ce.loss.name = v.sasrec.loss.name = "ce"
+    v.vocabulary.item_decoder.head = "vocabulary"
+    v.sasrec.item_decoder.head = "items"
+    v.vocabulary.item_decoder.node_depth = v.trie.item_decoder.node_depth = 0
+    for key in ("vocabulary", "trie", "nodes", "sasrec"):
+        v[key].item_decoder.num_facets = 0
+    return c

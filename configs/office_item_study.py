@@ -5,7 +5,8 @@ r"""A study on Amazon Office: the item-level model's heads, losses and prefix we
 
 All variants are `configs/office.py` without its item tower and without a memory, so that what is compared is the model
 that spells out codes. The heads add one thing at a time: a softmax over the vocabulary, over the trie's children, with
-node embeddings, with facets. The losses and weights all have the last head. Results are in docs/results.md.
+node embeddings, with facets. The losses and weights all have the last head; beta and eta of APAO are the published
+choices for Office and T5 (arXiv 2603.02730). Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +45,9 @@ def study(name: str, base: ConfigDict, seeds: tuple[int, ...]) -> ConfigDict:
     v.stateless.loss.weights = "stateless"
     v.uniform.loss.weights = "uniform"
     v.pairwise.loss.name = "apao_pairwise"
+    v.pairwise.loss.beta, v.pairwise.loss.eta = 0.2, 3e-5
+    v.pairwise.loss.all_first_codes = True
+    v.pairwise.loss.num_negatives = 32  # With 100, as published, a run takes an hour.
     v.ce.loss.name = v.sasrec.loss.name = "ce"
     v.vocabulary.item_decoder.head = "vocabulary"
     v.sasrec.item_decoder.head = "items"

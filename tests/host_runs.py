@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments.config_files import load_config_file, of_reinforcement, supervised
 from gr.runs.evaluate import evaluate
@@ -83,5 +84,7 @@ if __name__ == "__main__":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     mesh.SMALL = 16  # So that what is so small here is split too.
+    parts = mesh.state_shardings(np.zeros((16, 16)), mesh.make_mesh(model=8))
+    assert not parts.is_fully_replicated and parts.mesh.is_multi_process
     run_all(folder, SPLIT)
     assert jax.device_count() == 8 and jax.process_count() == 2

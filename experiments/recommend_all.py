@@ -12,9 +12,11 @@ Several processes share the work, each started with the same flags and its own n
 
     python -m experiments.recommend_all --workdir=DIR --output=FOLDER --shards=64 --num_processes=8 --process_id=0
 
-All devices of a process are used. Memory is needed for one shard at a time.
+All devices of a process are used. Memory is needed for one shard at a time. Where the trie of all items does not fit on
+one device, `--split_index=4` splits it over four, which decode the same users.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -24,18 +26,21 @@ from experiments.errors import one_line_errors, run_main
 from gr.data.ranked_lists import WRITTEN
 from gr.runs.recommend_all import recommend_all
 from gr.runs.run import load_run
+from gr.training import on_host
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
     """Recommends as the flags say."""
     del argv
-    run = load_run(
-        _WORKDIR.value,
-        data_dir=_DATA_DIR.value,
-        which=_CHECKPOINT.value,
-        other_data=_OTHER_DATA.value,
-    )
+    # A trie that is to be split must not lie on one device first.
+    with on_host() if _SPLIT_INDEX.value > 1 else contextlib.nullcontext():
+        run = load_run(
+            _WORKDIR.value,
+            data_dir=_DATA_DIR.value,
+            which=_CHECKPOINT.value,
+            other_data=_OTHER_DATA.value,
+        )
     start = time.monotonic()
     written = recommend_all(
         run,
@@ -44,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         num_items=_NUM_ITEMS.value,
         form=_FORM.value,
         users=_USERS.value,
+        split_index=_SPLIT_INDEX.value,
         process_id=_PROCESS_ID.value,
         num_processes=_NUM_PROCESSES.value,
     )
@@ -59,6 +65,9 @@ if __name__ == "__main__":
     _NUM_ITEMS = flags.DEFINE_integer("num_items", 10, "Most items of a user.")
     _FORM = flags.DEFINE_enum("form", "parquet", WRITTEN, "Of the files.")
     _USERS = flags.DEFINE_string("users", None, "A file of user ids, one a line; else all users.")
+    _SPLIT_INDEX = flags.DEFINE_integer(
+        "split_index", 1, "Devices over which the trie is split; 1: each has the whole."
+    )
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that share the work.")
     _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ("best", "last"), "Which model to use.")

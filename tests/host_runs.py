@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments.config_files import load_config_file, of_reinforcement, supervised
 from gr.runs.evaluate import evaluate
 from gr.runs.reinforce import reinforce
 from gr.runs.run import load_run
 from gr.runs.train import train
+from gr.training import mesh
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -64,9 +66,13 @@ def small(**fields):
     return supervised(config_of("synthetic", SMALL | fields))
 
 
-def run_all(folder):
+# Of the two processes: states are split over devices of one process, and over those of both.
+SPLIT = {"msl": {"mesh.model": 2}, "apao": {"mesh.model": 8}}
+
+
+def run_all(folder, split=None):
     for name, fields in LOSSES.items():
-        train(small(**fields), f"{folder}/{name}")
+        train(small(**fields, **(split or {}).get(name, {})), f"{folder}/{name}")
     evaluate(load_run(f"{folder}/apao"), "validation")
     rl = config_of("amazon_office_rl", RL | {"init_from": f"{folder}/ce"})
     reinforce(of_reinforcement(rl), f"{folder}/rl")
@@ -77,5 +83,8 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-    run_all(folder)
+    mesh.SMALL = 16  # So that what is so small here is split too.
+    parts = mesh.state_shardings(np.zeros((16, 16)), mesh.make_mesh(model=8))
+    assert not parts.is_fully_replicated and parts.mesh.is_multi_process
+    run_all(folder, SPLIT)
     assert jax.device_count() == 8 and jax.process_count() == 2

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gr.decoding.checked import Checked
 from gr.decoding.prior import log_scores_behind
 from gr.decoding.softmax import Softmax, softmax
-from gr.decoding.sources import Listing
+from gr.decoding.sources import Listing, of_devices
 from gr.decoding.top_k import split, take_along, top_k
 from gr.decoding.trie_step import Step
 
@@ -25,7 +25,7 @@ class Listed:
     tokens: jax.Array  # [B, M, K] int32.
     allowed: jax.Array  # [B, M, K] bool: those that the constraint allows.
     logits: jax.Array  # [B, M, K] float32; arbitrary where there is no child.
-    softmax: Softmax  # Over all children, allowed or not.
+    softmax: Softmax  # Over all children, allowed or not, on all devices of the source's axis.
 
 
 def listed(
@@ -50,7 +50,8 @@ def listed(
                 jnp.take_along_axis(x, first, axis=-1) for x in (tokens, allowed, rows, exist)
             )
         logits = model.score_children(hidden, tokens, rows, root=False)
-    return Listed(tokens, allowed, logits, softmax(jnp.where(exist, logits, -jnp.inf), inverse))
+    distributions = softmax(jnp.where(exist, logits, -jnp.inf), inverse, source.axis)
+    return Listed(tokens, allowed, logits, distributions)
 
 
 def score_listed(
@@ -90,6 +91,9 @@ def best_listed(
     tokens = take_along(
         jax.lax.collapse(jnp.broadcast_to(children.tokens, children.allowed.shape), 1), places
     )
+    if source.axis is not None:
+        mine = (scores, parents, tokens)
+        _, _, (scores, parents, tokens) = of_devices(source.axis, ranks, mine, width)
     above = jax.tree.map(lambda array: take_along(array, parents), states)
     nodes = source.descend(depth, above, jnp.where(scores > -jnp.inf, tokens, -1))
     return Step(scores, parents, tokens, nodes)

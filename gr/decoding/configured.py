@@ -18,7 +18,7 @@ from gr.decoding.ved_step import ValueHead
 from gr.fields import OneOf
 from gr.memory import ItemPrior
 from gr.models import TreeBackbone, scores_children
-from gr.trie import Constraint, TrieIndex
+from gr.trie import Constraint, ShardedIndex, TrieIndex
 
 BEAM = "beam"
 SAMPLE = "sample"
@@ -141,18 +141,27 @@ def search(
             keep_beams=keep_beams,
             **shared,
         )
-        # A child scorer gives an only child probability 1 and does not evaluate it.
-        length = index.layout.unique_depth if scores_children(backbone) else index.length
-        evaluations = _beam_evaluations(index, count, length)
+        evaluations = beam_evaluations(backbone, index, count)
     else:
         found = sample_without_replacement(backbone, index, history, count, key=key, **shared)
         # One more beam for the threshold; codes without an alternative are not evaluated.
-        evaluations = _beam_evaluations(index, count + 1, index.layout.unique_depth)
+        evaluations = _evaluations(index.node_counts, count + 1, index.layout.unique_depth)
     return dataclasses.replace(
         found, evaluations=jnp.full(len(found.tokens), evaluations, jnp.int32)
     )
 
 
-def _beam_evaluations(index: TrieIndex, width: int, length: int) -> jax.Array:
+def beam_evaluations(backbone: Any, index: TrieIndex | ShardedIndex, width: int) -> jax.Array:
+    """Tokens that beam search gives a model for a user, if no constraint empties beams."""
+    if isinstance(index, ShardedIndex):
+        layout, counts = index.whole, index.shards.node_counts.sum(axis=0)
+    else:
+        layout, counts = index.layout, index.node_counts
+    # A child scorer gives an only child probability 1 and does not evaluate it.
+    length = layout.unique_depth if scores_children(backbone) else layout.length
+    return _evaluations(counts, width, length)
+
+
+def _evaluations(node_counts: jax.Array, width: int, length: int) -> jax.Array:
     """Tokens that `width` beams evaluate for `length` codes, if no constraint empties beams."""
-    return jnp.minimum(width, index.node_counts[1:length]).sum()
+    return jnp.minimum(width, node_counts[1:length]).sum()

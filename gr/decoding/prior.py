@@ -343,6 +343,11 @@ class WithPrior:
         return self.source.unique_depth
 
     @property
+    def axis(self) -> str | None:
+        """See `Listing`."""
+        return self.source.axis
+
+    @property
     def scan_depth(self) -> int:
         """See `Listing`."""
         return self.source.scan_depth

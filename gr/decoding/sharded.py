@@ -12,12 +12,12 @@ from jax.sharding import Mesh, PartitionSpec
 from gr.decoding.beam import search
 from gr.decoding.beam_step import BeamOptions
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import Checked, check_methods
+from gr.decoding.checked import Checked, check_methods, check_nodes
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import OneShard, OneTrie
 from gr.memory import ItemPrior
-from gr.models import Backbone, scores_children
+from gr.models import Backbone
 from gr.trie import AttributeFilter, Constraint, ExcludeItems, Filter, ItemMask, TrieIndex
 from gr.trie.constraints import all_of, check_constraint, constraints_of
 from gr.trie.item_mask import check_allowed
@@ -44,6 +44,9 @@ def sharded_beam_search(
 ) -> Candidates:
     """`beam_search` over a sharded index, with the same results.
 
+    A model that scores children knows nodes by their rows in one index of all items: that which `TrieIndex.build` makes
+    with the arguments of `ShardedIndex.build`.
+
     Every device along `axis` runs the backbone for the same users and searches its own shard; at each step they
     exchange M proposals per user. Users are split over `batch_axis`.
 
@@ -66,7 +69,7 @@ def sharded_beam_search(
         Candidates; names of nodes in `beams` differ from those of an unsharded index.
 
     Raises:
-        DecodingError: see `beam_search`; also if the mesh is not the index's, or the backbone scores children.
+        DecodingError: see `beam_search`; also if the mesh is not the index's.
         TrieError: for a mask of another index.
     """
     if mesh.shape[axis] != index.num_shards:
@@ -76,11 +79,7 @@ def sharded_beam_search(
         )
     options = BeamOptions(num_beams, **options)
     check_methods(backbone)
-    if scores_children(backbone):
-        raise DecodingError(
-            f"{type(backbone).__name__} scores children by their nodes of the whole trie, which the shards of a "
-            "ShardedIndex do not know: search a TrieIndex"
-        )
+    check_nodes(backbone, index)
     check_constraint(constraint, index.shards)
     request = as_request(prior, prior_weight, prior_over)
     options.check_prior(request, backbone)
@@ -122,12 +121,12 @@ def _sharded_beam_search(
         temperature: jax.Array | None,
         prior: PriorRequest | None,
     ) -> Candidates:
-        local, places = local_shard(index)
+        local, places, first_rows = local_shard(index)
         mine = [_unstacked(part) for part in constraints]
         model = Checked(backbone, local.vocab_size)
         first = model.prefill(history, mine)
         filters = tuple(_filter_of(part, local, places, axis) for part in mine)
-        source = OneShard(OneTrie(local, all_of(filters)), axis, places)
+        source = OneShard(OneTrie(local, all_of(filters)), axis, places, first_rows)
         inverse = inverse_of(temperature)
         source, first = with_prior(source, prior, model, history, first, inverse)
         return search(model, source, first, temperature, options)
@@ -185,7 +184,7 @@ def sharded_mask(
     per_user = allowed.ndim == 2
 
     def on_each_device(index: ShardedIndex, allowed: jax.Array) -> Any:
-        local, _ = local_shard(index)
+        local, _, _ = local_shard(index)
         make = jax.vmap(live_nodes, in_axes=(None, 0)) if per_user else live_nodes
         return jax.tree.map(lambda array: array[None], make(local, allowed))
 

@@ -124,7 +124,7 @@ def _sum_by_rows(
     """The largest of logits `[B, M, K]`, and the sum of exp((x - largest) / T), `[B, M]` each."""
     largest = logits.max(axis=-1)
     if axis_name is not None:
-        largest = jax.lax.pmax(largest, axis_name)
+        largest = _of_devices(largest, axis_name)
     # The difference is taken first, so that the largest is exactly 0 at every temperature.
     below = logits - largest[..., None]
     if inverse is not None:
@@ -164,6 +164,13 @@ def _sum_by_lanes(
     largest, total = jax.lax.optimization_barrier((largest, total))
     if axis_name is None:
         return largest, total
-    of_all = jax.lax.pmax(largest, axis_name)
+    of_all = _of_devices(largest, axis_name)
     total = jnp.where(total == 0, 0.0, total * exp(largest - of_all))
     return of_all, jax.lax.psum(total, axis_name)
+
+
+def _of_devices(largest: jax.Array, axis_name: str) -> jax.Array:
+    """The largest along a mesh axis; NaN where a device has NaN, which a maximum over CPU devices would lose."""
+    nan = jnp.isnan(largest)
+    largest, nan = jax.lax.pmax((jnp.where(nan, -jnp.inf, largest), nan), axis_name)
+    return jnp.where(nan, jnp.nan, largest)

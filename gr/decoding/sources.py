@@ -103,6 +103,7 @@ class Listing(Source, Protocol):
     Depths are static; from `scan_depth` on, where one program serves all levels, they may be an array `[B, M]`.
     """
 
+    axis: str | None  # Mesh axis over whose devices children are spread; None: all are here.
     scan_depth: int  # First level kept as a sorted table; L if there is none.
     scanned_fan_out: int  # K of `continuations` where the depths are an array.
 
@@ -139,6 +140,8 @@ class OneTrie:
     index: TrieIndex
     only: Filter | None  # What may be decoded: what is left of the index, and allowed.
     left: Filter | None = None  # What is left of an index from which items were removed.
+
+    axis = None
 
     @property
     def length(self) -> int:
@@ -294,6 +297,8 @@ class TwoTries:
     base: OneTrie
     added: OneTrie
     first_added: jax.Array  # [] int32: item number of the small trie's item 0.
+
+    axis = None
 
     @property
     def length(self) -> int:
@@ -459,6 +464,25 @@ def source_of(index: TrieIndex | OverlaidIndex, constraint: Any) -> "OneTrie | T
     return TwoTries(base, added, index.first_added)
 
 
+def of_devices(
+    axis: str, ranks: jax.Array, proposals: tuple[jax.Array, ...], width: int
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Inside `shard_map`: the best of what the devices along an axis propose, the same on all of them.
+
+    Args:
+        axis: name of the mesh axis.
+        ranks: of this device's proposals `[B, n]`, best first.
+        proposals: arrays `[B, n]`.
+        width: of how many, at most.
+
+    Returns:
+        The best ranks `[B, M]`; which they are among those of all devices side by side; and their proposals `[B, M]`.
+    """
+    ranks, *proposals = jax.lax.all_gather((ranks, *proposals), axis, axis=1, tiled=True)
+    best, chosen = top_k(ranks, min(width, ranks.shape[1]))
+    return best, chosen, tuple(take_along(part, chosen) for part in proposals)
+
+
 @dataclasses.dataclass(frozen=True)
 class OneShard:
     """One of several tries that share no first token, each on a device of its own along a mesh axis.
@@ -470,6 +494,7 @@ class OneShard:
     local: OneTrie
     axis: str  # Name of the mesh axis.
     places: PackedInts  # This device's part of the items' places; see `ShardedIndex`.
+    first_rows: jax.Array  # [L] int32: see `ShardedIndex`.
 
     @property
     def length(self) -> int:
@@ -496,16 +521,27 @@ class OneShard:
     ) -> Step:
         """See `Source.best`."""
         mine = self.local.best(depth, states, before, logits, softmax, width)
-        # [B, M'] of each device, side by side: [B, devices * M'].
-        proposals = (mine.scores, mine.parents, mine.tokens)
-        scores, parents, tokens = jax.lax.all_gather(proposals, self.axis, axis=1, tiled=True)
-        best, chosen = top_k(scores, min(width, scores.shape[1]))
+        proposals = (mine.parents, mine.tokens)
+        best, chosen, (parents, tokens) = of_devices(self.axis, mine.scores, proposals, width)
         each = mine.scores.shape[1]
         is_mine = (chosen // each == jax.lax.axis_index(self.axis)) & (best > -jnp.inf)
         nodes = jax.tree.map(lambda bound: take_along(bound, chosen % each), mine.nodes)
-        return Step(
-            best, take_along(parents, chosen), take_along(tokens, chosen), emptied(nodes, is_mine)
-        )
+        return Step(best, parents, tokens, emptied(nodes, is_mine))
+
+    def most_children(self, depth: int) -> int:
+        """See `Listing.most_children`."""
+        return self.local.most_children(depth)
+
+    def continuations(self, depth: int, states: Nodes) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.continuations`; those of this device."""
+        return self.local.continuations(depth, states)
+
+    def child_rows(self, depth: int, states: Nodes) -> tuple[jax.Array, jax.Array]:
+        """See `Listing.child_rows`; those of this device."""
+        below, _ = children(self.local.index, depth, states)
+        first = self.first_rows[depth]
+        there = below.exist & (first != NO_NODE)
+        return jnp.where(there, below.begin + first, NO_NODE), below.exist
 
     def complete(self, states: Nodes) -> tuple[Nodes, jax.Array]:
         """See `Source.complete`."""

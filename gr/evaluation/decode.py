@@ -16,15 +16,16 @@ from jax.sharding import Mesh
 from gr.data import NO_ITEM, Histories, Sequences, Targets, evaluation_batches
 from gr.data.buckets import resolve_buckets
 from gr.data.examples import target_examples
-from gr.decoding import Candidates, SearchConfig, rank_items, search
+from gr.decoding import Candidates, SearchConfig, rank_items, search, sharded_beam_search
+from gr.decoding.configured import beam_evaluations
 from gr.decoding.draws import KeyOfPart
 from gr.decoding.softmax import as_temperature
 from gr.evaluation.rankings import EvaluationError
 from gr.losses import masked_token_log_probs, scored_log_probs, token_log_probs
 from gr.memory import ItemPrior
 from gr.models import histories_for, scores_children, scores_items
-from gr.training import of_all_processes, on_own_rows, replicate, shard_batch
-from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, TrieIndex, walk
+from gr.training import of_all_processes, on_host, on_own_rows, replicate, shard_batch
+from gr.trie import NO_NODE, Catalogue, ExcludeItems, ItemMask, ShardedIndex, TrieIndex, walk
 
 _MANY = 1024  # Maximum number of seen items per user in a full batch; a power of four.
 
@@ -74,6 +75,7 @@ def decode_targets(
     temperature: float | None = None,
     normalise_over: str = "vocabulary",
     mesh: Mesh | None = None,
+    sharded: ShardedIndex | None = None,
     progress: bool | tqdm.tqdm = False,
 ) -> Decoded:
     """Decodes every target from its history by any search.
@@ -100,17 +102,27 @@ def decode_targets(
             among the children.
         mesh: each of its devices decodes its own users, `batch_size` at once. If they are of several processes, all
             call this, and all get the results of all. None: the default device.
+        sharded: the catalogue's trie, split over the axis "model" of the mesh: the devices along it decode the same
+            users, and each holds a part of the trie. Tokens and titles of items then stay on the host. For beam search
+            alone, without `score_targets`; `allowed` is made by `sharded_mask`. None: each device has the whole trie.
         progress: whether to show a progress bar; or one of the caller's, to be moved on.
 
     Raises:
         EvaluationError: if a search other than beam search has no `key`, or numbers of the model are NaN or infinite,
-            naming the code and the user.
+            naming the code and the user; or if a sharded index cannot be used.
     """
     if key is None and config.name != "beam":
         raise EvaluationError(f"search {config.name!r} draws random numbers: give their `key`")
     temperature = as_temperature(temperature)
     decode_users, put = decode_batch, lambda part: part
-    if mesh is not None:
+    groups = 1 if mesh is None else mesh.size  # Of devices; each decodes users of its own.
+    if sharded is not None:
+        _check_sharded(config, model, mesh, score_targets)
+        groups = mesh.shape["data"]
+        decode_users = _decoder_on_shards(catalogue, sharded, mesh)
+        put = functools.partial(replicate, mesh=mesh)
+        model, temperature = put((model, temperature))
+    elif mesh is not None:
         whole = (model, value_head, catalogue, allowed, key, temperature)
         model, value_head, catalogue, allowed, key, temperature = replicate(whole, mesh)
         decode_users = functools.partial(decode_on_mesh, mesh=mesh)
@@ -123,7 +135,7 @@ def decode_targets(
             model,
             value_head,
             catalogue,
-            put(batch["history"]),
+            batch["history"] if sharded is not None else put(batch["history"]),
             put(batch["target"]) if score_targets else None,
             tuple(part for part in (put(excluded), allowed) if part is not None),
             None if prior is None else put(prior(batch["rows"])),
@@ -141,7 +153,7 @@ def decode_targets(
         max_history=max_history,
         buckets=buckets,
         batch_size=batch_size,
-        devices=1 if mesh is None else mesh.size,
+        devices=groups,
         exclude_seen=exclude_seen,
         progress=progress,
     )
@@ -347,6 +359,79 @@ def decode_on_mesh(
     of_all = [None if own else part for own, part in zip(of_users, constraint, strict=True)]
     whole = (of_all, model, value_head, catalogue, temperature)
     return on_own_rows(decode, mesh, whole, (of_each, history, target, prior), key)
+
+
+def _check_sharded(config: SearchConfig, model: Any, mesh: Mesh | None, score: bool) -> None:
+    """Raises EvaluationError for what needs the whole trie on each device."""
+    whole = {
+        f"search {config.name!r}": config.name != "beam",
+        f"{type(model).__name__}, which scores whole items,": scores_items(model),
+        "scoring the targets": score,
+        "decoding without a mesh": mesh is None,
+    }
+    for what in (what for what, asked in whole.items() if asked):
+        raise EvaluationError(
+            f"{what} cannot use an index that is split over devices: decode with the whole index"
+        )
+
+
+def _decoder_on_shards(
+    catalogue: Catalogue, sharded: ShardedIndex, mesh: Mesh
+) -> Callable[..., tuple[Decoded, jax.Array]]:
+    """`decode_batch` with a sharded index in place of the catalogue's."""
+    tokens = np.asarray(catalogue.tokens)
+
+    def decode(
+        model: Any,
+        value_head: None,
+        catalogue: Catalogue,
+        rows: np.ndarray,
+        target: None,
+        constraint: tuple[ExcludeItems | ItemMask, ...],
+        prior: tuple[ItemPrior, jax.Array] | None,
+        key: None,
+        temperature: jax.Array | None,
+        **options: Any,
+    ) -> tuple[Decoded, jax.Array]:
+        del value_head, target, key  # Beam search uses none.
+        with on_host():  # Tables of all items are larger than a trie.
+            history = histories_for(model, tokens, rows, catalogue.pieces)
+        history = replicate(jax.device_get(history), mesh)
+        return decode_on_shards(
+            *(model, sharded, history, constraint, prior, temperature), mesh=mesh, **options
+        )
+
+    return decode
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "config", "normalise_over"))
+def decode_on_shards(
+    model: Any,
+    index: ShardedIndex,
+    history: Any,
+    constraint: tuple[ExcludeItems | ItemMask, ...],
+    prior: tuple[ItemPrior, jax.Array] | None,
+    temperature: jax.Array | None,
+    *,
+    mesh: Mesh,
+    config: SearchConfig,
+    normalise_over: str,
+) -> tuple[Decoded, jax.Array]:
+    """`decode_batch` over an index that is split over the axis "model"; users are split over "data"."""
+    count = config.num_candidates
+    found = sharded_beam_search(
+        model,
+        index,
+        history,
+        count,
+        mesh=mesh,
+        constraint=constraint,
+        temperature=temperature,
+        normalise_over=config.normalise_over or normalise_over,
+        **_prior_arguments(prior),
+    )
+    evaluations = jnp.full(len(found.scores), beam_evaluations(model, index, count), jnp.int32)
+    return Decoded(found.items, found.tokens, found.scores, evaluations), found.bad_step
 
 
 def _decode_items(

@@ -29,6 +29,7 @@ from gr.data.fingerprint import checksum
 from gr.data.ranked_lists import SCHEMA, WRITTEN, write_table
 from gr.decoding import SearchConfig
 from gr.evaluation import decode_targets
+from gr.models import scores_items
 from gr.runs import build
 from gr.runs.experiment import ConfigError
 from gr.runs.export import list_table
@@ -37,6 +38,7 @@ from gr.runs.run import Run
 from gr.runs.workdir import OF_NO_MATTER_TO_A_MODEL
 from gr.training import make_mesh, replicate
 from gr.training.provenance import differing_fields
+from gr.trie import ShardedIndex
 
 MANIFEST = "_manifest.json"  # Readers of a folder of tables leave out names that begin so.
 _MADE_OF = b"gr.made_of"  # Metadata of a Parquet file: the checksum of its manifest.
@@ -50,6 +52,7 @@ def recommend_all(
     num_items: int = 10,
     form: str = "parquet",
     users: str | os.PathLike[str] | Sequence[str] | None = None,
+    split_index: int = 1,
     process_id: int | None = None,
     num_processes: int | None = None,
 ) -> list[str]:
@@ -71,6 +74,9 @@ def recommend_all(
         num_items: most items of a user.
         form: of the files: "parquet", "csv" or "trec" (a run, see `gr.data.ranked_lists.write_table`).
         users: a file with one user id a line, or a list of ids; None: all users who have interactions.
+        split_index: devices over which the trie is split, for one that does not fit on each of them; they decode the
+            same users. It divides the number of devices of this process. With it the tokens of all items stay on the
+            host. So does the whole trie, if the run was loaded under `gr.training.on_host`.
         process_id: of this process. It makes the shards `process_id`, `process_id + num_processes` and so on. None: as
             `jax.distributed` says.
         num_processes: processes that share the work, on any machines that see the folder. None: as `jax.distributed`
@@ -81,6 +87,7 @@ def recommend_all(
 
     Raises:
         ConfigError: if the folder holds lists of another run or other settings, or a number is out of range.
+        TrieError: if there are fewer first codes than devices over which the trie is split.
         DataError: for a user who is not in the data, is named twice or has no interactions.
         EvaluationError: if numbers of the model are NaN or infinite, naming the code and the user.
     """
@@ -98,6 +105,15 @@ def recommend_all(
     rows = user_rows(sequences, users)
     if not 1 <= shards <= len(rows):
         raise ConfigError(f"shards={shards} for {len(rows)} users: use 1 to {len(rows)}")
+    local = jax.local_devices()
+    if split_index < 1 or len(local) % split_index:
+        raise ConfigError(
+            f"split_index={split_index} with {len(local)} devices in this process: use a number that divides theirs"
+        )
+    if split_index > 1 and scores_items(run.model):
+        raise ConfigError(
+            f"split_index={split_index}: the model scores whole items and searches no trie; leave it out"
+        )
     mixture = run.mixture
 
     # The folder, and what is to be done.
@@ -114,11 +130,15 @@ def recommend_all(
         print(f"{len(mine) - len(missing)} of {len(mine)} shards are there already")
 
     # What all shards share: a model on each device, and padded lengths, so that nothing is compiled twice.
-    model, catalogue, mesh = run.model, run.catalogue, None
-    local = jax.local_devices()
+    model, catalogue, mesh, sharded = run.model, run.catalogue, None, None
     if len(local) > 1:
-        mesh = make_mesh(len(local), devices=local)
-        model, catalogue = replicate((model, catalogue), mesh)
+        mesh = make_mesh(len(local) // split_index, split_index, devices=local)
+        model = replicate(model, mesh)
+    if split_index > 1:
+        ids, layout = run.semantic_ids, catalogue.index.layout
+        sharded = ShardedIndex.build(ids.tokens, ids.vocab_size, mesh, layout=layout)
+    elif mesh is not None:
+        catalogue = replicate(catalogue, mesh)
     lengths = np.minimum(sequences.lengths[rows], options["max_history"])
     decode = functools.partial(
         decode_targets,
@@ -128,6 +148,7 @@ def recommend_all(
         buckets=resolve_buckets(run.config.data.num_buckets, lengths, options["max_history"]),
         batch_size=decoding.batch_size,
         mesh=mesh,
+        sharded=sharded,
         **options,
     )
 

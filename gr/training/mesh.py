@@ -6,6 +6,7 @@ the parameters, adds up the gradients into the parts that the devices hold, and 
 stage 3, also called fully sharded data parallelism).
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -150,6 +151,22 @@ def _spec(path: Any, shape: tuple[int, ...], parts: int) -> PartitionSpec:
         axes.insert(0, first % len(shape))
     fits = next((axis for axis in axes if shape[axis] % parts == 0), None)
     return WHOLE if fits is None else PartitionSpec(*[None] * fits, "model")
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Within it, new arrays lie in the host's memory, and are computed there, whatever other devices there are.
+
+    Raises:
+        TrainingError: if JAX was told not to use the host's processor.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise TrainingError(
+            "arrays are to be made on the host, which JAX was told not to use: name cpu in JAX_PLATFORMS too, such as "
+            "JAX_PLATFORMS=cuda,cpu"
+        ) from None
+    return jax.default_device(device)
 
 
 def of_all_processes(tree: Any, mesh: Mesh | None) -> Any:

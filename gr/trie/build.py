@@ -75,6 +75,12 @@ def build_arrays(
     return _fill(ids, items, attributes, shape, layout)
 
 
+def count_prefixes(tokens: np.ndarray, vocab_size: int) -> Shape:
+    """The counts of semantic IDs `[N, L]`, of which `choose_layout` makes a layout; see `check_tokens`."""
+    tokens, lows, highs = check_tokens(tokens, vocab_size)
+    return _count(sort_ids(tokens, highs), lows, highs, len(tokens) - 1)
+
+
 def _fill(
     ids: SortedIds,
     items: np.ndarray,

@@ -190,36 +190,46 @@ def choose_layout(
     )
 
 
-def common_layout(layouts: Sequence[Layout]) -> Layout:
-    """The smallest layout that indexes of all these layouts fit into; a level is DENSE or SCAN only if all agree."""
-    first = layouts[0]
-    levels = []
-    for depth, level in enumerate(first.levels):
-        others = [layout.levels[depth] for layout in layouts]
-        kinds = {other.kind for other in others}
-        base = min(other.base for other in others)
-        span = max(other.base + other.span for other in others) - base
-        kind = level.kind if len(kinds) == 1 else SPARSE
-        if kind == DENSE:
-            span = -(-span // _WORD) * _WORD
-            base = max(0, min(base, first.vocab_size - span))
-        levels.append(
-            Level(
-                kind=kind,
-                base=base,
-                span=span,
-                max_children=max(other.max_children for other in others),
-                max_slots=max(other.max_slots for other in others),
-                max_nodes=max(other.max_nodes for other in others),
-            )
+def joined_shape(shapes: Sequence[Shape]) -> Shape:
+    """The counts of all items together, of sets that share no first token; items are numbered from 0 on."""
+    num_items = sum(shape.num_items for shape in shapes)
+
+    def of_all(counts: list[tuple[int, ...]], first: int) -> tuple[int, ...]:
+        """The largest of each depth; `first` of the root, which is the only node that they share."""
+        return (first, *(max(column) for column in zip(*counts, strict=True)))
+
+    num_nodes = [sum(column) for column in zip(*(shape.num_nodes for shape in shapes), strict=True)]
+    return Shape(
+        lows=tuple(map(min, zip(*(shape.lows for shape in shapes), strict=True))),
+        highs=tuple(map(max, zip(*(shape.highs for shape in shapes), strict=True))),
+        num_nodes=(1, *num_nodes[1:]),
+        max_children=of_all([shape.max_children[1:] for shape in shapes], num_nodes[1]),
+        max_slots=of_all([shape.max_slots[1:] for shape in shapes], num_items),
+        num_items=num_items,
+        max_item=num_items - 1,
+    )
+
+
+def layout_of_shards(whole: Layout, shapes: Sequence[Shape]) -> Layout:
+    """One layout for indexes of parts of the items, such that each part fits: levels are stored as those of `whole`.
+
+    So a node's depth alone says whether it is named by its number or by its first slot, in the parts as in the whole.
+    """
+    levels = [
+        dataclasses.replace(
+            level,
+            max_children=max(shape.max_children[depth] for shape in shapes),
+            max_slots=max(shape.max_slots[depth] for shape in shapes),
+            max_nodes=max(shape.num_nodes[depth + 1] for shape in shapes),
         )
-    return Layout(
-        vocab_size=first.vocab_size,
-        max_items=max(layout.max_items for layout in layouts),
-        max_item=max(layout.max_item for layout in layouts),
-        max_items_per_sid=max(layout.max_items_per_sid for layout in layouts),
+        for depth, level in enumerate(whole.levels)
+    ]
+    return dataclasses.replace(
+        whole,
+        max_items=max(shape.num_items for shape in shapes),
+        max_item=max(shape.max_item for shape in shapes),
+        max_items_per_sid=max(shape.max_slots[-1] for shape in shapes),
         levels=tuple(levels),
-        num_attributes=first.num_attributes,
     )
 
 

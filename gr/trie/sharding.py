@@ -8,12 +8,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr.trie.attributes import check_attributes
-from gr.trie.build import check_tokens
+from gr.trie.build import build_arrays, check_tokens, count_prefixes
 from gr.trie.exclusion import DeadNodes, ExcludeItems
 from gr.trie.identity import fingerprint
-from gr.trie.index import TrieIndex
+from gr.trie.index import NO_NODE, TrieIndex
 from gr.trie.inputs import known_items
-from gr.trie.layout import Layout, TrieError, common_layout
+from gr.trie.layout import (
+    Layout,
+    Shape,
+    TrieError,
+    check_fits,
+    choose_layout,
+    joined_shape,
+    layout_of_shards,
+)
 from gr.trie.packed import PackedInts, pack
 
 
@@ -29,7 +37,11 @@ class ShardedIndex:
     shards: TrieIndex  # `slot_of_item` is not used: see `places`.
     # [S, ceil(N / S)]: items s * ceil(N / S) + i -> shard * max_items + slot; S * max_items where there is none.
     places: PackedInts
+    # [S, L] int32: the row of a shard's first node of depth 1..L among those of the whole trie, see `node_rows`;
+    # `NO_NODE` where rows exceed int32, so that no array has them.
+    first_rows: jax.Array
     num_shards: int = dataclasses.field(metadata={"static": True})
+    whole: Layout = dataclasses.field(metadata={"static": True})  # Of one index of all items.
 
     @staticmethod
     def build(
@@ -39,8 +51,13 @@ class ShardedIndex:
         *,
         axis: str = "model",
         attributes: np.ndarray | None = None,
+        listed: bool = False,
+        layout: Layout | None = None,
     ) -> "ShardedIndex":
         """Splits, builds and places the shards.
+
+        A model with vectors of trie nodes knows them by their rows in one index of all items. That is the one which
+        `TrieIndex.build` makes with the same arguments.
 
         Args:
             tokens: vocabulary tokens `[N, L]`; row i is item i.
@@ -48,6 +65,8 @@ class ShardedIndex:
             mesh: the devices.
             axis: the mesh axis over which the index is split; on other axes it is replicated.
             attributes: `[N, A]`, see `TrieIndex.build`.
+            listed: see `TrieIndex.build`.
+            layout: of the index that the model was trained with, if that was built with room or ranges of its own.
 
         Raises:
             TrieError: see `TrieIndex.build`; also if there are fewer first tokens than shards.
@@ -58,28 +77,31 @@ class ShardedIndex:
         num_shards = mesh.shape[axis]
         owner = _split_by_first_token(tokens, num_shards)
         rows = [np.flatnonzero(owner == shard) for shard in range(num_shards)]
-        parts = [None if attributes is None else attributes[mine] for mine in rows]
-        layout = common_layout(
-            [
-                TrieIndex.build(tokens[mine], vocab_size, attributes=part).layout
-                for mine, part in zip(rows, parts, strict=True)
-            ]
-        )
-        shards, places = [], np.full(len(tokens), num_shards * layout.max_items, np.int64)
-        for shard, (mine, part) in enumerate(zip(rows, parts, strict=True)):
-            index = TrieIndex.build(tokens[mine], vocab_size, attributes=part, layout=layout)
+        shapes = [count_prefixes(tokens[mine], vocab_size) for mine in rows]
+        shape = joined_shape(shapes)
+        if layout is None:
+            number = 0 if attributes is None else attributes.shape[1]
+            layout = choose_layout(shape, int(vocab_size), num_attributes=number, listed=listed)
+        check_fits(shape, layout)
+        of_shards = layout_of_shards(layout, shapes)
+        shards, places = [], np.full(len(tokens), num_shards * of_shards.max_items, np.int64)
+        for shard, mine in enumerate(rows):
+            part = None if attributes is None else attributes[mine]
+            fields = build_arrays(tokens[mine], vocab_size, attributes=part, layout=of_shards)
+            index = jax.tree.map(np.asarray, TrieIndex(**fields))
             slots = np.arange(len(mine))
-            found = mine[np.asarray(index.item_of_slot[slots])]
-            places[found] = shard * layout.max_items + slots
-            items = pack(found, len(tokens) - 1, layout.max_items)
+            found = mine[np.asarray(jax.device_put(index.item_of_slot)[slots])]
+            places[found] = shard * of_shards.max_items + slots
+            items = pack(found, len(tokens) - 1, of_shards.max_items)
             nothing = pack(np.zeros(1, np.int32), 1, 1)
             index = dataclasses.replace(index, item_of_slot=items, slot_of_item=nothing)
-            index = jax.tree.map(np.asarray, index)
             shards.append(dataclasses.replace(index, fingerprint=fingerprint(vars(index))))
         host = ShardedIndex(
             jax.tree.map(lambda *arrays: np.stack(arrays), *shards),
-            _stacked_places(places, num_shards, layout),
+            _stacked_places(places, num_shards, of_shards),
+            _first_rows(shapes, layout),
             num_shards,
+            layout,
         )
         return jax.device_put(host, NamedSharding(mesh, PartitionSpec(axis)))
 
@@ -102,9 +124,10 @@ class ShardedIndex:
         return f"ShardedIndex({self.num_shards} shards of {self.shards})"
 
 
-def local_shard(sharded: ShardedIndex) -> tuple[TrieIndex, PackedInts]:
-    """Inside `shard_map`: this device's index and its part of the places."""
-    return jax.tree.map(lambda array: array[0], (sharded.shards, sharded.places))
+def local_shard(sharded: ShardedIndex) -> tuple[TrieIndex, PackedInts, jax.Array]:
+    """Inside `shard_map`: this device's index, its part of the places, and the rows of its first nodes `[L]`."""
+    parts = sharded.shards, sharded.places, sharded.first_rows
+    return jax.tree.map(lambda array: array[0], parts)
 
 
 def exclude_on_shard(
@@ -153,6 +176,19 @@ def _split_by_first_token(tokens: np.ndarray, num_shards: int) -> np.ndarray:
         before = shard[number - 1] if number else -1
         shard[number] = min(max(shard[number], least, before), before + 1)
     return shard[code]
+
+
+def _first_rows(shapes: list[Shape], whole: Layout) -> np.ndarray:
+    """`ShardedIndex.first_rows`: first tokens are in order, so those of a shard follow those of the shards before."""
+    counts = [
+        [
+            shape.num_nodes[depth] if depth < whole.scan_depth else shape.num_items
+            for depth in range(1, whole.length + 1)
+        ]
+        for shape in shapes
+    ]
+    ends = np.cumsum(counts, axis=0, dtype=np.int64) + np.array(whole.node_offsets[:-1], np.int64)
+    return np.where(ends < 2**31, ends - counts, NO_NODE).astype(np.int32)
 
 
 def _stacked_places(places: np.ndarray, num_shards: int, layout: Layout) -> PackedInts:

@@ -20,11 +20,9 @@ from gr.decoding import (
     beam_search,
     sample,
     sample_without_replacement,
-    sharded_beam_search,
 )
 from gr.testing import random_tokens
-from gr.training import make_mesh
-from gr.trie import EditableIndex, ExcludeItems, ShardedIndex, TrieIndex, walk
+from gr.trie import EditableIndex, ExcludeItems, TrieIndex, walk
 from tests.decoding import test_sampling, test_ved
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
@@ -460,8 +458,3 @@ def test_bad_requests_get_one_clear_error():
     ):
         with pytest.raises(DecodingError, match=message):
             beam_search(Faulty(scorer, method, result), index, HISTORY, 4)
-    with pytest.raises(DecodingError, match="shards"):
-        mesh = make_mesh(data=1, model=1)
-        sharded_beam_search(
-            scorer, ShardedIndex.build(tokens, tries.VOCAB, mesh), HISTORY, 4, mesh=mesh
-        )

@@ -181,7 +181,7 @@ def test_a_prior_of_no_items_changes_nothing():
 
 
 def test_an_index_of_shards():
-    model, history = model_of("vocabulary"), history_of()
+    model, history = model_of(), history_of()
     mesh = make_mesh(model=jax.device_count())
     index = ShardedIndex.build(TOKENS, VOCAB, mesh)
     found = sharded_beam_search(model, index, history, NUM_ITEMS, mesh=mesh)

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gr.decoding import beam_search, sharded_beam_search
 from gr.trie import TrieError
 from gr.trie.sharding import _split_by_first_token
 
@@ -62,7 +64,7 @@ for data, shards in ((1, 8), (2, 4)):
     if data == 1:
         requests = {"none": (None, None)}
     for name, (plain, sharded) in requests.items():
-        for num_beams in (5,) if name.startswith("mask") else (5, 320):
+        for num_beams in (5, 320) if name in ("none", "exclude", "attributes") else (5,):
             expected = beam_search(model, whole, history, num_beams, constraint=plain)
             found = sharded_beam_search(model, index, history, num_beams, mesh=mesh, constraint=sharded)
             for field in ("tokens", "items", "valid"):
@@ -122,16 +124,116 @@ assert not unknown(kept, swapped).valid.any() or swapped.shards.layout != index.
 print(json.dumps({"compared": compared, "kinds": kinds, "split": split, "messages": messages}))
 """
 
+WITH_CHILD_SCORES = """
+import dataclasses, json
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from gr.decoding import DecodingError, ItemPrior, beam_search, sharded_beam_search, sharded_mask
+from gr.models import ItemDecoder, ItemDecoderConfig, ItemHistory
+from gr.training import make_mesh
+from gr.trie import AttributeFilter, ExcludeItems, ItemMask, ShardedIndex, TrieIndex
+from scorers import TableScorer
+from test_sharded import check
 
-@pytest.fixture(scope="module")
-def measured():
+VOCAB, LENGTH, USERS, ITEMS = 12, 3, 4, 600
+rng = np.random.default_rng(0)
+tokens = np.minimum(rng.geometric(0.2, (ITEMS, LENGTH)) - 1, VOCAB - 1)  # Skewed, with duplicates.
+attributes = rng.random((ITEMS, 5)) < 0.5
+draw = lambda *shape: jnp.asarray(rng.random(shape) < 0.6)
+seen = ExcludeItems(jnp.asarray(rng.integers(-1, ITEMS, (USERS, 80))))
+wanted = AttributeFilter(none_of=jnp.asarray(np.eye(5)[rng.integers(5, size=USERS)] > 0))
+prior = ItemPrior(rng.integers(-1, ITEMS + 9, (USERS, 30)), rng.random((USERS, 30)).astype(np.float32))
+mixed = {"prior": prior, "prior_weight": np.array([0.0, 0.3, 0.6, 0.9], np.float32)}
+mesh = make_mesh(data=2, model=3)
+
+# A child's logit is hidden[token] + nodes[row]: of the wrong rows nothing would agree.
+history, one, kinds = jnp.arange(USERS)[:, None], draw(ITEMS), []
+table = jnp.asarray(rng.normal(size=(USERS, LENGTH, VOCAB, VOCAB)) * 2, jnp.float32)
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScorerByUser(TableScorer):
+    def prefill(self, history):
+        table = self.table[history[:, 0]]
+        return None, table[:, 0, 0], (0, table)
+    def step(self, tokens, cache):
+        depth, table = cache[0] + 1, cache[1]
+        return None, table[jnp.arange(len(tokens))[:, None], depth, tokens], (depth, table)
+    def reorder(self, cache, parents):
+        return cache
+
+whole = TrieIndex.build(tokens, VOCAB, attributes=attributes, headroom=0.5)
+index = ShardedIndex.build(tokens, VOCAB, mesh, attributes=attributes, layout=whole.layout)
+kinds.append([level.kind for level in whole.layout.levels])
+rows = np.asarray(rng.normal(size=whole.layout.node_offsets[-1]) * 2, np.float32)
+model = ScorerByUser(table, jnp.asarray(rows))
+plain = (seen, wanted, ItemMask.build(whole, one))
+sharded = (seen, wanted, sharded_mask(index, one, mesh=mesh))
+check(model, whole, index, history, ITEMS, mesh, plain, sharded)
+broken = dataclasses.replace(model, table=table.at[1, 1].set(jnp.nan).at[2, 0].set(jnp.inf))
+found = sharded_beam_search(broken, index, history, ITEMS, mesh=mesh, constraint=sharded)
+assert found.bad_step.tolist() == [-1, 1, 0, -1], found.bad_step
+
+# The default model, small.
+whole = TrieIndex.build(tokens, VOCAB, listed=True)
+index = ShardedIndex.build(tokens, VOCAB, mesh, listed=True)
+kinds.append([level.kind for level in whole.layout.levels])
+sizes = dict(zip(("num_first", "num_nodes"), np.array(whole.layout.node_offsets)[[1, LENGTH]].tolist()))
+config = ItemDecoderConfig(
+    vocab_size=VOCAB, code_length=LENGTH, num_items=ITEMS, d_model=8, num_heads=2, d_ff=8, head="trie",
+    num_facets=2, item_share=0.5, num_layers=1, **sizes,
+)
+model = jax.tree.map(
+    lambda x: x + jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), ItemDecoder(config, rngs=nnx.Rngs(0))
+)
+read = rng.integers(ITEMS, size=(USERS, 5)).astype(np.int32)
+history = ItemHistory(jnp.asarray(read), jnp.asarray(tokens, jnp.int32)[read])
+seen = ExcludeItems(history.rows)
+check(model, whole, index, history, 9, mesh, seen, seen, temperature=0.7, **mixed)
+messages = []
+for other, options in (
+    (ShardedIndex.build(tokens[:-5], VOCAB, mesh), {}), (index, {"num_groups": 2}),
+):
+    try:
+        sharded_beam_search(model, other, history, 4, mesh=mesh, **options)
+    except DecodingError as error:
+        messages.append(str(error))
+print(json.dumps({"kinds": kinds, "messages": messages}))
+"""
+
+
+def check(model, whole, index, history, num_beams, mesh, plain=None, sharded=None, **options):
+    """The search of a sharded index finds what that of the whole one finds; of both, how many candidates."""
+    expected = beam_search(model, whole, history, num_beams, constraint=plain, **options)
+    found = sharded_beam_search(
+        model, index, history, num_beams, mesh=mesh, constraint=sharded, **options
+    )
+    assert (np.asarray(expected.bad_step) < 0).all() and np.asarray(expected.valid).sum() > 20
+    for field in ("valid", "bad_step"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    scores = np.where(expected.valid, expected.scores, -1e9)
+    close = np.abs(np.diff(scores, axis=1, prepend=np.inf, append=np.nan)) < 1e-5
+    alone = ~(close[:, 1:] | close[:, :-1]) & expected.valid  # Rounding cannot exchange them.
+    assert alone.sum() > 0.8 * expected.valid.sum()
+    np.testing.assert_array_equal(found.tokens[alone], expected.tokens[alone])
+    most = found.items.shape[2]  # The whole index may have room for more.
+    np.testing.assert_array_equal(found.items[alone], expected.items[alone][:, :most])
+
+
+def on_eight_devices(program):
+    """What a program prints as JSON."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    here = Path(__file__).resolve().parent
     process = subprocess.run(
-        [sys.executable, "-c", ON_EIGHT_DEVICES],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         env={
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+            ),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": flags,
@@ -142,9 +244,14 @@ def measured():
     return json.loads(process.stdout)
 
 
+@pytest.fixture(scope="module")
+def measured():
+    return on_eight_devices(ON_EIGHT_DEVICES)
+
+
 def test_results_are_those_of_the_whole_index_under_every_constraint(measured):
     # Compared inside; here, that there was something to compare.
-    assert len(measured["compared"]) == 2 + 12 + 4
+    assert len(measured["compared"]) == 2 + 10 + 4
     for name, num_beams, count in measured["compared"]:
         assert (count == 0) == (name == "nothing"), (name, num_beams)
 
@@ -161,6 +268,13 @@ def test_bad_requests_get_one_clear_error(measured):
     assert len(measured["messages"]) == 6
     for message in measured["messages"][3:]:
         assert "the ItemMask was made for another index" in message
+
+
+def test_models_that_score_children_are_searched_as_on_the_whole_index():
+    told = on_eight_devices(WITH_CHILD_SCORES)  # Compared inside.
+    assert len(set(map(tuple, told["kinds"]))) == 2
+    assert "the depths of this index end at" in told["messages"][0]
+    assert "num_groups=2 cannot be combined with an item tower" in told["messages"][1]
 
 
 def test_shards_hold_consecutive_first_tokens_and_about_as_many_items():

@@ -25,7 +25,8 @@ from gr.evaluation.decode import (
     prefix_hits,
 )
 from gr.models import DecoderOnly, DecoderOnlyConfig
-from gr.trie import Catalogue, TrieIndex
+from gr.training import make_mesh
+from gr.trie import Catalogue, ShardedIndex, TrieIndex
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -368,6 +369,26 @@ def test_a_target_that_the_trie_lacks_is_no_hit():
         [True, False],
         [False, False],
     ]
+
+
+def test_a_sharded_index_decodes_as_the_whole_one_or_says_what_cannot():
+    mesh = (
+        make_mesh()
+    )  # Of one device; lists of all users are made on several in a test of their own.
+    sharded = ShardedIndex.build(make_tokens(), VOCAB, mesh)
+    options = {"score_targets": False, "sharded": sharded, "mesh": mesh, "buckets": 1}
+    found, whole = decode(make_sequences(), last_items(), **options), decode_all()
+    for field in ("items", "tokens", "evaluations"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)
+    sample = {"config": SearchConfig("sample"), "key": jax.random.key(0)}
+    for other, what in (
+        (sample, "search 'sample'"),
+        ({"score_targets": True}, "scoring the targets"),
+        ({"mesh": None}, "decoding without a mesh"),
+    ):
+        with pytest.raises(EvaluationError, match=f"^{what} cannot use an index that is split"):
+            decode(make_sequences(), last_items(), **(options | other))
 
 
 def test_nothing_to_decode_is_an_error():

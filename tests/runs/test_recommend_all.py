@@ -314,6 +314,7 @@ def test_folders_of_others_are_refused(tmp_path, run):
         recommend_all(run, written[0])
     for options, told in [
         ({"num_items": 0}, "num_items=0: use 1 or more"),
+        ({"split_index": 2}, "split_index=2 with 1 devices in this process: use a number that"),
         ({"shards": 0}, "shards=0 for 23 users: use 1 to 23"),
         ({"shards": 24}, "shards=24 for 23 users: use 1 to 23"),
     ]:
@@ -384,6 +385,10 @@ assert len(jax.local_devices()) == 4
 run = make_run(sys.argv[1], **ITEM_HEAD, memory__weight=0.4)
 recommend_all(run, sys.argv[2], shards=2, num_items=5)
 check_equal_to_recommend(run, sys.argv[2], 5)
+default = {"item_decoder__item_share": 0.5, "item_decoder__num_facets": 2, "memory__weight": 0.4}
+run = make_run(sys.argv[1] + "_default", "item_decoder", item_decoder__head="trie", **default)
+recommend_all(run, sys.argv[2] + "_whole", num_items=5)
+recommend_all(run, sys.argv[2] + "_split", num_items=5, split_index=2)
 """
 
 
@@ -392,6 +397,13 @@ def test_users_are_split_over_devices(tmp_path):
     done = python(ON_FOUR_DEVICES, tmp_path / "run", tmp_path / "lists", XLA_FLAGS=four)
     assert done.returncode == 0, done.stderr
     assert len(lists(tmp_path / "lists")) == USERS
+    # The trie split over two of them, for two groups of users.
+    whole, split = (lists(tmp_path / f"lists_{kind}") for kind in ("whole", "split"))
+    assert list(whole) == list(split) and len(split) == USERS
+    for user, (items, scores, ranks, shares) in split.items():
+        assert (items, ranks) == (whole[user][0], whole[user][2])
+        assert scores == pytest.approx(whole[user][1], abs=1e-5)
+        assert shares == pytest.approx(whole[user][3], abs=1e-5)
 
 
 @pytest.mark.long

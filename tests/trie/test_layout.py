@@ -10,6 +10,7 @@ import oracles
 import pytest
 
 from gr.trie import NO_NODE, Nodes, TrieError, TrieIndex, walk
+from gr.trie.build import count_prefixes
 from gr.trie.layout import (
     DENSE,
     MAX_ITEMS,
@@ -18,7 +19,8 @@ from gr.trie.layout import (
     Shape,
     check_capacity,
     choose_layout,
-    common_layout,
+    joined_shape,
+    layout_of_shards,
 )
 from gr.trie.transitions import _find_listed
 
@@ -99,23 +101,28 @@ def test_headroom_is_room_for_everything(headroom):
         assert mine.max_nodes >= theirs.max_nodes * (1 + headroom)
 
 
-def test_a_common_layout_serves_all():
+def test_parts_of_a_set_are_stored_as_the_whole_and_have_its_counts():
     rng = np.random.default_rng(2)
     sets = [
         rng.integers(0, 64, (2000, 3)) + [0, 64, 128],
-        rng.integers(0, 10, (40, 3)) + [50, 64, 150],
-        np.array([[1, 100, 190]]),
+        rng.integers(0, 10, (40, 3)) + [64, 64, 150],
+        np.array([[80, 100, 190]]),
     ]
-    layouts = [TrieIndex.build(tokens, 192).layout for tokens in sets]
-    assert len({tuple(level.kind for level in layout.levels) for layout in layouts}) > 1
-    common = common_layout(layouts)
-    indexes = [TrieIndex.build(tokens, 192, layout=common) for tokens in sets]
+    index = TrieIndex.build(np.concatenate(sets), 192)
+    shapes = [count_prefixes(tokens, 192) for tokens in sets]
+    shape = joined_shape(shapes)
+    assert shape == count_prefixes(np.concatenate(sets), 192)
+    assert choose_layout(shape, 192) == index.layout
+    layout = layout_of_shards(index.layout, shapes)
+    alone = [TrieIndex.build(tokens, 192).layout for tokens in sets]
+    kinds = {tuple(level.kind for level in one.levels) for one in (layout, *alone)}
+    assert len(kinds) > 1 and layout.scan_depth == index.layout.scan_depth
+    indexes = [TrieIndex.build(tokens, 192, layout=layout) for tokens in sets]
     assert len({jax.tree.structure(index) for index in indexes}) == 1
     for index, tokens in zip(indexes, sets, strict=True):
         query = np.concatenate([tokens[rng.integers(0, len(tokens), 60)], sets[0][:60]])
         assert_same_prefixes(index, tokens, query)
         assert index.num_nodes == tuple(len(p) for p in oracles.prefixes(tokens.tolist()))
-    assert common_layout(layouts[:1]) == layouts[0]
 
 
 def shape_of(num_items, length=8, high=2047, max_slots=1):

@@ -12,6 +12,7 @@ _WORD = 32
 _ARITY = 16  # Of the search.
 _ARITY_OF_MANY = 2  # For so many values that reading them takes longer than the steps do:
 _MANY = 1024
+_COMPARED = 1 << 24  # Pairs of numbers that a TPU compares, rather than to search.
 
 Bits = int | np.ndarray | jax.Array
 
@@ -135,10 +136,20 @@ class PackedInts:
         )
 
     def first_above(self, value: jax.Array) -> jax.Array:
-        """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none.
+        """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none."""
+        by_search = self._first_above_by_search
+        few = value.size * self.size <= _COMPARED
+        return jax.lax.platform_dependent(
+            value, tpu=self._first_above_by_count if few else by_search, default=by_search
+        )
 
-        A search with several probes per step. For few values, few steps that read much at once; for many, few reads.
-        """
+    def _first_above_by_count(self, value: jax.Array) -> jax.Array:
+        """For a TPU, which compares some million numbers sooner than it reads elements for each step of a search."""
+        elements = self[jnp.arange(self.size, dtype=jnp.int32)]
+        return (elements <= value[..., None]).sum(-1, dtype=jnp.int32)
+
+    def _first_above_by_search(self, value: jax.Array) -> jax.Array:
+        """With several probes per step. For few values, few steps that read much at once; for many, few reads."""
         arity = _ARITY if value.size < _MANY else _ARITY_OF_MANY
         low = jnp.zeros(value.shape, jnp.int32)
         places = self.size + 1  # The answer is one of so many places, starting at `low`.

@@ -15,6 +15,7 @@ from gr.decoding.softmax import softmax
 from gr.decoding.top_k import first_of_sorted, take_along
 from gr.testing import random_table_model, random_tokens
 from gr.trie import ExcludeItems, TrieIndex
+from gr.trie import packed as packed_module
 from gr.trie.bit_rows import expand, make_rows, octets_by_product, octets_of, rank
 from gr.trie.packed import pack
 from tests.decoding import test_ved
@@ -163,7 +164,7 @@ def test_rows_of_bits(seed, span):
 
 @few
 @given(seed=seeds, bits=st.integers(1, 31), size=st.integers(2, 200))
-def test_packed_integers(seed, bits, size):
+def test_packed_integers(monkeypatch, seed, bits, size):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 1 << bits, size)
     packed = jax.device_put(pack(values, (1 << bits) - 1, size))
@@ -172,6 +173,13 @@ def test_packed_integers(seed, bits, size):
     begin, end = packed.interval(jnp.asarray(index))
     np.testing.assert_array_equal(begin, values[index])
     np.testing.assert_array_equal(end, values[index + 1])
+    ascending = jax.device_put(pack(np.sort(values), (1 << bits) - 1, size))
+    wanted = rng.integers(0, 1 << bits, (2, 7))
+    expected = np.searchsorted(np.sort(values), wanted, side="right")
+    for pairs in (0, 10**6):
+        monkeypatch.setattr(packed_module, "_COMPARED", pairs)
+        found = ascending.first_above(jnp.asarray(wanted, jnp.int32))
+        np.testing.assert_array_equal(found, expected)
 
 
 @few

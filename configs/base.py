@@ -18,6 +18,19 @@ def base_rl_config() -> ConfigDict:
     return config_dict_of(Reinforcement())
 
 
+def base_study(
+    name: str, base: ConfigDict, labels: dict[str, str], reference: str, seeds: tuple[int, ...]
+) -> ConfigDict:
+    """A study whose variants, named in `labels`, are all the base experiment still."""
+    c = ConfigDict()
+    c.name = name
+    c.seeds = seeds
+    c.reference = reference
+    c.labels = ConfigDict(labels)
+    c.variants = ConfigDict({key: base.copy_and_resolve_references() for key in labels})
+    return c
+
+
 def config_dict_of(experiment: Experiment | Reinforcement) -> ConfigDict:
     """An experiment's fields to be changed one by one; a misspelt one is an error, not a new field."""
     c = ConfigDict(experiment.to_dict())

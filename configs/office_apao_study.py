@@ -11,6 +11,7 @@ sixteen, and at depth 1 every first code is one. Results are in docs/results.md.
 from ml_collections import ConfigDict
 
 from configs.amazon_office_small import get_config as small
+from configs.base import base_study
 
 LABELS = {
     "ce": "CE",
@@ -27,12 +28,7 @@ def get_config() -> ConfigDict:
 
 def study(name: str, base: ConfigDict, seeds: tuple[int, ...]) -> ConfigDict:
     """The four losses on a base experiment."""
-    c = ConfigDict()
-    c.name = name
-    c.seeds = seeds
-    c.reference = "ce"
-    c.labels = ConfigDict(LABELS)
-    c.variants = ConfigDict({key: base.copy_and_resolve_references() for key in LABELS})
+    c = base_study(name, base, LABELS, reference="ce", seeds=seeds)
     for key, variant in c.variants.items():
         variant.loss.name = key
     c.variants.msl.loss.tau = 2.0

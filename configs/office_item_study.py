@@ -11,6 +11,7 @@ choices for Office and T5 (arXiv 2603.02730). Results are in docs/results.md.
 
 from ml_collections import ConfigDict
 
+from configs.base import base_study
 from configs.office import get_config as office
 
 LABELS = {
@@ -31,17 +32,9 @@ def get_config() -> ConfigDict:
     base = office()
     base.item_decoder.item_share = 0.0
     base.memory.weight = None
-    return study("Amazon Office, item-level: heads and losses", base, seeds=(0, 1, 2))
-
-
-def study(name: str, base: ConfigDict, seeds: tuple[int, ...]) -> ConfigDict:
-    """The heads and losses on a base experiment."""
-    c = ConfigDict()
-    c.name = name
-    c.seeds = seeds
-    c.reference = "pointwise"
-    c.labels = ConfigDict(LABELS)
-    c.variants = v = ConfigDict({key: base.copy_and_resolve_references() for key in LABELS})
+    name = "Amazon Office, item-level: heads and losses"
+    c = base_study(name, base, LABELS, reference="pointwise", seeds=(0, 1, 2))
+    v = c.variants
     v.stateless.loss.weights = "stateless"
     v.uniform.loss.weights = "uniform"
     v.pairwise.loss.name = "apao_pairwise"

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from gr.decoding.candidates import DecodingError
 from gr.models import score_children_below, scores_children
-from gr.trie import ShardedIndex
 from gr.trie.constraints import constraints_of
 
 METHODS = ("prefill", "step", "reorder")
@@ -49,10 +48,7 @@ def check_nodes(backbone: Any, index: Any) -> None:
         return
     config = getattr(backbone, "config", None)
     count, first = (getattr(config, name, 0) for name in ("num_nodes", "num_first"))
-    if isinstance(index, ShardedIndex):
-        offsets = index.whole.node_offsets
-    else:
-        offsets = getattr(index, "base", index).layout.node_offsets  # An edited index has a base.
+    offsets = getattr(index, "base", index).layout.node_offsets  # An edited index has a base.
     if count not in offsets or first not in offsets[:2]:
         raise DecodingError(
             f"the model has embeddings of {count} trie nodes and facets of {first} first codes, and the depths of this "

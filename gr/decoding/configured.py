@@ -153,13 +153,9 @@ def search(
 
 def beam_evaluations(backbone: Any, index: TrieIndex | ShardedIndex, width: int) -> jax.Array:
     """Tokens that beam search gives a model for a user, if no constraint empties beams."""
-    if isinstance(index, ShardedIndex):
-        layout, counts = index.whole, index.shards.node_counts.sum(axis=0)
-    else:
-        layout, counts = index.layout, index.node_counts
     # A child scorer gives an only child probability 1 and does not evaluate it.
-    length = layout.unique_depth if scores_children(backbone) else layout.length
-    return _evaluations(counts, width, length)
+    length = index.layout.unique_depth if scores_children(backbone) else index.length
+    return _evaluations(index.node_counts, width, length)
 
 
 def _evaluations(node_counts: jax.Array, width: int, length: int) -> jax.Array:

@@ -369,10 +369,11 @@ def _check_sharded(config: SearchConfig, model: Any, mesh: Mesh | None, score: b
         "scoring the targets": score,
         "decoding without a mesh": mesh is None,
     }
-    for what in (what for what, asked in whole.items() if asked):
-        raise EvaluationError(
-            f"{what} cannot use an index that is split over devices: decode with the whole index"
-        )
+    for what, asked in whole.items():
+        if asked:
+            raise EvaluationError(
+                f"{what} cannot use an index that is split over devices: decode with the whole index"
+            )
 
 
 def _decoder_on_shards(

@@ -41,7 +41,7 @@ class ShardedIndex:
     # `NO_NODE` where rows exceed int32, so that no array has them.
     first_rows: jax.Array
     num_shards: int = dataclasses.field(metadata={"static": True})
-    whole: Layout = dataclasses.field(metadata={"static": True})  # Of one index of all items.
+    layout: Layout = dataclasses.field(metadata={"static": True})  # Of one index of all items.
 
     @staticmethod
     def build(
@@ -104,6 +104,11 @@ class ShardedIndex:
             layout,
         )
         return jax.device_put(host, NamedSharding(mesh, PartitionSpec(axis)))
+
+    @property
+    def node_counts(self) -> jax.Array:
+        """See `TrieIndex.node_counts`: of all shards together, which share the root alone."""
+        return self.shards.node_counts.sum(axis=0).at[0].set(1)
 
     @property
     def length(self) -> int:

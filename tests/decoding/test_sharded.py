@@ -164,6 +164,8 @@ class ScorerByUser(TableScorer):
 
 whole = TrieIndex.build(tokens, VOCAB, attributes=attributes, headroom=0.5)
 index = ShardedIndex.build(tokens, VOCAB, mesh, attributes=attributes, layout=whole.layout)
+np.testing.assert_array_equal(index.node_counts, whole.node_counts)
+assert index.layout == whole.layout
 kinds.append([level.kind for level in whole.layout.levels])
 rows = np.asarray(rng.normal(size=whole.layout.node_offsets[-1]) * 2, np.float32)
 model = ScorerByUser(table, jnp.asarray(rows))

@@ -1,5 +1,7 @@
 """The encoder-decoder backbone: TIGER's T5, with relative position bias and RMS norm (docs/methods.md, section 3)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from gr.models.backbone import (
     own_fields,
     reorder_cache,
 )
+from gr.models.blocks import at_once, in_blocks
 from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
 from gr.models.layers import (
     MASKED,
@@ -149,7 +152,7 @@ class EncoderDecoder(Headed, nnx.Module):
 
     def prefill(self, history: Any) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, or a `Prompt`."""
-        encoded, prompt = self._encode(history, None)
+        encoded, prompt = self._encode(history, None, in_blocks)
         batch = len(encoded)
         empty = jnp.zeros((batch, 1, 0, self.config.num_heads, self.config.head_dim), encoded.dtype)
         cache = Cache(
@@ -180,7 +183,8 @@ class EncoderDecoder(Headed, nnx.Module):
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
             query, key, value = layer.attention.project(x)
             mine = extend(mine, key, value)
-            x = layer.finish(x, attend_own(query, mine, own_bias), shared, bias, None)
+            mixed = attend_own(query, mine, own_bias)
+            x = layer.finish(x, mixed, shared, bias, None, in_blocks)
             own.append(mine)
         hidden = self.decoder_norm(x)
         return self.logits_or_none(hidden), hidden, cache.grown(own)
@@ -201,8 +205,13 @@ class EncoderDecoder(Headed, nnx.Module):
 
     # Parts.
 
-    def _encode(self, history: Any, seed: jax.Array | None) -> tuple[jax.Array, Prompt]:
-        """Encoder states `[B, P, D]` of histories `[B, T, L]`, or of prompts, and the prompts."""
+    def _encode(
+        self, history: Any, seed: jax.Array | None, each: Callable[..., Any] = at_once
+    ) -> tuple[jax.Array, Prompt]:
+        """Encoder states `[B, P, D]` of histories `[B, T, L]`, or of prompts, and the prompts.
+
+        `each` runs a layer: for all users at once, or `in_blocks`.
+        """
         config = self.config
         if isinstance(history, Prompt) and (config.causal_encoder or config.recency_bias):
             raise ModelError(
@@ -219,7 +228,7 @@ class EncoderDecoder(Headed, nnx.Module):
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.encoder))
         x = self._embed_prompt(tokens, embed_seed)
         for layer, layer_seed in zip(self.encoder, layer_seeds, strict=True):
-            x = layer(x, bias, layer_seed)
+            x = each(functools.partial(layer, seed=layer_seed), x, bias)
         return self.encoder_norm(x), prompt
 
     def _recency(self, cache: Cache) -> jax.Array:

@@ -1,6 +1,8 @@
 """The encoder-decoder's sizes and layers: T5's attention and feed-forward, each behind an RMS norm."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from flax import nnx
 
 from gr.data.prompts import PromptPieces
 from gr.models.backbone import Keys, ModelError, check_sizes
+from gr.models.blocks import at_once
 from gr.models.layers import (
     Linear,
     RMSNorm,
@@ -125,15 +128,17 @@ class CrossAttention(nnx.Module):
         kv = self.kv(encoded).reshape(*encoded.shape[:-1], 2, *self.heads)
         return heads_first(kv[..., 0, :, :], kv[..., 1, :, :])
 
-    def __call__(
-        self, x: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
+    def queries(self, x: jax.Array) -> jax.Array:
+        """Queries of all heads side by side, `[..., H * D]`."""
+        query = self.query(self.norm(x))
+        return query if self.query_factor == 1.0 else query * self.query_factor
+
+    def attend(
+        self, queries: jax.Array, keys: Keys, bias: jax.Array, rate: float, seed: jax.Array | None
     ) -> jax.Array:
-        """Attends from `x [B, Q, D]`; the caller adds the result to `x`."""
-        query = self.query(self.norm(x)).reshape(*x.shape[:-1], *self.heads)
-        if self.query_factor != 1.0:
-            query = query * self.query_factor
-        mixed = attend_heads_first(query, keys, bias, rate=rate, seed=seed)
-        return self.out(mixed.reshape(*x.shape[:-1], -1))
+        """What `queries [B, Q, H * D]` attend to, in their shape; `out` makes of it what the caller adds to `x`."""
+        query = queries.reshape(*queries.shape[:-1], *self.heads)
+        return attend_heads_first(query, keys, bias, rate=rate, seed=seed).reshape(queries.shape)
 
 
 class FeedForward(nnx.Module):
@@ -187,10 +192,27 @@ class DecoderLayer(nnx.Module):
         self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
 
     def finish(
-        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, seed: jax.Array | None
+        self,
+        x: jax.Array,
+        mixed: jax.Array,
+        keys: Keys,
+        bias: jax.Array,
+        seed: jax.Array | None,
+        each: Callable[..., Any] = at_once,
     ) -> jax.Array:
-        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`."""
+        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`.
+
+        `each` runs what treats rows apart: all of them at once, or `in_blocks`.
+        """
         out_seed, weight_seed, cross_seed, inner_seed, ffn_seed = split_seed(seed, 5)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
-        x = x + dropout(self.cross(x, keys, bias, self.rate, weight_seed), self.rate, cross_seed)
-        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
+
+        def before(x: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = x + dropout(self.attention.out(mixed), self.rate, out_seed)
+            return x, self.cross.queries(x)
+
+        def behind(x: jax.Array, mixed: jax.Array) -> jax.Array:
+            x = x + dropout(self.cross.out(mixed), self.rate, cross_seed)
+            return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
+
+        x, queries = each(before, x, mixed.reshape(*mixed.shape[:-2], -1))
+        return each(behind, x, self.cross.attend(queries, keys, bias, self.rate, weight_seed))

@@ -1,0 +1,107 @@
+"""Layers over blocks of users, as a TPU runs them, against all users at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gr.models import EncoderDecoder, EncoderDecoderConfig, blocks
+from gr.models.blocks import at_once, in_blocks
+
+pytestmark = pytest.mark.usefixtures("compile_in_haste")
+USERS, BEAMS = 6, 12  # As many beams as a history has tokens.
+
+
+def of_tpu(*arguments, tpu, default):
+    return tpu(*arguments)
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """Chooses what a TPU would run, in blocks of so few rows that small batches have several."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_tpu)
+    monkeypatch.setattr(blocks, "_ROWS", 2 * BEAMS)
+
+
+def sizes_of(users, each):
+    """Users of the blocks that `in_blocks` runs, as it traces them."""
+    seen = []
+
+    def run(x, y):
+        seen.append(len(x))
+        return x + y[:, None, None], {"twice": 2 * y}
+
+    x = jnp.arange(users * each * 3.0).reshape(users, each, 3)
+    y = jnp.arange(float(users))
+    total, others = in_blocks(run, x, y)
+    np.testing.assert_array_equal(total, x + y[:, None, None])
+    np.testing.assert_array_equal(others["twice"], 2 * y)
+    return set(seen)
+
+
+@pytest.mark.usefixtures("on_tpu")
+@pytest.mark.parametrize(
+    ("users", "each", "block"),
+    [
+        (6, 12, 2),  # 24 rows.
+        (6, 1, 6),  # All fit.
+        (6, 6, 3),  # Four users would fit, but do not divide six.
+        (7, 8, 7),  # A block could only be one user: too few rows.
+        (3, 25, 3),  # A user alone has more rows than a block.
+    ],
+)
+def test_blocks_are_the_largest_that_fit(users, each, block):
+    assert sizes_of(users, each) == {block}
+
+
+def test_other_platforms_have_no_loop():
+    assert "scan" in str(jax.make_jaxpr(lambda x: in_blocks(jnp.sin, x))(jnp.ones((1024, 20, 1))))
+    text = jax.jit(lambda x: in_blocks(jnp.sin, x)).lower(jnp.ones((1024, 20, 1))).as_text()
+    assert "while" not in text
+
+
+@pytest.mark.usefixtures("on_tpu")
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_model_in_blocks_computes_the_same(causal, monkeypatch):
+    config = EncoderDecoderConfig(
+        vocab_size=13,
+        code_length=3,
+        d_model=8,
+        num_heads=2,
+        head_dim=4,
+        d_ff=16,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        causal_encoder=causal,
+        recency_bias=causal,
+    )
+    model = EncoderDecoder(config, rngs=nnx.Rngs(0))
+    numbers = np.random.default_rng(0)
+    history = numbers.integers(1, 13, (USERS, 4, 3)).astype(np.int32)
+    history[::2, 2:] = 0
+    tokens = numbers.integers(1, 13, (2, USERS, BEAMS)).astype(np.int32)
+    parents = numbers.integers(0, BEAMS, (USERS, BEAMS)).astype(np.int32)
+
+    def decoded(model):
+        logits, hidden, cache = model.prefill(history)
+        cache = model.reorder(cache, jnp.zeros_like(parents))
+        found = [logits, hidden]
+        for step, order in zip(tokens, (parents, parents), strict=True):
+            logits, hidden, cache = model.step(step, cache)
+            cache = model.reorder(cache, order)
+            found += [logits, hidden]
+        return found
+
+    # Functions are made anew, since JAX keeps what it traced of the same one.
+    def num_loops():
+        return str(jax.make_jaxpr(lambda model: decoded(model))(model)).count("scan[")
+
+    # A layer of the encoder has one loop, a layer of the decoder two a step.
+    assert num_loops() == 2 + 2 * 2 * 2
+    blocked = jax.jit(lambda model: decoded(model))(model)
+    monkeypatch.setattr("gr.models.encoder_decoder.in_blocks", at_once)
+    assert num_loops() == 0
+    at_once_decoded = jax.jit(lambda model: decoded(model))(model)
+    for ours, expected in zip(blocked, at_once_decoded, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)

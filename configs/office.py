@@ -24,10 +24,9 @@ def get_config() -> ConfigDict:
 
 
 def item_level(c: ConfigDict) -> ConfigDict:
-    """What is common to the item-level models: an item tower, APAO's prefix losses, strong decay, a tuned memory."""
+    """What is common to the item-level models: an item tower, cross-entropy, strong decay, a tuned memory."""
     c.backbone = "item_decoder"
     c.item_decoder.item_share = 0.5
-    c.loss.name = "apao_pointwise"
     c.data.num_buckets = 3
     c.training.items_per_batch = 512
     c.training.num_epochs = 24

@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     base = office()
     base.item_decoder.item_share = 0.0
     base.memory.weight = None
+    base.loss.name = "apao_pointwise"
     name = "Amazon Office, item-level: heads and losses"
     c = base_study(name, base, LABELS, reference="pointwise", seeds=(0, 1, 2))
     v = c.variants

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-_ROWS = 640  # Of a block, at most: fewer take longer to run, more to compile.
+_ROWS = 640  # Of a block, at most, and half as many at least: fewer take longer to run, more to compile.
 
 
 def at_once(run: Callable[..., Any], *arrays: jax.Array) -> Any:
@@ -18,19 +18,18 @@ def in_blocks(run: Callable[..., Any], *arrays: jax.Array) -> Any:
 
     A TPU's compiler writes a product of operands that fit into fast memory as code without a loop, as long as the
     product has rows. A loop around the layers' products halves the time of compilation, and costs no cycles
-    (docs/accelerators.md). Not for training: a loop's backward pass keeps what it need not.
+    (docs/accelerators.md). Not for training: a loop's backward pass keeps what it need not. Users that are split over
+    devices have to be split around it, as `gr.training.on_own_rows` does, or devices would wait for one another.
 
     Args:
         run: a function of arrays with leading axis B, to such arrays.
         arrays: the first of them `[B, M, ...]`, of B times M rows.
     """
     users, each = arrays[0].shape[:2]
-    sizes = [size for size in range(1, users) if users % size == 0 and size * each <= _ROWS]
-    if (
-        not sizes or 2 * sizes[-1] * each < _ROWS
-    ):  # One block is enough, or they would be too small.
+    fitting = [size for size in range(1, users + 1) if users % size == 0 and size * each <= _ROWS]
+    block = max(fitting, default=users)
+    if block == users or 2 * block * each < _ROWS:  # Blocks that are too small take longer to run.
         return run(*arrays)
-    block = sizes[-1]
 
     def looped(*arrays: jax.Array) -> Any:
         blocks = [x.reshape(-1, block, *x.shape[1:]) for x in arrays]

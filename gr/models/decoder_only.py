@@ -5,7 +5,8 @@ With the settings of `DecoderOnlyConfig` it is the model of public checkpoints o
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from gr.models.backbone import (
     own_fields,
     reorder_cache,
 )
+from gr.models.blocks import at_once, in_blocks
 from gr.models.layers import (
     MASKED,
     Frozen,
@@ -126,22 +128,30 @@ class Layer(nnx.Module):
         return rotate(query, positions, config.rope), rotate(key, positions, config.rope), value
 
     def finish(self, x: jax.Array, mixed: jax.Array, seed: jax.Array | None) -> jax.Array:
-        """Adds the attention's output and the feed-forward to the residual stream."""
+        """Adds the attention's output `[..., H * D]` and the feed-forward to the residual stream `[..., D]`."""
         attention_seed, inner_seed, ffn_seed = split_seed(seed, 3)
         rate = self.config.dropout
-        mixed = mixed.reshape(*x.shape[:-1], -1)
         x = x + dropout(self.out(mixed), rate, attention_seed)
         gate, up = jnp.split(self.gate_up(self.ffn_norm(x)), 2, axis=-1)
         inner = dropout(jax.nn.silu(gate) * up, rate, inner_seed)
         return x + dropout(self.down(inner), rate, ffn_seed)
 
 
+def _flat(mixed: jax.Array) -> jax.Array:
+    """Heads side by side, `[..., H, D] -> [..., H * D]`."""
+    return mixed.reshape(*mixed.shape[:-2], -1)
+
+
 def run_layers(
-    layers: Sequence[Layer], x: jax.Array, seeds: Sequence[jax.Array | None]
+    layers: Sequence[Layer],
+    x: jax.Array,
+    seeds: Sequence[jax.Array | None],
+    each: Callable[..., Any] = at_once,
 ) -> tuple[jax.Array, list[Keys]]:
     """Causal layers over right-padded `x [B, S, D]`: the outputs `[B, S, D]`, and each layer's keys and values.
 
-    Causality alone keeps real positions from seeing the padding, which lies to their right.
+    Causality alone keeps real positions from seeing the padding, which lies to their right. `each` runs what treats
+    tokens apart: for all users at once, or `in_blocks`.
     """
     positions = jnp.arange(x.shape[1])
     causal = positions[None, :] <= positions[:, None]
@@ -151,7 +161,7 @@ def run_layers(
         attention_seed, finish_seed = split_seed(seed, 2)
         query, keys, values = layer.project(x, positions)
         mixed = attend(query, keys, values, bias, rate=layer.config.dropout, seed=attention_seed)
-        x = layer.finish(x, mixed, finish_seed)
+        x = each(functools.partial(layer.finish, seed=finish_seed), x, _flat(mixed))
         kept.append((keys, values))
     return x, kept
 
@@ -175,7 +185,7 @@ def continue_layers(
         query, *own = (z.reshape(*shape, *z.shape[2:]) for z in layer.project(x, positions))
         rate = layer.config.dropout
         mixed = attend_suffixes(query, shared, bias, own, rate=rate, seed=attention_seed)
-        x = layer.finish(x, mixed, finish_seed)
+        x = layer.finish(x, mixed.reshape(*x.shape[:2], -1), finish_seed)
     return x.reshape(*shape, -1)
 
 
@@ -190,7 +200,8 @@ def step_layers(
     for layer, shared, mine in zip(layers, cache.shared, cache.own, strict=True):
         query, key, value = layer.project(x, positions)
         mine = extend(mine, key, value)
-        x = layer.finish(x, attend_shared_and_own(query, shared, bias, mine, own_bias), None)
+        mixed = _flat(attend_shared_and_own(query, shared, bias, mine, own_bias))
+        x = in_blocks(functools.partial(layer.finish, seed=None), x, mixed)
         own.append(mine)
     return x, cache.grown(own)
 
@@ -284,7 +295,7 @@ class DecoderOnly(Headed, nnx.Module):
         """
         config = self.config
         tokens, lengths = self._prompt(history)
-        hidden, keys = self._run(tokens, None)
+        hidden, keys = self._run(tokens, None, in_blocks)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         empty = jnp.zeros((len(tokens), 1, 0, config.num_kv_heads, config.head_dim), hidden.dtype)
         cache = Cache(
@@ -321,10 +332,13 @@ class DecoderOnly(Headed, nnx.Module):
     def _prompt(self, history: Any) -> Prompt:
         return as_prompt(history, self.config.pieces, self.config.num_text_tokens)
 
-    def _run(self, tokens: jax.Array, seed: jax.Array | None) -> tuple[jax.Array, list[Keys]]:
+    def _run(
+        self, tokens: jax.Array, seed: jax.Array | None, each: Callable[..., Any] = at_once
+    ) -> tuple[jax.Array, list[Keys]]:
         """Hidden states `[B, S, D]` of a prompt's tokens `[B, S]`, and each layer's keys and values."""
         embed_seed, *layer_seeds = split_seed(seed, 1 + len(self.layers))
-        x, kept = run_layers(self.layers, self._embed_prompt(tokens, embed_seed), layer_seeds)
+        x = self._embed_prompt(tokens, embed_seed)
+        x, kept = run_layers(self.layers, x, layer_seeds, each)
         return self.norm(x), kept
 
     def _target_states(

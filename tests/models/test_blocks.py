@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from gr.models import EncoderDecoder, EncoderDecoderConfig, blocks
-from gr.models.blocks import at_once, in_blocks
+from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig, blocks
+from gr.models.blocks import in_blocks
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 USERS, BEAMS = 6, 12  # As many beams as a history has tokens.
@@ -45,7 +47,8 @@ def sizes_of(users, each):
     ("users", "each", "block"),
     [
         (6, 12, 2),  # 24 rows.
-        (6, 1, 6),  # All fit.
+        (6, 4, 6),  # All fit.
+        (2, 12, 2),  # So do these, exactly.
         (6, 6, 3),  # Four users would fit, but do not divide six.
         (7, 8, 7),  # A block could only be one user: too few rows.
         (3, 25, 3),  # A user alone has more rows than a block.
@@ -55,28 +58,57 @@ def test_blocks_are_the_largest_that_fit(users, each, block):
     assert sizes_of(users, each) == {block}
 
 
+@pytest.mark.usefixtures("on_tpu")
+def test_blocks_of_a_share_of_the_users():
+    """As where each device of a mesh decodes users of its own."""
+    mesh = Mesh(jax.devices()[:1], ("data",))
+    kernel = jnp.arange(3.0)
+
+    def share(x, kernel):
+        return in_blocks(lambda rows: rows @ kernel, x)
+
+    split = jax.shard_map(share, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    x = jnp.arange(USERS * BEAMS * 3.0).reshape(USERS, BEAMS, 3)
+    assert "scan" in str(jax.make_jaxpr(split)(x, kernel))
+    np.testing.assert_allclose(jax.jit(split)(x, kernel), x @ kernel)
+
+
 def test_other_platforms_have_no_loop():
     assert "scan" in str(jax.make_jaxpr(lambda x: in_blocks(jnp.sin, x))(jnp.ones((1024, 20, 1))))
     text = jax.jit(lambda x: in_blocks(jnp.sin, x)).lower(jnp.ones((1024, 20, 1))).as_text()
     assert "while" not in text
 
 
+SIZES = {
+    "vocab_size": 13,
+    "code_length": 3,
+    "d_model": 8,
+    "num_heads": 2,
+    "head_dim": 4,
+    "d_ff": 16,
+}
+# Loops of a prefill and of a step: a layer of the encoder has one, of the decoder two, of the decoder-only model one.
+MODELS = {
+    "causal": (lambda rngs: encoder_decoder(True, rngs), (2, 4)),
+    "bidirectional": (lambda rngs: encoder_decoder(False, rngs), (2, 4)),
+    "decoder-only": (
+        lambda rngs: DecoderOnly(DecoderOnlyConfig(num_layers=2, **SIZES), rngs=rngs),
+        (2, 2),
+    ),
+}
+
+
+def encoder_decoder(causal, rngs):
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    config = EncoderDecoderConfig(causal_encoder=causal, recency_bias=causal, **layers, **SIZES)
+    return EncoderDecoder(config, rngs=rngs)
+
+
 @pytest.mark.usefixtures("on_tpu")
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_model_in_blocks_computes_the_same(causal, monkeypatch):
-    config = EncoderDecoderConfig(
-        vocab_size=13,
-        code_length=3,
-        d_model=8,
-        num_heads=2,
-        head_dim=4,
-        d_ff=16,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-        causal_encoder=causal,
-        recency_bias=causal,
-    )
-    model = EncoderDecoder(config, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_blocks_computes_the_same(name, monkeypatch):
+    make, (of_prefill, of_step) = MODELS[name]
+    model = make(nnx.Rngs(0))
     numbers = np.random.default_rng(0)
     history = numbers.integers(1, 13, (USERS, 4, 3)).astype(np.int32)
     history[::2, 2:] = 0
@@ -97,10 +129,9 @@ def test_a_model_in_blocks_computes_the_same(causal, monkeypatch):
     def num_loops():
         return str(jax.make_jaxpr(lambda model: decoded(model))(model)).count("scan[")
 
-    # A layer of the encoder has one loop, a layer of the decoder two a step.
-    assert num_loops() == 2 + 2 * 2 * 2
+    assert num_loops() == of_prefill + 2 * of_step
     blocked = jax.jit(lambda model: decoded(model))(model)
-    monkeypatch.setattr("gr.models.encoder_decoder.in_blocks", at_once)
+    monkeypatch.setattr(blocks, "_ROWS", USERS * BEAMS)
     assert num_loops() == 0
     at_once_decoded = jax.jit(lambda model: decoded(model))(model)
     for ours, expected in zip(blocked, at_once_decoded, strict=True):

@@ -190,9 +190,16 @@ def continue_layers(
 
 
 def step_layers(
-    layers: Sequence[Layer], x: jax.Array, positions: jax.Array, cache: Cache
+    layers: Sequence[Layer],
+    x: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    each: Callable[..., Any] = at_once,
 ) -> tuple[jax.Array, Cache]:
-    """One more position of each beam, `x [B, M, D]` at `positions [B, M]`: the outputs, and the cache."""
+    """One more position of each beam, `x [B, M, D]` at `positions [B, M]`: the outputs, and the cache.
+
+    `each`: see `run_layers`.
+    """
     mask = cache.own_mask(MASKED)
     own_bias = None if mask is None else mask[:, None]
     bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
@@ -201,7 +208,7 @@ def step_layers(
         query, key, value = layer.project(x, positions)
         mine = extend(mine, key, value)
         mixed = _flat(attend_shared_and_own(query, shared, bias, mine, own_bias))
-        x = in_blocks(functools.partial(layer.finish, seed=None), x, mixed)
+        x = each(functools.partial(layer.finish, seed=None), x, mixed)
         own.append(mine)
     return x, cache.grown(own)
 
@@ -309,7 +316,8 @@ class DecoderOnly(Headed, nnx.Module):
     def step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.step`."""
         positions = cache.lengths[:, None] + cache.num_decoded
-        x, cache = step_layers(self.layers, self._embed(tokens, None), positions, cache)
+        x = self._embed(tokens, None)
+        x, cache = step_layers(self.layers, x, positions, cache, in_blocks)
         hidden = self.norm(x)
         return self.logits_or_none(hidden), hidden, cache
 

@@ -37,6 +37,7 @@ from gr.models.layers import (
     dropout,
     dropout_seed,
     heads_first,
+    merge_heads,
     rotate,
     split_seed,
 )
@@ -137,11 +138,6 @@ class Layer(nnx.Module):
         return x + dropout(self.down(inner), rate, ffn_seed)
 
 
-def _flat(mixed: jax.Array) -> jax.Array:
-    """Heads side by side, `[..., H, D] -> [..., H * D]`."""
-    return mixed.reshape(*mixed.shape[:-2], -1)
-
-
 def run_layers(
     layers: Sequence[Layer],
     x: jax.Array,
@@ -161,7 +157,7 @@ def run_layers(
         attention_seed, finish_seed = split_seed(seed, 2)
         query, keys, values = layer.project(x, positions)
         mixed = attend(query, keys, values, bias, rate=layer.config.dropout, seed=attention_seed)
-        x = each(functools.partial(layer.finish, seed=finish_seed), x, _flat(mixed))
+        x = each(functools.partial(layer.finish, seed=finish_seed), x, merge_heads(mixed))
         kept.append((keys, values))
     return x, kept
 
@@ -207,7 +203,7 @@ def step_layers(
     for layer, shared, mine in zip(layers, cache.shared, cache.own, strict=True):
         query, key, value = layer.project(x, positions)
         mine = extend(mine, key, value)
-        mixed = _flat(attend_shared_and_own(query, shared, bias, mine, own_bias))
+        mixed = merge_heads(attend_shared_and_own(query, shared, bias, mine, own_bias))
         x = each(functools.partial(layer.finish, seed=None), x, mixed)
         own.append(mine)
     return x, cache.grown(own)

@@ -18,6 +18,7 @@ from gr.models.layers import (
     attend_heads_first,
     dropout,
     heads_first,
+    merge_heads,
     split_seed,
 )
 from gr.models.trie_head import check_head
@@ -105,10 +106,6 @@ class SelfAttention(nnx.Module):
             query = query * self.query_factor
         return query, qkv[..., 1, :, :], qkv[..., 2, :, :]
 
-    def merge(self, mixed: jax.Array) -> jax.Array:
-        """Back to the residual stream's width."""
-        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
-
 
 class CrossAttention(nnx.Module):
     """Projections of attention from the target's codes to the encoded history."""
@@ -177,7 +174,7 @@ class EncoderLayer(nnx.Module):
         """`[B, P, D] -> [B, P, D]` under the additive `bias [B or 1, H or 1, P, P]`."""
         weight_seed, out_seed, inner_seed, ffn_seed = split_seed(seed, 4)
         mixed = attend(*self.attention.project(x), bias, rate=self.rate, seed=weight_seed)
-        x = x + dropout(self.attention.merge(mixed), self.rate, out_seed)
+        x = x + dropout(self.attention.out(merge_heads(mixed)), self.rate, out_seed)
         return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
 
 
@@ -214,5 +211,5 @@ class DecoderLayer(nnx.Module):
             x = x + dropout(self.cross.out(mixed), self.rate, cross_seed)
             return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
 
-        x, queries = each(before, x, mixed.reshape(*mixed.shape[:-2], -1))
+        x, queries = each(before, x, merge_heads(mixed))
         return each(behind, x, self.cross.attend(queries, keys, bias, self.rate, weight_seed))

@@ -210,6 +210,11 @@ def heads_first(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]
     return key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
 
+def merge_heads(mixed: jax.Array) -> jax.Array:
+    """Heads side by side, `[..., H, D] -> [..., H * D]`."""
+    return mixed.reshape(*mixed.shape[:-2], -1)
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,

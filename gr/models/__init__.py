@@ -16,7 +16,6 @@ logits over the vocabulary of a model that scores a trie's children.
 
 from gr.models.backbone import (
     Backbone,
-    Cache,
     ChildScorer,
     ItemHistory,
     ModelError,
@@ -29,6 +28,7 @@ from gr.models.backbone import (
     scores_children,
     scores_items,
 )
+from gr.models.cache import Cache
 from gr.models.decoder_only import DecoderOnly, DecoderOnlyConfig
 from gr.models.encoder_decoder import EncoderDecoder
 from gr.models.encoder_decoder_layers import EncoderDecoderConfig

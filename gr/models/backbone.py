@@ -1,11 +1,10 @@
-"""The protocols that a model implements for decoding and losses, and the key-value cache of both backbones."""
+"""The protocols that a model implements for decoding and losses."""
 
 import dataclasses
 import inspect
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from gr.errors import GrError
 
@@ -283,103 +282,3 @@ class Trainable(Protocol):
             is that of the item at its place.
         """
         ...
-
-
-Keys = tuple[jax.Array, jax.Array]  # Keys and values of one layer.
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of a decoder stack: stored once per user for the history, and per beam only for its codes.
-
-    Heads H, head width D, P shared positions, S codes decoded so far.
-    """
-
-    # Per layer, of the history (decoder-only) or its encoding (cross-attention): keys `[B, H, D, P]` and values
-    # `[B, H, P, D]`, as every step needs them (`layers.heads_first`).
-    shared: tuple[Keys, ...]
-    shared_mask: jax.Array  # [B, P] bool: True where there is a key.
-    lengths: jax.Array  # [B] int32: tokens of the history.
-    own: tuple[Keys, ...]  # Per layer `[B, M, S, H, D]`; `[B, 1, S, H, D]` straight after prefill.
-    # [B, M] int32 where beams differ, else [1, 1]: number of a beam's own positions, the last ones of S. None: all S.
-    decoded: jax.Array | None = None
-    # Whether S is fixed, so that one compiled step serves all codes; see `own_fields`.
-    fixed: bool = dataclasses.field(metadata={"static": True}, default=False)
-
-    @property
-    def num_decoded(self) -> jax.Array:
-        """Own positions of each beam, int32 `[B, M]`, or `[1, 1]` where all beams have as many."""
-        size = self.own[0][0].shape[2]
-        return jnp.full((1, 1), size, jnp.int32) if self.decoded is None else self.decoded
-
-    def grown(self, own: list[Keys]) -> "Cache":
-        """The cache one own position later."""
-        decoded = None if self.decoded is None else self.decoded + 1
-        if self.fixed:  # The first one was empty.
-            own = jax.tree.map(lambda x: x[:, :, 1:], own)
-        return dataclasses.replace(self, own=tuple(own), decoded=decoded)
-
-    def own_mask(self, masked: float) -> jax.Array | None:
-        """What to add to attention over a beam's own positions and the next, `[B, M, S + 1]`; None for nothing."""
-        if self.decoded is None:
-            return None
-        size = self.own[0][0].shape[2]
-        there = jnp.arange(size + 1) >= size - self.decoded[..., None]
-        return jnp.where(there, 0.0, masked)
-
-
-_LONG = 8  # Codes: below, growing keys are faster; above, a program per length compiles slowly.
-
-
-def own_fields(num_layers: int, empty: jax.Array, length: int) -> dict[str, Any]:
-    """The fields of `Cache` per beam, before the first code of semantic IDs of `length` codes.
-
-    `empty` is `[B, 1, 0, H, D]`. For long semantic IDs all keys are allocated from the beginning.
-    """
-    if length <= _LONG:
-        return {"own": ((empty, empty),) * num_layers}
-    room = jnp.zeros_like(empty, shape=(*empty.shape[:2], length, *empty.shape[3:]))
-    decoded = jnp.zeros((1, 1), jnp.int32)
-    return {"own": ((room, room),) * num_layers, "decoded": decoded, "fixed": True}
-
-
-def extend(own: Keys, key: jax.Array, value: jax.Array) -> Keys:
-    """Appends one position `[B, M, H, D]` to a layer's own keys and values."""
-    return (
-        jnp.concatenate([own[0], key[:, :, None]], axis=2),
-        jnp.concatenate([own[1], value[:, :, None]], axis=2),
-    )
-
-
-def reorder_cache(cache: Cache, parents: jax.Array) -> Cache:
-    """Keeps the beams `parents [B, M']`; the parts per user are not moved."""
-    index = parents[:, :, None, None, None]
-    own = jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), cache.own)
-    return dataclasses.replace(cache, own=own)
-
-
-def latest_keys(cache: Cache) -> tuple[Keys, ...]:
-    """Each layer's own keys and values of the last position `[B, M, H, D]`; zeros where there is none yet."""
-    return jax.tree.map(
-        lambda x: (
-            x[:, :, -1] if x.shape[2] else jnp.zeros_like(x, shape=(*x.shape[:2], *x.shape[3:]))
-        ),
-        cache.own,
-    )
-
-
-def assemble_cache(
-    cache: Cache, stored: tuple[Keys, ...], paths: jax.Array, depths: jax.Array, at_root: int
-) -> Cache:
-    """See `TreeBackbone.assemble`; own positions are aligned to the right end, which keeps their distances right.
-
-    `at_root`: own positions of the empty prefix, 0 or 1.
-    """
-    size = paths.shape[-1]
-    shift = size - 1 - depths[..., None]
-    order = jnp.maximum(jnp.arange(size) - shift, 0)
-    places = jnp.take_along_axis(paths, order, axis=-1)[..., 1 - at_root :]
-    user = jnp.arange(len(paths))[:, None, None]
-    own = jax.tree.map(lambda x: x[user, places], stored)
-    return dataclasses.replace(cache, own=own, decoded=depths + at_root, fixed=False)

@@ -14,18 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gr.data.prompts import PromptPieces
-from gr.models.backbone import (
+from gr.models.backbone import ModelError, check_sizes
+from gr.models.blocks import at_once, in_blocks
+from gr.models.cache import (
     Cache,
     Keys,
-    ModelError,
     assemble_cache,
-    check_sizes,
     extend,
     latest_keys,
     own_fields,
     reorder_cache,
 )
-from gr.models.blocks import at_once, in_blocks
 from gr.models.layers import (
     MASKED,
     Frozen,
@@ -39,6 +38,7 @@ from gr.models.layers import (
     heads_first,
     merge_heads,
     rotate,
+    side_by_side,
     split_seed,
 )
 from gr.models.prompts import Prompt, as_prompt, embed_prompt
@@ -203,7 +203,8 @@ def step_layers(
     for layer, shared, mine in zip(layers, cache.shared, cache.own, strict=True):
         query, key, value = layer.project(x, positions)
         mine = extend(mine, key, value)
-        mixed = merge_heads(attend_shared_and_own(query, shared, bias, mine, own_bias))
+        keys = tuple(side_by_side(x, query.shape[-1]) for x in mine)
+        mixed = merge_heads(attend_shared_and_own(query, shared, bias, keys, own_bias))
         x = each(functools.partial(layer.finish, seed=None), x, mixed)
         own.append(mine)
     return x, cache.grown(own)
@@ -296,16 +297,15 @@ class DecoderOnly(Headed, nnx.Module):
 
         A user has at least one item.
         """
-        config = self.config
         tokens, lengths = self._prompt(history)
         hidden, keys = self._run(tokens, None, in_blocks)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        empty = jnp.zeros((len(tokens), 1, 0, config.num_kv_heads, config.head_dim), hidden.dtype)
+        shared = tuple(heads_first(*of_layer) for of_layer in keys)
         cache = Cache(
-            shared=tuple(heads_first(*of_layer) for of_layer in keys),
+            shared=shared,
             shared_mask=jnp.arange(tokens.shape[1]) < lengths[:, None],
             lengths=lengths,
-            **own_fields(len(keys), empty, self.config.code_length),
+            **own_fields(shared, self.config.code_length),
         )
         return self.logits_or_none(last), last, cache
 

@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import (
+from gr.models.backbone import ModelError
+from gr.models.blocks import at_once, in_blocks
+from gr.models.cache import (
     Cache,
     Keys,
-    ModelError,
     assemble_cache,
     extend,
     latest_keys,
     own_fields,
     reorder_cache,
 )
-from gr.models.blocks import at_once, in_blocks
 from gr.models.encoder_decoder_layers import DecoderLayer, EncoderDecoderConfig, EncoderLayer
 from gr.models.layers import (
     MASKED,
@@ -27,7 +27,6 @@ from gr.models.layers import (
     RelativeBias,
     RMSNorm,
     attend,
-    attend_own,
     attend_suffixes,
     dropout,
     dropout_seed,
@@ -153,15 +152,14 @@ class EncoderDecoder(Headed, nnx.Module):
     def prefill(self, history: Any) -> tuple[jax.Array | None, jax.Array, Cache]:
         """See `Backbone.prefill`; `history` is tokens `[B, T, L]`, right-padded with 0, or a `Prompt`."""
         encoded, prompt = self._encode(history, None, in_blocks)
-        batch = len(encoded)
-        empty = jnp.zeros((batch, 1, 0, self.config.num_heads, self.config.head_dim), encoded.dtype)
+        shared = tuple(layer.cross.keys(encoded) for layer in self.decoder)
         cache = Cache(
-            shared=tuple(layer.cross.keys(encoded) for layer in self.decoder),
+            shared=shared,
             shared_mask=_real(prompt),
             lengths=prompt.lengths,
-            **own_fields(len(self.decoder), empty, self.config.code_length),
+            **own_fields(shared, self.config.code_length),
         )
-        start = jnp.full((batch, 1), self.config.start_token)
+        start = jnp.full((len(encoded), 1), self.config.start_token)
         logits, hidden, cache = self._step(self._embed_prompt(start, None), cache)
         return None if logits is None else logits[:, 0], hidden[:, 0], cache
 
@@ -171,21 +169,24 @@ class EncoderDecoder(Headed, nnx.Module):
 
     def _step(self, x: jax.Array, cache: Cache) -> tuple[jax.Array | None, jax.Array, Cache]:
         """`step` of the tokens' embeddings `[B, M, D]`."""
-        size = cache.own[0][0].shape[2]
+        size = cache.num_own
         own_bias = self.decoder_bias(jnp.array([size]), jnp.arange(size + 1))[:, 0]
         mask = cache.own_mask(MASKED)
-        if mask is not None:
-            own_bias = own_bias + mask[:, :, None, :]
+        if mask is not None:  # Then beams differ, and every user has a bias.
+            own_bias = jnp.broadcast_to(
+                own_bias + mask[:, :, None], (len(x), mask.shape[1], *own_bias.shape)
+            )
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
             bias = bias + self._recency(cache)
         own = []
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
-            query, key, value = layer.attention.project(x)
-            mine = extend(mine, key, value)
-            mixed = attend_own(query, mine, own_bias)
-            x = layer.finish(x, mixed, shared, bias, None, in_blocks)
-            own.append(mine)
+            if mask is None:
+                step = functools.partial(layer.step, own_bias=own_bias)
+                x, *latest = in_blocks(step, x, mine, shared, bias)
+            else:
+                x, *latest = in_blocks(layer.step, x, mine, shared, bias, own_bias)
+            own.append(extend(mine, *latest))
         hidden = self.decoder_norm(x)
         return self.logits_or_none(hidden), hidden, cache.grown(own)
 
@@ -238,7 +239,7 @@ class EncoderDecoder(Headed, nnx.Module):
         if cache.decoded is None:
             return self.cross_bias(first + cache.num_decoded, keys)
         # Beams differ, but there are fewer depths than beams.
-        sizes = jnp.arange(cache.own[0][0].shape[2] + 1)
+        sizes = jnp.arange(cache.num_own + 1)
         by_size = self.cross_bias(first + sizes, keys)
         return jnp.take_along_axis(by_size, cache.decoded[:, None, :, None], axis=2)
 

@@ -15,17 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import (
-    Cache,
-    ItemHistory,
-    Keys,
-    ModelError,
-    assemble_cache,
-    check_sizes,
-    latest_keys,
-    own_fields,
-    reorder_cache,
-)
+from gr.models.backbone import ItemHistory, ModelError, check_sizes
+from gr.models.cache import Cache, Keys, assemble_cache, latest_keys, own_fields, reorder_cache
 from gr.models.decoder_only import (
     DecoderOnlyConfig,
     Layer,
@@ -233,13 +224,12 @@ class ItemDecoder(Headed, nnx.Module):
         """See `Backbone.prefill`, or `ChildScorer.prefill` with the trie head; at least one item per user."""
         last = self.last_state(history)
         hidden, kept = self._begin(last, [None] * len(self.depth_layers))
-        heads, width = self.config.num_heads, self.config.layer.head_dim
-        empty = jnp.zeros((len(last), 1, 0, heads, width), hidden.dtype)
+        shared = tuple(heads_first(*of_layer) for of_layer in kept)
         cache = Cache(
-            shared=tuple(heads_first(*of_layer) for of_layer in kept),
+            shared=shared,
             shared_mask=jnp.ones((len(last), 1), bool),
             lengths=jnp.ones(len(last), jnp.int32),
-            **own_fields(len(kept), empty, self.config.code_length),
+            **own_fields(shared, self.config.code_length),
         )
         hidden = hidden[:, 0]
         return self.logits_or_none(hidden), hidden, ItemCache(cache, last)

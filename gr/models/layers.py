@@ -386,14 +386,52 @@ def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
     return (a * b).sum(-1, dtype=jnp.float32)
 
 
-def attend_own(query: jax.Array, own: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
-    """Attention of each beam `[B, M, H, D]` over its own keys and values `[B, M, S, H, D]`.
+def side_by_side(slots: tuple[jax.Array, ...], width: int) -> jax.Array:
+    """S positions `[B, M, H * D]` as one array `[B, M, S, H, D]`, with heads of `width` D."""
+    stacked = jnp.stack(slots, axis=2)
+    return stacked.reshape(*stacked.shape[:3], -1, width)
+
+
+def attend_own(
+    query: jax.Array, own: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]], bias: jax.Array
+) -> jax.Array:
+    """Attention of each beam `[B, M, H, D]` over its own keys and values, S of `[B, M, H * D]` each.
 
     The bias is `[H, S]`, or `[B, M, H, S]` where beams differ.
     """
-    logits = jnp.einsum("bmhd,bmshd->bmhs", query, own[0], preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5 + bias, axis=-1)
-    return jnp.einsum("bmhs,bmshd->bmhd", weights.astype(query.dtype), own[1])
+    scale = query.shape[-1] ** -0.5
+
+    def stacked(query: jax.Array, own: tuple, bias: jax.Array) -> jax.Array:
+        keys, values = (side_by_side(x, query.shape[-1]) for x in own)
+        logits = jnp.einsum("bmhd,bmshd->bmhs", query, keys, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * scale + bias, axis=-1)
+        return jnp.einsum("bmhs,bmshd->bmhd", weights.astype(query.dtype), values)
+
+    def apart(query: jax.Array, own: tuple, bias: jax.Array) -> jax.Array:
+        """For a TPU: no array with short last axes; sums over heads are products, in float32."""
+        heads, width = query.shape[2:]
+        of_head = jnp.repeat(jnp.eye(heads), width, axis=0)  # [H * D, H], of 0 and 1.
+        merged = merge_heads(query).astype(jnp.float32)
+        logits = jnp.stack([_chosen(merged * key, of_head) for key in own[0]], axis=-1)
+        weights = jax.nn.softmax(logits * scale + bias, axis=-1)
+        mixed = [
+            _chosen(weights[..., place], of_head.T) * value for place, value in enumerate(own[1])
+        ]
+        return sum(mixed).astype(query.dtype).reshape(query.shape)
+
+    return jax.lax.platform_dependent(query, own, bias, tpu=apart, default=stacked)
+
+
+def _chosen(x: jax.Array, zeros_and_ones: jax.Array) -> jax.Array:
+    """`x @ zeros_and_ones` in float32, whatever the precision of products: one product of bfloat16 numbers.
+
+    A float32 is the sum of three bfloat16 numbers. Products with 0 and 1 are exact, and sums are float32.
+    """
+    high = jax.lax.reduce_precision(x, 8, 7)
+    middle = jax.lax.reduce_precision(x - high, 8, 7)
+    parts = jnp.concatenate([high, middle, x - high - middle], axis=-1).astype(jnp.bfloat16)
+    chooses = jnp.tile(zeros_and_ones, (3, 1)).astype(jnp.bfloat16)
+    return jnp.matmul(parts, chooses, preferred_element_type=jnp.float32)
 
 
 def item_lengths(history: jax.Array) -> jax.Array:

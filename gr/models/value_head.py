@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gr.models.backbone import Keys, ModelError, check_sizes
+from gr.models.backbone import ModelError, check_sizes
+from gr.models.cache import Keys
 from gr.models.layers import (
     MASKED,
     Linear,

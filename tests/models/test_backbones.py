@@ -14,7 +14,6 @@ from gr.models import (
     EncoderDecoder,
     EncoderDecoderConfig,
     ModelError,
-    backbone,
     decoder_only,
     encoder_decoder,
     encoder_decoder_layers,
@@ -148,7 +147,7 @@ def test_keys_that_have_their_room_from_the_beginning_give_the_same(
     history, tokens, parents = decoded_beams
     model = make_model(name)
     growing, _ = decode(model, history, tokens, parents)
-    monkeypatch.setattr(backbone, "_LONG", LENGTH - 1)
+    monkeypatch.setattr("gr.models.cache._LONG", LENGTH - 1)
     results, cache = decode.__wrapped__(model, history, tokens, parents)
     for (logits, hidden), expected in zip(results, growing, strict=True):
         np.testing.assert_allclose(logits, expected[0], atol=1e-4)
@@ -168,9 +167,10 @@ def test_what_belongs_to_a_user_is_stored_once_per_user(name, decoded_beams):
     for keys, values in cache.shared:
         assert keys.shape == (4, *heads, positions)
         assert values.shape == (4, heads[0], positions, heads[1])
+    codes = 3 if isinstance(config, DecoderOnlyConfig) else 4  # A decoder also reads BOS.
     for array in jax.tree.leaves(cache.own):
-        codes = 3 if isinstance(config, DecoderOnlyConfig) else 4  # A decoder also reads BOS.
-        assert array.shape == (4, NUM_BEAMS[-1], codes, *heads)
+        assert array.shape == (4, NUM_BEAMS[-1], heads[0] * heads[1])
+    assert {len(arrays) for of_layer in cache.own for arrays in of_layer} == {codes}
     hidden = [hidden.shape for _, hidden in results]
     assert hidden == [(4, 16), *((4, beams, 16) for beams in NUM_BEAMS)]
     assert cache.lengths.tolist() == [LENGTH * length for length in LENGTHS]

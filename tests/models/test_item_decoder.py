@@ -135,7 +135,7 @@ def test_keys_that_have_their_room_from_the_beginning_give_the_same(monkeypatch)
     tokens = [rng.integers(2, VOCAB, (4, 3)) for _ in range(3)]
     parents = [np.zeros((4, 3), int), *[rng.integers(0, 3, (4, 3)) for _ in range(2)]]
     growing = decode(model, random_history(model, 0), tokens, parents)
-    monkeypatch.setattr("gr.models.backbone._LONG", LENGTH - 1)
+    monkeypatch.setattr("gr.models.cache._LONG", LENGTH - 1)
     fixed = decode.__wrapped__(model, random_history(model, 0), tokens, parents)
     for (_, one), (_, other) in zip(growing, fixed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)

@@ -225,18 +225,49 @@ def test_the_merge_is_exact_when_one_part_dwarfs_the_other(beams):
 def test_with_no_shared_key_it_is_attention_over_the_own_keys(beams):
     query, shared, own = beams
     found = attend_shared_and_own(query, shared, jnp.full((2, 1, 1, 5), MASKED), own)
-    np.testing.assert_allclose(found, attend_own(query, own, jnp.zeros((2, 2))), atol=1e-5)
+    np.testing.assert_allclose(found, attend_own(query, apart(own), jnp.zeros((2, 2))), atol=1e-5)
 
 
-def test_attend_own_is_softmax_attention_for_each_beam(beams):
+def apart(own):
+    """Keys and values `[B, M, S, H, D]` as `attend_own` takes them."""
+    return tuple(
+        tuple(x[:, :, place].reshape(*x.shape[:2], -1) for place in range(x.shape[2])) for x in own
+    )
+
+
+def of_tpu(*arguments, tpu, default):
+    return tpu(*arguments)
+
+
+@pytest.mark.parametrize("platform", ["default", "tpu"])
+def test_attend_own_is_softmax_attention_for_each_beam(platform, beams, monkeypatch):
+    if platform == "tpu":
+        monkeypatch.setattr(jax.lax, "platform_dependent", of_tpu)
     query, _, own = beams
     bias = np.array([[0.5, -1.0], [2.0, 0.0]])
-    found = attend_own(query, own, jnp.asarray(bias, jnp.float32))
+    # Made anew, since JAX keeps what it traced of the same function.
+    attend = jax.jit(lambda *arguments: layers.attend_own(*arguments))
+    with jax.default_matmul_precision("default"):
+        found = attend(query, apart(own), jnp.asarray(bias, jnp.float32))
+        each = attend(query, apart(own), jnp.tile(jnp.asarray(bias, jnp.float32), (2, 3, 1, 1)))
+    np.testing.assert_array_equal(found, each)
     for beam in range(3):
         mine = [x[:, beam] for x in own]
         tiled = np.tile(bias[:, None], (2, 1, 1, 1))
         expected = attend_oracle(query[:, beam : beam + 1], *mine, tiled)
         np.testing.assert_allclose(found[:, beam : beam + 1], expected, atol=1e-5)
+
+
+def test_choosing_by_a_product_of_bfloat16_is_exact():
+    """As for a TPU's sums over heads: every float32 comes back as it was."""
+    numbers = np.random.default_rng(0)
+    x = (numbers.normal(size=(50, 6)) * 10.0 ** numbers.integers(-20, 20, (50, 6))).astype(
+        np.float32
+    )
+    spread = jnp.repeat(jnp.eye(6), 4, axis=1)
+    with jax.default_matmul_precision("default"):
+        found = jax.jit(layers._chosen)(x, spread)
+    np.testing.assert_array_equal(found, np.repeat(x, 4, axis=1))
 
 
 # Dropout.

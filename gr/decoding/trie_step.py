@@ -28,7 +28,6 @@ from gr.trie.transitions import (
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
-_FEW_PAIRS = 1 << 14  # Up to so many pairs of places and chosen ones are compared by a TPU.
 _FEW_SLOTS = 8  # Up to so many slots of a child are compared one by one.
 
 
@@ -408,12 +407,8 @@ def _slots_by_sorting(
         return jax.lax.collapse(values.swapaxes(0, 1), 1)
 
     place = jax.lax.broadcasted_iota(jnp.int32, (batch, count * beams), 1)
-    others = list(map(in_rows, (tokens, begin, end)))
-    if place.shape[1] * width <= _FEW_PAIRS:  # Sorting less at once takes less long to compile.
-        costs, place = first_of_sorted(in_rows(costs), width, place)
-        tokens, begin, end = (take_along(values, place) for values in others)
-    else:
-        costs, place, tokens, begin, end = first_of_sorted(in_rows(costs), width, place, *others)
+    found = first_of_sorted(in_rows(costs), width, place, *map(in_rows, (tokens, begin, end)))
+    costs, place, tokens, begin, end = found
     exist = costs < jnp.inf
     nodes = Nodes(jnp.where(exist, begin, 0), jnp.where(exist, end, 0))
     return Step(-costs, place % beams, tokens, nodes)

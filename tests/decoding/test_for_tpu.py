@@ -48,10 +48,9 @@ def a_tpu():
 
 @pytest.fixture
 def few_tokens(request, monkeypatch):
-    """So many tokens of a DENSE level are sorted at once; so many slots and places of a SCAN level are compared."""
+    """So many tokens of a DENSE level are sorted at once, and so many slots of a SCAN level are compared one by one."""
     monkeypatch.setattr(trie_step, "_FEW_TOKENS", request.param)
     monkeypatch.setattr(trie_step, "_FEW_SLOTS", request.param)
-    monkeypatch.setattr(trie_step, "_FEW_PAIRS", request.param)
     jax.clear_caches()
 
 

@@ -28,6 +28,7 @@ from gr.trie.transitions import (
 _OCTETS = 16  # Octets of one beam whose maximum is taken before anything is sorted.
 _FEW_TOKENS = 4096
 _MANY_OCTETS = 4096  # Fewer than these are sorted as they are.
+_NARROW = 256  # Up to so many tokens of a level are compared by a TPU, rather than gathered from.
 _FEW_SLOTS = 8  # Up to so many slots of a child are compared one by one.
 
 
@@ -369,7 +370,8 @@ def _slots_by_sorting(
 ) -> Step:
     """The same for a TPU: places `[W, B, M]` are whole rows of numbers, and what is known of each is sorted with it."""
     (batch, beams), layout = offset.shape, index.layout
-    count, below = layout.levels[depth].max_slots, layout.levels[depth + 1 :]
+    level, below = layout.levels[depth], layout.levels[depth + 1 :]
+    count = level.max_slots
     most = below[0].max_slots if below else layout.max_items_per_sid  # Of a child.
     begin = nodes.begin + np.arange(count, dtype=np.int32)[:, None, None]
     inside = begin < nodes.end
@@ -399,7 +401,10 @@ def _slots_by_sorting(
         end = jnp.where(begin + 1 < nodes.end, ahead(following(begins), 1), nodes.end)
         exist &= following(jnp.where(allowed, begin, nodes.end)) < end
     user, beam = (np.arange(n, dtype=np.int32) for n in (batch, beams))
-    scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
+    if level.span <= _NARROW:
+        scored = _by_comparison(_slice(logits, level.base, level.span), tokens - level.base)
+    else:
+        scored = logits.at[user[:, None], beam, tokens].get(mode="promise_in_bounds")
     costs = -(centred(scored, softmax.largest, softmax.inverse) + offset)
     costs = jnp.where(exist, costs, jnp.inf)
 
@@ -433,6 +438,12 @@ def _best_of_few(
     scored = centred(scored, softmax.largest[:, None], softmax.inverse) + offset[:, None]
     scored = jnp.where(exist, scored, -jnp.inf)
     return top_k(jax.lax.collapse(scored, 1), min(width, count * beams))
+
+
+def _by_comparison(logits: jax.Array, places: jax.Array) -> jax.Array:
+    """Logits `[..., S]` at `places [...]`, for a TPU, which compares with few tokens sooner than it gathers."""
+    here = places[..., None] == jnp.arange(logits.shape[-1], dtype=places.dtype)
+    return jnp.where(here, logits, 0.0).sum(-1)
 
 
 def _pick(values: jax.Array, chosen: jax.Array) -> jax.Array:

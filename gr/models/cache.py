@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.models.layers import merge_heads
-
 Keys = tuple[jax.Array, jax.Array]  # Keys and values of one layer.
 # The same of a beam's own S positions, one array `[B, M, H * D]` each. Apart from one another, they are not moved when
 # one is added; and a TPU, which keeps the last two axes of an array in tiles of 8 x 128, would pad S, H and D.
@@ -80,8 +78,8 @@ def _nothing(shared: tuple[Keys, ...]) -> jax.Array:
 
 
 def extend(own: OwnKeys, key: jax.Array, value: jax.Array) -> OwnKeys:
-    """Appends one position `[B, M, H, D]` to a layer's own keys and values."""
-    return (*own[0], merge_heads(key)), (*own[1], merge_heads(value))
+    """Appends one position `[B, M, H * D]` to a layer's own keys and values."""
+    return (*own[0], key), (*own[1], value)
 
 
 def reorder_cache(cache: Cache, parents: jax.Array) -> Cache:

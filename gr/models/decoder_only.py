@@ -202,7 +202,7 @@ def step_layers(
     own = []
     for layer, shared, mine in zip(layers, cache.shared, cache.own, strict=True):
         query, key, value = layer.project(x, positions)
-        mine = extend(mine, key, value)
+        mine = extend(mine, merge_heads(key), merge_heads(value))
         keys = tuple(side_by_side(x, query.shape[-1]) for x in mine)
         mixed = merge_heads(attend_shared_and_own(query, shared, bias, keys, own_bias))
         x = each(functools.partial(layer.finish, seed=None), x, mixed)

@@ -27,9 +27,11 @@ from gr.models.layers import (
     RelativeBias,
     RMSNorm,
     attend,
+    attend_own,
     attend_suffixes,
     dropout,
     dropout_seed,
+    merge_heads,
     split_seed,
 )
 from gr.models.prompts import Prompt, as_prompt, embed_prompt
@@ -172,21 +174,18 @@ class EncoderDecoder(Headed, nnx.Module):
         size = cache.num_own
         own_bias = self.decoder_bias(jnp.array([size]), jnp.arange(size + 1))[:, 0]
         mask = cache.own_mask(MASKED)
-        if mask is not None:  # Then beams differ, and every user has a bias.
-            own_bias = jnp.broadcast_to(
-                own_bias + mask[:, :, None], (len(x), mask.shape[1], *own_bias.shape)
-            )
+        if mask is not None:
+            own_bias = own_bias + mask[:, :, None, :]
         bias = jnp.where(cache.shared_mask, 0.0, MASKED)[:, None, None, :]
         if self.config.recency_bias:
             bias = bias + self._recency(cache)
         own = []
         for layer, shared, mine in zip(self.decoder, cache.shared, cache.own, strict=True):
-            if mask is None:
-                step = functools.partial(layer.step, own_bias=own_bias)
-                x, *latest = in_blocks(step, x, mine, shared, bias)
-            else:
-                x, *latest = in_blocks(layer.step, x, mine, shared, bias, own_bias)
-            own.append(extend(mine, *latest))
+            query, key, value = layer.attention.project(x)
+            mine = extend(mine, merge_heads(key), merge_heads(value))
+            mixed = attend_own(query, mine, own_bias)
+            x = layer.finish(x, mixed, shared, bias, None, in_blocks)
+            own.append(mine)
         hidden = self.decoder_norm(x)
         return self.logits_or_none(hidden), hidden, cache.grown(own)
 

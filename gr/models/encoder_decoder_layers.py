@@ -1,6 +1,8 @@
 """The encoder-decoder's sizes and layers: T5's attention and feed-forward, each behind an RMS norm."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,13 @@ from flax import nnx
 
 from gr.data.prompts import PromptPieces
 from gr.models.backbone import ModelError, check_sizes
-from gr.models.cache import Keys, OwnKeys, extend
+from gr.models.blocks import at_once
+from gr.models.cache import Keys
 from gr.models.layers import (
     Linear,
     RMSNorm,
     attend,
     attend_heads_first,
-    attend_own,
     dropout,
     heads_first,
     merge_heads,
@@ -187,28 +189,28 @@ class DecoderLayer(nnx.Module):
         self.cross = CrossAttention(config, depth_scale=depth_scale, rngs=rngs)
         self.ffn = FeedForward(config, depth_scale=depth_scale, rngs=rngs)
 
-    def step(
-        self, x: jax.Array, own: OwnKeys, shared: Keys, bias: jax.Array, own_bias: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One more code of each beam, `x [B, M, D]`; also returns its key and value `[B, M, H, D]`.
-
-        Args:
-            x: the codes.
-            own: keys and values of the beams' earlier codes.
-            shared: keys and values of the history, `heads_first`.
-            bias: of attention to the history, `[B, H or 1, M or 1, P]`.
-            own_bias: of attention to the own codes and this one; see `attend_own`.
-        """
-        query, key, value = self.attention.project(x)
-        mixed = attend_own(query, extend(own, key, value), own_bias)
-        return self.finish(x, mixed, shared, bias, None), key, value
-
     def finish(
-        self, x: jax.Array, mixed: jax.Array, keys: Keys, bias: jax.Array, seed: jax.Array | None
+        self,
+        x: jax.Array,
+        mixed: jax.Array,
+        keys: Keys,
+        bias: jax.Array,
+        seed: jax.Array | None,
+        each: Callable[..., Any] = at_once,
     ) -> jax.Array:
-        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`."""
+        """Residual updates after self-attention has mixed: `x [B, Q, D]`, `mixed [B, Q, H, D]`.
+
+        `each` runs what treats rows apart: all of them at once, or `in_blocks`.
+        """
         out_seed, weight_seed, cross_seed, inner_seed, ffn_seed = split_seed(seed, 5)
-        x = x + dropout(self.attention.out(merge_heads(mixed)), self.rate, out_seed)
-        mixed = self.cross.attend(self.cross.queries(x), keys, bias, self.rate, weight_seed)
-        x = x + dropout(self.cross.out(mixed), self.rate, cross_seed)
-        return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
+
+        def before(x: jax.Array, mixed: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = x + dropout(self.attention.out(mixed), self.rate, out_seed)
+            return x, self.cross.queries(x)
+
+        def behind(x: jax.Array, mixed: jax.Array) -> jax.Array:
+            x = x + dropout(self.cross.out(mixed), self.rate, cross_seed)
+            return x + dropout(self.ffn(x, inner_seed), self.rate, ffn_seed)
+
+        x, queries = each(before, x, merge_heads(mixed))
+        return each(behind, x, self.cross.attend(queries, keys, bias, self.rate, weight_seed))

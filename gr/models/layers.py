@@ -412,26 +412,19 @@ def attend_own(
         heads, width = query.shape[2:]
         of_head = jnp.repeat(jnp.eye(heads), width, axis=0)  # [H * D, H], of 0 and 1.
         merged = merge_heads(query).astype(jnp.float32)
-        logits = jnp.stack([_chosen(merged * key, of_head) for key in own[0]], axis=-1)
+        logits = jnp.stack([_sums(merged * key, of_head) for key in own[0]], axis=-1)
         weights = jax.nn.softmax(logits * scale + bias, axis=-1)
         mixed = [
-            _chosen(weights[..., place], of_head.T) * value for place, value in enumerate(own[1])
+            _sums(weights[..., place], of_head.T) * value for place, value in enumerate(own[1])
         ]
         return sum(mixed).astype(query.dtype).reshape(query.shape)
 
     return jax.lax.platform_dependent(query, own, bias, tpu=apart, default=stacked)
 
 
-def _chosen(x: jax.Array, zeros_and_ones: jax.Array) -> jax.Array:
-    """`x @ zeros_and_ones` in float32, whatever the precision of products: one product of bfloat16 numbers.
-
-    A float32 is the sum of three bfloat16 numbers. Products with 0 and 1 are exact, and sums are float32.
-    """
-    high = jax.lax.reduce_precision(x, 8, 7)
-    middle = jax.lax.reduce_precision(x - high, 8, 7)
-    parts = jnp.concatenate([high, middle, x - high - middle], axis=-1).astype(jnp.bfloat16)
-    chooses = jnp.tile(zeros_and_ones, (3, 1)).astype(jnp.bfloat16)
-    return jnp.matmul(parts, chooses, preferred_element_type=jnp.float32)
+def _sums(x: jax.Array, zeros_and_ones: jax.Array) -> jax.Array:
+    """Sums of float32 numbers by a product, which is not rounded as others may be."""
+    return jnp.matmul(x, zeros_and_ones, precision=jax.lax.Precision.HIGHEST)
 
 
 def item_lengths(history: jax.Array) -> jax.Array:

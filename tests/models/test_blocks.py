@@ -87,10 +87,10 @@ SIZES = {
     "head_dim": 4,
     "d_ff": 16,
 }
-# Loops of a prefill and of a step: a layer of each has one.
+# Loops of a prefill and of a step: a layer of the encoder has one, of the decoder two, of the decoder-only model one.
 MODELS = {
-    "causal": (lambda rngs: encoder_decoder(True, rngs), (2, 2)),
-    "bidirectional": (lambda rngs: encoder_decoder(False, rngs), (2, 2)),
+    "causal": (lambda rngs: encoder_decoder(True, rngs), (2, 4)),
+    "bidirectional": (lambda rngs: encoder_decoder(False, rngs), (2, 4)),
     "decoder-only": (
         lambda rngs: DecoderOnly(DecoderOnlyConfig(num_layers=2, **SIZES), rngs=rngs),
         (2, 2),

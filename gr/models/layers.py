@@ -423,8 +423,15 @@ def attend_own(
 
 
 def _sums(x: jax.Array, zeros_and_ones: jax.Array) -> jax.Array:
-    """Sums of float32 numbers by a product, which is not rounded as others may be."""
-    return jnp.matmul(x, zeros_and_ones, precision=jax.lax.Precision.HIGHEST)
+    """`x @ zeros_and_ones` in float32, whatever the precision of products: one product of bfloat16 numbers.
+
+    A float32 is the sum of three bfloat16 numbers. Products with 0 and 1 are exact, and sums are float32.
+    """
+    high = jax.lax.reduce_precision(x, 8, 7)
+    middle = jax.lax.reduce_precision(x - high, 8, 7)
+    parts = jnp.concatenate([high, middle, x - high - middle], axis=-1).astype(jnp.bfloat16)
+    ones = jnp.tile(zeros_and_ones, (3, 1)).astype(jnp.bfloat16)
+    return jnp.matmul(parts, ones, preferred_element_type=jnp.float32)
 
 
 def item_lengths(history: jax.Array) -> jax.Array:

@@ -258,6 +258,15 @@ def test_attend_own_is_softmax_attention_for_each_beam(platform, beams, monkeypa
         np.testing.assert_allclose(found[:, beam : beam + 1], expected, atol=1e-5)
 
 
+def test_sums_by_a_product_of_bfloat16_are_exact():
+    """As for a TPU's sums over heads: alone, every float32 comes back as it was."""
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(50, 6)) * 10.0 ** numbers.integers(-20, 20, (50, 6))
+    spread = jnp.repeat(jnp.eye(6), 4, axis=1)
+    found = jax.jit(layers._sums)(x.astype(np.float32), spread)
+    np.testing.assert_array_equal(found, np.repeat(x.astype(np.float32), 4, axis=1))
+
+
 # Dropout.
 
 

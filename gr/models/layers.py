@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gr.models.cache import OwnKeys
 from gr.models.rope import Rope
 
 MASKED = -1e30  # Added to masked attention logits; finite, so that a fully masked row stays finite.
@@ -392,22 +393,20 @@ def side_by_side(slots: tuple[jax.Array, ...], width: int) -> jax.Array:
     return stacked.reshape(*stacked.shape[:3], -1, width)
 
 
-def attend_own(
-    query: jax.Array, own: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]], bias: jax.Array
-) -> jax.Array:
+def attend_own(query: jax.Array, own: OwnKeys, bias: jax.Array) -> jax.Array:
     """Attention of each beam `[B, M, H, D]` over its own keys and values, S of `[B, M, H * D]` each.
 
     The bias is `[H, S]`, or `[B, M, H, S]` where beams differ.
     """
     scale = query.shape[-1] ** -0.5
 
-    def stacked(query: jax.Array, own: tuple, bias: jax.Array) -> jax.Array:
+    def stacked(query: jax.Array, own: OwnKeys, bias: jax.Array) -> jax.Array:
         keys, values = (side_by_side(x, query.shape[-1]) for x in own)
         logits = jnp.einsum("bmhd,bmshd->bmhs", query, keys, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * scale + bias, axis=-1)
         return jnp.einsum("bmhs,bmshd->bmhd", weights.astype(query.dtype), values)
 
-    def apart(query: jax.Array, own: tuple, bias: jax.Array) -> jax.Array:
+    def apart(query: jax.Array, own: OwnKeys, bias: jax.Array) -> jax.Array:
         """For a TPU: no array with short last axes; sums over heads are products, in float32."""
         heads, width = query.shape[2:]
         of_head = jnp.repeat(jnp.eye(heads), width, axis=0)  # [H * D, H], of 0 and 1.

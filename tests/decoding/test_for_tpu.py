@@ -7,6 +7,7 @@ import pytest
 import tries
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from platforms import of_tpu
 from ranked import assert_searches_as_slow_ones, rows
 
 from gr.decoding import beam_search, trie_step
@@ -30,10 +31,6 @@ few = settings(
 )
 
 
-def of_tpu(*arguments, tpu=None, default=None, **others):
-    return (default if tpu is None else tpu)(*arguments)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def a_tpu():
     """Chooses what a TPU would run, with sizes at which small tries take all ways."""
@@ -48,8 +45,9 @@ def a_tpu():
 
 @pytest.fixture
 def few_tokens(request, monkeypatch):
-    """So many tokens of a DENSE level are sorted at once, and so many slots of a SCAN level are compared one by one."""
+    """So many tokens of a DENSE level are sorted at once; of a SCAN level so many tokens and slots are compared."""
     monkeypatch.setattr(trie_step, "_FEW_TOKENS", request.param)
+    monkeypatch.setattr(trie_step, "_NARROW", request.param)
     monkeypatch.setattr(trie_step, "_FEW_SLOTS", request.param)
     jax.clear_caches()
 

@@ -7,16 +7,13 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from platforms import of_tpu
 
 from gr.models import DecoderOnly, DecoderOnlyConfig, EncoderDecoder, EncoderDecoderConfig, blocks
 from gr.models.blocks import in_blocks
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 USERS, BEAMS = 6, 12  # As many beams as a history has tokens.
-
-
-def of_tpu(*arguments, tpu, default):
-    return tpu(*arguments)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from platforms import of_tpu
 
 from gr.models import layers
 from gr.models.layers import MASKED, Linear, RelativeBias, RMSNorm, dropout_seed, item_lengths
@@ -233,10 +234,6 @@ def apart(own):
     return tuple(
         tuple(x[:, :, place].reshape(*x.shape[:2], -1) for place in range(x.shape[2])) for x in own
     )
-
-
-def of_tpu(*arguments, tpu, default):
-    return tpu(*arguments)
 
 
 @pytest.mark.parametrize("platform", ["default", "tpu"])

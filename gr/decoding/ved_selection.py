@@ -2,15 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.top_k import split, top_k
+from gr.decoding.top_k import split, take_along, top_k
 from gr.decoding.ved_config import VedConfig
-from gr.decoding.ved_tree import EMPTY_PREFIX, Tree, rows
+from gr.decoding.ved_tree import EMPTY_PREFIX, Prefixes, Tree, rows
 
 MANY = 8  # More levels run in a loop or all at once, to keep the program small.
 # Tolerance below the mean of a depth, so that rounding decides nothing.
@@ -99,7 +99,7 @@ def descent(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
     prefixes = tree.prefixes
     merit = _merits(tree, config.entropy_weight, config.prior_weight)
     gate = merit >= _means(tree, merit) - _SLACK
-    step = functools.partial(_descend, tree, config, merit, gate)
+    step = functools.partial(_descend, tree, config, merit, gate, _lines(prefixes))
     carry = (prefixes.priority, prefixes.unexpanded, prefixes.visits, tree.size)
     carry, chosen = jax.lax.scan(step, carry, None, length=config.width)
     priority, unexpanded, visits, _ = carry
@@ -114,46 +114,77 @@ def _descend(
     config: VedConfig,
     merit: jax.Array,
     gate: jax.Array,
+    lines: tuple[jax.Array, ...],
     carry: tuple[jax.Array, ...],
     _: None,
 ) -> tuple[tuple, tuple]:
-    """One descent of each user."""
+    """One descent of each user. A step is made of few operations: on a TPU they take as long as there are many."""
     prefixes, user = tree.prefixes, jnp.arange(len(merit))
-    levels = prefixes.paths.shape[-1]
     priority, unexpanded, visits, size = carry
     # Where growth is allowed. If no prefix is good enough, any may grow, so that the budget is not wasted.
     fit = (unexpanded > 0) & gate
     fit = jnp.where(fit.any(axis=1, keepdims=True), fit, unexpanded > 0)
-    # Prefixes with a growing one at or below them. Path entries beyond the depth name the root, an ancestor anyway.
-    below = jnp.zeros_like(fit).at[user[:, None, None], prefixes.paths].max(fit[..., None])
-    upper = merit + config.exploration * _bonus(visits)  # U.
+    below = _at_or_below(lines, fit)
+    upper = merit + config.exploration * _bonus(visits)  # U, which is finite.
+    mine = jnp.where(fit, upper, -jnp.inf)  # Where a descent may end.
+    onward = jnp.where(below, upper, -jnp.inf)  # Where it may go through.
+    number = jnp.arange(merit.shape[1], dtype=jnp.int32)
+    parents = jnp.where(number == EMPTY_PREFIX, -1, prefixes.parents)  # The root is no child.
 
     def down(_: int, node: jax.Array) -> jax.Array:
-        onward = (prefixes.parents == node[:, None]) & below
-        onward = onward.at[:, EMPTY_PREFIX].set(False)  # The root is no child.
-        among = jnp.where(onward, upper, -jnp.inf)
+        among = jnp.where(parents == node[:, None], onward, -jnp.inf)
         child = jnp.argmax(among, axis=1).astype(jnp.int32)
-        stays = fit[user, node] & (upper[user, node] >= among[user, child])
-        return jnp.where(stays | ~onward.any(axis=1), node, child)
+        stays = take_along(mine, node[:, None])[:, 0] >= among.max(axis=1)
+        return jnp.where(stays, node, child)
 
+    levels = prefixes.paths.shape[-1]
     node = repeated(down, levels - 1, jnp.full(len(user), EMPTY_PREFIX, jnp.int32))
     there = (size < config.max_prefixes) & below[:, EMPTY_PREFIX]
-    place = jnp.argmax(priority[user, node], axis=1).astype(jnp.int32)
-    tried = jnp.where(there, -jnp.inf, priority[user, node, place])
+    place = jnp.argmax(rows(priority, node), axis=1).astype(jnp.int32)
     more = there.astype(jnp.int32)
-    path = jnp.where(
-        jnp.arange(levels) <= prefixes.depths[user, node][:, None],
-        prefixes.paths[user, node],
-        -1,
-    )
-    on_path = (path[:, None, :] == jnp.arange(visits.shape[1])[:, None]).any(-1)
+    on_path = _any(rows(line, node[:, None]) == number for line in lines)
+    at_node = (number == node[:, None]).astype(jnp.int32)
+    # A choice that is not there is written out of range.
+    tried = jnp.where(there, node, merit.shape[1])
     carry = (
-        priority.at[user, node, place].set(tried),
-        unexpanded.at[user, node].add(-more),
+        priority.at[user, tried, place].set(-jnp.inf, mode="drop"),
+        unexpanded - at_node * more[:, None],
         visits + on_path * more[:, None],
         size + more,
     )
     return carry, (node, place, there)
+
+
+def _lines(prefixes: Prefixes) -> tuple[jax.Array, ...]:
+    """Numbers of each prefix and of all above it, S of `[B, C]`; -1 where there are no more."""
+    places = range(prefixes.paths.shape[-1])
+    return tuple(
+        jnp.where(place <= prefixes.depths, prefixes.paths[..., place], -1) for place in places
+    )
+
+
+def _at_or_below(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
+    """Which prefixes have one that is `fit [B, C]` at or below them, by their `_lines`."""
+
+    def by_writing(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
+        user = jnp.arange(len(fit))[:, None]
+        found = jnp.zeros_like(fit)
+        for line in lines:
+            named = jnp.where(line < 0, EMPTY_PREFIX, line)  # The root is above all.
+            found = found.at[user, named].max(fit)
+        return found
+
+    def by_comparison(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
+        """For a TPU, which writes one number after the other."""
+        number = jnp.arange(fit.shape[1], dtype=jnp.int32)[:, None]
+        return _any(jnp.where(fit, line, -1)[:, None] == number for line in lines).any(-1)
+
+    return jax.lax.platform_dependent(lines, fit, tpu=by_comparison, default=by_writing)
+
+
+def _any(masks: Iterable[jax.Array]) -> jax.Array:
+    """Where any of some masks holds."""
+    return functools.reduce(jnp.logical_or, masks)
 
 
 def _merits(tree: Tree, entropy_weight: float, prior_weight: float = 0.0) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ def _descend(
     config: VedConfig,
     merit: jax.Array,
     gate: jax.Array,
-    lines: jax.Array,
+    lines: tuple[jax.Array, ...],
     carry: tuple[jax.Array, ...],
     _: None,
 ) -> tuple[tuple, tuple]:
@@ -142,7 +142,7 @@ def _descend(
     there = (size < config.max_prefixes) & below[:, EMPTY_PREFIX]
     place = jnp.argmax(rows(priority, node), axis=1).astype(jnp.int32)
     more = there.astype(jnp.int32)
-    on_path = (rows(lines, node)[:, None] == number[:, None]).any(-1)
+    on_path = _any(rows(line, node[:, None]) == number for line in lines)
     at_node = (number == node[:, None]).astype(jnp.int32)
     # A choice that is not there is written out of range.
     tried = jnp.where(there, node, merit.shape[1])
@@ -155,27 +155,36 @@ def _descend(
     return carry, (node, place, there)
 
 
-def _lines(prefixes: Prefixes) -> jax.Array:
-    """Numbers of each prefix and of all above it, `[B, C, S]`; -1 where there are no more."""
-    places = jnp.arange(prefixes.paths.shape[-1], dtype=jnp.int32)
-    return jnp.where(places <= prefixes.depths[..., None], prefixes.paths, -1)
+def _lines(prefixes: Prefixes) -> tuple[jax.Array, ...]:
+    """Numbers of each prefix and of all above it, S of `[B, C]`; -1 where there are no more."""
+    places = range(prefixes.paths.shape[-1])
+    return tuple(
+        jnp.where(place <= prefixes.depths, prefixes.paths[..., place], -1) for place in places
+    )
 
 
-def _at_or_below(lines: jax.Array, fit: jax.Array) -> jax.Array:
+def _at_or_below(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
     """Which prefixes have one that is `fit [B, C]` at or below them, by their `_lines`."""
 
-    def by_writing(lines: jax.Array, fit: jax.Array) -> jax.Array:
-        user = jnp.arange(len(fit))[:, None, None]
-        named = jnp.where(lines < 0, EMPTY_PREFIX, lines)  # The root is above all.
-        return jnp.zeros_like(fit).at[user, named].max(fit[..., None])
+    def by_writing(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
+        user = jnp.arange(len(fit))[:, None]
+        found = jnp.zeros_like(fit)
+        for line in lines:
+            named = jnp.where(line < 0, EMPTY_PREFIX, line)  # The root is above all.
+            found = found.at[user, named].max(fit)
+        return found
 
-    def by_comparison(lines: jax.Array, fit: jax.Array) -> jax.Array:
-        """For a TPU, which writes one number after the other. Place by place: a short last axis fills no tile."""
+    def by_comparison(lines: tuple[jax.Array, ...], fit: jax.Array) -> jax.Array:
+        """For a TPU, which writes one number after the other."""
         number = jnp.arange(fit.shape[1], dtype=jnp.int32)[:, None]
-        named = [jnp.where(fit, line, -1)[:, None] for line in jnp.unstack(lines, axis=-1)]
-        return functools.reduce(jnp.logical_or, [of == number for of in named]).any(-1)
+        return _any(jnp.where(fit, line, -1)[:, None] == number for line in lines).any(-1)
 
     return jax.lax.platform_dependent(lines, fit, tpu=by_comparison, default=by_writing)
+
+
+def _any(masks: Iterable[jax.Array]) -> jax.Array:
+    """Where any of some masks holds."""
+    return functools.reduce(jnp.logical_or, masks)
 
 
 def _merits(tree: Tree, entropy_weight: float, prior_weight: float = 0.0) -> jax.Array:

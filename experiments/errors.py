@@ -9,7 +9,6 @@ from absl import app, flags, logging
 
 from experiments import distributed
 from experiments.config_files import check_overrides, load_config_file, one_line
-from experiments.huge_pages import restart_main
 from gr import GrError
 from gr.runs import ConfigError, ReinforcedExperiment, config_of
 from gr.runs.processes import check_devices
@@ -32,7 +31,6 @@ def run_main(main: Callable[[Sequence[str]], None], *, starts_backend: bool = Tr
         main: wrapped by `one_line_errors`.
         starts_backend: whether the process itself computes; then it checks JAX's devices at once.
     """
-    restart_main()
     with distributed.leaving():
         app.run(main, flags_parser=functools.partial(_parsed, starts_backend=starts_backend))
 

@@ -3,7 +3,7 @@
 A step asks for hundreds of MiB anew, and where the kernel gives huge pages only to those who ask for them
 (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise`, the default of Debian and Ubuntu), it gets them in pages of
 4 KiB, each of which faults. glibc asks if a tunable says so, but reads it only when a process starts; so a main
-starts itself once more. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` in the environment prevents that.
+starts itself once more, before its own imports. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` in the environment prevents it.
 """
 
 import os

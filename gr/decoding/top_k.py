@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.trie.traced import traced_once
+
 _COUNTED = 1 << 23  # Up to so many pairs of values are compared by a GPU, rather than sorted.
 _COMPARED = 512  # So many places are compared by a TPU, rather than gathered from.
 
 
+@functools.partial(traced_once, static_argnames="k")
 def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values of each row `[B, n]` float32, descending, and their places, `[B, k]` each.
 
@@ -82,6 +85,7 @@ def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     return jax.lax.div(places, jnp.int32(size)), jax.lax.rem(places, jnp.int32(size))
 
 
+@traced_once
 def take_along(values: jax.Array, places: jax.Array) -> jax.Array:
     """Elements of each row `[B, n]` at `places [B, ...]`, which are known to lie in range."""
     flat = jax.lax.collapse(places, 1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gr.decoding.candidates import SearchTree
+from gr.trie.traced import traced_once
 
 EMPTY_PREFIX = 0  # Its number.
 
@@ -87,29 +88,32 @@ def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
     The block may have fewer places for children than the tree.
     """
 
-    def by_slices(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
-        return jax.vmap(
-            lambda w, p, first: jax.lax.dynamic_update_slice(w, p, (first, *[0] * (w.ndim - 1)))
-        )(whole, part, first)
-
-    def by_rows(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
-        """For a TPU, which would write one user's slice after the other, and parts of rows too."""
-        missing = [
-            (0, size - mine) for size, mine in zip(whole.shape[2:], part.shape[2:], strict=True)
-        ]
-        no_child = -jnp.inf if jnp.issubdtype(part.dtype, jnp.floating) else 0
-        part = jnp.pad(part, [(0, 0), (0, 0), *missing], constant_values=no_child)
-        user = jnp.arange(len(part))[:, None]
-        places = first[:, None] + jnp.arange(part.shape[1], dtype=jnp.int32)
-        return whole.at[user, places].set(
-            part, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
-        )
-
-    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return jax.lax.platform_dependent(whole, part, tree.size, tpu=by_rows, default=by_slices)
-
-    prefixes = jax.tree.map(put, tree.prefixes, block)
+    prefixes = jax.tree.map(lambda whole, part: _put(whole, part, tree.size), tree.prefixes, block)
     return Tree(prefixes, tree.size + exist.sum(axis=1, dtype=jnp.int32))
+
+
+@traced_once
+def _put(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
+    """`whole [B, C, ...]` with `part [B, n, ...]` from place `first [B]` on; its last axis may be shorter."""
+    return jax.lax.platform_dependent(whole, part, first, tpu=_put_by_rows, default=_put_by_slices)
+
+
+def _put_by_slices(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
+    return jax.vmap(
+        lambda w, p, first: jax.lax.dynamic_update_slice(w, p, (first, *[0] * (w.ndim - 1)))
+    )(whole, part, first)
+
+
+def _put_by_rows(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
+    """For a TPU, which would write one user's slice after the other, and parts of rows too."""
+    missing = [(0, size - mine) for size, mine in zip(whole.shape[2:], part.shape[2:], strict=True)]
+    no_child = -jnp.inf if jnp.issubdtype(part.dtype, jnp.floating) else 0
+    part = jnp.pad(part, [(0, 0), (0, 0), *missing], constant_values=no_child)
+    user = jnp.arange(len(part))[:, None]
+    places = first[:, None] + jnp.arange(part.shape[1], dtype=jnp.int32)
+    return whole.at[user, places].set(
+        part, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
+    )
 
 
 def numbers(tree: Tree, count: int) -> jax.Array:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.trie.traced import traced_once
+
 PLANES = 8
 _WORD = 32
 _ONES = 0x01010101  # The lowest bit of each octet of a word.
@@ -32,6 +34,7 @@ def octets_of(rows: jax.Array) -> jax.Array:
     return jax.lax.collapse(octets, rows.ndim - 1)
 
 
+@traced_once
 def expand(rows: jax.Array) -> jax.Array:
     """Bits `[..., S]` bool of rows `[..., S / 32]`, in token order."""
     return jax.lax.platform_dependent(rows, tpu=_expand_by_product, default=_expand_by_octets)
@@ -92,6 +95,7 @@ def locate(offset: jax.Array, span: int) -> tuple[jax.Array, jax.Array]:
     return octet // 4, (jnp.uint32(1) << (8 * (octet % 4) + plane).astype(jnp.uint32))
 
 
+@traced_once
 def rank(rows: jax.Array, offset: jax.Array) -> jax.Array:
     """How many set bits of rows `[..., S / 32]` stand before `offset [...]`, int32 `[...]`."""
     return jax.lax.platform_dependent(rows, offset, tpu=_rank_by_octets, default=_rank_by_words)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr.trie.traced import traced_once
+
 GROUP = 32  # Elements that start at a word's boundary together: 32 elements of w bits fill w words.
 _WORD = 32
 _ARITY = 16  # Of the search.
@@ -40,7 +42,13 @@ class PackedInts:
 
         Several parts at once by arrays `first` and `bits` int32: all three are broadcast together.
         """
-        word, shift = word_and_shift(jnp.asarray(index, jnp.int32), self.width, first)
+        index = jnp.asarray(index, jnp.int32)
+        if isinstance(first, int) and isinstance(bits, int):
+            return self._fixed_part(index, first, bits)
+        return self._part(index, first, bits)
+
+    def _part(self, index: jax.Array, first: Bits, bits: Bits) -> jax.Array:
+        word, shift = word_and_shift(index, self.width, first)
         value = jax.lax.platform_dependent(
             word,
             shift,
@@ -48,6 +56,8 @@ class PackedInts:
             default=self._in_one_read,
         )
         return (value & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+
+    _fixed_part = traced_once(_part, static_argnames=("first", "bits"))
 
     def _in_one_read(self, word: jax.Array, shift: jax.Array) -> jax.Array:
         """32 bits that begin at bit `shift [...]` of word `word [...]`."""
@@ -119,6 +129,7 @@ class PackedInts:
 
         return list(jax.lax.platform_dependent(word, shift, tpu=at_once, default=one_by_one))
 
+    @traced_once
     def interval(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Elements at `index` and behind it: `[begin, end)` where the elements are interval starts."""
 
@@ -135,6 +146,7 @@ class PackedInts:
             default=lambda index: (self[index], self[index + 1]),
         )
 
+    @traced_once
     def first_above(self, value: jax.Array) -> jax.Array:
         """For elements in ascending order: the place of the first one above `value [...]`; `size` if there is none."""
         by_search = self._first_above_by_search

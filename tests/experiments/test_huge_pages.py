@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_nothing_but_a_main_is_started_again(monkeypatch):
 def test_a_main_runs_with_its_arguments_whether_started_again_or_not():
     for value in (None, f"{TUNABLE}=0"):
         environment = {name: text for name, text in os.environ.items() if name != VARIABLE}
+        environment["PYTHONPROFILEIMPORTTIME"] = "1"
         if value is not None:
             environment[VARIABLE] = value
         done = subprocess.run(
@@ -54,3 +56,5 @@ def test_a_main_runs_with_its_arguments_whether_started_again_or_not():
             text=True,
         )
         assert done.returncode == 1 and "no such file" in done.stderr
+        # It is started again before the imports that take seconds.
+        assert len(re.findall(r"\| +jax$", done.stderr, re.MULTILINE)) == 1

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -69,9 +70,20 @@ def token_sets(max_items=MAX_ITEMS):
     return places.map(lambda place: LEVEL_TOKENS[np.arange(3), place])
 
 
+# Of `random_constraint`. Searches that share their step with beam search have them all in one program, since each
+# program compiles for seconds; `make test-long` has one at a time.
+KINDS = ("exclude", "mask", "attributes")
+CONSTRAINTS = ["several", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS)]
+
+
 def random_constraint(kind, rng, index, attributes, num_users):
     """A constraint, what the oracle demands of each user's items instead, and the level behind which it is exact."""
     n = len(attributes)
+    if kind == "several":
+        made = [random_constraint(one, rng, index, attributes, num_users) for one in KINDS]
+        constraints, demands, depths = zip(*made, strict=True)
+        of_users = [sum(of_user, []) for of_user in zip(*demands, strict=True)]
+        return constraints, of_users, max(depths)
     if kind == "exclude":
         items = rng.integers(-1, n, (num_users, 6))
         demands = [oracles.excluding(set(row.tolist())) for row in items]

@@ -94,7 +94,7 @@ def test_a_root_with_more_codes_than_the_budget_can_try(options, normalise_over)
 
 
 @pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_best_first_under_constraints(kind, normalise_over, tokens, seed):

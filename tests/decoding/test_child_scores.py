@@ -74,7 +74,7 @@ def test_beam_search_is_that_over_dictionaries(kinds, tokens, seed, temperature)
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[2], tries.MIXES[3]], ids="-".join)
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):
@@ -327,7 +327,7 @@ def test_tree_search_is_the_slow_one_given_the_same_noise(kinds, tokens, seed, n
     )
 
 
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_tree_search_under_constraints(kind, tokens, seed):

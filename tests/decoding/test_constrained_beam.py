@@ -80,6 +80,9 @@ def several(rng, index, attributes):
     return tuple(constraint for constraint, _ in made), demands
 
 
+ONE_BY_ONE = (exclude_items, attribute_filter, mask_for_all, mask_per_user)
+
+
 def check(make, kinds, tokens, seed, num_attributes=5):
     rng = np.random.default_rng(seed)
     attributes = rng.random((len(tokens), num_attributes)) < rng.choice([0.2, 0.5, 0.8])
@@ -97,9 +100,17 @@ def check(make, kinds, tokens, seed, num_attributes=5):
             )
 
 
-@pytest.mark.parametrize("kinds", tries.MIXES[:1] + tries.MIXES[2:], ids="-".join)
 @pytest.mark.parametrize(
-    "make", [exclude_items, attribute_filter, mask_for_all, mask_per_user, several]
+    ("make", "kinds"),
+    [
+        *((several, kinds) for kinds in tries.MIXES[:1] + tries.MIXES[2:]),
+        *((make, tries.MIXES[3]) for make in ONE_BY_ONE),
+        *(
+            pytest.param(make, kinds, marks=pytest.mark.long)
+            for make in ONE_BY_ONE
+            for kinds in tries.MIXES[:1] + tries.MIXES[2:3] + tries.MIXES[4:]
+        ),
+    ],
 )
 @settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))

@@ -91,7 +91,7 @@ def test_where_one_way_is_left_masses_stay(length):
 
 @pytest.mark.parametrize("over", ["allowed", "all"])
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_what_is_not_allowed_has_no_mass(kind, kinds, over, tokens, seed):
@@ -105,27 +105,6 @@ def test_what_is_not_allowed_has_no_mass(kind, kinds, over, tokens, seed):
     for num_beams in (3, tries.MAX_ITEMS):
         found = beam_search(model, index, HISTORY, num_beams, constraint=constraint, **mixed)
         check(found, tokens, model, num_beams, prior, SHARES, demands, scan_depth, over=over)
-
-
-@settings(max_examples=2, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_several_constraints_at_once(seed):
-    rng = np.random.default_rng(seed)
-    tokens = random_tokens(rng, 24)
-    attributes = rng.random((24, 5)) < 0.8
-    layout = tries.roomy_layout(tries.MIXES[3], 5)
-    index = TrieIndex.build(tokens, tries.VOCAB, attributes=attributes, layout=layout)
-    made = [
-        tries.random_constraint(kind, rng, index, attributes, USERS)
-        for kind in ("exclude", "mask", "attributes")
-    ]
-    constraint = [part for part, _, _ in made]
-    demands = [[demand for _, each, _ in made for demand in each[user]] for user in range(USERS)]
-    model, prior = random_table_model(rng, 3, tries.VOCAB), random_prior(rng, len(tokens))
-    found = beam_search(
-        model, index, HISTORY, 4, constraint=constraint, prior=prior, prior_weight=SHARES
-    )
-    check(found, tokens, model, 4, prior, SHARES, demands, index.layout.scan_depth)
 
 
 def edited(seed):

@@ -86,8 +86,17 @@ def check(
         assert (np.asarray(found.tokens[user, size:]) == -1).all()
 
 
-@pytest.mark.parametrize("with_prior", [False, True])
-@pytest.mark.parametrize("kind", [None, "exclude", "mask"])
+@pytest.mark.parametrize(
+    ("kind", "with_prior"),
+    [
+        (None, False),
+        ("exclude", True),
+        ("mask", True),
+        pytest.param(None, True, marks=pytest.mark.long),
+        pytest.param("exclude", False, marks=pytest.mark.long),
+        pytest.param("mask", False, marks=pytest.mark.long),
+    ],
+)
 @settings(max_examples=5, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_items_are_ranked_as_by_sorting_all_of_them(kind, with_prior, tokens, seed):

@@ -103,7 +103,7 @@ def test_tight_layouts_and_levels_without_a_choice(length):
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=5, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):

@@ -253,7 +253,7 @@ def check_under_constraint(kind, kinds, tokens, seed, *, log_prob_of=None, **opt
 
 
 @pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[2], tries.MIXES[3]], ids="-".join)
-@pytest.mark.parametrize("kind", ["exclude", "mask", "attributes"])
+@pytest.mark.parametrize("kind", tries.CONSTRAINTS)
 @settings(max_examples=4, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_under_constraints(kind, kinds, tokens, seed):

@@ -130,8 +130,15 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("kind", ["encoder_decoder", "decoder_only"])
-@pytest.mark.parametrize("normalise_over", ["vocabulary", "children"])
+@pytest.mark.parametrize(
+    ("kind", "normalise_over"),
+    [
+        ("encoder_decoder", "vocabulary"),
+        ("decoder_only", "children"),
+        pytest.param("encoder_decoder", "children", marks=pytest.mark.long),
+        pytest.param("decoder_only", "vocabulary", marks=pytest.mark.long),
+    ],
+)
 def test_candidates_are_scored_as_one_by_one(kind, normalise_over):
     model, batch, temperature = make_model(kind), make_batch(), 1.5
     config = rollout_config("sample", normalise_over=normalise_over, temperature=temperature)

@@ -113,7 +113,10 @@ def check_equal_to_recommend(run, output, num_items):
         ("decoder_only", {}),
         ("encoder_decoder", {"encoder_decoder__head_dim": 4, "memory__weight": 0.4}),
         ("item_decoder", {"memory__weight": 0.4, "decoding__normalise_over": "children"}),
-        ("item_decoder", {"item_decoder__head": "trie", "memory__weight": 0.4}),
+        pytest.param(
+            *("item_decoder", {"item_decoder__head": "trie", "memory__weight": 0.4}),
+            marks=pytest.mark.long,
+        ),
         ("item_decoder", {"item_decoder__head": "items", "memory__weight": "gate"}),
         ("item_decoder", {"item_decoder__head": "items", "decoding__exclude_seen": False}),
     ],

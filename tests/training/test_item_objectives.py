@@ -51,10 +51,17 @@ def run(name, level, config):
 
 
 SCORERS = ["item_decoder", "encoder_decoder/trie", "decoder_only/trie"]
+OTHERS = (*SCORERS[1:], "item_decoder/vocabulary")
 
 
-@pytest.mark.parametrize("name", [*SCORERS, "item_decoder/vocabulary"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        *(("item_decoder", loss) for loss in LOSSES),
+        *((name, "apao_pointwise") for name in OTHERS),
+        *(pytest.param(name, loss, marks=LONG) for name in OTHERS for loss in ("ce", "msl")),
+    ],
+)
 def test_both_levels_are_one_loss_of_the_same_targets(name, loss):
     user, target = (run(name, level, LOSSES[loss]) for level in BATCHES)
     assert user[:2] == (pytest.approx(target[0], rel=1e-5), pytest.approx(target[1], rel=1e-4))

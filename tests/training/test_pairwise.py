@@ -38,12 +38,19 @@ CONFIG = LossConfig(
 )
 PREFIXES = [{tuple(row[:t]) for row in TOKENS.tolist()} for t in range(1, LENGTH + 1)]
 KEY = jax.random.key(5)
+LONG = pytest.mark.long
 MODELS = [
     "encoder_decoder",
-    "decoder_only",
-    "encoder_decoder/trie",
+    pytest.param("decoder_only", marks=LONG),
+    pytest.param("encoder_decoder/trie", marks=LONG),
     "decoder_only/trie",
     "item_decoder",
+]
+LEVELS_AND_MODELS = [
+    ("user", "item_decoder"),
+    ("target", "decoder_only"),
+    pytest.param("target", "item_decoder", marks=LONG),
+    pytest.param("user", "decoder_only", marks=LONG),
 ]
 
 
@@ -165,8 +172,7 @@ def test_user_level_is_the_formula_at_the_drawn_places(name):
         )
 
 
-@pytest.mark.parametrize("model", ["decoder_only", "item_decoder"])
-@pytest.mark.parametrize("level", BATCHES)
+@pytest.mark.parametrize(("level", "model"), LEVELS_AND_MODELS)
 def test_all_first_codes_make_depth_1_exact(level, model):
     exact = run(model, level, dataclasses.replace(CONFIG, all_first_codes=True))[1]
     sampled = run(model, level)[1]
@@ -185,8 +191,7 @@ def test_all_first_codes_make_depth_1_exact(level, model):
         assert exact[name] == pytest.approx(sampled[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["decoder_only", "item_decoder"])
-@pytest.mark.parametrize("level", BATCHES)
+@pytest.mark.parametrize(("level", "name"), LEVELS_AND_MODELS)
 def test_gradients_are_slopes_and_the_weights_have_none(level, name):
     model, config = make_model(name), dataclasses.replace(CONFIG, with_ce=False)
     # Weights that do not depend on the losses: eta 0 keeps those of the step before.

@@ -200,8 +200,17 @@ def check_mixed(found, user, tokens, log_prob, num_beams, prior, demands=(), lef
         assert_same_ranking(rows(found, user), ranking)
 
 
-@pytest.mark.parametrize("listed", [False, True])
-@pytest.mark.parametrize(("count", "length", "codes"), [(30, 1, 40), (60, 3, 30), (40, 5, 3)])
+@pytest.mark.parametrize(
+    ("count", "length", "codes", "listed"),
+    [
+        (60, 3, 30, True),
+        (40, 5, 3, False),
+        pytest.param(30, 1, 40, False, marks=pytest.mark.long),
+        pytest.param(30, 1, 40, True, marks=pytest.mark.long),
+        pytest.param(60, 3, 30, False, marks=pytest.mark.long),
+        pytest.param(40, 5, 3, True, marks=pytest.mark.long),
+    ],
+)
 def test_beams_are_ranked_by_the_mixture_with_a_prior(count, length, codes, listed):
     rng = np.random.default_rng(count + length)
     tokens = rng.integers(0, codes, (count, length))
@@ -241,7 +250,7 @@ def test_a_prior_may_hold_items_that_were_added_and_removed(seed):
 # Indexes with recent changes.
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in (1, 2))])
 def test_added_items_have_no_row_and_removed_ones_keep_their_probability(seed):
     rng = np.random.default_rng(seed)
     tokens, more = random_tokens(rng, 14), random_tokens(rng, 8)

@@ -118,7 +118,9 @@ def test_what_is_allowed_is_found_and_nothing_else(make, kinds, tokens, seed):
     check(make, kinds, tokens, seed)
 
 
-@pytest.mark.parametrize("num_attributes", [1, 8, 16, 33, 64])
+@pytest.mark.parametrize(
+    "num_attributes", [1, 33, 64, *(pytest.param(n, marks=pytest.mark.long) for n in (8, 16))]
+)
 @settings(max_examples=8, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_any_number_of_attributes(num_attributes, tokens, seed):

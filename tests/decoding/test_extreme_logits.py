@@ -372,7 +372,16 @@ class Once(list):
     __eq__ = object.__eq__
 
 
-@pytest.mark.parametrize("name", list(SEARCHES))
+OVER_CHILDREN = ("beam over children", "tree over children")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in SEARCHES if name not in OVER_CHILDREN),
+        *(pytest.param(name, marks=pytest.mark.long) for name in OVER_CHILDREN),
+    ],
+)
 def test_another_temperature_is_not_another_program(name):
     traces = Once()
     model = Traced(random_table_model(np.random.default_rng(0), LENGTH, 6, USERS).table, traces)

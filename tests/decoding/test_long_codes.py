@@ -54,7 +54,7 @@ def make_model(name):
     ("name", "over"),
     [
         ("decoder_only", "vocabulary"),
-        ("encoder_decoder", "vocabulary"),
+        pytest.param("encoder_decoder", "vocabulary", marks=pytest.mark.long),
         ("table", "vocabulary"),
         ("table", "children"),
         ("static", "vocabulary"),

@@ -123,7 +123,7 @@ def test_without_replacement_it_is_the_slow_search_of_the_mixture(kinds, tokens,
     check_drawn(tokens, index, model, random_prior(rng, len(tokens)), seed)
 
 
-@pytest.mark.parametrize("kind", ["exclude", "mask"])
+@pytest.mark.parametrize("kind", ["mask", pytest.param("exclude", marks=pytest.mark.long)])
 @settings(max_examples=2, deadline=None)
 @given(tokens=tries.token_sets(), seed=st.integers(0, 10**6))
 def test_without_replacement_under_constraints(kind, tokens, seed):

@@ -47,7 +47,10 @@ def made(before, depth, num_items, **options):
     return ItemDecoder(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("seed", "depth", "listed"), [(0, 1, True), (1, 3, True), (2, 2, False)])
+@pytest.mark.parametrize(
+    ("seed", "depth", "listed"),
+    [pytest.param(0, 1, True, marks=pytest.mark.long), (1, 3, True), (2, 2, False)],
+)
 def test_a_node_has_its_embedding_or_none(seed, depth, listed):
     rng = np.random.default_rng(seed)
     tokens, new, before, after = indexes(rng, listed)

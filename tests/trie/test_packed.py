@@ -164,7 +164,7 @@ class Words:
 
 def test_no_number_of_a_bit_overflows():
     words, place = Words(), 2**31 - 3
-    PackedInts(words, 31, 2**31 - 1)._part(jnp.int32(place), 0, 31)  # Not by JAX, which wants arrays.
+    PackedInts(words, 31, 2**31 - 1)._part(jnp.int32(place), 0, 31)  # Nothing that JAX could trace.
     assert words.read == [place * 31 // 32, place * 31 // 32 + 1]
 
 

@@ -76,11 +76,15 @@ KINDS = ("exclude", "mask", "attributes")
 CONSTRAINTS = ["several", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS)]
 
 
-def random_constraint(kind, rng, index, attributes, num_users):
-    """A constraint, what the oracle demands of each user's items instead, and the level behind which it is exact."""
+def random_constraint(kind, rng, index, attributes, num_users, share=0.5):
+    """A constraint, what the oracle demands of each user's items instead, and the level behind which it is exact.
+
+    A mask allows so large a `share` of the items.
+    """
     n = len(attributes)
     if kind == "several":
-        made = [random_constraint(one, rng, index, attributes, num_users) for one in KINDS]
+        # Each of them leaves enough for the others to choose from.
+        made = [random_constraint(one, rng, index, attributes, num_users, 0.9) for one in KINDS]
         constraints, demands, depths = zip(*made, strict=True)
         of_users = [sum(of_user, []) for of_user in zip(*demands, strict=True)]
         return constraints, of_users, max(depths)
@@ -89,7 +93,7 @@ def random_constraint(kind, rng, index, attributes, num_users):
         demands = [oracles.excluding(set(row.tolist())) for row in items]
         return ExcludeItems(jnp.asarray(items)), demands, 0
     if kind == "mask":
-        allowed = rng.random((num_users, n)) < 0.5
+        allowed = rng.random((num_users, n)) < share
         return ItemMask.build(index, jnp.asarray(allowed)), [[r.__getitem__] for r in allowed], 0
     wanted = rng.integers(0, attributes.shape[1], (num_users, 2))
     all_of = np.zeros((num_users, attributes.shape[1]), bool)

@@ -43,9 +43,9 @@ found, runs = {"train": {}, "rl": {}, "value": {}}, {}
 for name, mesh in MESHES.items():
     runs[name] = train(SMALL.override(mesh), f"{folder}/{name}")
     found["train"][name] = values(f"{folder}/{name}")
-for name in ("one", "2x2"):
+for name, mesh in MESHES.items():
     workdir = f"{folder}/rl_{name}"
-    reinforce(resolved(LEARNING).override(MESHES[name]), workdir)
+    reinforce(resolved(LEARNING).override(mesh), workdir)
     found["rl"][name], found["value"][name] = values(workdir), values(f"{workdir}/value_head")
 
 # A run that is stopped after its first evaluation, and goes on on another mesh.
@@ -120,9 +120,8 @@ def check_same(lines, others):
             )
 
 
-@pytest.mark.parametrize(
-    ("kind", "mesh"), [("train", "all"), ("train", "2x2"), ("rl", "2x2"), ("value", "2x2")]
-)
+@pytest.mark.parametrize("kind", ["train", "rl", "value"])
+@pytest.mark.parametrize("mesh", ["all", "2x2"])
 def test_a_run_is_that_of_one_device(on_four_devices, kind, mesh):
     """Also with batches that do not split: losses, gradient norms, rewards, and every evaluation."""
     lines = on_four_devices[kind]["one"]

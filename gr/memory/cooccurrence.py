@@ -9,6 +9,9 @@ With `C_k[i, j]` the number of times that item j came k places after item i in a
 With items of like content (`gr.memory.content`), rows S[i] of which sum to 1, What becomes D W D + content m S, where m
 is the median of the row sums of D W D: the rarer an item, the more its content says of what follows it.
 
+With a discount the column of item j is divided by (count_j + shrink)^discount: popular items are proposed less, and
+more of the catalogue is. At 0 both sides of W are normalised alike, as in a cosine.
+
 Windowed counts of a Markov chain, made symmetric in part and normalised as the cosine of item-kNN is; a relative of
 sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
 """
@@ -50,6 +53,8 @@ class MemorySettings:
         content: weight of items of like content beside those that came together; 0 or more, in units of the median
             row of the latter.
         content_of: which similarity of content that is; "" for none.
+        discount: how much less popular items are proposed: exponent of their counts, 0 or more. It ranks hardly better
+            and covers more of the catalogue, so no tuning by ranking chooses it.
     """
 
     window: Count = 10
@@ -61,6 +66,7 @@ class MemorySettings:
     reach: Count = 5
     content: NotNegative = 0.0
     content_of: str = ""
+    discount: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "memory.", ItemMemoryError)
@@ -217,7 +223,7 @@ class Memory:
             keys = {
                 field.name: f"settings/{field.name}" for field in dataclasses.fields(MemorySettings)
             }
-            for name in ("content", "content_of"):  # Files from before there was content lack them.
+            for name in ("content", "content_of", "discount"):  # Older files lack them.
                 if keys[name] not in arrays:
                     del keys[name]
             settings = MemorySettings(**{name: arrays[key].item() for name, key in keys.items()})
@@ -272,6 +278,7 @@ def fit_memory(
     reach: int = MemorySettings.reach,
     content: float = MemorySettings.content,
     content_of: str = MemorySettings.content_of,
+    discount: float = MemorySettings.discount,
     similar: Mapping[str, sparse.csr_array] | None = None,
 ) -> Memory:
     """Counts which items come with which; the arguments but `similar` are the fields of `MemorySettings`.
@@ -287,13 +294,14 @@ def fit_memory(
         reach: how many of a history's last items count.
         content: weight of items of like content.
         content_of: the name of their similarity in `similar`.
+        discount: how much less popular items are proposed.
         similar: similarities of content, name -> `[N, N]`, as `similar_by_codes` and `similar_by_vectors` make them.
 
     Raises:
         ItemMemoryError: for a setting out of range, or a similarity that is missing or of other items.
     """
     settings = MemorySettings(
-        *(window, decay, back, shrink, neighbours, recency, reach, content, content_of)
+        *(window, decay, back, shrink, neighbours, recency, reach, content, content_of, discount)
     )
     counts = interaction_counts(data)
     return normalised(windowed_counts(data, window, decay), counts, settings, similar or {})
@@ -310,9 +318,9 @@ def normalised(
     weights.eliminate_zeros()
     weights.sort_indices()
     # An item without a training interaction has no entry, whatever its factor.
-    factor = 1 / np.sqrt(np.maximum(counts + settings.shrink, np.finfo(float).tiny))
-    lengths = np.diff(weights.indptr)
-    weights.data *= np.repeat(factor, lengths) * factor[weights.indices]
+    shrunk = np.maximum(counts + settings.shrink, np.finfo(float).tiny)
+    from_, to = shrunk**-0.5, shrunk ** -(0.5 + settings.discount)
+    weights.data *= np.repeat(from_, np.diff(weights.indptr)) * to[weights.indices]
     if settings.content_of:
         sums = weights.sum(axis=1)
         median = np.median(sums[sums > 0]) if weights.nnz else 1.0

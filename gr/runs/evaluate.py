@@ -47,9 +47,8 @@ from gr.trie import ItemMask
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 ALONE = "model alone"  # The row of a model without its memory.
-OF_CONTENT = (
-    "memory with content"  # That of its memory alone, where this adds content to co-occurrence.
-)
+# Those of its memory alone, where this is more than co-occurrence.
+OF_CONTENT, OF_DISCOUNT = "memory with content", "memory with discount"
 
 
 def evaluate(
@@ -116,8 +115,10 @@ def evaluate(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )
         others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
-        if mixture.memory is not None and mixture.memory.settings.content:
-            others[OF_CONTENT] = _rankings_of_memory(run, targets, rules, mixture.memory, depth)
+        own = None if mixture.memory is None else mixture.memory.settings
+        if own is not None and (own.content or own.discount):
+            name = OF_CONTENT if own.content else OF_DISCOUNT
+            others[name] = _rankings_of_memory(run, targets, rules, mixture.memory, depth)
     metrics = _beside_baselines(
         run,
         split,

@@ -21,6 +21,7 @@ from gr.memory import (
     fit_memory,
     tune_memory,
 )
+from gr.memory.tuning import STARTS
 from gr.runs import build
 from gr.runs.baselines import whole_histories
 from gr.runs.content import similar_items
@@ -172,6 +173,7 @@ def _fit(run: Run) -> Memory:
         whole_histories(splits, validation),
         splits.sequences.items[validation.positions],
         exclude=run.config.decoding.exclude_seen,
+        starts=[dataclasses.replace(start, discount=config.settings.discount) for start in STARTS],
         similar=similar_items(run, config.content),
         max_users=_TUNING_USERS,
     )

@@ -91,6 +91,8 @@ def memory_note(memory: Mapping | None) -> str:
     settings = memory["settings"] or {}
     if settings.get("content_of"):
         note += f"; content: {settings['content_of']}, {settings['content']:g}"
+    if settings.get("discount"):
+        note += f"; discount of popular items: {settings['discount']:g}"
     return note
 
 

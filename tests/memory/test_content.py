@@ -172,11 +172,11 @@ def test_an_item_without_interactions_is_proposed_and_explained_by_its_content(t
     assert again.settings == memory.settings and (again.weights != memory.weights).nnz == 0
 
 
-def test_a_file_from_before_there_was_content_has_none_and_nothing_else_may_be_missing(tmp_path):
+def test_an_old_file_has_no_content_and_no_discount_and_nothing_else_may_be_missing(tmp_path):
     memory = fit_memory(sequences_of([[0, 1, 2]], NUM_ITEMS), reach=3)
     memory.save(tmp_path / "memory.npz")
     arrays = dict(np.load(tmp_path / "memory.npz"))
-    for name in ("content", "content_of"):
+    for name in ("content", "content_of", "discount"):
         del arrays[f"settings/{name}"]
     np.savez(tmp_path / "old.npz", **arrays)
     assert Memory.load(tmp_path / "old.npz").settings == memory.settings

@@ -30,7 +30,9 @@ def weights_by_loops(rows, how):
                     pairs[first, second] += how.decay ** (distance - 1)
                     pairs[second, first] += how.back * how.decay ** (distance - 1)
     return {
-        (i, j): value / math.sqrt((counts[i] + how.shrink) * (counts[j] + how.shrink))
+        (i, j): value
+        / math.sqrt((counts[i] + how.shrink) * (counts[j] + how.shrink))
+        / (counts[j] + how.shrink) ** how.discount
         for (i, j), value in pairs.items()
         if value > 0
     }
@@ -56,6 +58,7 @@ SETTINGS = st.builds(
     neighbours=st.integers(1, NUM_ITEMS),
     recency=st.sampled_from([0.3, 0.9, 1.0]),
     reach=st.integers(1, 6),
+    discount=st.sampled_from([0.0, 0.2, 1.0]),
 )
 
 

@@ -370,11 +370,17 @@ def test_content_that_the_data_lack_is_refused(make_run, monkeypatch, capsys):
         similar_items(run, "text")
 
 
-def test_a_memory_with_content_has_a_row_of_its_own(make_run):
-    how = {"content": 0.3, "content_of": "codes"}
+@pytest.mark.parametrize(
+    "how, name, note",
+    [
+        ({"content": 0.3, "content_of": "codes"}, "memory with content", "content: codes, 0.3"),
+        ({"discount": 0.6}, "memory with discount", "discount of popular items: 0.6"),
+    ],
+)
+def test_a_memory_of_more_than_co_occurrence_has_a_row_of_its_own(make_run, how, name, note):
     settings = {**dataclasses.asdict(MemorySettings()), **how}
     run = make_run(weight=0.5, settings=settings)
-    row = evaluate(run, "test")["baselines"]["memory with content"]
+    row = evaluate(run, "test")["baselines"][name]
     memory = fit_memory(
         run.splits, **settings, similar={"codes": similar_by_codes(run.semantic_ids.codes)}
     )
@@ -388,8 +394,14 @@ def test_a_memory_with_content_has_a_row_of_its_own(make_run):
     assert alike and row["item_ndcg@10"] == pytest.approx(
         ndcg(np.array(ranks), 10).mean(), abs=0.02
     )
-    assert "content: codes, 0.3" in (Path(run.workdir) / "report_test.html").read_text()
-    assert "memory with content" not in evaluate(make_run(weight=0.5), "test")["baselines"]
+    assert note in (Path(run.workdir) / "report_test.html").read_text()
+    assert name not in evaluate(make_run(weight=0.5), "test")["baselines"]
+
+
+def test_tuning_leaves_the_discount_as_it_is_given(make_run):
+    settings = {**dataclasses.asdict(MemorySettings()), "discount": 0.25}
+    found = mixture_of(make_run(weight=0.5, tune=True, settings=settings)).memory.settings
+    assert found.discount == 0.25 and found != MemorySettings(discount=0.25)
 
 
 def test_without_validation_targets_the_weight_has_to_be_given(make_run):

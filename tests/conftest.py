@@ -45,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 SLOWEST = (
     "runs/test_hosts.py",
     "runs/test_rl.py",
+    "test_lint.py",
     "decoding/test_sharded.py",
     "runs/test_many_devices.py",
     "experiments/test_mains.py",

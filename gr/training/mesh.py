@@ -13,7 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from gr.decoding.draws import KeyOfPart
 from gr.training.state import TrainingError
@@ -115,7 +122,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, whole: bool = False) -> Any:
                 f"data={mesh.shape['data']} x model={mesh.shape['model']} devices; use a batch size that is a multiple "
                 "of their number, and pad or drop the last batch"
             )
-        sharding = NamedSharding(mesh, ROWS if array.ndim else WHOLE)
+        sharding = _sharding(mesh, ROWS if array.ndim else WHOLE)
         if processes > 1 and not whole:
             return jax.make_array_from_process_local_data(sharding, array)
         return _put(array, sharding)
@@ -125,7 +132,7 @@ def shard_batch(batch: Any, mesh: Mesh, *, whole: bool = False) -> Any:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts all arrays of the tree on every device of the mesh; all processes must hold the same values."""
-    sharding = NamedSharding(mesh, WHOLE)
+    sharding = _sharding(mesh, WHOLE)
     return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
 
 
@@ -137,8 +144,15 @@ def shard_state(state: Any, mesh: Mesh) -> Any:
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Where the arrays of a train state, a model or its gradients lie: split over "model" by `AXES`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh.shape["model"])), state
+        lambda path, leaf: _sharding(mesh, _spec(path, leaf.shape, mesh.shape["model"])), state
     )
+
+
+def _sharding(mesh: Mesh, spec: PartitionSpec) -> Sharding:
+    """Where arrays of a mesh lie. On one device, as arrays do that know no mesh: programs are then compiled once."""
+    if mesh.size == 1:
+        return SingleDeviceSharding(mesh.devices.flat[0])
+    return NamedSharding(mesh, spec)
 
 
 def _spec(path: Any, shape: tuple[int, ...], parts: int) -> PartitionSpec:
@@ -192,10 +206,10 @@ def _num_processes(mesh: Mesh) -> int:
     return len({device.process_index for device in mesh.devices.flat})
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> Any:
+def _put(leaf: Any, sharding: Sharding) -> Any:
     """An array placed by `sharding`; its shape if that is all that is given, or if the devices are only described."""
-    described = sharding.mesh.devices.flat[0].client.runtime_type == _DESCRIBED
-    if described or isinstance(leaf, jax.ShapeDtypeStruct):
+    device: Any = next(iter(sharding.device_set))
+    if device.client.runtime_type == _DESCRIBED or isinstance(leaf, jax.ShapeDtypeStruct):
         leaf = jax.eval_shape(lambda array: array, leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     on_others = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
@@ -213,7 +227,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 
 def pin_state(state: Any, mesh: Mesh | None) -> Any:
     """Within a program: keeps a state, a model or its gradients where `shard_state` puts them; None: one device."""
-    if mesh is None:
+    if mesh is None or mesh.size == 1:
         return state
     return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
 

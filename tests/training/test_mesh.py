@@ -6,8 +6,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+from toy_run import compilations
 
-from gr.training import TrainingError, make_mesh, shard_batch
+from gr.training import TrainingError, make_mesh, replicate, shard_batch, shard_state
 
 ON_FOUR_DEVICES = """
 import json, sys, tempfile, jax, jax.numpy as jnp, numpy as np
@@ -187,3 +188,13 @@ def test_the_mesh_of_one_device():
 def test_a_mesh_larger_than_the_machine():
     with pytest.raises(TrainingError, match="data=64 x model=64 does not fit"):
         make_mesh(data=64, model=64)
+
+
+def test_on_one_device_arrays_of_a_mesh_share_the_programs_of_others():
+    program = jax.jit(lambda state, batch, table: state + batch.sum() + table)
+    array = np.arange(4, dtype=np.float32)
+    elsewhere = jax.device_put(array, jax.devices()[0])  # As a restored model lies.
+    expected, mesh = program(elsewhere, elsewhere, elsewhere), make_mesh()
+    with compilations() as compiled:
+        found = program(shard_state(array, mesh), shard_batch(array, mesh), replicate(array, mesh))
+    assert not compiled and found.tolist() == expected.tolist()

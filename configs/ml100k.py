@@ -44,4 +44,7 @@ def get_config() -> ConfigDict:
 
     c.decoding.num_beams = 50
     c.memory.weight = "tuned"
+    c.memory.settings.discount = (
+        0.2  # Half of the catalogue is recommended to somebody, not .44 of it.
+    )
     return c

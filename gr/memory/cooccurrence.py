@@ -53,8 +53,8 @@ class MemorySettings:
         content: weight of items of like content beside those that came together; 0 or more, in units of the median
             row of the latter.
         content_of: which similarity of content that is; "" for none.
-        discount: how much less popular items are proposed: exponent of their counts, 0 or more. It ranks hardly better
-            and covers more of the catalogue, so no tuning by ranking chooses it.
+        discount: how much less popular items are proposed: exponent of their counts, 0 or more. It covers more of the
+            catalogue and ranks no better, so tuning leaves it at 0.
     """
 
     window: Count = 10

@@ -21,7 +21,6 @@ from gr.memory import (
     fit_memory,
     tune_memory,
 )
-from gr.memory.tuning import STARTS
 from gr.runs import build
 from gr.runs.baselines import whole_histories
 from gr.runs.content import similar_items
@@ -167,17 +166,20 @@ def _fit(run: Run) -> Memory:
     if not config.tune:
         of_content = similar_items(run, config.settings.content_of or "none")
         return fit_memory(splits, **dataclasses.asdict(config.settings), similar=of_content)
-    validation = build.validation_targets(splits)
+    validation, of_content = build.validation_targets(splits), similar_items(run, config.content)
     memory, _ = tune_memory(
         splits,
         whole_histories(splits, validation),
         splits.sequences.items[validation.positions],
         exclude=run.config.decoding.exclude_seen,
-        starts=[dataclasses.replace(start, discount=config.settings.discount) for start in STARTS],
-        similar=similar_items(run, config.content),
+        similar=of_content,
         max_users=_TUNING_USERS,
     )
-    return memory
+    if not config.settings.discount:
+        return memory
+    # On top of what ranks best: tuned beside it, the other settings would undo it.
+    settings = dataclasses.replace(memory.settings, discount=config.settings.discount)
+    return fit_memory(splits, **dataclasses.asdict(settings), similar=of_content)
 
 
 def _weighted(run: Run, mixture: Mixture) -> Mixture:

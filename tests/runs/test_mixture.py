@@ -398,10 +398,12 @@ def test_a_memory_of_more_than_co_occurrence_has_a_row_of_its_own(make_run, how,
     assert name not in evaluate(make_run(weight=0.5), "test")["baselines"]
 
 
-def test_tuning_leaves_the_discount_as_it_is_given(make_run):
+def test_the_discount_comes_on_top_of_what_is_tuned(make_run):
     settings = {**dataclasses.asdict(MemorySettings()), "discount": 0.25}
-    found = mixture_of(make_run(weight=0.5, tune=True, settings=settings)).memory.settings
-    assert found.discount == 0.25 and found != MemorySettings(discount=0.25)
+    found = mixture_of(make_run(weight=0.5, tune=True, settings=settings)).memory
+    tuned = mixture_of(make_run(weight=0.5, tune=True)).memory.settings
+    assert tuned.discount == 0 and tuned != MemorySettings()
+    assert found.settings == dataclasses.replace(tuned, discount=0.25)
 
 
 def test_without_validation_targets_the_weight_has_to_be_given(make_run):

@@ -44,7 +44,6 @@ def get_config() -> ConfigDict:
 
     c.decoding.num_beams = 50
     c.memory.weight = "tuned"
-    c.memory.settings.discount = (
-        0.2  # Half of the catalogue is recommended to somebody, not .44 of it.
-    )
+    # Half of the catalogue is recommended to somebody; without it .44 of it is.
+    c.memory.settings.discount = 0.2
     return c

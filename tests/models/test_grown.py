@@ -49,7 +49,11 @@ def made(before, depth, num_items, **options):
 
 @pytest.mark.parametrize(
     ("seed", "depth", "listed"),
-    [pytest.param(0, 1, True, marks=pytest.mark.long), (1, 3, True), (2, 2, False)],
+    [
+        pytest.param(0, 1, True, marks=pytest.mark.long),
+        (1, 3, True),
+        pytest.param(2, 2, False, marks=pytest.mark.long),
+    ],
 )
 def test_a_node_has_its_embedding_or_none(seed, depth, listed):
     rng = np.random.default_rng(seed)

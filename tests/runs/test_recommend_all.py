@@ -110,7 +110,7 @@ def check_equal_to_recommend(run, output, num_items):
 @pytest.mark.parametrize(
     ("backbone", "fields"),
     [
-        ("decoder_only", {}),
+        pytest.param("decoder_only", {}, marks=pytest.mark.long),
         ("encoder_decoder", {"encoder_decoder__head_dim": 4, "memory__weight": 0.4}),
         ("item_decoder", {"memory__weight": 0.4, "decoding__normalise_over": "children"}),
         pytest.param(

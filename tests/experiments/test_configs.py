@@ -304,7 +304,7 @@ CAN_BE_0 = {
     *("decoder_only.num_kv_heads", "decoder_only.head_dim"),
     *("encoder_decoder.node_depth", "decoder_only.node_depth", "item_decoder.start_scale"),
     *("item_decoder.num_facets", "item_decoder.item_share"),
-    "memory.settings.content",
+    *("memory.settings.content", "memory.settings.discount"),
     *("memory.settings.back", "memory.settings.shrink", "memory.tuning_users"),
     *("training.warmup_share", "training.weight_decay", "training.b2", "training.eval_users"),
     *("training.patience", "data.validation_share", "data.test_share", "data.cold_seed"),

@@ -14,7 +14,7 @@ from configs.office_item_study import item_study
 
 
 def get_config() -> ConfigDict:
-    """Four heads, five losses, SASRec; three seeds."""
+    """Four heads, five losses; three seeds."""
     base = beauty()
     base.loss.beta, base.loss.eta = 0.1, 1e-5
     c = item_study("Amazon Beauty, item-level: heads and losses", base)

@@ -14,7 +14,7 @@ from configs.office_item_study import LABELS, item_study
 
 
 def get_config(split: str = "leave_one_out") -> ConfigDict:
-    """Four heads, five losses, SASRec; three seeds."""
+    """Four heads, five losses; three seeds."""
     base = ml100k()
     base.data.split = split
     labels = LABELS | {"facets": "APAO pointwise, adaptive weights, and facets"}

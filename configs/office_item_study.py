@@ -23,12 +23,11 @@ LABELS = {
     "vocabulary": "softmax over the vocabulary",
     "trie": "softmax over the trie's children",
     "nodes": "and node embeddings",
-    "sasrec": "SASRec",
 }
 
 
 def get_config() -> ConfigDict:
-    """Four heads, five losses, SASRec; three seeds."""
+    """Four heads, five losses; three seeds."""
     return item_study("Amazon Office, item-level: heads and losses", office())
 
 
@@ -45,10 +44,9 @@ def item_study(name: str, base: ConfigDict, labels: dict[str, str] = LABELS) -> 
     v.pairwise.loss.beta, v.pairwise.loss.eta = 0.2, 3e-5
     v.pairwise.loss.all_first_codes = True
     v.pairwise.loss.num_negatives = 32  # With 100, as published, a run takes three times as long.
-    v.ce.loss.name = v.sasrec.loss.name = "ce"
+    v.ce.loss.name = "ce"
     v.vocabulary.item_decoder.head = "vocabulary"
-    v.sasrec.item_decoder.head = "items"
     v.vocabulary.item_decoder.node_depth = v.trie.item_decoder.node_depth = 0
-    for key in labels.keys() & {"vocabulary", "trie", "nodes", "sasrec"}:
+    for key in labels.keys() & {"vocabulary", "trie", "nodes"}:
         v[key].item_decoder.num_facets = 0
     return c

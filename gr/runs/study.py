@@ -142,6 +142,12 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
         raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
     if not config.seeds:
         raise TrainingError("seeds is empty: name at least one, such as seeds=(0,)")
+    whole = [name for name, variant in config.variants.items() if _scores_items(variant)]
+    if 0 < len(whole) < len(config.variants):  # Else it would fail only after training.
+        raise TrainingError(
+            f"variants.{whole[0]}.item_decoder.head='items' scores whole items, and has no prefixes to compare with "
+            "those of the others: train it by itself, and name it by python -m experiments.evaluate --rows=NAME=WORKDIR"
+        )
     result = []
     for seed in config.seeds:
         for name, variant in config.variants.items():
@@ -173,6 +179,13 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
                 )
             )
     return result
+
+
+def _scores_items(config: Experiment | Reinforcement) -> bool:
+    """Whether the model of an experiment scores whole items, not codes."""
+    if not isinstance(config, Experiment):
+        return False
+    return config.backbone == "item_decoder" and config.item_decoder.head == "items"
 
 
 def _start_of(config: Experiment | Reinforcement) -> tuple[str, str]:

@@ -158,6 +158,12 @@ def test_the_published_study_and_its_settings():
         differ = settings([job for job in found if job.seed == 0], labels)
         assert all(field.startswith("loss.") for field in differ)
         assert differ["loss.name"] == {labels[name]: name for name in labels}
+    from configs.beauty_item_study import get_config as beauty_items
+    from configs.ml100k_item_study import get_config as films
+    from configs.office_item_study import get_config as office_items
+
+    for get_config, count in ((office_items, 8), (beauty_items, 8), (films, 8)):
+        assert len(jobs_of(study_of(get_config()), "runs", "test")) == 3 * count
     with pytest.raises(TrainingError, match="reference='sgd' is no variant; use one of"):
         jobs_of(dataclasses.replace(study, reference="sgd"), "runs", "test")
 

@@ -191,6 +191,14 @@ def test_a_study_that_cannot_be_run_is_refused():
     few = study.variants["b"].override({"decoding.num_beams": 5, "training.monitor": "loss"})
     with pytest.raises(TrainingError, match=r"variants\.b\.decoding\.num_beams=5.*at 10"):
         jobs_of(tiny_study(b=few), "runs", "test")
+    items = few.override(
+        {"decoding.num_beams": 10, "backbone": "item_decoder", "item_decoder.head": "items"}
+    )
+    with pytest.raises(
+        TrainingError, match=r"variants\.b\..*'items' scores whole items, and has no"
+    ):
+        jobs_of(tiny_study(b=items), "runs", "test")
+    assert len(jobs_of(tiny_study(ce=items, b=items), "runs", "test")) == 4
     with pytest.raises(TrainingError, match="seeds is empty"):
         jobs_of(dataclasses.replace(study, seeds=()), "runs", "test")
 

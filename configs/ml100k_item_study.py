@@ -4,7 +4,7 @@ r"""A study on MovieLens-100K: the item-level model's heads, losses and prefix w
 
 All variants are `configs/ml100k.py` without a memory: those of `configs/office_item_study.py`, with its beta and eta,
 since none are published for these data. No variant but `facets` has facets here. `:by_time` after the path tests on the
-last tenth of all ratings instead of each user's last one. Results are in docs/results.md.
+last tenth of all ratings instead of each user's last one. Results of the latter are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

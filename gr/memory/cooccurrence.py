@@ -9,8 +9,9 @@ With `C_k[i, j]` the number of times that item j came k places after item i in a
 With items of like content (`gr.memory.content`), rows S[i] of which sum to 1, What becomes D W D + content m S, where m
 is the median of the row sums of D W D: the rarer an item, the more its content says of what follows it.
 
-With a discount the column of item j is divided by (count_j + shrink)^discount: popular items are proposed less, and
-more of the catalogue is. At 0 both sides of W are normalised alike, as in a cosine.
+With a discount the column of item j of D W D is divided by (count_j + shrink)^discount, before content is added:
+popular items are proposed less, and more of the catalogue is. At 0 both sides of W are normalised alike, as in a
+cosine.
 
 Windowed counts of a Markov chain, made symmetric in part and normalised as the cosine of item-kNN is; a relative of
 sequential neighbours (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
@@ -26,7 +27,7 @@ from scipy import sparse
 from gr.data import NO_ITEM, Histories, Sequences, Splits
 from gr.data.files import read_arrays, write_arrays
 from gr.errors import GrError
-from gr.fields import Count, NotNegative, ShareAboveZero, check_fields
+from gr.fields import Count, NotNegative, Share, ShareAboveZero, check_fields
 from gr.memory.counts import interaction_counts, recent_weights, windowed_counts
 from gr.memory.prior import ItemPrior
 
@@ -53,7 +54,7 @@ class MemorySettings:
         content: weight of items of like content beside those that came together; 0 or more, in units of the median
             row of the latter.
         content_of: which similarity of content that is; "" for none.
-        discount: how much less popular items are proposed: exponent of their counts, 0 or more. It covers more of the
+        discount: how much less popular items are proposed: exponent of their counts, in [0, 1]. It covers more of the
             catalogue and ranks no better, so tuning leaves it at 0.
     """
 
@@ -66,7 +67,7 @@ class MemorySettings:
     reach: Count = 5
     content: NotNegative = 0.0
     content_of: str = ""
-    discount: NotNegative = 0.0
+    discount: Share = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "memory.", ItemMemoryError)

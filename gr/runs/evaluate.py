@@ -47,8 +47,6 @@ from gr.trie import ItemMask
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 ALONE = "model alone"  # The row of a model without its memory.
-# Those of its memory alone, where this is more than co-occurrence.
-OF_CONTENT, OF_DISCOUNT = "memory with content", "memory with discount"
 
 
 def evaluate(
@@ -116,9 +114,11 @@ def evaluate(
         )
         others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
         own = None if mixture.memory is None else mixture.memory.settings
-        if own is not None and (own.content or own.discount):
-            name = OF_CONTENT if own.content else OF_DISCOUNT
-            others[name] = _rankings_of_memory(run, targets, rules, mixture.memory, depth)
+        more = [name for name in ("content", "discount") if own is not None and getattr(own, name)]
+        if more:  # The memory of the baselines is co-occurrence alone.
+            others[f"memory with {' and '.join(more)}"] = _rankings_of_memory(
+                run, targets, rules, mixture.memory, depth
+            )
     metrics = _beside_baselines(
         run,
         split,

@@ -343,8 +343,8 @@ class MemoryConfig:
         weight: of the memory in the mixture P = (1 - weight) P_model + weight P_memory: a number in [0, 1]; "tuned",
             the one that ranks validation targets best; "gate", a weight for each user by what is known of their
             history, fitted on validation too; or None, no memory.
-        tune: whether the memory's own settings are tuned on validation; else they are `settings`. The discount is
-            that of `settings` either way.
+        tune: whether the memory's own settings are tuned on validation; else they are `settings`. The discount of
+            a memory that is fitted is that of `settings` either way.
         settings: see `gr.memory.MemorySettings`.
         content: which similarities of items' content are tried beside co-occurrence when the settings are tuned:
             "codes", of semantic IDs; "text", of item fields; "vectors", those by which semantic IDs were fitted; "all"

@@ -109,11 +109,12 @@ ROWS = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=7), min_size=1,
     ROWS,
     st.lists(st.tuples(*[st.integers(0, 1)] * 2), min_size=NUM_ITEMS, max_size=NUM_ITEMS),
     st.integers(1, NUM_ITEMS),
+    st.sampled_from([0.0, 0.5]),
 )
-def test_content_is_added_in_units_of_the_median_row(rows, codes, neighbours):
+def test_content_is_added_in_units_of_the_median_row(rows, codes, neighbours, discount):
     similar = {"codes": similar_by_codes(np.array(codes))}
-    counted = fit_memory(sequences_of(rows, NUM_ITEMS)).weights.toarray()
-    how = MemorySettings(content=0.4, content_of="codes", neighbours=neighbours)
+    counted = fit_memory(sequences_of(rows, NUM_ITEMS), discount=discount).weights.toarray()
+    how = MemorySettings(content=0.4, content_of="codes", neighbours=neighbours, discount=discount)
     found = fit_memory(sequences_of(rows, NUM_ITEMS), **dataclasses.asdict(how), similar=similar)
     sums = [sum(row) for row in counted if sum(row) > 0]
     expected = counted + 0.4 * (np.median(sums) if sums else 1.0) * similar["codes"].toarray()

@@ -375,6 +375,13 @@ def test_content_that_the_data_lack_is_refused(make_run, monkeypatch, capsys):
     [
         ({"content": 0.3, "content_of": "codes"}, "memory with content", "content: codes, 0.3"),
         ({"discount": 0.6}, "memory with discount", "discount of popular items: 0.6"),
+        pytest.param(
+            {"content": 0.3, "content_of": "codes", "discount": 0.6},
+            *(
+                "memory with content and discount",
+                "content: codes, 0.3; discount of popular items: 0.6",
+            ),
+        ),
     ],
 )
 def test_a_memory_of_more_than_co_occurrence_has_a_row_of_its_own(make_run, how, name, note):
@@ -400,10 +407,14 @@ def test_a_memory_of_more_than_co_occurrence_has_a_row_of_its_own(make_run, how,
 
 def test_the_discount_comes_on_top_of_what_is_tuned(make_run):
     settings = {**dataclasses.asdict(MemorySettings()), "discount": 0.25}
-    found = mixture_of(make_run(weight=0.5, tune=True, settings=settings)).memory
+    run = make_run(weight=0.5, tune=True, settings=settings)
+    found = mixture_of(run).memory
     tuned = mixture_of(make_run(weight=0.5, tune=True)).memory.settings
     assert tuned.discount == 0 and tuned != MemorySettings()
     assert found.settings == dataclasses.replace(tuned, discount=0.25)
+    similar = {"codes": similar_by_codes(run.semantic_ids.codes)}
+    expected = fit_memory(run.splits, **dataclasses.asdict(found.settings), similar=similar)
+    assert (found.weights != expected.weights).nnz == 0
 
 
 def test_without_validation_targets_the_weight_has_to_be_given(make_run):

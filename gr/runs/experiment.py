@@ -477,6 +477,11 @@ class Experiment(_Config):
     memory: MemoryConfig = MemoryConfig()
     mesh: MeshConfig = MeshConfig()
 
+    @property
+    def ranks_whole_items(self) -> bool:
+        """Whether the project's own backbone with the item head is trained, which spells out no codes."""
+        return self.backbone == "item_decoder" and self.item_decoder.head == "items"
+
 
 def table_experiment(
     path: str = "", *, user: str = "", item: str = "", time: str | None = None, **options: Any

@@ -60,7 +60,7 @@ def add_items(workdir: str, path: str | os.PathLike[str], *, id_column: str = ""
         DataError: for a file that cannot be read.
     """
     config = saved_experiment(workdir)
-    if config.backbone == "item_decoder" and config.item_decoder.head == "items":
+    if config.ranks_whole_items:
         raise TrainingError(
             f"{workdir}: its model scores the items it was trained on and no others (item_decoder.head=items); train "
             "one that scores codes, item_decoder.head=trie"

@@ -142,7 +142,11 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
         raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
     if not config.seeds:
         raise TrainingError("seeds is empty: name at least one, such as seeds=(0,)")
-    whole = [name for name, variant in config.variants.items() if _scores_items(variant)]
+    whole = [
+        name
+        for name, variant in config.variants.items()
+        if isinstance(variant, Experiment) and variant.ranks_whole_items
+    ]
     if 0 < len(whole) < len(config.variants):  # Else it would fail only after training.
         raise TrainingError(
             f"variants.{whole[0]}.item_decoder.head='items' scores whole items, and has no prefixes to compare with "
@@ -179,13 +183,6 @@ def jobs_of(config: Study, workdir: str, split: str, *, data_dir: str = "") -> l
                 )
             )
     return result
-
-
-def _scores_items(config: Experiment | Reinforcement) -> bool:
-    """Whether the model of an experiment scores whole items, not codes."""
-    if not isinstance(config, Experiment):
-        return False
-    return config.backbone == "item_decoder" and config.item_decoder.head == "items"
 
 
 def _start_of(config: Experiment | Reinforcement) -> tuple[str, str]:

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from gr.decoding.beam import ranked
 from gr.decoding.beam_step import Beams
 from gr.decoding.candidates import Candidates, DecodingError
-from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes
+from gr.decoding.checked import TREE_METHODS, Checked, check_methods, check_nodes, users_of
 from gr.decoding.flaws import Flaws
 from gr.decoding.prior import ALLOWED, PriorRequest, as_request, log_scores, with_prior
 from gr.decoding.softmax import as_temperature, inverse_of
@@ -53,6 +53,7 @@ from gr.decoding.ved_step import (
     expanded,
     first_at_once,
     fitted,
+    noise_of_prefixes,
 )
 from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows
 from gr.memory import ItemPrior
@@ -153,6 +154,7 @@ def _ved_search(
     source = source_of(index, constraint)
     source, first = with_prior(source, prior, model, history, first, inverse)
     search = Search(model, value_head, source, first, key, inverse, config)
+    search = dataclasses.replace(search, noise=noise_of_prefixes(search, users_of(first)))
     tree, limit = _root(search), config.max_prefixes
     if config.initial_beams:
         tree = _begun(search, tree)
@@ -225,8 +227,7 @@ def _root(search: Search) -> Tree:
         first = jnp.where(best > -jnp.inf, jnp.inf, -jnp.inf)
         block = dataclasses.replace(block, priority=block.priority.at[user, 0, places].set(first))
     block = fitted(search, block)
-    capacity = config.max_prefixes + max(config.width, config.initial_beams)
-    return append(empty(block, capacity, search.places), block, jnp.ones(zero.shape, bool))
+    return append(empty(block, config.capacity, search.places), block, jnp.ones(zero.shape, bool))
 
 
 def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:

@@ -66,6 +66,11 @@ class VedConfig:
         """Most prefixes in a tree, the empty one included."""
         return self.budget + 1
 
+    @property
+    def capacity(self) -> int:
+        """C, places of a tree: there is always room for the next step's prefixes."""
+        return self.max_prefixes + max(self.width, self.initial_beams)
+
     def check_budget(self, length: int) -> None:
         """Raises DecodingError unless the budget pays for the initial beams over `length` codes."""
         least = self.initial_beams * (length - 1)

@@ -16,7 +16,7 @@ from gr.decoding.softmax import CHILDREN, LOWEST, Softmax, softmax
 from gr.decoding.sources import Listing, emptied
 from gr.decoding.ved_config import VedConfig
 from gr.decoding.ved_selection import MANY
-from gr.decoding.ved_tree import Prefixes, Tree, rows
+from gr.decoding.ved_tree import Prefixes, Tree, numbers, rows
 from gr.trie import NO_NODE
 from gr.trie.transitions import Depth
 
@@ -52,6 +52,7 @@ class Search:
     key: jax.Array | KeyOfPart
     inverse: jax.Array | None  # 1 / T; None for 1.
     config: VedConfig
+    noise: jax.Array | None = None  # [B, C, K]: see `noise_of_prefixes`.
 
     @property
     def longest(self) -> int:
@@ -155,7 +156,11 @@ def expanded(
     entropies = -jnp.where(exist, jnp.exp(priority) * priority, 0.0).sum(-1)
     grows = exist & ~terminal
     if search.config.sampling_temperature:
-        noise = _noise(search.key, depths.shape, tree, child_tokens.shape[-1])
+        users, count = depths.shape
+        if tree is None:
+            noise = _noise(search.key, users, count, child_tokens.shape[-1])
+        else:
+            noise = rows(search.noise, numbers(tree, count))[..., : child_tokens.shape[-1]]
         priority = priority + search.config.sampling_temperature * noise
     if search.config.crowding:
         sizes = jnp.maximum(sizes, 1).astype(jnp.float32)
@@ -281,18 +286,23 @@ def _over_children(
     return found
 
 
-def _noise(
-    key: jax.Array | KeyOfPart, shape: tuple[int, int], tree: Tree | None, fan_out: int
-) -> jax.Array:
-    """Gumbel noise `[B, n, K]` of the next prefixes; see `prefix_noise`."""
-    batch, count = shape
-    first = jnp.zeros(batch, jnp.int32) if tree is None else tree.size
-    number = first[:, None] + jnp.arange(count, dtype=jnp.int32)
-    key, places = batch_places(key, batch)
-    user = jnp.broadcast_to(places[:, None], number.shape)
-    return jnp.vectorize(lambda u, n: prefix_noise(key, u, n, fan_out), signature="(),()->(k)")(
-        user, number
-    )
+def noise_of_prefixes(search: Search, users: int) -> jax.Array | None:
+    """Gumbel noise `[B, C, K]` of all prefixes that a tree has room for; see `prefix_noise`. None without sampling.
+
+    Drawn once for all steps: the program of a random generator is long, and each step would have one.
+    """
+    if not search.config.sampling_temperature or not search.longest:
+        return None
+    fan_out = search.fan_out(range(1, search.source.length))
+    return _noise(search.key, users, search.config.capacity, fan_out)
+
+
+def _noise(key: jax.Array | KeyOfPart, users: int, count: int, fan_out: int) -> jax.Array:
+    """Gumbel noise `[B, n, K]` of the first n prefixes of each user."""
+    key, places = batch_places(key, users)
+    of_user = jax.vmap(prefix_noise, in_axes=(None, None, 0, None))
+    of_users = jax.vmap(of_user, in_axes=(None, 0, None, None))
+    return of_users(key, places, jnp.arange(count, dtype=jnp.int32), fan_out)
 
 
 def prefix_noise(key: jax.Array, user: jax.Array, number: jax.Array, fan_out: int) -> jax.Array:

@@ -65,10 +65,11 @@ def test_evaluate_prints_the_table_and_writes_metrics_and_report(workdir):
 
 @pytest.mark.long
 def test_evaluate_with_another_decoder_overwrites_nothing(workdir):
-    before = {path.name for path in workdir.iterdir()}
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     run("evaluate", f"--workdir={workdir}", "--split=validation", "--decoder=ved", "--budget=24")
-    new = {path.name for path in workdir.iterdir()} - before
-    assert new == {"metrics_validation_ved.json"}
+    after = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    assert before.items() <= after.items()
+    assert after.keys() - before.keys() == {"metrics_validation_ved.json"}
     metrics = json.loads((workdir / "metrics_validation_ved.json").read_text())
     assert (metrics["decoder"], metrics["budget"], metrics["value_head"]) == ("ved", 24, False)
     assert 0 < metrics["evaluations"] <= 24

@@ -3,8 +3,8 @@ r"""A study on Amazon Office: what reinforcement learning adds to the item-level
     python -m experiments.compare --config=configs/office_item_rl_study.py --workdir=runs/office_item_rl_study \
         --data_dir=FOLDER
 
-As `configs/office_rl_study.py`, whose settings it has, from `configs/office.py` without item tower and memory, which are
-no part of the policy. One variant more: a value head without its transformer block. Results are in docs/results.md.
+As `configs/office_rl_study.py`, whose settings it has. The start is `configs/office.py` without item tower and memory,
+which are no part of the policy. One variant more: a value head without its block. Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

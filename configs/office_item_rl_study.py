@@ -3,14 +3,15 @@ r"""A study on Amazon Office: what reinforcement learning adds to the item-level
     python -m experiments.compare --config=configs/office_item_rl_study.py --workdir=runs/office_item_rl_study \
         --data_dir=FOLDER
 
-As `configs/office_rl_study.py`, whose settings it has. The start is `configs/office.py` without item tower and memory,
-which are no part of the policy. One variant more: a value head without its block. Results are in docs/results.md.
+As `configs/office_rl_study.py`, whose settings it has. The start is CE of `configs/office_item_study.py`, without item
+tower and memory, which are no part of the policy. One variant more: a value head without its block. Results are in
+docs/results.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs.office import get_config as office
-from configs.office_rl_study import from_supervised, without_value_head
+from configs.office_item_study import get_config as item_study
+from configs.office_rl_study import rl_study
 
 LABELS = {
     "supervised": "supervised (CE)",
@@ -24,20 +25,7 @@ LABELS = {
 
 def get_config() -> ConfigDict:
     """Six ways, three seeds."""
-    c = ConfigDict()
-    c.name = "Amazon Office, item-level: reinforcement learning"
-    c.seeds = (0, 1, 2)
-    c.reference = "supervised"
-    c.labels = ConfigDict(LABELS)
-    start = office()
-    start.item_decoder.item_share = 0.0
-    start.memory.weight = None
-    c.variants = ConfigDict({"supervised": start})
-    for policy in ("grpo", "sibling_grpo"):
-        c.variants[policy] = without_value_head(policy)
-    c.variants.more_supervised = without_value_head("grpo")
-    c.variants.more_supervised.reward.weights = (0.0, 0.0)
-    c.variants.vstar = from_supervised()
-    c.variants.vstar_mlp = from_supervised()
+    name = "Amazon Office, item-level: reinforcement learning"
+    c = rl_study(name, item_study().variants.ce, LABELS)
     c.variants.vstar_mlp.value.block = False
     return c

@@ -29,22 +29,31 @@ START = "{study}/supervised/seed_{seed}"
 
 def get_config() -> ConfigDict:
     """Seven ways, three seeds."""
-    c = ConfigDict()
-    c.name = "Amazon Office, small: reinforcement learning"
-    c.seeds = (0, 1, 2)
-    c.reference = "supervised"
-    c.labels = ConfigDict(LABELS)
-    c.variants = ConfigDict({"supervised": supervised_study().variants.apao_pointwise})
-    for policy in ("grpo", "tempo", "sibling_grpo"):
-        c.variants[policy] = without_value_head(policy)
-    c.variants.more_supervised = without_value_head("grpo")
-    c.variants.more_supervised.reward.weights = (0.0, 0.0)
-    c.variants.vstar = from_supervised()
-    c.variants.vstar_alone = from_supervised()
+    start = supervised_study().variants.apao_pointwise
+    c = rl_study("Amazon Office, small: reinforcement learning", start, LABELS)
     c.variants.vstar_alone.rl.supervised_weight = 0.0
     c.variants.vstar_alone.rl.learning_rate = 3e-5
     # Without cross-entropy the validation loss rises from the start.
     c.variants.vstar_alone.rl.monitor = "ndcg@10"
+    return c
+
+
+def rl_study(name: str, start: ConfigDict, labels: dict[str, str]) -> ConfigDict:
+    """A supervised run, the policies named in `labels`, cross-entropy alone; all other variants are V-STAR."""
+    c = ConfigDict()
+    c.name = name
+    c.seeds = (0, 1, 2)
+    c.reference = "supervised"
+    c.labels = ConfigDict(labels)
+    c.variants = ConfigDict({"supervised": start})
+    for key in labels:
+        if key in ("grpo", "tempo", "sibling_grpo"):
+            c.variants[key] = without_value_head(key)
+        elif key == "more_supervised":
+            c.variants[key] = without_value_head("grpo")
+            c.variants[key].reward.weights = (0.0, 0.0)
+        elif key != "supervised":
+            c.variants[key] = from_supervised()
     return c
 
 

@@ -191,18 +191,6 @@ def ved(
     def spread(node):
         return exploration * np.sqrt(np.log(tree[0].visits + 1) / (node.visits + 1))
 
-    alive = [evaluate((), None, 0.0)]
-    for _ in range(longest if beams else 0):
-        grown = [
-            (node.score + log_prob(node.tokens)[token], node, token)
-            for node in alive
-            for token in node.priority
-        ]
-        alive = []
-        for score, node, token in sorted(grown, key=lambda entry: -entry[0])[:beams]:
-            take(node, token)
-            alive.append(evaluate((*node.tokens, token), node, score))
-
     def best_first(many):
         found = [
             (merit(node) + spread(node) + prior_weight * (node.score + noisy), node, token)
@@ -242,10 +230,29 @@ def ved(
             chosen.append((node, token))
         return chosen
 
-    select = {"ved": descents, "best_first": best_first}[name]
-    while len(tree) <= budget and any(node.priority for node in tree):
-        for node, token in select(min(width, budget + 1 - len(tree))):
+    def evaluate_all(chosen):
+        return [
             evaluate((*node.tokens, token), node, node.score + log_prob(node.tokens)[token])
+            for node, token in chosen
+        ]
+
+    select = {"ved": descents, "best_first": best_first}[name]
+    alive = [evaluate((), None, 0.0)]
+    for depth in range(longest if beams else 0):
+        grown = [
+            (node.score + log_prob(node.tokens)[token], node, token)
+            for node in alive
+            for token in node.priority
+        ]
+        of_beams = [entry[1:] for entry in sorted(grown, key=lambda entry: -entry[0])[:beams]]
+        for node, token in of_beams:
+            take(node, token)
+        # Others join the beams, as many as are evaluated at once, and as the beams to come leave of the budget.
+        left = min(width, budget + 1 - len(tree) - beams * (longest - 1 - depth)) - len(of_beams)
+        others = select(left) if width >= beams else []
+        alive = evaluate_all(of_beams + others)[: len(of_beams)]
+    while len(tree) <= budget and any(node.priority for node in tree):
+        evaluate_all(select(min(width, budget + 1 - len(tree))))
 
     by_sid = oracles.items_by_sid(table)
     complete = [

@@ -80,6 +80,22 @@ def best_of_blocks(
     return best, block, within
 
 
+def first_largest(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest of each row `[B, n]` and its place, the first of equals, `[B]` each; for values without NaN."""
+    return jax.lax.platform_dependent(values, cpu=_by_comparing, default=_by_argmax)
+
+
+def _by_argmax(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return values.max(axis=1), jnp.argmax(values, axis=1).astype(jnp.int32)
+
+
+def _by_comparing(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same for a CPU, which runs through numbers much faster than through pairs of a number and its place."""
+    largest, last = values.max(axis=1), values.shape[1] - 1
+    place = jnp.arange(last + 1, dtype=jnp.int32)
+    return largest, jnp.where(values == largest[:, None], place, last).min(axis=1)
+
+
 def split(places: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """Row and column of non-negative places in rows of `size`; plainer than `//` and `%`, which mind the sign."""
     return jax.lax.div(places, jnp.int32(size)), jax.lax.rem(places, jnp.int32(size))

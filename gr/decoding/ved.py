@@ -20,7 +20,10 @@ several details open. We decide them as follows.
 * *Unfinished paths.* A new prefix has N = 0 and hence the largest bonus; it is not completed out of turn. The beam
   search's prefixes stay in the tree, so that its semantic IDs are candidates in any case.
 * *Several at once.* W descents are made one after another before the model is called. Each uses the latest visit
-  counts; only the merits G of the last few prefixes are not known yet. W = 1 is the sequential algorithm.
+  counts; only the merits G of the last few prefixes are not known yet. W = 1 is the sequential algorithm. A
+  step of the initial beam search that has fewer than W prefixes is filled up with descents, as the budget of its later
+  steps allows: near the leaves of a trie there are often fewer prefixes left to evaluate than beams. If W is less than
+  the number of beams, the beam search comes first, by itself.
 
 Besides the published descents ("ved") there is our best-first search ("best_first"). It has no gate. It also weighs the
 probability of the prefix to be evaluated and the number of items that share it, which a descent ignores. See
@@ -45,7 +48,15 @@ from gr.decoding.softmax import as_temperature, inverse_of
 from gr.decoding.sources import Listing, emptied, source_of
 from gr.decoding.top_k import split, top_k
 from gr.decoding.ved_config import BEST_FIRST, VED, VedConfig
-from gr.decoding.ved_selection import MANY, Choice, beam, best_first, descent
+from gr.decoding.ved_selection import (
+    MANY,
+    Choice,
+    beam,
+    behind,
+    best_first,
+    descent,
+    mark_tried,
+)
 from gr.decoding.ved_step import (
     Search,
     ValueHead,
@@ -55,7 +66,7 @@ from gr.decoding.ved_step import (
     fitted,
     noise_of_prefixes,
 )
-from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows
+from gr.decoding.ved_tree import Tree, append, can_grow, empty, numbers, public_view, rows, settled
 from gr.memory import ItemPrior
 from gr.models import TreeBackbone
 from gr.trie import Constraint, OverlaidIndex, TrieIndex, check_search
@@ -156,16 +167,10 @@ def _ved_search(
     search = Search(model, value_head, source, first, key, inverse, config)
     search = dataclasses.replace(search, noise=noise_of_prefixes(search, users_of(first)))
     tree, limit = _root(search), config.max_prefixes
-    if config.initial_beams:
+    if config.initial_beams and not config.beams_fit:
         tree = _begun(search, tree)
     if search.longest:
-        rule = _SELECTIONS[config.name]
-
-        def grow(tree: Tree) -> Tree:
-            tree, choice = rule(tree, config)
-            return _grown(search, tree, choice, range(search.longest))
-
-        tree = jax.lax.while_loop(lambda tree: can_grow(tree, limit).any(), grow, tree)
+        tree = _spent(search, tree)
     found = dataclasses.replace(
         _complete(search, tree),
         evaluations=tree.size - 1,
@@ -178,8 +183,9 @@ def _begun(search: Search, tree: Tree) -> Tree:
     """The initial tree: the prefixes of a beam search."""
 
     def longer(depth: Any, tree: Tree, levels: range) -> Tree:
-        tree, choice = beam(tree, depth, search.config.initial_beams, levels.stop)
-        return _grown(search, tree, choice, levels)
+        beams = tree.exist & (tree.prefixes.depths == depth)
+        choice = beam(tree, search.config, beams, levels.stop - 1)
+        return _grown(search, mark_tried(tree, choice), choice, levels)
 
     if search.longest > MANY:
         # A step over all levels runs longer, but one step per level would take minutes to compile.
@@ -188,6 +194,51 @@ def _begun(search: Search, tree: Tree) -> Tree:
     for depth in range(search.longest):
         tree = longer(depth, tree, range(depth, depth + 1))
     return tree
+
+
+def _spent(search: Search, tree: Tree) -> Tree:
+    """The tree when the budget is spent, grown by W prefixes at a time; also by the initial beams, if they fit in W.
+
+    That all steps are of one kind keeps the program short.
+    """
+    config, longest = search.config, search.longest
+    rule, limit = _SELECTIONS[config.name], config.max_prefixes
+    number = jnp.arange(config.capacity, dtype=jnp.int32)
+
+    def alone(tree: Tree) -> tuple[Tree]:
+        end = jnp.minimum(tree.size + config.width, limit)
+        tree, choice = rule(tree, config, tree.size, end)
+        return (_grown(search, tree, choice, range(longest)),)
+
+    def with_beams(
+        tree: Tree, step: jax.Array, first: jax.Array, behind_last: jax.Array
+    ) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
+        """The last two: between which numbers the beams of the step before are."""
+        beams = (number >= first[:, None]) & (number < behind_last[:, None])
+        mine = jax.lax.cond(step < longest, beams_of, no_beams, tree, beams)
+        first = tree.size
+        behind_last = first + mine.exist.sum(axis=1, dtype=jnp.int32)
+        later = jnp.maximum(longest - 1 - step, 0) * config.initial_beams
+        end = jnp.minimum(first + config.width, limit - later)
+        tree, others = rule(mark_tried(tree, mine), config, behind_last, end)
+        tree = _grown(search, tree, behind(mine, others), range(longest))
+        return tree, step + 1, first, behind_last
+
+    def beams_of(tree: Tree, beams: jax.Array) -> Choice:
+        return beam(tree, config, beams, longest - 1)
+
+    def no_beams(tree: Tree, beams: jax.Array) -> Choice:
+        shapes = jax.eval_shape(beams_of, tree, beams)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def goes_on(carry: tuple) -> jax.Array:
+        return can_grow(carry[0], limit).any()
+
+    if not config.beams_fit:
+        return jax.lax.while_loop(goes_on, lambda carry: alone(*carry), (tree,))[0]
+    zero = jnp.zeros_like(tree.size)
+    begun = (tree, jnp.zeros((), jnp.int32), zero, zero + 1)  # The root is the first beam.
+    return jax.lax.while_loop(goes_on, lambda carry: with_beams(*carry), begun)[0]
 
 
 def _flaws(tree: Tree) -> Flaws:
@@ -257,7 +308,7 @@ def _grown(search: Search, tree: Tree, choice: Choice, levels: range) -> Tree:
         parents=parents,
         paths=jnp.where(place == depth + 1, mine, paths),
         tokens=jnp.where(place == depth, tokens[..., None], rows(prefixes.tokens, parents)),
-        states=_descended(search, levels, depths, emptied(states, exist), tokens),
+        states=settled(tree, _descended(search, levels, depths, emptied(states, exist), tokens)),
         log_probs=rows(prefixes.log_probs, parents) + log_probs,
         model_log_probs=model_log_probs,
         outputs=(logits, hidden, backbone.latest(cache)),

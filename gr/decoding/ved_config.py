@@ -71,6 +71,11 @@ class VedConfig:
         """C, places of a tree: there is always room for the next step's prefixes."""
         return self.max_prefixes + max(self.width, self.initial_beams)
 
+    @property
+    def beams_fit(self) -> bool:
+        """Whether there are initial beams, and a step of the search has places for them."""
+        return 0 < self.initial_beams <= self.width
+
     def check_budget(self, length: int) -> None:
         """Raises DecodingError unless the budget pays for the initial beams over `length` codes."""
         least = self.initial_beams * (length - 1)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr.decoding.top_k import split, take_along, top_k
+from gr.decoding.top_k import first_largest, split, take_along, top_k
 from gr.decoding.ved_config import VedConfig
 from gr.decoding.ved_tree import EMPTY_PREFIX, Prefixes, Tree, rows
 
@@ -49,25 +49,41 @@ def mark_tried(tree: Tree, choice: Choice) -> Tree:
     )
 
 
-def beam(tree: Tree, depth: int | jax.Array, count: int, levels: int) -> tuple[Tree, Choice]:
-    """A step of a beam search: the `count` most probable children of the prefixes of one of the first `levels` depths.
+def beam(tree: Tree, config: VedConfig, beams: jax.Array, depth: int) -> Choice:
+    """A step of the initial beam search: the most probable children of its prefixes.
 
-    The tree holds nothing but the prefixes of the steps before, at most `count` of each depth behind the root.
+    Args:
+        tree: has been grown once for each depth before.
+        config: the search.
+        beams: `[B, C]` bool, the prefixes that the step before found.
+        depth: their number of codes, or an upper bound; static.
     """
-    first = slice(1 + count * (levels - 1))
     prefixes = tree.prefixes
+    most = config.width if config.beams_fit else config.initial_beams
+    first = slice(1 + most * depth)  # There are no more prefixes yet.
     scores = prefixes.log_probs[:, first, None] + prefixes.child_log_probs[:, first]
-    here = (tree.exist & (prefixes.depths == depth))[:, first, None]
-    here &= prefixes.priority[:, first] > -jnp.inf
-    choice = _largest(jnp.where(here, scores, -jnp.inf), count)
-    return mark_tried(tree, choice), choice
+    here = beams[:, first, None] & (prefixes.priority[:, first] > -jnp.inf)
+    return _largest(jnp.where(here, scores, -jnp.inf), config.initial_beams)
 
 
-def best_first(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
+def behind(first: Choice, then: Choice) -> Choice:
+    """The children of one choice, then those of another `[B, W]`; both together are at most W."""
+    taken = first.exist.sum(axis=1, keepdims=True, dtype=jnp.int32)
+    place = jnp.arange(then.exist.shape[1], dtype=jnp.int32)
+    source = jnp.where(place < taken, place, first.exist.shape[1] + place - taken)
+    return jax.tree.map(
+        lambda *parts: take_along(jnp.concatenate(parts, axis=1), source), first, then
+    )
+
+
+def best_first(
+    tree: Tree, config: VedConfig, begin: jax.Array, end: jax.Array
+) -> tuple[Tree, Choice]:
     """The children `a` of all prefixes `s` with the highest V(s) + lambda H(s) + beta bonus(s) + rho log pi(s, a).
 
     The child's priority stands for its log-probability: it includes noise and crowding, if there are any. With V = 0
-    and lambda = beta = 0 this searches the most probable prefixes. The W children of a user are chosen at once.
+    and lambda = beta = 0 this searches the most probable prefixes. A user's children are chosen at once, at most W, and
+    as many as take the tree from `begin [B]` prefixes to `end [B]`.
     """
     prefixes = tree.prefixes
     merit = _merits(tree, config.entropy_weight)
@@ -76,7 +92,7 @@ def best_first(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
     priority = jnp.where(tree.exist[..., None], prefixes.priority, -jnp.inf)
     log_probs = prefixes.log_probs[..., None] + priority
     choice = _largest(merit[..., None] + config.prior_weight * log_probs, config.width)
-    there = jnp.arange(choice.exist.shape[1]) < (config.max_prefixes - tree.size)[:, None]
+    there = jnp.arange(choice.exist.shape[1]) < (end - begin)[:, None]
     choice = dataclasses.replace(choice, exist=choice.exist & there)
     return mark_tried(tree, choice), choice
 
@@ -88,10 +104,11 @@ def _largest(priority: jax.Array, count: int) -> Choice:
     return Choice(*split(chosen, priority.shape[-1]), best > -jnp.inf)
 
 
-def descent(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
+def descent(tree: Tree, config: VedConfig, begin: jax.Array, end: jax.Array) -> tuple[Tree, Choice]:
     """Descents from the root by U(s) = G(s) + beta sqrt(ln(N(root) + 1) / (N(s) + 1)), as published.
 
-    Each user gets W choices one after another; each sees the visits of those before and tries another child.
+    Each user gets at most W choices one after another, and as many as take the tree from `begin [B]` prefixes to
+    `end [B]`. Each sees the visits of those before and tries another child.
 
     Returns:
         The tree in which the children are marked as tried, and the visits counted; and the choice.
@@ -99,28 +116,32 @@ def descent(tree: Tree, config: VedConfig) -> tuple[Tree, Choice]:
     prefixes = tree.prefixes
     merit = _merits(tree, config.entropy_weight, config.prior_weight)
     gate = merit >= _means(tree, merit) - _SLACK
-    step = functools.partial(_descend, tree, config, merit, gate, _lines(prefixes))
-    carry = (prefixes.priority, prefixes.unexpanded, prefixes.visits, tree.size)
-    carry, chosen = jax.lax.scan(step, carry, None, length=config.width)
-    priority, unexpanded, visits, _ = carry
+    step = functools.partial(_descend, tree, config, end, merit, gate, _lines(prefixes))
+    none = jnp.zeros((config.width, len(begin)), jnp.int32)
+    chosen = Choice(none, none, none > 0)
+    carry = (prefixes.priority, prefixes.unexpanded, prefixes.visits, begin, chosen)
+    # No more steps than some user needs.
+    carry = jax.lax.fori_loop(0, (end - begin).max(), step, carry)
+    priority, unexpanded, visits, _, chosen = carry
     prefixes = dataclasses.replace(
         prefixes, priority=priority, unexpanded=unexpanded, visits=visits
     )
-    return dataclasses.replace(tree, prefixes=prefixes), Choice(*(x.T for x in chosen))
+    return dataclasses.replace(tree, prefixes=prefixes), jax.tree.map(jnp.transpose, chosen)
 
 
 def _descend(
     tree: Tree,
     config: VedConfig,
+    end: jax.Array,
     merit: jax.Array,
     gate: jax.Array,
     lines: tuple[jax.Array, ...],
-    carry: tuple[jax.Array, ...],
-    _: None,
-) -> tuple[tuple, tuple]:
+    turn: jax.Array,
+    carry: tuple,
+) -> tuple:
     """One descent of each user. A step is made of few operations: on a TPU they take as long as there are many."""
     prefixes, user = tree.prefixes, jnp.arange(len(merit))
-    priority, unexpanded, visits, size = carry
+    priority, unexpanded, visits, size, chosen = carry
     # Where growth is allowed. If no prefix is good enough, any may grow, so that the budget is not wasted.
     fit = (unexpanded > 0) & gate
     fit = jnp.where(fit.any(axis=1, keepdims=True), fit, unexpanded > 0)
@@ -133,26 +154,27 @@ def _descend(
 
     def down(_: int, node: jax.Array) -> jax.Array:
         among = jnp.where(parents == node[:, None], onward, -jnp.inf)
-        child = jnp.argmax(among, axis=1).astype(jnp.int32)
-        stays = take_along(mine, node[:, None])[:, 0] >= among.max(axis=1)
+        most, child = first_largest(among)
+        stays = take_along(mine, node[:, None])[:, 0] >= most
         return jnp.where(stays, node, child)
 
     levels = prefixes.paths.shape[-1]
     node = repeated(down, levels - 1, jnp.full(len(user), EMPTY_PREFIX, jnp.int32))
-    there = (size < config.max_prefixes) & below[:, EMPTY_PREFIX]
-    place = jnp.argmax(rows(priority, node), axis=1).astype(jnp.int32)
+    there = (size < end) & below[:, EMPTY_PREFIX]
+    _, place = first_largest(rows(priority, node))
     more = there.astype(jnp.int32)
     on_path = _any(rows(line, node[:, None]) == number for line in lines)
     at_node = (number == node[:, None]).astype(jnp.int32)
     # A choice that is not there is written out of range.
     tried = jnp.where(there, node, merit.shape[1])
-    carry = (
+    choice = Choice(node, place, there)
+    return (
         priority.at[user, tried, place].set(-jnp.inf, mode="drop"),
         unexpanded - at_node * more[:, None],
         visits + on_path * more[:, None],
         size + more,
+        jax.tree.map(lambda turns, this: turns.at[turn].set(this), chosen, choice),
     )
-    return carry, (node, place, there)
 
 
 def _lines(prefixes: Prefixes) -> tuple[jax.Array, ...]:

@@ -92,6 +92,23 @@ def append(tree: Tree, block: Prefixes, exist: jax.Array) -> Tree:
     return Tree(prefixes, tree.size + exist.sum(axis=1, dtype=jnp.int32))
 
 
+def settled(tree: Tree, states: Any) -> Any:
+    """The source's states `[B, n]` of the next prefixes, as they are.
+
+    On a CPU they go by way of the tree. Else its compiler makes the search for a state part of whatever lists the
+    children, and does it once for each child.
+    """
+
+    def through(tree: Tree, states: Any) -> Any:
+        kept = jax.tree.map(lambda w, part: _put(w, part, tree.size), tree.prefixes.states, states)
+        mine = numbers(tree, jax.tree.leaves(states)[0].shape[1])
+        return jax.tree.map(lambda whole: rows(whole, mine), kept)
+
+    return jax.lax.platform_dependent(
+        tree, states, cpu=through, default=lambda tree, states: states
+    )
+
+
 @traced_once
 def _put(whole: jax.Array, part: jax.Array, first: jax.Array) -> jax.Array:
     """`whole [B, C, ...]` with `part [B, n, ...]` from place `first [B]` on; its last axis may be shorter."""

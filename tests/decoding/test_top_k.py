@@ -96,3 +96,16 @@ def test_take_along(shape):
     array, places = rng.random((2, 9)), rng.integers(0, 9, shape)
     expected = np.stack([row[place] for row, place in zip(array, places, strict=True)])
     np.testing.assert_allclose(take_along(jnp.asarray(array), jnp.asarray(places)), expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 70), num_distinct=st.integers(1, 5))
+def test_first_largest(seed, count, num_distinct):
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-np.inf, *rng.normal(size=num_distinct)], (3, count)).astype(np.float32)
+    for found in (
+        top_k_module.first_largest(jnp.asarray(values)),
+        top_k_module._by_argmax(jnp.asarray(values)),  # As all but a CPU do.
+    ):
+        np.testing.assert_array_equal(found[0], values.max(axis=1))
+        np.testing.assert_array_equal(found[1], values.argmax(axis=1))

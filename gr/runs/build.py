@@ -42,7 +42,7 @@ from gr.models import (
 from gr.models import on_grown_catalogue as on_grown
 from gr.models.hf import pieces_with_titles
 from gr.runs import keys
-from gr.runs.experiment import BACKBONES, Experiment, LoopConfig
+from gr.runs.experiment import BACKBONES, Experiment, LoopConfig, TrainingConfig
 from gr.semantic_ids import SemanticIds
 from gr.training import (
     TrainState,
@@ -254,6 +254,12 @@ def make_state(
     return TrainState.create(model, optimizer, keys.supervised_key(experiment.seed), loss_state)
 
 
+def total_steps(training: TrainingConfig, batches: TrainBatches) -> int:
+    """Train steps of all epochs, or as many as the settings allow."""
+    steps = batches.batches_per_epoch * training.num_epochs
+    return min(steps, training.max_steps or steps)
+
+
 def make_optimisation(
     experiment: Experiment,
     semantic_ids: SemanticIds,
@@ -263,8 +269,7 @@ def make_optimisation(
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """The optimiser, and the compiled step on the experiment's loss."""
     training = experiment.training
-    total_steps = batches.batches_per_epoch * training.num_epochs
-    updates = max(1, total_steps // training.accumulation_steps)
+    updates = max(1, total_steps(training, batches) // training.accumulation_steps)
     optimizer, schedule = make_optimizer(
         learning_rate=training.learning_rate,
         accumulation_steps=training.accumulation_steps,

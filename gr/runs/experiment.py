@@ -294,6 +294,8 @@ class TrainingConfig(LoopConfig):
         batch_size: examples of a batch, for level "target"; 1 or more.
         items_per_batch: item positions of a batch, for level "user"; 1 or more.
         num_epochs: passes over the training targets; 1 or more.
+        max_steps: batches after which training ends, if its epochs have not; 0: no limit. The learning rate has decayed
+            by then.
         accumulation_steps: batches of one optimiser update; 1 or more.
         eval_every_epochs: epochs between evaluations on validation, above 0.
         checkpoint_every_epochs: epochs between checkpoints, above 0.
@@ -307,6 +309,7 @@ class TrainingConfig(LoopConfig):
     batch_size: Count = 128
     items_per_batch: Count = 512
     num_epochs: Count = 30
+    max_steps: Natural = 0
     accumulation_steps: Count = 1
     eval_every_epochs: Positive = 1.0
     checkpoint_every_epochs: Positive = 1.0

@@ -120,7 +120,7 @@ def _train(config: Experiment, workdir: str) -> Run:
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits, mesh)
     steps_per_epoch = batches.batches_per_epoch
-    total_steps = steps_per_epoch * training.num_epochs
+    total_steps = build.total_steps(training, batches)
     model = build.make_model(config, semantic_ids, splits.cold)
     if training.init_from and not goes_on:
         before = saved_experiment(training.init_from).training.param_dtype

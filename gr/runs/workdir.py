@@ -124,12 +124,13 @@ def check_config_of(workdir: str, config: Experiment, may_differ: Sequence[str])
     """
     if has_begun(workdir):
         longer = (
-            "The learning rate's schedule spans all epochs, so that their number cannot change in a run; to go on from "
+            "The learning rate's schedule spans all steps, so that their number cannot change in a run; to go on from "
             f"its best model, train with workdir={workdir.rstrip('/')}_longer and training.init_from={workdir}"
         )
         if not as_path(os.path.join(workdir, DATA_FILE)).exists():  # The data are unknown.
             may_differ = [field for field in may_differ if field != "data.path"]
-        check_same_experiment(workdir, config, may_differ, ways_out={"training.num_epochs": longer})
+        ways_out = dict.fromkeys(("training.num_epochs", "training.max_steps"), longer)
+        check_same_experiment(workdir, config, may_differ, ways_out=ways_out)
 
 
 def check_same_experiment(

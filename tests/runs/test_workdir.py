@@ -141,6 +141,22 @@ def test_going_on_from_a_run_on_other_data_has_to_be_asked_for(run, tmp_path):
 # Configs.
 
 
+def test_max_steps_ends_training_and_decays_the_learning_rate_by_then(tmp_path):
+    rates = {}
+    for limit in (0, 3):
+        path, workdir = write(tmp_path / "x.csv"), str(tmp_path / f"run_{limit}")
+        longer = {"training__num_epochs": 4, "training__log_every": 1, "training__patience": 0}
+        train(tiny(path, training__max_steps=limit, **longer), workdir)
+        lines = [json.loads(line) for line in Path(workdir, "metrics.jsonl").open()]
+        rates[limit] = {
+            line["step"]: line["values"]["learning_rate"]
+            for line in lines
+            if line["split"] == "train"
+        }
+    assert max(rates[3]) == 3 < max(rates[0])
+    assert rates[3][3] < rates[0][3]
+
+
 def test_a_longer_run_is_told_how(run):
     workdir, path = run
     with pytest.raises(TrainingError) as caught:

@@ -247,10 +247,9 @@ def ved(
         of_beams = [entry[1:] for entry in sorted(grown, key=lambda entry: -entry[0])[:beams]]
         for node, token in of_beams:
             take(node, token)
-        # Others join the beams, as many as are evaluated at once, and as the beams to come leave of the budget.
-        left = min(width, budget + 1 - len(tree) - beams * (longest - 1 - depth)) - len(of_beams)
-        others = select(left) if width >= beams else []
-        alive = evaluate_all(of_beams + others)[: len(of_beams)]
+        left = min(width, budget + 1 - len(tree)) - len(of_beams)
+        joined = depth == longest - 1 and beams <= width  # Others fill up the last step.
+        alive = evaluate_all(of_beams + (select(left) if joined else []))[: len(of_beams)]
     while len(tree) <= budget and any(node.priority for node in tree):
         evaluate_all(select(min(width, budget + 1 - len(tree))))
 

@@ -20,10 +20,9 @@ several details open. We decide them as follows.
 * *Unfinished paths.* A new prefix has N = 0 and hence the largest bonus; it is not completed out of turn. The beam
   search's prefixes stay in the tree, so that its semantic IDs are candidates in any case.
 * *Several at once.* W descents are made one after another before the model is called. Each uses the latest visit
-  counts; only the merits G of the last few prefixes are not known yet. W = 1 is the sequential algorithm. A
-  step of the initial beam search that has fewer than W prefixes is filled up with descents, as the budget of its later
-  steps allows: near the leaves of a trie there are often fewer prefixes left to evaluate than beams. If W is less than
-  the number of beams, the beam search comes first, by itself.
+  counts; only the merits G of the last few prefixes are not known yet. W = 1 is the sequential algorithm. If W
+  is enough for the initial beams, the last step of their search is the first of these steps, and descents fill it up:
+  near the leaves of a trie there are often fewer prefixes left than beams.
 
 Besides the published descents ("ved") there is our best-first search ("best_first"). It has no gate. It also weighs the
 probability of the prefix to be evaluated and the number of items that share it, which a descent ignores. See
@@ -167,7 +166,7 @@ def _ved_search(
     search = Search(model, value_head, source, first, key, inverse, config)
     search = dataclasses.replace(search, noise=noise_of_prefixes(search, users_of(first)))
     tree, limit = _root(search), config.max_prefixes
-    if config.initial_beams and not config.beams_fit:
+    if config.initial_beams:
         tree = _begun(search, tree)
     if search.longest:
         tree = _spent(search, tree)
@@ -180,65 +179,49 @@ def _ved_search(
 
 
 def _begun(search: Search, tree: Tree) -> Tree:
-    """The initial tree: the prefixes of a beam search."""
+    """The initial tree: the prefixes of a beam search, but for a last step that is the first one of `_spent`."""
+    steps = search.longest - search.config.beams_fit
 
     def longer(depth: Any, tree: Tree, levels: range) -> Tree:
-        beams = tree.exist & (tree.prefixes.depths == depth)
-        choice = beam(tree, search.config, beams, levels.stop - 1)
+        choice = beam(tree, depth, search.config.initial_beams, levels.stop)
         return _grown(search, mark_tried(tree, choice), choice, levels)
 
     if search.longest > MANY:
         # A step over all levels runs longer, but one step per level would take minutes to compile.
         levels = range(search.longest)
-        return jax.lax.fori_loop(0, search.longest, lambda d, t: longer(d, t, levels), tree)
-    for depth in range(search.longest):
+        return jax.lax.fori_loop(0, steps, lambda d, t: longer(d, t, levels), tree)
+    for depth in range(steps):
         tree = longer(depth, tree, range(depth, depth + 1))
     return tree
 
 
 def _spent(search: Search, tree: Tree) -> Tree:
-    """The tree when the budget is spent, grown by W prefixes at a time; also by the initial beams, if they fit in W.
-
-    That all steps are of one kind keeps the program short.
-    """
+    """The tree when the budget is spent, grown by W prefixes at a time."""
     config, longest = search.config, search.longest
     rule, limit = _SELECTIONS[config.name], config.max_prefixes
-    number = jnp.arange(config.capacity, dtype=jnp.int32)
 
-    def alone(tree: Tree) -> tuple[Tree]:
-        end = jnp.minimum(tree.size + config.width, limit)
-        tree, choice = rule(tree, config, tree.size, end)
-        return (_grown(search, tree, choice, range(longest)),)
+    def grow(tree: Tree, is_first: jax.Array) -> tuple[Tree, jax.Array]:
+        begin, end = tree.size, jnp.minimum(tree.size + config.width, limit)
+        if not config.beams_fit:
+            tree, choice = rule(tree, config, begin, end)
+        else:
+            beams = jax.lax.cond(is_first, last_beams, no_beams, tree)
+            behind_beams = begin + beams.exist.sum(axis=1, dtype=jnp.int32)
+            tree, others = rule(mark_tried(tree, beams), config, behind_beams, end)
+            choice = behind(beams, others)
+        return _grown(search, tree, choice, range(longest)), jnp.zeros((), bool)
 
-    def with_beams(
-        tree: Tree, step: jax.Array, first: jax.Array, behind_last: jax.Array
-    ) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
-        """The last two: between which numbers the beams of the step before are."""
-        beams = (number >= first[:, None]) & (number < behind_last[:, None])
-        mine = jax.lax.cond(step < longest, beams_of, no_beams, tree, beams)
-        first = tree.size
-        behind_last = first + mine.exist.sum(axis=1, dtype=jnp.int32)
-        later = jnp.maximum(longest - 1 - step, 0) * config.initial_beams
-        end = jnp.minimum(first + config.width, limit - later)
-        tree, others = rule(mark_tried(tree, mine), config, behind_last, end)
-        tree = _grown(search, tree, behind(mine, others), range(longest))
-        return tree, step + 1, first, behind_last
+    def last_beams(tree: Tree) -> Choice:
+        return beam(tree, longest - 1, config.initial_beams, longest)
 
-    def beams_of(tree: Tree, beams: jax.Array) -> Choice:
-        return beam(tree, config, beams, longest - 1)
-
-    def no_beams(tree: Tree, beams: jax.Array) -> Choice:
-        shapes = jax.eval_shape(beams_of, tree, beams)
+    def no_beams(tree: Tree) -> Choice:
+        shapes = jax.eval_shape(last_beams, tree)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def goes_on(carry: tuple) -> jax.Array:
+    def goes_on(carry: tuple[Tree, jax.Array]) -> jax.Array:
         return can_grow(carry[0], limit).any()
 
-    if not config.beams_fit:
-        return jax.lax.while_loop(goes_on, lambda carry: alone(*carry), (tree,))[0]
-    zero = jnp.zeros_like(tree.size)
-    begun = (tree, jnp.zeros((), jnp.int32), zero, zero + 1)  # The root is the first beam.
-    return jax.lax.while_loop(goes_on, lambda carry: with_beams(*carry), begun)[0]
+    return jax.lax.while_loop(goes_on, lambda carry: grow(*carry), (tree, jnp.ones((), bool)))[0]
 
 
 def _flaws(tree: Tree) -> Flaws:

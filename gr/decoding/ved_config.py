@@ -73,7 +73,7 @@ class VedConfig:
 
     @property
     def beams_fit(self) -> bool:
-        """Whether there are initial beams, and a step of the search has places for them."""
+        """Whether there are initial beams, and W is enough for them."""
         return 0 < self.initial_beams <= self.width
 
     def check_budget(self, length: int) -> None:

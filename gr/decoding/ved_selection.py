@@ -49,21 +49,17 @@ def mark_tried(tree: Tree, choice: Choice) -> Tree:
     )
 
 
-def beam(tree: Tree, config: VedConfig, beams: jax.Array, depth: int) -> Choice:
-    """A step of the initial beam search: the most probable children of its prefixes.
+def beam(tree: Tree, depth: int | jax.Array, count: int, levels: int) -> Choice:
+    """A step of a beam search: the `count` most probable children of the prefixes of one of the first `levels` depths.
 
-    Args:
-        tree: has been grown once for each depth before.
-        config: the search.
-        beams: `[B, C]` bool, the prefixes that the step before found.
-        depth: their number of codes, or an upper bound; static.
+    The tree holds nothing but the prefixes of the steps before, at most `count` of each depth behind the root.
     """
+    first = slice(1 + count * (levels - 1))
     prefixes = tree.prefixes
-    most = config.width if config.beams_fit else config.initial_beams
-    first = slice(1 + most * depth)  # There are no more prefixes yet.
     scores = prefixes.log_probs[:, first, None] + prefixes.child_log_probs[:, first]
-    here = beams[:, first, None] & (prefixes.priority[:, first] > -jnp.inf)
-    return _largest(jnp.where(here, scores, -jnp.inf), config.initial_beams)
+    here = (tree.exist & (prefixes.depths == depth))[:, first, None]
+    here &= prefixes.priority[:, first] > -jnp.inf
+    return _largest(jnp.where(here, scores, -jnp.inf), count)
 
 
 def behind(first: Choice, then: Choice) -> Choice:
@@ -173,7 +169,11 @@ def _descend(
         unexpanded - at_node * more[:, None],
         visits + on_path * more[:, None],
         size + more,
-        jax.tree.map(lambda turns, this: turns.at[turn].set(this), chosen, choice),
+        jax.tree.map(
+            lambda turns, this: jax.lax.dynamic_update_index_in_dim(turns, this, turn, 0),
+            chosen,
+            choice,
+        ),
     )
 
 

@@ -211,7 +211,7 @@ def _rounds(config: SearchConfig, length: int) -> int:
     """How often a tree search chooses what to evaluate next, until its budget is spent."""
     if not config.is_tree_search:
         return 1
-    before = 0 if config.beams_fit else config.initial_beams * (length - 1)
+    before = config.initial_beams * (length - 1 - config.beams_fit)
     return max(1, -(-(config.budget - before) // config.width))
 
 

@@ -205,18 +205,13 @@ def _spent(search: Search, tree: Tree) -> Tree:
         if not config.beams_fit:
             tree, choice = rule(tree, config, begin, end)
         else:
-            beams = jax.lax.cond(is_first, last_beams, no_beams, tree)
+            # In all steps, though used in the first: a branch would be given a copy of the tree.
+            beams = beam(tree, longest - 1, config.initial_beams, longest)
+            beams = dataclasses.replace(beams, exist=beams.exist & is_first)
             behind_beams = begin + beams.exist.sum(axis=1, dtype=jnp.int32)
             tree, others = rule(mark_tried(tree, beams), config, behind_beams, end)
             choice = behind(beams, others)
         return _grown(search, tree, choice, range(longest)), jnp.zeros((), bool)
-
-    def last_beams(tree: Tree) -> Choice:
-        return beam(tree, longest - 1, config.initial_beams, longest)
-
-    def no_beams(tree: Tree) -> Choice:
-        shapes = jax.eval_shape(last_beams, tree)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def goes_on(carry: tuple[Tree, jax.Array]) -> jax.Array:
         return can_grow(carry[0], limit).any()

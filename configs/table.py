@@ -61,8 +61,8 @@ def get_config() -> ConfigDict:
     c.semantic_ids.num_levels = 2
     c.semantic_ids.codebook_size = 64
 
-    # Training keeps the best of its evaluations, one an epoch, and ends when five in a row were no better. With more than
-    # 200,000 clicks try fewer epochs with more dropout as well: see Yelp in docs/results.md.
+    # Training keeps the best of its evaluations, one an epoch, and ends when five in a row were no better. With more
+    # than 200,000 clicks try fewer epochs with more dropout as well: see Yelp in docs/results.md.
     c.training.num_epochs = 16
     c.training.patience = 5
     return c

@@ -159,10 +159,11 @@ def test_max_steps_ends_training_and_decays_the_learning_rate_by_then(tmp_path):
 
 def test_a_longer_run_is_told_how(run):
     workdir, path = run
-    with pytest.raises(TrainingError) as caught:
-        train(tiny(path, training__num_epochs=2), workdir)
-    for told in ("num_epochs was 1 and is 2", f"training.init_from={workdir}"):
-        assert told in str(caught.value)
+    for field, was, now in (("num_epochs", 1, 2), ("max_steps", 0, 2)):
+        with pytest.raises(TrainingError) as caught:
+            train(tiny(path, **{f"training__{field}": now}), workdir)
+        for told in (f"{field} was {was} and is {now}", f"training.init_from={workdir}"):
+            assert told in str(caught.value)
 
 
 def test_a_start_that_fails_binds_nobody_and_loses_nothing(tmp_path, capsys):

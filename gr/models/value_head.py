@@ -99,7 +99,7 @@ class ValueHead(nnx.Module):
         self._check(length, width)
         x = self._normed(states.reshape(-1, length, width), self.depth_embedding[...][:length])
         if self.config.block:
-            query, keys, values = self._projected(x)
+            query, keys, values = map(self._heads, self._projected(x))
             bias = jnp.where(jnp.tri(length, dtype=bool), 0.0, MASKED)[None, None]
             mixed = attend(query, keys, values, bias, rate=rate, seed=weight_seed)
             x = self._finish(x, mixed, seeds)
@@ -114,26 +114,25 @@ class ValueHead(nnx.Module):
         Args:
             hidden: last states of the prefixes `[..., D]`.
             depths: their depths, int32 `[...]`.
-            before: keys and values `[..., S, H, D / H]` that `step` returned for the prefixes of 0..S-1 codes above
-                each; those from its own depth on are arbitrary. None for prefixes of depth 0.
+            before: keys and values `[..., S, D]` that `step` returned for the prefixes of 0..S-1 codes above each;
+                those from its own depth on are arbitrary. None for prefixes of depth 0.
 
         Returns:
-            `[...]` float32, and the keys and values `[..., H, D / H]` of the prefixes; no arrays without the block.
+            `[...]` float32, and the keys and values `[..., D]` of the prefixes, heads side by side: kept apart, a TPU
+            would pad each to a tile. No arrays without the block.
 
         Raises:
             ModelError: see `__call__`.
         """
-        self._check(1 + before[0].shape[-3] if before else 1, hidden.shape[-1])
+        self._check(1 + before[0].shape[-2] if before else 1, hidden.shape[-1])
         x = self._normed(hidden, self.depth_embedding[...][depths])
         if not self.config.block:
             return self._value(x, None) + self.depth_mean[...][depths], ()
         query, *own = self._projected(x)
-        kept = tuple(part[..., None, :, :] for part in own)
+        path = [part[..., None, :] for part in own]
         if before:
-            kept = tuple(
-                jnp.concatenate(parts, axis=-3) for parts in zip(before, kept, strict=True)
-            )
-        keys, values = kept
+            path = [jnp.concatenate(parts, axis=-2) for parts in zip(before, path, strict=True)]
+        query, keys, values = map(self._heads, (query, *path))
         # One query and few keys: sums of products are faster than a matrix product per head.
         logits = (query[..., None, :, :] * keys).astype(jnp.float32).sum(-1)
         place = jnp.arange(keys.shape[-3])
@@ -155,9 +154,12 @@ class ValueHead(nnx.Module):
         return self.state_norm(states) + depth.astype(self.config.dtype)
 
     def _projected(self, x: jax.Array) -> list[jax.Array]:
-        """Queries, keys and values `[..., H, D / H]` of inputs `[..., D]`."""
-        heads = (*x.shape[:-1], self.config.num_heads, -1)
-        return [part.reshape(heads) for part in jnp.split(self.qkv(self.attention_norm(x)), 3, -1)]
+        """Queries, keys and values `[..., D]` of inputs `[..., D]`."""
+        return jnp.split(self.qkv(self.attention_norm(x)), 3, -1)
+
+    def _heads(self, part: jax.Array) -> jax.Array:
+        """`[..., H, D / H]` of `[..., D]`."""
+        return part.reshape(*part.shape[:-1], self.config.num_heads, -1)
 
     def _finish(
         self, x: jax.Array, mixed: jax.Array, seeds: Sequence[jax.Array | None]

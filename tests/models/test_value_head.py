@@ -52,7 +52,7 @@ def test_values_code_by_code_are_those_of_the_path(config):
         np.asarray(values_of(head, states)),
         jax.jit(lambda head, *args: head.step(*args)),
     )
-    noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, 2, WIDTH // 2)))
+    noise = jnp.asarray(np.random.default_rng(2).normal(size=(3, 5, DEPTHS, WIDTH)))
     kept = (noise, noise) if config.block else ()
 
     def above():

@@ -219,22 +219,38 @@ class SortedPrior:
 
     def mass(self, begin: jax.Array, end: jax.Array) -> jax.Array:
         """The masses `[B, ...]` of intervals of places; exactly 0 for an empty one."""
+        shape = begin.shape
+        begin, end = (jax.lax.collapse(x, 1) for x in (begin, end))  # See `log_mixture`.
 
         def between(sums: jax.Array) -> jax.Array:
             return take_along(sums, end) - take_along(sums, begin)
 
-        total = self.total.reshape(-1, *[1] * (begin.ndim - 1))
-        return (between(self.sums) + between(self.rests)) / total
+        found = (between(self.sums) + between(self.rests)) / self.total[:, None]
+        return found.reshape(shape)
 
-    def log_mixture(self, log_probs: jax.Array, begin: jax.Array, end: jax.Array) -> jax.Array:
-        """`log P [B, ...]` of prefixes by `log P_model` and their intervals; -inf stays, and a = 0 changes nothing."""
+    def masses(self, depth: int) -> jax.Array:
+        """The masses `[B, S]` of the prefixes of `depth + 1` codes, at the first place of each."""
+
+        def between(sums: jax.Array) -> jax.Array:
+            return take_along(sums, self.ends[:, depth]) - sums[:, :-1]
+
+        return (between(self.sums) + between(self.rests)) / self.total[:, None]
+
+    def log_mixture(self, log_probs: jax.Array, masses: jax.Array) -> jax.Array:
+        """`log P [B, ...]` of prefixes by `log P_model` and masses; -inf stays, and a = 0 changes nothing."""
         shape = log_probs.shape
         # In rows, which a CPU goes through several times as fast as through a short last axis.
-        log_probs, begin, end = (jax.lax.collapse(x, 1) for x in (log_probs, begin, end))
+        log_probs, masses = (jax.lax.collapse(x, 1) for x in (log_probs, masses))
         share = self.share[:, None]
         of_model = log_probs + jnp.maximum(jnp.log1p(-share), LOWEST)
-        both = jnp.logaddexp(of_model, jnp.log(share * self.mass(begin, end)))
-        return jnp.where(log_probs == -jnp.inf, -jnp.inf, both).reshape(shape)
+        of_prior = share * masses
+        # A sum of probabilities costs half of `logaddexp`. Small ones are multiplied, since float32 ends at 1e-38.
+        small = (of_model < -60.0) & (of_prior < 1e-20)
+        power = jnp.where(small, np.float32(96 * np.log(2.0)), 0.0)
+        both = jnp.exp(of_model + power) + of_prior * jnp.where(small, np.float32(2.0**96), 1.0)
+        both = jnp.maximum(jnp.log(both) - power, of_model)
+        exist = (of_prior > 0) & (log_probs > -jnp.inf)
+        return jnp.where(exist, both, of_model).reshape(shape)
 
     def below(
         self, depth: Depth, begin: jax.Array, end: jax.Array, tokens: jax.Array
@@ -434,11 +450,12 @@ class WithPrior:
         def both(of_model: jax.Array, of_prior: jax.Array) -> jax.Array:
             return jnp.concatenate([of_model, of_prior], axis=1)
 
+        masses = both(prior.mass(begin, end), prior.masses(depth))
         begin = both(begin, jnp.where(new, place, 0))
         end = both(end, jnp.where(new, prior.ends[:, depth], 0))
         scores = both(step.scores, scores)
         # As many as before: a step that is narrower than asked for holds all children.
-        ranks, chosen = top_k(prior.log_mixture(scores, begin, end), step.scores.shape[1])
+        ranks, chosen = top_k(prior.log_mixture(scores, masses), step.scores.shape[1])
         parents = take_along(both(step.parents, parents), chosen)
         tokens = take_along(both(step.tokens, tokens), chosen)
         exist = ranks > -jnp.inf
@@ -532,7 +549,8 @@ def log_scores(source: Source, states: Any, log_probs: jax.Array) -> jax.Array:
     """`log P [B, M]` of states by their `log P_model`; the same where the source has no prior."""
     if not isinstance(source, WithPrior):
         return log_probs
-    return source.prior.log_mixture(log_probs, states.begin, states.end)
+    masses = source.prior.mass(states.begin, states.end)
+    return source.prior.log_mixture(log_probs, masses)
 
 
 def log_scores_behind(
@@ -546,7 +564,7 @@ def log_scores_behind(
         return log_probs
     depth = depth if isinstance(depth, int) else depth[..., None]
     bounds = source.prior.below(depth, states.begin[..., None], states.end[..., None], tokens)
-    return source.prior.log_mixture(log_probs, *bounds)
+    return source.prior.log_mixture(log_probs, source.prior.mass(*bounds))
 
 
 def log_conditionals(

@@ -1,5 +1,7 @@
 """Beam search with a prior: against dictionaries that rank by the mixture, and against scoring every item."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +266,25 @@ def test_a_model_s_nan_is_told_of():
     found = beam_search(model, index, HISTORY, 3, prior=prior)
     assert found.finite.tolist() == [True, False, True]
     assert not found.valid[1].any() and found.valid[0].all()
+
+
+def test_a_mixture_is_exact_from_certain_to_hardly_possible():
+    rng = np.random.default_rng(10)
+    log_probs = -(10 ** rng.uniform(-8, 2.5, (USERS, 5000))).astype(np.float32)
+    masses = (10 ** rng.uniform(-30, 0, log_probs.shape)).astype(np.float32)
+    masses[:, ::7] = 0.0
+    share = np.array([[1e-6], [0.5], [0.999]], np.float32)
+    _, index, _, prior = case(10)
+    sorted_prior = SortedPrior.of(OneTrie(index, None), as_request(prior, 0.5))
+    sorted_prior = dataclasses.replace(sorted_prior, share=jnp.asarray(share[:, 0]))
+    found = jax.jit(lambda *args: sorted_prior.log_mixture(*args))(log_probs, masses)
+    of_prior = np.log(
+        share.astype(np.float64) * masses,
+        where=masses > 0,
+        out=np.full_like(log_probs, -np.inf, float),
+    )
+    expected = np.logaddexp(log_probs + np.log1p(-share.astype(np.float64)), of_prior)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_masses_are_as_exact_as_sums_of_the_few_weights_below():

@@ -62,7 +62,8 @@ def get_config() -> ConfigDict:
     c.semantic_ids.codebook_size = 64
 
     # Training keeps the best of its evaluations, one an epoch, and ends when five in a row were no better. The learning
-    # rate has decayed to its end after so many epochs. More are not better: with 16 a log overfits before that.
+    # rate has decayed to its end after so many epochs: with 16, logs of 50,000 clicks and more overfit before that. A
+    # log of some thousand clicks may want more; see docs/results.md.
     c.training.num_epochs = 8
     c.training.patience = 5
     return c

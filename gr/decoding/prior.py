@@ -222,18 +222,16 @@ class SortedPrior:
         shape = begin.shape
         begin, end = (jax.lax.collapse(x, 1) for x in (begin, end))  # See `log_mixture`.
 
-        def between(sums: jax.Array) -> jax.Array:
-            return take_along(sums, end) - take_along(sums, begin)
-
-        found = (between(self.sums) + between(self.rests)) / self.total[:, None]
-        return found.reshape(shape)
+        return self._divided(lambda sums: take_along(sums, end) - take_along(sums, begin)).reshape(
+            shape
+        )
 
     def masses(self, depth: int) -> jax.Array:
         """The masses `[B, S]` of the prefixes of `depth + 1` codes, at the first place of each."""
+        return self._divided(lambda sums: take_along(sums, self.ends[:, depth]) - sums[:, :-1])
 
-        def between(sums: jax.Array) -> jax.Array:
-            return take_along(sums, self.ends[:, depth]) - sums[:, :-1]
-
+    def _divided(self, between: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Masses from differences `between` running sums, `[B, n]`."""
         return (between(self.sums) + between(self.rests)) / self.total[:, None]
 
     def log_mixture(self, log_probs: jax.Array, masses: jax.Array) -> jax.Array:

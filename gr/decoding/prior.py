@@ -12,6 +12,7 @@ it is, and only a few children are added to it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,10 @@ from gr.trie.transitions import Depth
 # items of the index. Items that are not allowed have no mass in either case.
 ALLOWED = "allowed"
 ALL = "all"
+
+_COMPARED = (
+    1 << 24
+)  # So many pairs of codes are compared by an accelerator, rather than searched for.
 
 TOWER_ITEMS = 512  # Of an item tower: its most probable items; to it, others have probability 0.
 
@@ -184,10 +189,9 @@ class SortedPrior:
             mine, share = _with_tower(found, request, tower)
 
         place = jnp.broadcast_to(jnp.arange(items.shape[1], dtype=jnp.int32), items.shape)
-        order = _order(found, mine > 0, place)
-        mine = take_along(mine, order)
+        mine, *levels = _in_order(found, mine > 0, place, (mine, *found.tokens))
         count = (mine > 0).sum(axis=1, dtype=jnp.int32)
-        tokens = jnp.stack([take_along(level, order) for level in found.tokens], axis=1)
+        tokens = jnp.stack(levels, axis=1)
         differs = jnp.pad(
             tokens[..., 1:] != tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True
         )
@@ -261,23 +265,56 @@ class SortedPrior:
             end: see `begin`.
             tokens: `[B, ...]`.
         """
-        size = self.tokens.shape[2]
-        row = jnp.asarray(depth, jnp.int32) * size
-        begin, end, row, _ = jnp.broadcast_arrays(begin, end, row, tokens)
         shape = tokens.shape
-        begin, end, row, tokens = (jax.lax.collapse(x, 1) for x in (begin, end, row, tokens))
-        levels = jax.lax.collapse(self.tokens, 1)
-        # Places before `low` are smaller. As many rounds as the longest interval needs, unrolled: a loop that stops
-        # early would make a GPU wait for the host in each of them.
+        asked = jnp.broadcast_arrays(begin, end, tokens)
+        if not isinstance(depth, int):
+            depth = jax.lax.collapse(jnp.broadcast_to(depth, shape), 1)
+        by_search, by_count = (
+            functools.partial(way, depth) for way in (self._below_by_search, self._below_by_count)
+        )
+        few = tokens.size * self._codes(depth)[0].shape[1] <= _COMPARED
+        low, until = jax.lax.platform_dependent(
+            *(jax.lax.collapse(x, 1) for x in asked),
+            cpu=by_search,
+            default=by_count if few else by_search,
+        )
+        there = until > low
+        return jnp.where(there, low, 0).reshape(shape), jnp.where(there, until, 0).reshape(shape)
+
+    def _codes(self, depth: Depth) -> tuple[jax.Array, Depth]:
+        """Codes `[B, P]` to look for those of a depth in, and where its places begin among them."""
+        if isinstance(depth, int):
+            return self.tokens[:, depth], 0
+        return jax.lax.collapse(self.tokens, 1), depth * self.tokens.shape[2]
+
+    def _below_by_search(
+        self, depth: Depth, begin: jax.Array, end: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Where the tokens begin and end in intervals, `[B, n]` each; the same place twice for none."""
+        size = self.tokens.shape[2]
+        codes, row = jax.lax.collapse(self.tokens, 1), jnp.asarray(depth, jnp.int32) * size
+        # Places before `low` are smaller. As many rounds as the longest interval needs.
         low = begin
         for step in reversed(range(size.bit_length())):
             ahead = low + (1 << step)
-            token = take_along(levels, row + jnp.minimum(ahead - 1, size - 1))
+            token = take_along(codes, row + jnp.minimum(ahead - 1, size - 1))
             low = jnp.where((ahead <= end) & (token < tokens), ahead, low)
         at = row + jnp.minimum(low, size - 1)
-        there = (low < end) & (take_along(levels, at) == tokens)
-        until = take_along(jax.lax.collapse(self.ends, 1), at)
-        return jnp.where(there, low, 0).reshape(shape), jnp.where(there, until, 0).reshape(shape)
+        there = (low < end) & (take_along(codes, at) == tokens)
+        return low, jnp.where(there, take_along(jax.lax.collapse(self.ends, 1), at), low)
+
+    def _below_by_count(
+        self, depth: Depth, begin: jax.Array, end: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same for an accelerator, which compares all codes at once sooner than it reads a few in turns."""
+        codes, row = self._codes(depth)
+        place = jnp.arange(codes.shape[1], dtype=jnp.int32)
+        inside = (place >= (row + begin)[..., None]) & (place < (row + end)[..., None])
+        smaller, equal = (
+            (inside & found).sum(-1, dtype=jnp.int32)
+            for found in (codes[:, None] < tokens[..., None], codes[:, None] == tokens[..., None])
+        )
+        return begin + smaller, begin + smaller + equal
 
 
 def _weights(
@@ -308,15 +345,30 @@ def _with_tower(
     return jnp.concatenate([mine, probs * (of_tower / share)[:, None]], axis=1), share
 
 
-def _order(found: Located, used: jax.Array, place: jax.Array) -> jax.Array:
-    """The places `[B, S]` of items in the order of their keys; unused places come last."""
+def _in_order(
+    found: Located, used: jax.Array, place: jax.Array, moved: tuple[jax.Array, ...]
+) -> list[jax.Array]:
+    """What belongs to items, `[B, S]` each, in the order of their keys; unused places come last."""
     size = place.shape[1]
-    if found.below is not None and (found.below + 1) * size <= 2**31:
-        # Key and place in one number: numbers alone are sorted several times faster than pairs.
-        keys = jnp.where(used, found.keys[0], found.below)
-        return jax.lax.rem(jax.lax.sort(keys * size + place), jnp.int32(size))
-    keys = [jnp.where(used, key, jnp.iinfo(jnp.int32).max) for key in found.keys]
-    return jax.lax.sort((*keys, place), num_keys=len(keys))[-1]
+    one = found.below is not None and (found.below + 1) * size <= 2**31
+    if one:
+        # Key and place in one number: a CPU sorts numbers alone several times faster than pairs.
+        numbers = (jnp.where(used, found.keys[0], found.below) * size + place,)
+    else:
+        last = jnp.iinfo(jnp.int32).max
+        numbers = (*(jnp.where(used, key, last) for key in found.keys), place)
+
+    def together(numbers: tuple[jax.Array, ...], moved: tuple[jax.Array, ...]) -> list[jax.Array]:
+        """For a TPU, to which reading in another order costs more than the whole sort."""
+        return list(jax.lax.sort((*numbers, *moved), num_keys=len(numbers)))[len(numbers) :]
+
+    def by_places(numbers: tuple[jax.Array, ...], moved: tuple[jax.Array, ...]) -> list[jax.Array]:
+        *_, order = jax.lax.sort(numbers, num_keys=len(numbers))
+        if one:
+            order = jax.lax.rem(order, jnp.int32(size))
+        return [take_along(part, order) for part in moved]
+
+    return jax.lax.platform_dependent(numbers, moved, tpu=together, default=by_places)
 
 
 def _added(left: tuple, right: tuple) -> tuple[jax.Array, jax.Array]:
@@ -337,6 +389,43 @@ class Below:
     states: Any  # The source's.
     begin: jax.Array  # [B, M] int32: the first of them in the `SortedPrior`.
     end: jax.Array  # [B, M] int32: behind the last; equal to `begin` where there is none.
+
+
+def _beams_of_places(prior: SortedPrior, depth: int, begin: jax.Array, end: jax.Array) -> jax.Array:
+    """The beam `[B, S]` that holds each place in its interval, -1 for none, of beams of a depth, `[B, M]`."""
+    size = prior.tokens.shape[2]
+    beam = jnp.broadcast_to(jnp.arange(end.shape[1], dtype=jnp.int32), end.shape)
+
+    def by_ends(begin: jax.Array, end: jax.Array) -> jax.Array:
+        """Beams are named by the ends of their intervals, which all differ."""
+        of_end = jnp.full((len(end), size + 1), -1)
+        ends = jnp.where(end > begin, end, size + 1)
+        of_end = of_end.at[jnp.arange(len(end))[:, None], ends].set(beam, mode="drop")
+        mine = prior.ends[:, depth - 1] if depth else prior.count[:, None]
+        used = jnp.arange(size, dtype=jnp.int32) < prior.count[:, None]
+        return take_along(of_end, jnp.where(used, mine, 0))
+
+    def by_comparing(begin: jax.Array, end: jax.Array) -> jax.Array:
+        """For an accelerator, which compares a place with all beams sooner than it writes and reads a table."""
+        place = jnp.arange(size, dtype=jnp.int32)[:, None]
+        inside = (place >= begin[:, None]) & (place < end[:, None])
+        return jnp.where(inside, beam[:, None] + 1, 0).sum(-1, dtype=jnp.int32) - 1
+
+    return jax.lax.platform_dependent(begin, end, cpu=by_ends, default=by_comparing)
+
+
+def _marked(places: jax.Array, size: int) -> jax.Array:
+    """`[B, size]` bool: whether a place is among `places [B, n]`, of which those from `size` on count for nothing."""
+
+    def by_writing(places: jax.Array) -> jax.Array:
+        user = jnp.arange(len(places))[:, None]
+        return jnp.zeros((len(places), size), bool).at[user, places].set(True, mode="drop")
+
+    def by_comparing(places: jax.Array) -> jax.Array:
+        """For an accelerator, as in `_beams_of_places`."""
+        return (places[:, None] == jnp.arange(size, dtype=jnp.int32)[:, None]).any(-1)
+
+    return jax.lax.platform_dependent(places, cpu=by_writing, default=by_comparing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -421,16 +510,8 @@ class WithPrior:
             log_probs: `log P_model [B, S]` of the children of `beams [B, S]` by `tokens [B, S]`.
         """
         prior = self.prior
-        size = prior.tokens.shape[2]
-        place = jnp.arange(size, dtype=jnp.int32)
-        user = jnp.arange(len(states.begin))[:, None]
-        # The beam that holds each place, or -1: beams are named by the ends of their intervals, which all differ.
-        beam = jnp.broadcast_to(jnp.arange(states.end.shape[1], dtype=jnp.int32), states.end.shape)
-        of_end = jnp.full((len(beam), size + 1), -1)
-        ends = jnp.where(states.end > states.begin, states.end, size + 1)
-        of_end = of_end.at[user, ends].set(beam, mode="drop")
-        mine = prior.ends[:, depth - 1] if depth else prior.count[:, None]
-        beams = take_along(of_end, jnp.where(place < prior.count[:, None], mine, 0))
+        place = jnp.arange(prior.tokens.shape[2], dtype=jnp.int32)
+        beams = _beams_of_places(prior, depth, states.begin, states.end)
         tokens, first = prior.tokens[:, depth], prior.first[:, depth]
 
         # Children that the model's step has found already are left out.
@@ -438,8 +519,7 @@ class WithPrior:
         begin, end = prior.below(depth, begin, end, step.tokens)
         exist = step.scores > -jnp.inf
         begin, end = emptied((begin, end), exist)
-        found = jnp.zeros((len(begin), size), bool)
-        found = found.at[user, jnp.where(end > begin, begin, size)].set(True, mode="drop")
+        found = _marked(jnp.where(end > begin, begin, len(place)), len(place))
         # Without a weight nothing is added, so that rounding cannot change the search.
         new = first & (beams >= 0) & ~found & (prior.share > 0)[:, None]
         parents = jnp.maximum(beams, 0)

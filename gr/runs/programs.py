@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from gr.data import Sequences, Splits, TitledPieces, TrainBatches
 from gr.decoding import PRESETS, SearchConfig
 from gr.evaluation.decode import decode_batch, decode_on_mesh
+from gr.memory import ItemPrior
 from gr.models import histories_for, item_share, scores_items
 from gr.rl import ActorCritic, roll_out
 from gr.runs import build, build_rl, keys
@@ -60,6 +61,8 @@ def experiment_programs(
 
     * `decode`: the beam search of evaluation and recommendations. Its floor is `decode/forward`: the same passes of the
       model along beams that are fixed beforehand. `decode/prefill` is the part of it that encodes histories.
+    * `decode/prior`, of an experiment with a memory: the same search of the mixture with the memory's priors. Its floor
+      is `decode`.
     * `search`, `search/best_first` and `search/sample`: value-guided search as published, ours, and sampling. They give
       the model as many tokens as their floor, `decode`.
     * `train`: a step of supervised training. Its floor is `train/forward`: the loss alone.
@@ -143,16 +146,21 @@ def _decode_programs(
     decoding, length = experiment.decoding, semantic_ids.num_levels
     num_beams = decoding.num_beams
 
-    def rows(mesh: Mesh, width: int) -> jax.Array:
+    def rows(mesh: Mesh, *width: int, dtype: type = np.int32) -> jax.Array:
         users = decoding.batch_size * (mesh.size if per_chip else 1)
-        return shard_batch(np.zeros((users, width), np.int32), mesh)
+        return shard_batch(np.zeros((users, *width), dtype), mesh)
+
+    def prior(mesh: Mesh) -> tuple[ItemPrior, jax.Array]:
+        size = min(experiment.memory.size, len(catalogue.tokens) - 1)
+        items, weights = rows(mesh, size), rows(mesh, size, dtype=np.float32)
+        return ItemPrior(items, weights), rows(mesh, dtype=np.float32)
 
     head = functools.cache(
         lambda: build_rl.make_value_head(_reinforced(experiment), semantic_ids.num_levels, model)
     )
     distribution = build.distribution(experiment)
 
-    def lower_search(config: SearchConfig, mesh: Mesh) -> jax.stages.Lowered:
+    def lower_search(config: SearchConfig, mesh: Mesh, mixed: bool = False) -> jax.stages.Lowered:
         value_head = head() if config.is_tree_search else None
         key = keys.make_key(experiment.seed, keys.SEARCH_EVALUATION)
         temperature = distribution["temperature"]
@@ -165,7 +173,7 @@ def _decode_programs(
             rows(mesh, experiment.data.max_history),
             None,
             excluded,
-            None,
+            prior(mesh) if mixed else None,
             None if config.name == "beam" else replicate(key, mesh),
             None if temperature is None else replicate(np.float32(temperature), mesh),
             config=config,
@@ -194,6 +202,9 @@ def _decode_programs(
         f"{DECODE}/forward": Program(lower_forward),
         f"{DECODE}/prefill": Program(lower_prefill),
     }
+    if experiment.memory.weight is not None:
+        mixed = functools.partial(lower_search, beam, mixed=True)
+        programs[f"{DECODE}/prior"] = Program(mixed, (DECODE,), splits=True)
     if with_searches:
         fields = {"num_candidates": num_beams, "budget": num_beams * (length - 1)}
         for search, name in (

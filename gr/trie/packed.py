@@ -14,7 +14,7 @@ _WORD = 32
 _ARITY = 16  # Of the search.
 _ARITY_OF_MANY = 2  # For so many values that reading them takes longer than the steps do:
 _MANY = 1024
-_COMPARED = 1 << 24  # Pairs of numbers that a TPU compares, rather than to search.
+_COMPARED = 1 << 24  # Pairs of numbers that an accelerator compares, rather than to search.
 
 Bits = int | np.ndarray | jax.Array
 
@@ -152,11 +152,11 @@ class PackedInts:
         by_search = self._first_above_by_search
         few = value.size * self.size <= _COMPARED
         return jax.lax.platform_dependent(
-            value, tpu=self._first_above_by_count if few else by_search, default=by_search
+            value, cpu=by_search, default=self._first_above_by_count if few else by_search
         )
 
     def _first_above_by_count(self, value: jax.Array) -> jax.Array:
-        """For a TPU, which compares some million numbers sooner than it reads elements for each step of a search."""
+        """For an accelerator, which compares millions of numbers sooner than it reads some in every step."""
         elements = self[jnp.arange(self.size, dtype=jnp.int32)]
         return (elements <= value[..., None]).sum(-1, dtype=jnp.int32)
 

@@ -19,7 +19,7 @@ from gr.trie import ExcludeItems, TrieIndex
 from gr.trie import packed as packed_module
 from gr.trie.bit_rows import expand, make_rows, octets_by_product, octets_of, rank
 from gr.trie.packed import PackedInts, pack
-from tests.decoding import test_ved
+from tests.decoding import test_prior, test_ved
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -74,6 +74,24 @@ def test_beam_search(few_tokens, kinds, tokens, seed):
                 gone = set(np.asarray(excluded[user]).tolist())
                 demands = [lambda item, gone=gone: item not in gone]
                 assert_searches_as_slow_ones(found, user, tokens, model, num_beams, demands)
+
+
+@pytest.mark.parametrize("kinds", [tries.MIXES[0], tries.MIXES[3]], ids="-".join)
+@few
+@given(tokens=tries.token_sets(), seed=seeds)
+def test_beams_ranked_by_a_mixture(kinds, tokens, seed):
+    rng = np.random.default_rng(seed)
+    index = TrieIndex.build(tokens, tries.VOCAB, layout=tries.roomy_layout(kinds))
+    model = random_table_model(rng, 3, tries.VOCAB)
+    prior = test_prior.random_prior(rng, len(tokens))
+    for num_beams in (4, tries.MAX_ITEMS):
+        asked = {"prior": prior, "prior_weight": test_prior.SHARES}
+        found = beam_search(model, index, HISTORY, num_beams, **asked)
+        test_prior.check(found, tokens, model, num_beams, prior, test_prior.SHARES)
+
+
+def test_masses_of_many_prefixes():
+    test_prior.test_masses_are_as_exact_as_sums_of_the_few_weights_below()
 
 
 @pytest.mark.parametrize("name", ["ved", "best_first"])

@@ -194,7 +194,11 @@ def test_the_programs_of_an_experiment(toy):
         "train",
         "train/forward",
     ]
+    mixed = TINY.override({"memory.weight": 0.5})
+    programs |= experiment_programs(mixed, *toy, ["decode"])
     results = compile_programs("tpu:v5e", programs, split=False)
+    assert results["decode/prior"]["floor"] == "decode"
+    assert results["decode/prior"]["cycles_over_floor"] > 1
     for name in ("decode", "train"):
         of = results[name]
         assert of["floor"] == f"{name}/forward"

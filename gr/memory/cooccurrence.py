@@ -140,10 +140,10 @@ class Memory:
         items = np.full((len(histories), size), NO_ITEM, dtype=np.int32)
         weights = np.zeros((len(histories), size), dtype=np.float32)
         for rows in self.chunks(histories):
-            scores = self.scores(histories[rows], exclude=exclude)
-            row, place, kept = best_entries(scores, size)
-            items[rows.start + row, place] = scores.indices[kept]
-            weights[rows.start + row, place] = scores.data[kept]
+            scores = self.unsorted_scores(histories[rows], exclude=exclude)
+            row, place, item, weight = best_entries(scores, size)
+            items[rows.start + row, place] = item
+            weights[rows.start + row, place] = weight
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return ItemPrior(items, weights)
 
@@ -245,9 +245,10 @@ class Memory:
         return recent_weights(histories, self.num_items, self.settings.recency, self.settings.reach)
 
     def chunks(self, histories: Histories) -> Iterator[slice]:
-        """Slices of histories whose scores have at most about `_CHUNK` entries."""
+        """Slices of histories whose scores have at most about `_CHUNK` entries, and can be numbered in 64 bits."""
         widest = min(int(np.diff(self.weights.indptr).max(initial=1)), self.num_items)
         step = max(1, _CHUNK // max(1, min(widest * self.settings.reach, self.num_items)))
+        step = min(step, 1 << (32 - _column_bits(self.num_items)))
         for start in range(0, len(histories), step):
             yield slice(start, start + step)
 
@@ -347,17 +348,32 @@ def _similarity(
     return similar[name]
 
 
-def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `count` largest entries of each row, largest first, ties by column; columns of a row are in order.
+def best_entries(scores: sparse.csr_array, count: int) -> tuple[np.ndarray, ...]:
+    """The `count` largest entries of each row, largest first, ties by column; of numbers that are not negative.
 
     Returns:
-        Row, place in the order of the row, and number of each of these entries, `[E]` each.
+        Row, place in the order of the row, column and number of each of these entries, `[E]` each.
     """
-    rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-    order = np.lexsort((-scores.data, rows))  # Stable, so ties stay in order of their columns.
-    place = np.arange(len(order)) - scores.indptr[rows]
+    rows = np.repeat(np.arange(scores.shape[0], dtype=np.uint64), np.diff(scores.indptr))
+    # Row, number and column in 64 bits, as whole numbers in the order wanted: these are sorted an order of magnitude
+    # faster than by three keys. Float32 that are not negative are in the order of their bits.
+    columns = np.uint64(_column_bits(scores.shape[1]))
+    falling = ~scores.data.astype(np.float32, copy=False).view(np.uint32)
+    keys = (rows << np.uint64(32)) | falling
+    keys = (keys << columns) | scores.indices.astype(np.uint64)
+    keys.sort()
+    rows = rows.astype(np.intp)
+    place = np.arange(len(rows)) - scores.indptr[rows]  # Each row keeps its entries.
     kept = place < count
-    return rows[kept], place[kept], order[kept]
+    keys = keys[kept]
+    number = (~(keys >> columns).astype(np.uint32)).view(np.float32)
+    column = keys & ((np.uint64(1) << columns) - np.uint64(1))
+    return rows[kept], place[kept], column.astype(np.int32), number
+
+
+def _column_bits(num_items: int) -> int:
+    """Bits of a column's number in the keys of `best_entries`; 32 and these leave the others to rows."""
+    return max(1, (num_items - 1).bit_length())
 
 
 def _cut(weights: sparse.csr_array, neighbours: int) -> sparse.csr_array:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from users import sequences_of
 
 from gr.data import Histories, leave_one_out, synthetic_sequences, training_interactions
 from gr.memory import GATE_INPUTS, ItemMemoryError, Memory, MemorySettings, fit_memory, tune_memory
+from gr.memory.cooccurrence import best_entries
 from gr.memory.tuning import STARTS, target_ranks
 
 NUM_ITEMS = 7
@@ -179,6 +181,38 @@ def test_a_chunk_of_users_or_pairs_changes_nothing(monkeypatch):
     again, in_chunks = made()
     np.testing.assert_allclose(again.weights.toarray(), memory.weights.toarray(), rtol=1e-6)
     np.testing.assert_allclose(in_chunks.weights, prior.weights, rtol=1e-5)
+
+
+def test_so_many_users_at_a_time_as_64_bits_can_number(monkeypatch):
+    sequences = synthetic_sequences(num_users=60, num_items=40)
+    memory, past = fit_memory(sequences), Histories.of(sequences, leave_one_out(sequences).test)
+    prior = memory.prior(past, size=9)
+    monkeypatch.setattr("gr.memory.cooccurrence._column_bits", lambda num_items: 31)
+    assert {rows.stop - rows.start for rows in memory.chunks(past)} == {2}
+    few_at_a_time = memory.prior(past, size=9)
+    np.testing.assert_array_equal(few_at_a_time.items, prior.items)
+    np.testing.assert_array_equal(few_at_a_time.weights, prior.weights)
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 300])
+@pytest.mark.parametrize("largest", [3.0, 1e38])
+def test_best_entries_are_those_of_a_sort_by_row_number_and_column(num_items, largest):
+    """Of columns in any order, many of equal numbers, from 0 to the largest."""
+    rng = np.random.default_rng(num_items)
+    lengths = rng.integers(0, num_items + 1, 20)
+    columns = np.concatenate([rng.permutation(num_items)[:n] for n in lengths])
+    numbers = (rng.integers(0, 4, len(columns)) / 3 * largest).astype(np.float32)
+    pointers = np.concatenate([[0], np.cumsum(lengths)])
+    scores = sparse.csr_array((numbers, columns, pointers), shape=(20, num_items))
+    expected = [
+        (row, place, scores.indices[entry], scores.data[entry])
+        for row, (first, stop) in enumerate(itertools.pairwise(pointers))
+        for place, entry in enumerate(
+            sorted(range(first, stop), key=lambda e: (-numbers[e], columns[e]))[:50]
+        )
+    ]
+    found = list(zip(*best_entries(scores, 50), strict=True))
+    assert found == expected
 
 
 def test_a_memory_is_read_as_it_was_written(tmp_path):

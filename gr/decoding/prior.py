@@ -293,12 +293,17 @@ class SortedPrior:
         """Where the tokens begin and end in intervals, `[B, n]` each; the same place twice for none."""
         size = self.tokens.shape[2]
         codes, row = jax.lax.collapse(self.tokens, 1), jnp.asarray(depth, jnp.int32) * size
-        # Places before `low` are smaller. As many rounds as the longest interval needs.
-        low = begin
-        for step in reversed(range(size.bit_length())):
-            ahead = low + (1 << step)
+
+        def closer(found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            step, low = found  # Places before `low` are smaller.
+            ahead = low + step
             token = take_along(codes, row + jnp.minimum(ahead - 1, size - 1))
-            low = jnp.where((ahead <= end) & (token < tokens), ahead, low)
+            return step >> 1, jnp.where((ahead <= end) & (token < tokens), ahead, low)
+
+        # As many rounds as the longest interval needs, of which there are few behind the first codes.
+        longest = (end - begin).max(initial=0)
+        first = jnp.int32(1) << (31 - jax.lax.clz(jnp.maximum(longest, 1)))
+        _, low = jax.lax.while_loop(lambda found: found[0] > 0, closer, (first, begin))
         at = row + jnp.minimum(low, size - 1)
         there = (low < end) & (take_along(codes, at) == tokens)
         return low, jnp.where(there, take_along(jax.lax.collapse(self.ends, 1), at), low)

@@ -36,9 +36,8 @@ from gr.trie.transitions import Depth
 ALLOWED = "allowed"
 ALL = "all"
 
-_COMPARED = (
-    1 << 24
-)  # So many pairs of codes are compared by an accelerator, rather than searched for.
+# So many pairs of codes are compared by an accelerator, which would wait for the host in each round of a search.
+_COMPARED = 1 << 28
 
 TOWER_ITEMS = 512  # Of an item tower: its most probable items; to it, others have probability 0.
 

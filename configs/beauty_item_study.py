@@ -4,7 +4,7 @@ r"""A study on Amazon Beauty: the item-level model's heads, losses and prefix we
         --data_dir=FOLDER
 
 The variants of `configs/office_item_study.py`, with beta and eta as published for Beauty and T5 (arXiv 2603.02730).
-Of it, CE and pointwise APAO have been run with three seeds; results are in docs/results.md.
+All but pairwise APAO have been run with three seeds; results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

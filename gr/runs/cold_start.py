@@ -29,7 +29,7 @@ from gr.reports.numbers import number
 from gr.runs import data, report
 from gr.runs.baselines import whole_histories
 from gr.runs.evaluate import ALONE, KS, VARIANTS, decode_under, ranking_depth
-from gr.runs.mixture import mixture_of
+from gr.runs.mixture import Mixture, mixture_of
 from gr.runs.run import Run
 from gr.runs.workdir import load_encoder
 from gr.semantic_ids import content_vectors
@@ -78,8 +78,10 @@ def evaluate_cold_start(run: Run, split: str = "test", *, exclude_seen: bool | N
     cold_targets, ks = _some(targets, is_cold), tuple(k for k in KS if k <= depth)
 
     # The model, and if it has a memory, with it and alone.
-    mixture, named = mixture_of(run), report.model_name(run.config)
-    mixtures = {named: mixture} | ({} if mixture is None else {ALONE: mixture.weighted(0.0)})
+    mixture, named = mixture_of(run, exclude), report.model_name(run.config)
+    mixtures: dict[str, dict[bool, Mixture]] = {named: {}}
+    if mixture is not None:
+        mixtures = {named: {exclude: mixture}, ALONE: {exclude: mixture.weighted(0.0)}}
 
     def of_models(chosen: Targets, allowed: ItemMask | None = None) -> dict[str, Rankings]:
         wanted = items[chosen.positions]

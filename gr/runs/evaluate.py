@@ -25,7 +25,6 @@ from gr.evaluation import (
     training_counts,
 )
 from gr.evaluation.linear import MAX_ITEMS
-from gr.memory import Memory
 from gr.reports import format_metrics
 from gr.runs import build, report
 from gr.runs.baselines import (
@@ -37,7 +36,7 @@ from gr.runs.baselines import (
 )
 from gr.runs.experiment import Experiment, ReinforcedExperiment
 from gr.runs.export import check_export, export_lists
-from gr.runs.mixture import Mixture, mixture_of
+from gr.runs.mixture import Mixture, mixtures_of
 from gr.runs.run import Run
 from gr.runs.workdir import check_same_data
 from gr.semantic_ids import SemanticIds
@@ -94,13 +93,15 @@ def evaluate(
     others = rows_of_runs(run.workdir, split, rows or {})
 
     # The model, under both rules; if it has a memory, with it and alone.
-    mixture, rules, depth = mixture_of(run), (exclude, not exclude), ranking_depth(run.config)
+    rules, depth = (exclude, not exclude), ranking_depth(run.config)
+    mixtures = mixtures_of(run, rules)
+    mixture = mixtures.get(exclude)
     if decoded is None:
-        decoded = decode_under(run, targets, rules, mixture)
-    alone = None
-    if mixture is not None:
+        decoded = decode_under(run, targets, rules, mixtures)
+    if mixtures:
         # With a weight of 0 the search is the model's own, by the program that is compiled already.
-        alone = decode_under(run, targets, rules, mixture.weighted(0.0))
+        without = {rule: of_rule.weighted(0.0) for rule, of_rule in mixtures.items()}
+        alone = decode_under(run, targets, rules, without)
     if not is_first():
         return {}
     rankings = _rankings(
@@ -116,8 +117,8 @@ def evaluate(
         own = None if mixture.memory is None else mixture.memory.settings
         more = [name for name in ("content", "discount") if own is not None and getattr(own, name)]
         if more:  # The memory of the baselines is co-occurrence alone.
-            others[f"memory with {' and '.join(more)}"] = _rankings_of_memory(
-                run, targets, rules, mixture.memory, depth
+            others[f"memory with {' and '.join(more)}"] = _rankings_of_memories(
+                run, targets, mixtures, depth
             )
     metrics = _beside_baselines(
         run,
@@ -139,6 +140,7 @@ def evaluate(
     }
     if mixture is not None:
         metrics["memory"] = mixture.summary()
+        metrics["variants"][VARIANTS[not exclude]]["memory"] = mixtures[not exclude].summary()
     _print(run, metrics)
     metrics_path = os.path.join(run.workdir, f"metrics_{split}.json")
     write_atomically(metrics_path, json.dumps(metrics, indent=2).encode())
@@ -161,7 +163,8 @@ def evaluate_search(
         raise EvaluationError(f"decoder={decoder!r}: use one of {', '.join(PRESETS)}")
     exclude = _main_rule(run, exclude_seen)
     config = equal_budget(PRESETS[decoder], budget, run.semantic_ids.num_levels)
-    found = decode_under(run, targets, (True, False), mixture_of(run), config)
+    rules = (True, False)
+    found = decode_under(run, targets, rules, mixtures_of(run, rules), config)
     if not is_first():
         return {}
     depth = min(max(KS), config.num_candidates)
@@ -189,18 +192,18 @@ def decode_under(
     run: Run,
     targets: Targets,
     rules: Sequence[bool],
-    mixture: Mixture | None,
+    mixtures: Mapping[bool, Mixture],
     search: SearchConfig | None = None,
     *,
     allowed: ItemMask | None = None,
 ) -> dict[bool, Decoded]:
-    """The candidates under each rule, of the mixture if there is one.
+    """The candidates under each rule, of its mixture if there is one.
 
     Args:
         run: the trained run.
         targets: to be decoded.
         rules: whether seen items are removed.
-        mixture: what `mixture_of` gives; None: the model alone.
+        mixtures: what `mixtures_of` gives; {}: the model alone.
         search: the search; None: the experiment's beam search.
         allowed: the items that may be decoded; None: all.
     """
@@ -213,9 +216,9 @@ def decode_under(
             targets,
             search,
             value_head=run.value_head,
-            prior=None
-            if mixture is None
-            else mixture.for_targets(run.splits, targets, exclude=rule),
+            prior=mixtures[rule].for_targets(run.splits, targets, exclude=rule)
+            if mixtures
+            else None,
             exclude_seen=rule,
             allowed=allowed,
             progress=is_first(),
@@ -240,18 +243,21 @@ def _rankings(
     }
 
 
-def _rankings_of_memory(
-    run: Run, targets: Targets, rules: Sequence[bool], memory: Memory, depth: int
+def _rankings_of_memories(
+    run: Run, targets: Targets, mixtures: Mapping[bool, Mixture], depth: int
 ) -> dict[str, Rankings]:
-    """The rankings of a memory without the model, under each rule."""
+    """The rankings of each rule's memory without the model, under this rule."""
     past = whole_histories(run.splits, targets)
     wanted = run.splits.sequences.items[targets.positions]
-    ranker, sid_of_item = memory_ranker(run.splits, memory), report.sid_numbers(run.semantic_ids)
+    sid_of_item = report.sid_numbers(run.semantic_ids)
     return {
         VARIANTS[rule]: rankings_of_baseline(
-            ranker, past, wanted, sid_of_item, depth=depth, exclude=rule
+            memory_ranker(run.splits, mixture.memory),
+            *(past, wanted, sid_of_item),
+            depth=depth,
+            exclude=rule,
         )
-        for rule in rules
+        for rule, mixture in mixtures.items()
     }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from gr.runs.experiment import ConfigError, MemoryConfig
 from gr.runs.run import Run
 
 GRID = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # Weights that are tried.
-_FILE, _MEMORY = "mixture.json", "memory.npz"
+_FILES = ("mixture.json", "memory.npz")
+_FILES_OF_OTHER_RULE = ("mixture_of_other_rule.json", "memory_of_other_rule.npz")
 _K = 10
 _TUNING_USERS = 10_000  # By which the memory's settings are chosen, which costs less than decoding.
 
@@ -87,10 +88,14 @@ class Mixture:
         return of_rows
 
 
-def mixture_of(run: Run) -> Mixture | None:
+def mixture_of(run: Run, exclude_seen: bool | None = None) -> Mixture | None:
     """The mixture of a trained run, fitted on validation and kept in its workdir; None if it has no memory.
 
     It is fitted anew for another checkpoint, other data or settings.
+
+    Args:
+        run: the trained run.
+        exclude_seen: the rule for seen items that it is fitted under; None: the run's own.
 
     Raises:
         ConfigError: for a gate without a memory, a weight to be chosen without validation targets, a file of other
@@ -100,16 +105,28 @@ def mixture_of(run: Run) -> Mixture | None:
     config = run.config.memory
     if config.weight is None:
         return None
+    own_rule = run.config.decoding.exclude_seen
+    files = _FILES if exclude_seen in (None, own_rule) else _FILES_OF_OTHER_RULE
+    if files is not _FILES:
+        under_it = run.config.override({"decoding.exclude_seen": exclude_seen})
+        run = dataclasses.replace(run, config=under_it)
     made_of = _made_of(run)
-    kept = _read(run, made_of)
+    kept = _read(run, made_of, files)
     if kept is not None:
         return kept
     memory = None if _is_own(config) else _fit(run)
     mixture = _weighted(run, _mixture(run, memory))
     if memory is not None:
-        memory.save(as_path(run.workdir) / _MEMORY)
-    write_json(as_path(run.workdir) / _FILE, {"made_of": made_of, **mixture.summary()})
+        memory.save(as_path(run.workdir) / files[1])
+    write_json(as_path(run.workdir) / files[0], {"made_of": made_of, **mixture.summary()})
     return mixture
+
+
+def mixtures_of(run: Run, rules: Collection[bool]) -> dict[bool, Mixture]:
+    """The mixture under each rule for seen items, as baselines are tuned under each; {} for a run without a memory."""
+    if run.config.memory.weight is None:
+        return {}
+    return {rule: mixture_of(run, rule) for rule in rules}
 
 
 def _made_of(run: Run) -> dict[str, Any]:
@@ -124,14 +141,14 @@ def _made_of(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(made_of))
 
 
-def _read(run: Run, made_of: dict[str, Any]) -> Mixture | None:
+def _read(run: Run, made_of: dict[str, Any], files: tuple[str, str]) -> Mixture | None:
     """An earlier fit of the same; None if there is none."""
     try:
-        kept = read_json(as_path(run.workdir) / _FILE)
+        kept = read_json(as_path(run.workdir) / files[0])
         if kept["made_of"] != made_of:
             return None
         own = _is_own(run.config.memory)
-        memory = None if own else Memory.load(as_path(run.workdir) / _MEMORY)
+        memory = None if own else Memory.load(as_path(run.workdir) / files[1])
         gate, validation = Gate.from_dict(kept["gate"]), kept["validation"]
     except (OSError, KeyError, TypeError, ValueError, ItemMemoryError):
         return None  # Missing, broken or old: it is fitted anew.

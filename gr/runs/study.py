@@ -22,7 +22,7 @@ from gr.runs.experiment import (
     Study,
     check_experiment,
 )
-from gr.runs.mixture import mixture_of
+from gr.runs.mixture import mixtures_of
 from gr.runs.reinforce import MAY_DIFFER as MAY_DIFFER_OF_RL
 from gr.runs.reinforce import reinforce, resolved
 from gr.runs.reinforce import report as report_of_rl
@@ -91,7 +91,8 @@ class Job:
         print(f"{run.result.reason}; best step {run.result.best_step}", flush=True)
         targets = run.targets(self.split)
         wanted = run.splits.sequences.items[targets.positions]
-        decoded = decode_under(run, targets, tuple(VARIANTS), mixture_of(run))
+        rules = tuple(VARIANTS)
+        decoded = decode_under(run, targets, rules, mixtures_of(run, rules))
         if self.with_report:
             if of_rl:
                 report_of_rl(run)

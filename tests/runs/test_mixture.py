@@ -191,6 +191,23 @@ def test_a_given_weight_and_the_memorys_settings_are_taken_as_they_are(make_run)
     assert prior.items.shape == (3, 5) and weights.tolist() == [np.float32(0.7)] * 3
 
 
+def test_each_rule_for_seen_items_has_a_mixture_of_its_own(make_run, capsys):
+    run, same_model = make_run(weight="tuned", tune=True), make_run(weight="tuned", tune=True)
+    own = mixture_of(run)
+    allowed = same_model.config.override({"decoding.exclude_seen": False})
+    expected = mixture_of(dataclasses.replace(same_model, config=allowed))
+    other = mixture_of(run, False)
+    assert other.summary() == expected.summary() != own.summary()
+    assert mixture_of(run, True).summary() == mixture_of(run).summary() == own.summary()
+    assert mixture_of(run, False).summary() == other.summary()
+    metrics = evaluate(run, "test")
+    assert metrics["memory"] == own.summary()
+    (of_other,) = metrics["variants"].values()
+    assert of_other["memory"] == other.summary()
+    other_run = evaluate(dataclasses.replace(same_model, config=allowed), "test")
+    assert of_other["ndcg@10"] == other_run["ndcg@10"]
+
+
 @pytest.mark.parametrize("weight", ["tuned", "gate"])
 def test_test_targets_count_for_nothing(make_run, weight):
     one = mixture_of(make_run(make_splits(), weight=weight, tune=True))

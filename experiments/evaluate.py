@@ -4,10 +4,10 @@ r"""Evaluates a trained run beside its baselines and writes the report.
 
 Prints the tables, with seen items removed and with all items allowed; writes `metrics_SPLIT.json` and
 `report_SPLIT.html` into the workdir. Differences and the verdict use one of these rules: `decoding.exclude_seen` of the
-run's config, or `--exclude_seen=true|false`. The rows of the other rule are the file's `variants`. A memory and its weight
-are tuned under each rule, as baselines are; the run's own rule is that of `recommend`. If targets are in their users'
-histories, their number is printed. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this
-one's in the report.
+run's config, or `--exclude_seen=true|false`. The rows of the other rule are the file's `variants`. A memory and its
+weight are tuned under each rule, as baselines are; `recommend` has those of the run's own. If targets are in their
+users' histories, their number is printed. `--beside=OTHER_WORKDIR` shows another run's prefix recall beside this one's
+in the report.
 
     python -m experiments.evaluate --workdir=DIR --split=test --decoder=ved --budget=60
 

@@ -144,7 +144,8 @@ class Memory:
             row, place, item, weight = best_entries(scores, size)
             items[rows.start + row, place] = item
             weights[rows.start + row, place] = weight
-        weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        totals = weights.sum(axis=1, keepdims=True)
+        weights /= np.where(totals > 0, totals, 1)
         return ItemPrior(items, weights)
 
     def gate_inputs(self, histories: Histories | np.ndarray, prior: ItemPrior) -> np.ndarray:

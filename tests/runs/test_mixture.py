@@ -191,7 +191,7 @@ def test_a_given_weight_and_the_memorys_settings_are_taken_as_they_are(make_run)
     assert prior.items.shape == (3, 5) and weights.tolist() == [np.float32(0.7)] * 3
 
 
-def test_each_rule_for_seen_items_has_a_mixture_of_its_own(make_run, capsys):
+def test_each_rule_for_seen_items_has_a_mixture_of_its_own(make_run):
     run, same_model = make_run(weight="tuned", tune=True), make_run(weight="tuned", tune=True)
     own = mixture_of(run)
     allowed = same_model.config.override({"decoding.exclude_seen": False})

@@ -86,6 +86,17 @@ class Memory:
     weights: sparse.csr_array  # [N, N] float32; entries above 0 only, columns of a row in order.
     counts: np.ndarray  # [N] int64 training interactions of each item.
 
+    def __post_init__(self) -> None:
+        numbers = self.weights.data
+        wrong = numbers[
+            ~((numbers >= 0) & (numbers < np.inf))
+        ]  # By which items would be ranked wrongly.
+        if len(wrong):
+            raise ItemMemoryError(
+                f"{len(wrong)} weights of the memory are negative or not finite, such as {wrong[0]}: mend the "
+                "similarity or the file that they come from"
+            )
+
     @property
     def num_items(self) -> int:
         """N."""

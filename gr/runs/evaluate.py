@@ -46,6 +46,7 @@ from gr.trie import ItemMask
 VARIANTS = {True: "seen items removed", False: "all items allowed"}
 KS = (1, 5, 10, 20)
 ALONE = "model alone"  # The row of a model without its memory.
+_MORE = ("content", "discount")  # What a memory may have beside co-occurrence.
 
 
 def evaluate(
@@ -114,12 +115,7 @@ def evaluate(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )
         others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
-        own = None if mixture.memory is None else mixture.memory.settings
-        more = [name for name in ("content", "discount") if own is not None and getattr(own, name)]
-        if more:  # The memory of the baselines is co-occurrence alone.
-            others[f"memory with {' and '.join(more)}"] = _rankings_of_memories(
-                run, targets, mixtures, depth
-            )
+        others |= _rankings_of_memories(run, targets, mixtures, depth)
     metrics = _beside_baselines(
         run,
         split,
@@ -245,20 +241,23 @@ def _rankings(
 
 def _rankings_of_memories(
     run: Run, targets: Targets, mixtures: Mapping[bool, Mixture], depth: int
-) -> dict[str, Rankings]:
-    """The rankings of each rule's memory without the model, under this rule."""
+) -> dict[str, dict[str, Rankings]]:
+    """Memories that are more than co-occurrence, which the baselines have: name -> name of a rule -> rankings."""
     past = whole_histories(run.splits, targets)
     wanted = run.splits.sequences.items[targets.positions]
     sid_of_item = report.sid_numbers(run.semantic_ids)
-    return {
-        VARIANTS[rule]: rankings_of_baseline(
-            memory_ranker(run.splits, mixture.memory),
-            *(past, wanted, sid_of_item),
-            depth=depth,
-            exclude=rule,
-        )
-        for rule, mixture in mixtures.items()
-    }
+    found: dict[str, dict[str, Rankings]] = {}
+    for rule, mixture in mixtures.items():
+        memory = mixture.memory
+        more = [] if memory is None else [n for n in _MORE if getattr(memory.settings, n)]
+        if (
+            memory is not None and more
+        ):  # Tuned under this rule, so the other's may be of another kind.
+            ranker = memory_ranker(run.splits, memory)
+            found.setdefault(f"memory with {' and '.join(more)}", {})[VARIANTS[rule]] = (
+                rankings_of_baseline(ranker, past, wanted, sid_of_item, depth=depth, exclude=rule)
+            )
+    return found
 
 
 def _rankings_path(workdir: str, split: str) -> str:
@@ -322,7 +321,7 @@ def beside_baselines(
         kept: how the paths of the files begin in which baselines are kept.
         exclude: whether the main rule removes seen items.
         baselines: under both rules, if already computed.
-        others: name -> name of a rule -> rankings of further rows.
+        others: name -> name of a rule -> rankings of further rows, which need not be there under both.
         linear_up_to: as for `evaluate`.
         name: of the main row, where it is not a run's own.
 
@@ -353,7 +352,9 @@ def beside_baselines(
     by_rule = {}
     for rule, of_model in rankings.items():
         rows = baselines[rule].rankings | {
-            name: of_run[VARIANTS[rule]] for name, of_run in (others or {}).items()
+            name: of_run[VARIANTS[rule]]
+            for name, of_run in (others or {}).items()
+            if VARIANTS[rule] in of_run
         }
         metrics = evaluate_with_baselines(of_model, rows, counts, ks=ks)
         of_rows = {None: metrics, **metrics["baselines"]}

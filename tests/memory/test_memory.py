@@ -194,6 +194,24 @@ def test_so_many_users_at_a_time_as_64_bits_can_number(monkeypatch):
     np.testing.assert_array_equal(few_at_a_time.weights, prior.weights)
 
 
+def test_small_weights_sum_to_1_too():
+    """Those of the earlier places of a long history, whose last items have come with nothing."""
+    rows = [[0, 1], [0, 1], [2], [3], [4]]
+    memory = fit_memory(sequences_of(rows, 5), recency=1e-10, reach=5, shrink=1.0)
+    prior = memory.prior(np.array([[0, 2, 3, 4, 2]]), size=3)
+    assert prior.items[0].tolist() == [1, -1, -1]
+    np.testing.assert_allclose(prior.weights[0], [1, 0, 0])
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_weights_by_which_items_would_be_ranked_wrongly_are_refused(wrong):
+    memory = fit_memory(synthetic_sequences(num_users=20, num_items=40))
+    weights = memory.weights.copy()
+    weights.data[1] = wrong
+    with pytest.raises(ItemMemoryError, match="1 weights of the memory are negative or not finite"):
+        dataclasses.replace(memory, weights=weights)
+
+
 @pytest.mark.parametrize("num_items", [1, 2, 300])
 @pytest.mark.parametrize("largest", [3.0, 1e38])
 def test_best_entries_are_those_of_a_sort_by_row_number_and_column(num_items, largest):

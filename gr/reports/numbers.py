@@ -36,6 +36,16 @@ def bounds(low: float | None, high: float | None, digits: int = 4, *, sign: bool
     return f"[{write(low, digits)}, {write(high, digits)}]"
 
 
+def best_first(rows: Mapping[str, Mapping], name: str) -> dict[str, Mapping]:
+    """Rows of metrics with the highest value of one of them first; those without it come last, in their order."""
+
+    def worst_last(row: str) -> float:
+        value = rows[row].get(name)
+        return -value if is_measured(value) else math.inf
+
+    return {row: rows[row] for row in sorted(rows, key=worst_last)}
+
+
 def fact(value: object) -> str:
     """A number in short: thousands separated or four digits; a mapping as a list; anything else as it is."""
     if isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from gr.data.files import as_path, write_atomically
 from gr.evaluation.rankings import EvaluationError
 from gr.reports import plots
 from gr.reports.html import environment, inline_svg
-from gr.reports.numbers import bounds, fact, is_measured, number, percent, signed
+from gr.reports.numbers import best_first, bounds, fact, is_measured, number, percent, signed
 from gr.reports.why import why_missed
 
 MAIN_METRIC = "ndcg@10"
@@ -116,6 +116,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
 def render_report(data: ReportData) -> str:
     """The report as a string of HTML; raises as `write_report` does."""
     _check(data)
+    data = _best_first(data)
     templates = environment()
     templates.filters |= {
         "number": number,
@@ -221,6 +222,17 @@ def _check(data: ReportData) -> None:
             raise EvaluationError(
                 f"{field} names {row!r}, which is no row of metrics: choose from {list(data.metrics)}."
             )
+
+
+def _best_first(data: ReportData) -> ReportData:
+    """The same with the rows of tables and figures in order of the main metric, each rule by its own."""
+    rows = best_first(data.metrics, MAIN_METRIC)
+    return dataclasses.replace(
+        data,
+        metrics=rows,
+        variants={rule: best_first(of, MAIN_METRIC) for rule, of in data.variants.items()},
+        differences={row: data.differences[row] for row in rows if row in data.differences},
+    )
 
 
 def _shown(data: ReportData, keys: Sequence[str], rows: Mapping[str, Mapping]) -> list[str]:

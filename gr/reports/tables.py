@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from gr.evaluation.rankings import EvaluationError
-from gr.reports.numbers import bounds, number, signed
+from gr.reports.numbers import best_first, bounds, number, signed
 
 
 def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> str:
     """Aligned tables of the dictionary of `evaluate_with_baselines`, and `target_notes`.
 
-    The first table has a row for the model and each baseline, with the interval of NDCG@k. The second has the paired
-    difference of the model to each baseline (absent without baselines), with p-values adjusted for the number of
-    baselines. The third has the hits by class of target, if there is a `breakdown`. `metrics` may name its `rule`, and
-    hold the dictionaries of other rules as `variants`: each has a table of its own. Where its `hit` is `item`, a hit is
-    the target itself in all columns, and there are no others for items.
+    The first table has a row for the model and each baseline, the best NDCG@k first, with its interval. The second has
+    the paired difference of the model to each baseline (absent without baselines), with p-values adjusted for the
+    number of baselines. The third has the hits by class of target, if there is a `breakdown`. `metrics` may name its
+    `rule`, and hold the dictionaries of other rules as `variants`: each has a table of its own. Where its `hit` is
+    `item`, a hit is the target itself in all columns, and there are no others for items.
 
     Raises:
         EvaluationError: if the metrics were not computed at k.
@@ -27,9 +27,9 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     by_rule = {metrics.get("rule", ""): metrics, **metrics.get("variants", {})}
     blocks = []
     for rule, of_rule in by_rule.items():
-        rows = [[rule, *columns], [model_name, *_cells(of_rule, k, of_items)]]
+        rows = [[rule, *columns]]
         rows += [
-            [name, *_cells(of, k, of_items)] for name, of in of_rule.get("baselines", {}).items()
+            [name, *_cells(of, k, of_items)] for name, of in _rows(of_rule, model_name, k).items()
         ]
         blocks.append(format_table(rows))
     differences = metrics.get("differences", {})
@@ -38,10 +38,10 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
         rows = [[metrics.get("rule", "")]]
         for label in (f"Hit@{k}", f"NDCG@{k}", *[f"item NDCG@{k}"] * of_items):
             rows[0] += [label, "95% interval", "p (Holm)"]
-        for name, difference in differences.items():
+        for name in (name for name in _rows(metrics, model_name, k) if name in differences):
             row = [f"{model_name} - {name}"]
             for key in keys:
-                mean, low, high = difference[key]
+                mean, low, high = differences[name][key]
                 _, adjusted = metrics["p_values"][name][key]
                 row += [signed(mean), bounds(low, high, sign=True), number(adjusted, 3)]
             rows.append(row)
@@ -58,11 +58,16 @@ def format_metrics(metrics: dict, *, model_name: str = "model", k: int = 10) -> 
     return "\n\n".join(blocks)
 
 
+def _rows(metrics: Mapping, model_name: str, k: int) -> dict[str, Mapping]:
+    """The metrics of the model and of each baseline, best first."""
+    return best_first({model_name: metrics, **metrics.get("baselines", {})}, f"ndcg@{k}")
+
+
 def _breakdown_table(metrics: Mapping, model_name: str, k: int) -> str:
     """NDCG@k of every row for each class of targets, and beneath it what the classes are."""
     classes = {name: of for name, of in metrics["breakdown"].items() if of["targets"]}
     rows = [[f"NDCG@{k} by target", *classes]]
-    for name, of_row in {model_name: metrics, **metrics.get("baselines", {})}.items():
+    for name, of_row in _rows(metrics, model_name, k).items():
         rows.append([name, *(number(of_row["breakdown"][one][f"ndcg@{k}"]) for one in classes)])
     rows.append(["targets", *(f"{of['targets']:,}" for of in classes.values())])
     told = [f"{name}: {text}" for name, text in metrics["breakdown_classes"].items()]

@@ -196,12 +196,14 @@ def test_format_table_aligns():
 
 
 def test_format_metrics_shows_every_ranker_and_difference():
-    metrics = evaluate_with_baselines(MODEL, {"popularity": BASELINE}, COUNTS, **SETTINGS)
+    baselines = {"popularity": BASELINE, "chain": MODEL}
+    metrics = evaluate_with_baselines(MODEL, baselines, COUNTS, **SETTINGS)
     lines = format_metrics(metrics, model_name="decoder", k=2).split("\n")
     assert lines[0].split()[:3] == ["Hit@2", "NDCG@2", "95%"]
     assert lines[2].split()[:3] == ["decoder", "0.7500", f"{(2 + LOG3) / 4:.4f}"]
-    assert lines[3].split()[0] == "popularity"
-    assert lines[7].split()[:4] == ["decoder", "-", "popularity", "+0.0000"]
+    assert [lines[row].split()[0] for row in (3, 4)] == ["chain", "popularity"]  # The best first.
+    assert lines[8].split()[:4] == ["decoder", "-", "chain", "+0.0000"]
+    assert lines[9].split()[:4] == ["decoder", "-", "popularity", "+0.0000"]
     assert lines[-1].startswith("4 users")
     with pytest.raises(EvaluationError, match="ndcg@10"):
         format_metrics(metrics)

@@ -100,7 +100,7 @@ def page():
         for n in range(15)
     ]
     rows = {
-        name: {"ndcg@10": v, "hit@10": 2 * v} for name, v in (("b", 0.2), ("a", 0.3), ("c", 0.1))
+        name: {"ndcg@10": v, "hit@10": 2 * v} for name, v in (("a", 0.2), ("c", 0.1), ("b", 0.3))
     }
     data = ReportData(
         "run", metrics=rows, main_row="b", prefix_recall={"rule": [0.5, 0.25]}, examples=users
@@ -140,8 +140,8 @@ def test_a_click_sorts_a_table_and_tells_the_order(tmp_path):
     assert found[0] is True and found[1].startswith("Hit@10")
     assert found[2:] == [
         ["abc", "ascending", None],
-        ["abc", None, "descending"],
-        ["cba", None, "ascending"],
+        ["bac", None, "descending"],
+        ["cab", None, "ascending"],
         ["bac", None, None],
     ]
 

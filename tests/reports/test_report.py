@@ -182,8 +182,22 @@ def test_metrics_table_highlights_the_best_and_shows_intervals(source, page):
         *("0.0900", "0.1800"),
     ]
     best = re.findall(r'<td class="best"><span class="value">([\d.]+)', other)
-    assert best[:4] == ["0.5000", "9.00", "0.0900", "0.1800"]
+    assert best[:4] == ["0.0900", "0.1800", "0.0450", "0.0900"]  # item-kNN's, which comes first.
     assert "Hit @5" in page.text and "Hit @20" not in page.text  # No row has hit@20.
+
+
+def test_rows_are_best_first_by_each_rule():
+    data = _data()
+    shuffled = {name: data.metrics[name] for name in ("popularity", "model", "item-kNN")}
+    shuffled["not ranked"] = {"users": 900}
+    differences = {name: data.differences[name] for name in ("popularity", "item-kNN")}
+    source = render_report(_data(metrics=shuffled, differences=differences))
+    names = r'<th scope="row">(?:<[^>]*>)*([^<]+)'
+    main, others = source.split(">All metrics, all items allowed<")
+    metrics, both = main.split(">Both rules side by side<")
+    best_first = ["model", "item-kNN", "popularity", "not ranked"]
+    assert re.findall(names, metrics) == re.findall(names, both) == best_first
+    assert re.findall(names, others)[:4] == ["item-kNN", "model", "item-kNN", "popularity"]
 
 
 def test_rules_are_named_and_the_warning_stands_at_the_top(page):

@@ -19,8 +19,9 @@ from gr.reports.numbers import number, signed
 from gr.reports.plots import figure_to_svg, metric_label, prefix_weight_plot
 from gr.runs.evaluate import VARIANTS
 
-SHOWN = ("ndcg@10", "hit@3", "hit@10", "ndcg@20", "hit@20")
-DIFFERENCES = ("ndcg@10", "hit@10", "prefix_recall/1")
+MAIN = "ndcg@10"
+SHOWN = (MAIN, "hit@3", "hit@10", "ndcg@20", "hit@20")
+DIFFERENCES = (MAIN, "hit@10", "prefix_recall/1")
 INTERVALS = (
     "Intervals: 95 %, users resampled, of differences averaged over the seeds; they say nothing of other trainings, "
     "of which the deviations over seeds (±) and the number of seeds in which a variant is ahead tell. p: two-sided, of "
@@ -54,44 +55,11 @@ class Comparison:
 
 
 def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
-    """Titles and rows (header first) of all tables."""
+    """Titles and rows (header first) of all tables; variants and baselines are best first."""
     result = []
-    for rule, compared in page.compared.items():
-        metrics = next(iter(compared.values())).by_seed
-        shown = [metric for metric in SHOWN if metric in metrics]
-        recalls = sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
-        header = ["variant", "seeds", *map(metric_label, shown + recalls)]
-        rows = [header]
-        for label, variant in compared.items():
-            seeds = variant.by_seed["ndcg@10"]
-            rows.append(
-                [label, str(len(seeds)), *(_mean(variant, metric) for metric in shown + recalls)]
-            )
-        for name, of_baseline in page.baselines.get(rule, {}).items():
-            cells = [number(of_baseline[m]) if m in of_baseline else "" for m in shown + recalls]
-            rows.append([name, "", *cells])
-        result.append((f"{page.split} split, {rule}", rows))
-        rows = [[f"minus {page.reference}"]]
-        for metric in DIFFERENCES:
-            rows[0] += [metric_label(metric), "95 %", "p (Holm)", "relative", "seeds ahead"]
-        rows[0].append(f"{metric_label(DIFFERENCES[0])}, each seed")
-        for label, variant in compared.items():
-            if not variant.differences:
-                continue
-            row = [label]
-            for metric in DIFFERENCES:
-                found = variant.differences[metric]
-                of_reference = compared[page.reference].by_seed[metric]
-                base = sum(of_reference[seed] for seed in found.by_seed) / len(found.by_seed)
-                row += [
-                    signed(found.mean),
-                    f"{signed(found.low)} to {signed(found.high)}",
-                    number(found.p_holm, 3),
-                    f"{signed(100 * found.mean / base, 1)} %" if base else "",
-                    f"{found.seeds_ahead} of {len(found.by_seed)}",
-                ]
-            by_seed = variant.differences[DIFFERENCES[0]].by_seed
-            rows.append([*row, ", ".join(signed(value) for value in by_seed.values())])
+    for rule in page.compared:
+        result.append((f"{page.split} split, {rule}", _quality(page, rule)))
+        rows = _differences(page, rule)
         if len(rows) > 1:
             result.append((f"differences, {rule}", rows))
     facts = [["training", "best step", "last step", "minutes"]]
@@ -105,6 +73,52 @@ def tables(page: Comparison) -> list[tuple[str, list[list[str]]]]:
         rows += [[f, *(str(by.get(label)) for label in labels)] for f, by in page.settings.items()]
         result.append(("settings", rows))
     return result
+
+
+def _quality(page: Comparison, rule: str) -> list[list[str]]:
+    """A row for each variant, means over its seeds, and for each baseline."""
+    compared = page.compared[rule]
+    metrics = next(iter(compared.values())).by_seed
+    shown = [metric for metric in SHOWN if metric in metrics]
+    shown += sorted(metric for metric in metrics if metric.startswith("prefix_recall/"))
+    ranked = [
+        (
+            variant.mean(MAIN),
+            [label, str(len(variant.by_seed[MAIN])), *(_mean(variant, m) for m in shown)],
+        )
+        for label, variant in compared.items()
+    ]
+    for name, of in page.baselines.get(rule, {}).items():
+        cells = [number(of[metric]) if metric in of else "" for metric in shown]
+        ranked.append((of[MAIN], [name, "", *cells]))
+    rows = [row for _, row in sorted(ranked, key=lambda found: -found[0])]
+    return [["variant", "seeds", *map(metric_label, shown)], *rows]
+
+
+def _differences(page: Comparison, rule: str) -> list[list[str]]:
+    """A row for each variant but the reference."""
+    compared = page.compared[rule]
+    header = [f"minus {page.reference}"]
+    for metric in DIFFERENCES:
+        header += [metric_label(metric), "95 %", "p (Holm)", "relative", "seeds ahead"]
+    rows = [[*header, f"{metric_label(MAIN)}, each seed"]]
+    others = [(label, variant) for label, variant in compared.items() if variant.differences]
+    for label, variant in sorted(others, key=lambda other: -other[1].differences[MAIN].mean):
+        row = [label]
+        for metric in DIFFERENCES:
+            found = variant.differences[metric]
+            of_reference = compared[page.reference].by_seed[metric]
+            base = sum(of_reference[seed] for seed in found.by_seed) / len(found.by_seed)
+            row += [
+                signed(found.mean),
+                f"{signed(found.low)} to {signed(found.high)}",
+                number(found.p_holm, 3),
+                f"{signed(100 * found.mean / base, 1)} %" if base else "",
+                f"{found.seeds_ahead} of {len(found.by_seed)}",
+            ]
+        by_seed = variant.differences[MAIN].by_seed
+        rows.append([*row, ", ".join(signed(value) for value in by_seed.values())])
+    return rows
 
 
 def _mean(variant: Compared, metric: str) -> str:
@@ -190,7 +204,7 @@ def figures(page: Comparison) -> dict:
     drawn = {}
     for rule, compared in page.compared.items():
         stem = rule.replace(" ", "_")
-        lines = {name: of["ndcg@10"] for name, of in page.baselines.get(rule, {}).items()}
+        lines = {name: of[MAIN] for name, of in page.baselines.get(rule, {}).items()}
         drawn[f"ndcg10_{stem}"] = seeds_plot(compared, lines=lines)
         drawn[f"prefix_recall_{stem}"] = prefix_survival_plot(
             compared, beams=page.num_beams, reference=page.reference

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,19 @@ def test_baselines_are_ranked_once_and_are_those_of_a_run_of_its_own(study, monk
     with pytest.raises(AssertionError, match="ranked again"):
         baselines_of(job, run.splits, other, True)
     assert capsys.readouterr().out.count("item_knn_tuned") == 4
+
+
+def test_variants_and_baselines_are_best_first(study, capsys):
+    found = compared(study)
+    blocks = capsys.readouterr().out.split("\n\n")
+    for rule in RULES:
+        (block,) = (block for block in blocks if block.startswith(f"test split, {rule}\n"))
+        names = [re.split(r"\s{2,}", line)[0] for line in block.splitlines()[3:]]
+        of = {name: baseline["ndcg@10"] for name, baseline in found["baselines"][rule].items()}
+        for label, variant in found["compared"][rule].items():
+            of[label] = np.mean(list(variant["by_seed"]["ndcg@10"].values()))
+        assert set(names) == set(of) > {"ce", "B", "markov"}
+        assert [of[name] for name in names] == sorted(of.values(), reverse=True)
 
 
 def test_what_is_missing_and_how_it_was_made_stand_beneath_the_table(study, capsys):

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from gr.data.buckets import assign_buckets, batch_rows, cut_batches, longest_first, require_positive
+from gr.data.epoch_order import EpochOrder
 from gr.data.examples import Batch
-from gr.data.jitter import Jitter
 from gr.data.sequences import DataError
 
 
@@ -42,7 +42,7 @@ class BatchPlan:
     num_epochs: int | None
     process_index: int
     process_count: int
-    jitter: Jitter | None = None  # None: the order of interactions stays as it is.
+    epoch_order: EpochOrder | None = None  # None: the order of interactions stays as it is.
 
     def __post_init__(self):
         if self.seed < 0:
@@ -95,7 +95,7 @@ class BatchPlan:
         shuffled = rng.permutation(len(self._bucket_of))
         order = shuffled[longest_first(self._bucket_of[shuffled])]
         batch_order = rng.permutation(self.batches_per_epoch)
-        if self.jitter is None:
+        if self.epoch_order is None:
             return order, batch_order, self.examples
-        items = self.examples.items[self.jitter.order(rng)]
+        items = self.examples.items[self.epoch_order.draw(rng)]
         return order, batch_order, dataclasses.replace(self.examples, items=items)

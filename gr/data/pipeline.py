@@ -27,8 +27,8 @@ from gr.data.buckets import (
     require_positive,
     resolve_buckets,
 )
+from gr.data.epoch_order import make_epoch_order
 from gr.data.examples import Batch, Histories, histories, target_examples, window_examples
-from gr.data.jitter import make_jitter
 from gr.data.sequences import DataError, Sequences, Targets
 
 if TYPE_CHECKING:  # Importing Grain takes a second, so evaluation avoids it.
@@ -57,6 +57,7 @@ def train_batches_by_target(
     seed: int,
     time_jitter: float | None = None,
     place_jitter: float = 0.0,
+    reversed_share: float = 0.0,
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -79,12 +80,13 @@ def train_batches_by_target(
             0 only shuffles those of equal time, None keeps the order.
         place_jitter: the same by place, for data without times: a random delay of up to so many places; 0 keeps the
             order.
+        reversed_share: share of the users whose training interactions an epoch reads backwards; others in each epoch.
         num_epochs: None is endless.
         process_index: which contiguous part of each batch's rows this process gets, filled up with filler if need be.
         process_count: number of such parts.
 
     Raises:
-        DataError: no targets, a target without history, bad buckets, or sizes that do not match.
+        DataError: no targets, a target without history, bad buckets, or sizes or shares that do not fit.
     """
     examples = target_examples(sequences, targets, max_history)
     require_positive(batch_size=batch_size, process_count=process_count)
@@ -97,7 +99,13 @@ def train_batches_by_target(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        jitter=make_jitter(sequences, targets, seconds=time_jitter, places=place_jitter),
+        epoch_order=make_epoch_order(
+            sequences,
+            targets,
+            seconds=time_jitter,
+            places=place_jitter,
+            reversed_share=reversed_share,
+        ),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 
@@ -112,6 +120,7 @@ def train_batches_by_user(
     seed: int,
     time_jitter: float | None = None,
     place_jitter: float = 0.0,
+    reversed_share: float = 0.0,
     stride: int | None = None,
     rows_multiple_of: int = 1,
     num_epochs: int | None = None,
@@ -144,6 +153,8 @@ def train_batches_by_user(
             delay of up to so many seconds; 0 shuffles those of one time, None keeps the order.
         place_jitter: the same by place, for data without times: a random delay of up to so many
             places; 0 keeps the order.
+        reversed_share: share of the users whose training interactions an epoch reads backwards;
+            others in each epoch.
         stride: 1 gives every target its full history and costs a window for each target beyond
             `max_history`; `max_history` makes the fewest windows. By default
             `max_history + 1 - max(1, max_history // 2)`: at least half of the history.
@@ -153,7 +164,7 @@ def train_batches_by_user(
         process_count: into how many parts they are split.
 
     Raises:
-        DataError: no targets, a target twice or without history, bad buckets, or bad sizes.
+        DataError: no targets, a target twice or without history, bad buckets, sizes or shares.
     """
     require_positive(max_history=max_history, items_per_batch=items_per_batch)
     require_positive(process_count=process_count, rows_multiple_of=rows_multiple_of)
@@ -174,7 +185,13 @@ def train_batches_by_user(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        jitter=make_jitter(sequences, targets, seconds=time_jitter, places=place_jitter),
+        epoch_order=make_epoch_order(
+            sequences,
+            targets,
+            seconds=time_jitter,
+            places=place_jitter,
+            reversed_share=reversed_share,
+        ),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 

@@ -229,6 +229,7 @@ def make_train_batches(
         "seed": experiment.seed,
         "time_jitter": experiment.data.time_jitter,
         "place_jitter": experiment.data.place_jitter,
+        "reversed_share": experiment.data.reversed_share,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }

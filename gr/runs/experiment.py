@@ -71,6 +71,8 @@ class DataConfig:
         time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
             this. 0 only shuffles interactions of equal time; None keeps the order.
         place_jitter: the same by place, for data without times: a random delay of up to so many places, 0 or more.
+        reversed_share: share of the users whose training interactions an epoch reads backwards, in [0, 1]; others in
+            each epoch. Of supervised training alone.
         num_buckets: number of padded history lengths, 1 or more; each is compiled once.
     """
 
@@ -87,6 +89,7 @@ class DataConfig:
     max_history: Count = 20
     time_jitter: NotNegative | None = None
     place_jitter: NotNegative = 0.0
+    reversed_share: Share = 0.0
     num_buckets: Count = 5
 
 

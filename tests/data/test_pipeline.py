@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr.data import NO_ITEM, DataError, Sequences, Targets, leave_one_out
-from gr.data.jitter import make_jitter
+from gr.data.epoch_order import make_epoch_order
 from gr.data.pipeline import (
     bucket_lengths,
     evaluation_batches,
@@ -549,7 +549,7 @@ def test_bad_lengths_are_refused():
         bucket_lengths(np.array([3]), 5, 0)
 
 
-def orders_of_an_epoch(jitter, places=0.0):
+def orders_of_an_epoch(jitter, places=0.0, backwards=0.0):
     # One user; the last two of the three interactions at time 3 are held out.
     sequences = Sequences(
         items=np.arange(7, dtype=np.int32),
@@ -560,7 +560,7 @@ def orders_of_an_epoch(jitter, places=0.0):
     )
     targets = Targets(users=np.zeros(4, np.int32), positions=np.array([1, 2, 3, 4]))
     shared = {"max_history": 6, "buckets": 1, "seed": 0, "time_jitter": jitter}
-    shared |= {"place_jitter": places}
+    shared |= {"place_jitter": places, "reversed_share": backwards}
     by_user = train_batches_by_user(sequences, targets, items_per_batch=7, **shared)
     by_target = train_batches_by_target(sequences, targets, batch_size=4, **shared)
     orders = {tuple(by_user.plan[epoch]["items"][0, :5].tolist()) for epoch in range(200)}
@@ -599,6 +599,33 @@ def test_jitter_by_place_mixes_neighbours_within_its_places_whatever_their_times
     assert any(order.index(2) < order.index(0) for order in orders_of_an_epoch(None, 2.5))
 
 
+def test_backwards_an_epoch_reads_what_is_trained_on_and_nothing_that_is_held_out():
+    assert orders_of_an_epoch(None, backwards=1.0) == {(4, 3, 2, 1, 0)}
+    assert orders_of_an_epoch(None, backwards=0.5) == {(0, 1, 2, 3, 4), (4, 3, 2, 1, 0)}
+    ties = {(4, 3, *first) for first in itertools.permutations(range(3))}
+    assert orders_of_an_epoch(0.0, backwards=1.0) == ties
+
+
+def test_other_users_are_read_backwards_in_each_epoch():
+    users = 2_000
+    sequences = Sequences(
+        items=np.arange(3 * users, dtype=np.int32),
+        offsets=3 * np.arange(users + 1),
+        user_ids=np.arange(users).astype(str),
+        item_ids=np.arange(3 * users).astype(str),
+    )
+    last = Targets(np.arange(users, dtype=np.int32), 3 * np.arange(users) + 2)
+    order = make_epoch_order(sequences, last, reversed_share=0.3)
+    epochs = [order.draw(np.random.default_rng(seed)).reshape(users, 3) for seed in (0, 1)]
+    forwards = np.arange(3 * users).reshape(users, 3)
+    for epoch in epochs:
+        backwards = epoch[:, 0] > epoch[:, 2]
+        np.testing.assert_array_equal(epoch[backwards], forwards[backwards, ::-1])
+        np.testing.assert_array_equal(epoch[~backwards], forwards[~backwards])
+        assert 0.25 < backwards.mean() < 0.35
+    assert (epochs[0] != epochs[1]).any()
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0.1, 9), st.integers(0, 99))
 def test_jitter_by_place_is_a_sort_of_delayed_places(lengths, places, seed):
@@ -611,7 +638,8 @@ def test_jitter_by_place_is_a_sort_of_delayed_places(lengths, places, seed):
     # The last target of a user with three interactions or more is the third from the end.
     users = [user for user, length in enumerate(lengths) if length >= 3]
     last = sequences.offsets[1:][users] - 3
-    jitter = make_jitter(sequences, Targets(np.array(users, np.int32), last), places=places)
+    targets = Targets(np.array(users, np.int32), last)
+    order = make_epoch_order(sequences, targets, places=places)
     noise = np.random.default_rng(seed).random(sum(lengths))
     expected = []
     for user, length in enumerate(lengths):
@@ -619,10 +647,10 @@ def test_jitter_by_place_is_a_sort_of_delayed_places(lengths, places, seed):
         cut = start + (length - 2 if length >= 3 else 0)
         for part in (range(start, cut), range(cut, start + length)):
             expected += sorted(part, key=lambda place: place + places * noise[place])
-    assert jitter.order(np.random.default_rng(seed)).tolist() == expected
+    assert order.draw(np.random.default_rng(seed)).tolist() == expected
 
 
-def test_jitter_needs_times_and_no_negative_seconds():
+def test_an_order_needs_times_and_numbers_in_range():
     sequences = Sequences(
         items=np.arange(3, dtype=np.int32),
         offsets=np.array([0, 3]),
@@ -644,7 +672,8 @@ def test_jitter_needs_times_and_no_negative_seconds():
         ({"places": -1.0}, "place_jitter=-1.0 must not be negative"),
         ({"seconds": -2.0}, "time_jitter=-2.0 must not be negative"),
         ({"seconds": 0.0, "places": 1.0}, "time_jitter=0.0 and place_jitter=1.0: use one of them"),
+        ({"reversed_share": 1.5}, r"reversed_share=1.5 must lie in \[0, 1\]"),
     ):
         with pytest.raises(DataError, match=told):
-            make_jitter(sequences, targets, **arguments)
-    assert make_jitter(sequences, targets) is None
+            make_epoch_order(sequences, targets, **arguments)
+    assert make_epoch_order(sequences, targets) is None

@@ -300,6 +300,7 @@ def test_a_number_out_of_range_is_refused(config, field):
 CAN_BE_0 = {
     *("seed", "semantic_ids.seed", "semantic_ids.min_perplexity", "loss.eta"),
     *("encoder_decoder.dropout", "decoder_only.dropout", "value.dropout", "data.place_jitter"),
+    "data.reversed_share",
     *("item_decoder.dropout", "item_decoder.item_dropout", "item_decoder.node_depth"),
     *("decoder_only.num_kv_heads", "decoder_only.head_dim"),
     *("encoder_decoder.node_depth", "decoder_only.node_depth", "item_decoder.start_scale"),

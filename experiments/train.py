@@ -27,9 +27,13 @@ def main(argv: Sequence[str]) -> None:
     workdir = _WORKDIR.value
     run = train(supervised(_CONFIG.value), workdir)
     result, monitor = run.result, run.config.training.monitor
+    told = result.reason
+    if result.best_step is not None:
+        told += (
+            f"; best {monitor} {result.best_value:.4f} on validation at step {result.best_step:,}"
+        )
     print(
-        f"{result.reason}; best {monitor} {result.best_value:.4f} on validation at step {result.best_step:,}\n"
-        f"wrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
+        f"{told}\nwrote {workdir}; next: python -m experiments.evaluate --workdir={workdir} --split=test"
     )
 
 

@@ -52,6 +52,7 @@ from gr.data.sequences import NO_ITEM, DataError, Sequences, Splits, Targets
 from gr.data.splits import (
     by_time,
     cold_start,
+    learn_from,
     leave_one_out,
     time_quantiles,
     training_interactions,
@@ -83,6 +84,7 @@ __all__ = [
     "histories",
     "id_names",
     "item_texts",
+    "learn_from",
     "leave_one_out",
     "load_sequences",
     "load_tokenizer",

@@ -181,6 +181,37 @@ def _targets(users: np.ndarray, chosen: np.ndarray) -> Targets:
     return Targets(users=users[positions], positions=positions)
 
 
+def learn_from(splits: Splits, what: str) -> Splits:
+    """The splits with held-out targets moved to training, as for a model that is used once all is chosen.
+
+    Args:
+        splits: as for choosing: with validation and test targets.
+        what: "train" (nothing is moved), "validation" (its targets are trained on too; the test stays), or "all".
+
+    Raises:
+        DataError: for another word, or items that training must not see.
+    """
+    if what == "train":
+        return splits
+    if what not in ("validation", "all"):
+        raise DataError(f"learn_from={what!r} is unknown: use train, validation or all")
+    if splits.cold is not None:
+        raise DataError(
+            f"learn_from={what!r}: a cold-start split keeps its items out of training; use another split"
+        )
+    moved = [splits.train, splits.validation, *([splits.test] if what == "all" else [])]
+    users = np.concatenate([targets.users for targets in moved])
+    positions = np.concatenate([targets.positions for targets in moved])
+    order = np.argsort(positions, kind="stable")  # As every split has them.
+    nothing = Targets(users=users[:0], positions=positions[:0])
+    return dataclasses.replace(
+        splits,
+        train=Targets(users=users[order], positions=positions[order]),
+        validation=nothing,
+        test=nothing if what == "all" else splits.test,
+    )
+
+
 def training_interactions(splits: Splits) -> np.ndarray:
     """Which interactions may be learnt from, bool `[E]`: each user's up to their last training target.
 

@@ -8,8 +8,8 @@
     lists = gr.runs.load_rankings("lists")
 
 An `Experiment` holds every setting of a run. `reinforce` continues a trained run as a `Reinforcement` says, `load_run`
-reads a workdir, `add_items` gives it new items, and `compare` runs a `Study` of several experiments, and
-`evaluate_candidates` puts other people's lists into the same table.
+reads a workdir, `refit` trains it anew on what was held out, `add_items` gives it new items, `compare` runs a `Study`
+of several experiments, and `evaluate_candidates` puts other people's lists into the same table.
 """
 
 from gr.data.ranked_lists import RankedLists
@@ -45,6 +45,7 @@ from gr.runs.experiment import (
 from gr.runs.new_items import AddedItems, add_items
 from gr.runs.recommend import Recommendation, history_rows, recommend
 from gr.runs.recommend_all import recommend_all
+from gr.runs.refit import refit
 from gr.runs.reinforce import reinforce
 from gr.runs.run import Run, load_run
 from gr.runs.serving import export_recommender
@@ -88,6 +89,7 @@ __all__ = [
     "load_run",
     "recommend",
     "recommend_all",
+    "refit",
     "reinforce",
     "table_experiment",
     "train",

@@ -10,12 +10,14 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gr.data import Histories, Splits, Targets
 from gr.data.files import read_arrays, read_json, write_arrays, write_json
 from gr.evaluation import (
+    EvaluationError,
     Ranker,
     Rankings,
     fit_ease,
@@ -45,6 +47,7 @@ GRIDS = {
     "slist": SLIST_GRID,
 }
 SETTINGS_FILE = "baseline_settings.json"  # Beside the rankings.
+_RULES = {"seen items removed": True, "all items allowed": False}
 _FORM = 1  # Of both files; raised where the same settings give other rankings than before.
 
 Settings = dict[str, dict[str, float | None]]  # Tuned baseline -> argument -> value.
@@ -68,8 +71,16 @@ def tune_baselines(
     """The settings with the best NDCG@10 on validation, under each rule: seen items removed (True) or allowed.
 
     EASE and SLIST are left out if there are more than `linear_up_to` items.
+
+    Raises:
+        EvaluationError: if there are no validation targets.
     """
     validation = splits.validation
+    if not len(validation):
+        raise EvaluationError(
+            "there are no validation targets to tune baselines by: keep a share for validation; a run of "
+            f"`refit(..., keep_test=True)` has their settings in its folder, in baselines/{SETTINGS_FILE}"
+        )
     past, wanted = (
         whole_histories(splits, validation),
         splits.sequences.items[validation.positions],
@@ -86,9 +97,35 @@ def tune_baselines(
 
 
 def kept_settings(
-    path: str, splits: Splits, *, linear_up_to: int = MAX_ITEMS
+    path: str | os.PathLike[str], splits: Splits, *, linear_up_to: int = MAX_ITEMS
 ) -> dict[bool, Settings]:
     """`tune_baselines` for both rules, read from a JSON file if data and grids were the same, else written there."""
+    made_of = _made_of(splits, linear_up_to)
+    try:
+        found = read_json(path)
+        if found["made_of"] == made_of:
+            return {rule: found["settings"][name] for name, rule in _RULES.items()}
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # Missing, broken or old: it is made again.
+    tuned = tune_baselines(splits, list(_RULES.values()), linear_up_to=linear_up_to)
+    keep_settings(path, splits, tuned, linear_up_to=linear_up_to)
+    return tuned
+
+
+def keep_settings(
+    path: str | os.PathLike[str],
+    splits: Splits,
+    settings: Mapping[bool, Settings],
+    *,
+    linear_up_to: int = MAX_ITEMS,
+) -> None:
+    """Writes settings under both rules as those for these data, for `kept_settings`."""
+    by_name = {name: settings[rule] for name, rule in _RULES.items()}
+    write_json(path, {"made_of": _made_of(splits, linear_up_to), "settings": by_name})
+
+
+def _made_of(splits: Splits, linear_up_to: int) -> dict[str, Any]:
+    """Data and grids, as JSON has them."""
     sequences, checksum = splits.sequences, hashlib.sha256()
     for array in (
         *(sequences.items, sequences.offsets),
@@ -98,19 +135,7 @@ def kept_settings(
     starts = [dataclasses.asdict(start) for start in MEMORY_STARTS]
     linear = sequences.num_items <= linear_up_to
     made_of = {"form": _FORM, "data": checksum.hexdigest(), "linear": linear}
-    # As JSON has it.
-    made_of = json.loads(json.dumps(made_of | {"grids": GRIDS, "starts": starts}))
-    rules = {"seen items removed": True, "all items allowed": False}
-    try:
-        found = read_json(path)
-        if found["made_of"] == made_of:
-            return {rule: found["settings"][name] for name, rule in rules.items()}
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # Missing, broken or old: it is made again.
-    tuned = tune_baselines(splits, list(rules.values()), linear_up_to=linear_up_to)
-    settings = {name: tuned[rule] for name, rule in rules.items()}
-    write_json(path, {"made_of": made_of, "settings": settings})
-    return tuned
+    return json.loads(json.dumps(made_of | {"grids": GRIDS, "starts": starts}))
 
 
 def rank_baselines(
@@ -263,7 +288,7 @@ def _ranked(
     exclude: bool,
     depth: int,
 ) -> tuple[dict[str, Rankings], dict[str, float]]:
-    """The rankings of the targets by name, and each ranker's NDCG@10 on the watched validation targets."""
+    """The rankings of the targets by name, and each ranker's NDCG@10 on the watched validation targets, if any."""
     watched = splits.validation if watched is None else watched
     sid_of_item = sid_numbers(semantic_ids)
 
@@ -272,6 +297,8 @@ def _ranked(
         return rankings_of_baseline(ranker, past, wanted, sid_of_item, depth=depth, exclude=exclude)
 
     rankings = {name: ranked(ranker, targets, depth) for name, ranker in rankers.items()}
+    if not len(watched):
+        return rankings, {}
     validation = {
         name: float(ndcg(ranked(ranker, watched, 10).sid_ranks, 10).mean())
         for name, ranker in rankers.items()

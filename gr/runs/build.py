@@ -256,9 +256,14 @@ def make_state(
 
 
 def total_steps(training: TrainingConfig, batches: TrainBatches) -> int:
-    """Train steps of all epochs, or as many as the settings allow."""
+    """Train steps of all epochs, or as many as the settings allow: those of the learning rate's schedule."""
     steps = batches.batches_per_epoch * training.num_epochs
     return min(steps, training.max_steps or steps)
+
+
+def last_step(training: TrainingConfig, batches: TrainBatches) -> int:
+    """The train step with which training ends."""
+    return max(1, round(training.end_share * total_steps(training, batches)))
 
 
 def make_optimisation(

@@ -15,16 +15,18 @@ from etils.epath import Path
 
 from gr.data import (
     DataError,
+    Sequences,
     Splits,
     by_time,
     cold_start,
+    learn_from,
     leave_one_out,
     load_sequences,
     time_quantiles,
 )
 from gr.data.files import as_path, existing_file, is_remote, write_atomically
 from gr.data.rows import read_header
-from gr.runs.experiment import Experiment
+from gr.runs.experiment import DataConfig, Experiment
 from gr.semantic_ids import FittedIds, fit_semantic_ids
 
 ENVIRONMENT_VARIABLE = "GR_DATA"
@@ -54,6 +56,10 @@ def load_data(experiment: Experiment, workdir: str | os.PathLike[str]) -> Splits
     sequences = load_sequences(data.format, path, **options)
     if sequences.skipped_rows:
         print(f"skipped {sequences.skipped_rows:,} bad rows of {path}")
+    return learn_from(_split(sequences, data), data.learn_from)
+
+
+def _split(sequences: Sequences, data: DataConfig) -> Splits:
     if data.split == "leave_one_out":
         return leave_one_out(sequences)
     if data.split == "cold_start":

@@ -25,6 +25,7 @@ from gr.fields import (
     Positive,
     Seed,
     Share,
+    ShareAboveZero,
     ShareBelowOne,
     ShareWithin,
     check_value,
@@ -67,6 +68,7 @@ class DataConfig:
         cold_share: share of the items that training never sees, for "cold_start"; above 0 and below 1.
         cold_by: how these are chosen: at random ("seed"), or the items that came last ("time").
         cold_seed: of the random choice; it stays the same for all seeds of a study.
+        learn_from: what is trained on: "train", with "validation" too, or "all" interactions; see `gr.runs.refit`.
         max_history: maximum number of history items that a model sees, the latest ones; 1 or more.
         time_jitter: seconds, 0 or more: each epoch sorts training interactions by time plus a random delay of up to
             this. 0 only shuffles interactions of equal time; None keeps the order.
@@ -86,6 +88,7 @@ class DataConfig:
     cold_share: ShareWithin = 0.1
     cold_by: Annotated[str, OneOf(("seed", "time"))] = "seed"
     cold_seed: Seed = 0
+    learn_from: Annotated[str, OneOf(("train", "validation", "all"))] = "train"
     max_history: Count = 20
     time_jitter: NotNegative | None = None
     place_jitter: NotNegative = 0.0
@@ -299,6 +302,7 @@ class TrainingConfig(LoopConfig):
         num_epochs: passes over the training targets; 1 or more.
         max_steps: batches after which training ends, if its epochs have not; 0: no limit. The learning rate has decayed
             by then.
+        end_share: share of all these steps after which training ends; the learning rate's schedule stays that of all.
         accumulation_steps: batches of one optimiser update; 1 or more.
         eval_every_epochs: epochs between evaluations on validation, above 0.
         checkpoint_every_epochs: epochs between checkpoints, above 0.
@@ -313,6 +317,7 @@ class TrainingConfig(LoopConfig):
     items_per_batch: Count = 512
     num_epochs: Count = 30
     max_steps: Natural = 0
+    end_share: ShareAboveZero = 1.0
     accumulation_steps: Count = 1
     eval_every_epochs: Positive = 1.0
     checkpoint_every_epochs: Positive = 1.0

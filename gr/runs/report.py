@@ -170,7 +170,9 @@ def write_run_report(
 
 
 def best_on_validation(baselines: Mapping) -> dict[str, float]:
-    """The best baseline of `validation_baselines`, labelled, with its NDCG@10."""
+    """The best baseline of `validation_baselines`, labelled, with its NDCG@10; {} without validation targets."""
+    if not baselines["ndcg@10"]:
+        return {}
     name, value = max(baselines["ndcg@10"].items(), key=lambda item: item[1])
     return {f"{name} (validation, {baselines['rule']})": value}
 

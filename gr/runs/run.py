@@ -41,11 +41,17 @@ class Run:
         """The targets of a split.
 
         Raises:
-            EvaluationError: for a split that is not one of `SPLITS`.
+            EvaluationError: for a split that is not one of `SPLITS`, or of which the run has learnt.
         """
         if split not in SPLITS:
             raise EvaluationError(f"split={split!r}: use one of {', '.join(SPLITS)}")
-        return getattr(self.splits, split)
+        targets = getattr(self.splits, split)
+        if not len(targets) and self.config.data.learn_from != "train":
+            raise EvaluationError(
+                f"{self.workdir} has learnt from the {split} targets (data.learn_from="
+                f"{self.config.data.learn_from!r}), so that it cannot be evaluated on them"
+            )
+        return targets
 
     @functools.cached_property
     def mixture(self) -> "Mixture | None":

@@ -97,6 +97,10 @@ def _train(config: Experiment, workdir: str) -> Run:
         f"{sequences.num_users:,} users, {sequences.num_items:,} items, {len(sequences.items):,} interactions; "
         f"targets: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"
     )
+    if not len(splits.validation):
+        print(
+            "note: there are no validation targets, so that no evaluation chooses a step: the last model counts"
+        )
     if goes_on:
         check_data(workdir, splits, resume=True)
         semantic_ids = load_semantic_ids(workdir, splits)
@@ -120,7 +124,7 @@ def _train(config: Experiment, workdir: str) -> Run:
     # Model, optimiser, step.
     batches = build.make_train_batches(config, splits, mesh)
     steps_per_epoch = batches.batches_per_epoch
-    total_steps = build.total_steps(training, batches)
+    last_step = build.last_step(training, batches)
     model = build.make_model(config, semantic_ids, splits.cold)
     if training.init_from and not goes_on:
         before = saved_experiment(training.init_from).training.param_dtype
@@ -130,7 +134,7 @@ def _train(config: Experiment, workdir: str) -> Run:
         model = as_in_first(from_vectors(config, model, splits, semantic_ids, known))
         model = build.with_param_dtype(model, training.param_dtype)
     print(
-        f"{config.backbone}: {build.num_parameters(model):,} parameters; {total_steps:,} steps of "
+        f"{config.backbone}: {build.num_parameters(model):,} parameters; {last_step:,} steps of "
         f"{batches.targets_per_batch:.0f} targets, {steps_per_epoch} an epoch"
     )
     optimizer, train_step = build.make_optimisation(config, semantic_ids, known, batches, mesh)
@@ -143,7 +147,7 @@ def _train(config: Experiment, workdir: str) -> Run:
             state,
             train_step,
             batches,
-            total_steps=total_steps,
+            total_steps=last_step,
             log_every=training.log_every,
             eval_every=max(1, round(training.eval_every_epochs * steps_per_epoch)),
             checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps_per_epoch)),
@@ -170,13 +174,15 @@ def _new_semantic_ids(config: Experiment, splits: Splits, workdir: str) -> Seman
 
 def validation(
     config: Experiment, catalogue: Catalogue, splits: Splits, num_users: int
-) -> Callable[[nnx.Module], dict[str, float]]:
-    """Ranking metrics and loss of a backbone on evenly spaced validation users; 0: all.
+) -> Callable[[nnx.Module], dict[str, float]] | None:
+    """Ranking metrics and loss of a backbone on evenly spaced validation users, 0: all; None if there are none.
 
     Raises:
         EvaluationError: if no target can be hit, because all are in the histories and seen items are removed.
     """
     targets = build.spread_targets(build.validation_targets(splits), num_users)
+    if not len(targets):
+        return None
     wanted = splits.sequences.items[targets.positions]
     seen = int(Histories.of(splits.sequences, targets).hold(wanted).sum())
     if config.decoding.exclude_seen and seen:

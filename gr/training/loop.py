@@ -83,7 +83,7 @@ def fit(
         log_every: train steps per interval of logging.
         eval_every: train steps between evaluations; there is always one at the end.
         checkpoint_every: train steps between checkpoints; there is always one at the end and at a new best.
-        evaluate: the model -> validation metrics.
+        evaluate: the model -> validation metrics; None: nothing says which model is best, so the last one counts.
         monitor: the validation metric that decides which model is best.
         mode: "max" or "min": which values are better.
         patience: evaluations in a row without a new best after which the run ends; None for never.
@@ -191,7 +191,7 @@ def fit(
                 state,
                 iterator_state=batches.get_state(),
                 loop=dataclasses.asdict(done),
-                best_step=done.best_step,
+                best_step=step if evaluate is None else done.best_step,
             )
         saved_step = step
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from gr.data import (
     Splits,
     Targets,
     by_time,
+    learn_from,
     leave_one_out,
     time_quantiles,
     training_interactions,
@@ -30,6 +33,33 @@ def make(histories, times=None):
 
 def pairs(targets):
     return list(zip(targets.users.tolist(), targets.positions.tolist(), strict=True))
+
+
+def test_held_out_targets_can_be_learnt_from():
+    splits = leave_one_out(make(["abcde", "ab", "a", "abc"]))
+    assert learn_from(splits, "train") is splits
+    more = learn_from(splits, "validation")
+    assert pairs(more.train) == [(0, 1), (0, 2), (0, 3), (3, 9)]
+    assert not len(more.validation) and pairs(more.test) == pairs(splits.test)
+    every = learn_from(splits, "all")
+    assert pairs(every.train) == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 6), (3, 9), (3, 10)]
+    assert not len(every.validation) and not len(every.test)
+    for targets in (more.train, more.validation, every.train, every.test):
+        assert (targets.users.dtype, targets.positions.dtype) == (np.int32, np.int64)
+    assert training_interactions(more).tolist() == [
+        *[True] * 4,
+        False,
+        *[False] * 3,
+        True,
+        True,
+        False,
+    ]
+    assert training_interactions(every).tolist() == [*[True] * 7, False, True, True, True]
+    with pytest.raises(DataError, match="learn_from='tests' is unknown"):
+        learn_from(splits, "tests")
+    cold = dataclasses.replace(splits, cold=np.zeros(11, bool))
+    with pytest.raises(DataError, match="cold-start"):
+        learn_from(cold, "all")
 
 
 def test_leave_one_out_by_hand():

@@ -1,0 +1,88 @@
+"""A run trained anew on what was held out, with all that its validation chose: the one to recommend with."""
+
+from etils.epath import Path
+
+from gr.data import learn_from
+from gr.data.files import as_path, write_atomically
+from gr.runs import build
+from gr.runs.baselines import SETTINGS_FILE, keep_settings, kept_settings
+from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment
+from gr.runs.mixture import mixture_of
+from gr.runs.run import Run
+from gr.runs.train import train
+from gr.runs.workdir import ADDED_ITEMS_FILE
+
+
+def refit(run: Run, workdir: str, *, keep_test: bool = False) -> Run:
+    """Trains a run's experiment on all interactions; the same call resumes a stopped one.
+
+    A run learns nothing from its validation and test targets, which are the newest interactions of each user. Once it
+    has told how good its recommendations are, they are what is missing. A refit chooses nothing: the number of epochs,
+    the memory's settings and its weight are those that validation chose in the run, and its `config.json` names them.
+    Nothing is left to evaluate it on, but with `keep_test` the test.
+
+    Args:
+        run: a trained supervised run.
+        workdir: folder of the new run.
+        keep_test: whether test targets stay held out, to be evaluated; its baselines then learn from validation
+            targets too, with the settings that were tuned in the run.
+
+    Returns:
+        The new run.
+
+    Raises:
+        ConfigError: for a run of reinforcement learning, or a memory weighted by a gate.
+        DataError: for a cold-start split, which keeps items out of training.
+        GrError: other errors of `train` and `mixture_of`.
+    """
+    config = refit_experiment(run, keep_test=keep_test)
+    before, here = as_path(run.workdir), as_path(workdir)
+    _copy(before / "data", here / "data")  # A frame, or what was fetched.
+    added = before / ADDED_ITEMS_FILE
+    if added.exists():
+        print(f"note: items of {added} are not among the data: add them to the new run again")
+    new = train(config, workdir)
+    if keep_test:  # No validation is left to tune baselines by.
+        settings = kept_settings(before / "baselines" / SETTINGS_FILE, run.splits)
+        keep_settings(here / "baselines" / SETTINGS_FILE, new.splits, settings)
+    return new
+
+
+def refit_experiment(run: Run, *, keep_test: bool = False) -> Experiment:
+    """The experiment that `refit` trains."""
+    config, training = run.config, run.config.training
+    if isinstance(config, ReinforcedExperiment):
+        raise ConfigError(
+            f"{run.workdir} is a run of reinforcement learning, which cannot be refitted: refit the run it started from"
+        )
+    what = "validation" if keep_test else "all"
+    before = build.make_train_batches(config, run.splits)
+    after = build.make_train_batches(config, learn_from(run.splits, what))
+    growth = after.batches_per_epoch / before.batches_per_epoch
+    changes = {
+        "data.learn_from": what,
+        "training.end_share": min(1.0, run.step / build.total_steps(training, before)),
+        "training.max_steps": round(training.max_steps * growth),  # As many epochs.
+        "training.init_from_other_data": bool(training.init_from),
+    }
+    mixture = mixture_of(run)
+    if mixture is not None:
+        if mixture.gate.input:
+            raise ConfigError(
+                "memory.weight='gate' is fitted on validation, which a refit has not: train with 'tuned' or a number"
+            )
+        changes["memory.weight"] = float(mixture.gate.weights[0])
+        if mixture.memory is not None and not config.memory.source:
+            settings = mixture.summary()["settings"]
+            changes |= {f"memory.settings.{name}": value for name, value in settings.items()}
+            changes["memory.tune"] = False
+    return config.override(changes)
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    """Copies a folder's files, if it exists, into another one."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir():
+            _copy(path, copy / path.name)
+        else:
+            write_atomically(copy / path.name, path.read_bytes())

@@ -10,12 +10,15 @@ evaluate it on. Called again, it resumes a stopped one.
     python -m experiments.evaluate --workdir=DIR_TEST --split=test
 
 tells what that brings: the test stays held out, and validation targets are learnt from, by model, memory and baselines.
+
+`--distributed` makes it one of several processes, as for `experiments.train`.
 """
 
 from collections.abc import Sequence
 
 from absl import flags
 
+from experiments import distributed
 from experiments.errors import one_line_errors, run_main
 from gr.runs.refit import refit
 from gr.runs.run import load_run
@@ -36,5 +39,6 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "Folder of the new run; resumes what it holds.")
     _KEEP_TEST = flags.DEFINE_bool("keep_test", False, "Keep the test targets held out.")
     _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data, if it was moved.")
+    distributed.define_flags()
     flags.mark_flags_as_required(["workdir", "output"])
     run_main(main)

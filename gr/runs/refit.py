@@ -11,6 +11,7 @@ from gr.runs.mixture import mixture_of
 from gr.runs.run import Run
 from gr.runs.train import train
 from gr.runs.workdir import ADDED_ITEMS_FILE
+from gr.training import first_then_others, is_first
 
 
 def refit(run: Run, workdir: str, *, keep_test: bool = False) -> Run:
@@ -37,12 +38,13 @@ def refit(run: Run, workdir: str, *, keep_test: bool = False) -> Run:
     """
     config = refit_experiment(run, keep_test=keep_test)
     before, here = as_path(run.workdir), as_path(workdir)
-    _copy(before / "data", here / "data")  # A frame, or what was fetched.
+    # A frame, or what was fetched.
+    first_then_others(lambda: _copy(before / "data", here / "data"), lambda: None)
     added = before / ADDED_ITEMS_FILE
     if added.exists():
         print(f"note: items of {added} are not among the data: add them to the new run again")
     new = train(config, workdir)
-    if keep_test:  # No validation is left to tune baselines by.
+    if keep_test and is_first():  # No validation is left to tune baselines by.
         settings = kept_settings(before / "baselines" / SETTINGS_FILE, run.splits)
         keep_settings(here / "baselines" / SETTINGS_FILE, new.splits, settings)
     return new

@@ -2,9 +2,10 @@ r"""A study on MovieLens-100K: the item-level model's heads, losses and prefix w
 
     python -m experiments.compare --config=configs/ml100k_item_study.py --workdir=runs/ml100k_item_study
 
-All variants are `configs/ml100k.py` without a memory: those of `configs/office_item_study.py`, with its beta and eta,
-since none are published for these data. No variant but `facets` has facets here. `:by_time` after the path tests on the
-last tenth of all ratings instead of each user's last one. Results of the latter are in docs/results.md.
+All variants are `configs/ml100k.py` without a memory and without reading backwards: those of
+`configs/office_item_study.py`, with its beta and eta, since none are published for these data. No variant but `facets`
+has facets here. `:by_time` after the path tests on the last tenth of all ratings instead of each user's last one.
+Results of the latter are in docs/results.md.
 """
 
 from ml_collections import ConfigDict

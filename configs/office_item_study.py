@@ -3,10 +3,10 @@ r"""A study on Amazon Office: the item-level model's heads, losses and prefix we
     python -m experiments.compare --config=configs/office_item_study.py --workdir=runs/office_item_study \
         --data_dir=FOLDER
 
-All variants are `configs/office.py` without its item tower and without a memory, so that what is compared is the model
-that spells out codes. The heads add one thing at a time: a softmax over the vocabulary, over the trie's children, with
-node embeddings, with facets. The losses and weights all have the last head; beta and eta of APAO are the published
-choices for Office and T5 (arXiv 2603.02730). Results are in docs/results.md.
+All variants are `configs/office.py` without its item tower, without a memory and without reading backwards, so that
+what is compared is the model that spells out codes. The heads add one thing at a time: a softmax over the vocabulary,
+over the trie's children, with node embeddings, with facets. The losses and weights all have the last head; beta and eta
+of APAO are the published choices for Office and T5 (arXiv 2603.02730). Results are in docs/results.md.
 """
 
 from ml_collections import ConfigDict
@@ -35,6 +35,7 @@ def item_study(name: str, base: ConfigDict, labels: dict[str, str] = LABELS) -> 
     """The variants of an item-level experiment, without its item tower and its memory."""
     base.item_decoder.item_share = 0.0
     base.memory.weight = None
+    base.data.reversed_share = 0.0
     base.loss.name = "apao_pointwise"
     c = base_study(name, base, labels, reference="pointwise", seeds=(0, 1, 2))
     v = c.variants

@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
     c.name = "Amazon Office"
     c.data.format = "inter_json"
     c.data.path = "amazon-office/Office.inter.json"
-    c.data.reversed_share = 0.3  # What came before an item tells nearly as much as what came after it.
+    c.data.reversed_share = (
+        0.3  # What came before an item tells nearly as much as what came after it.
+    )
     c.semantic_ids.path = "amazon-office/Office.index.rq-kmeans.json"
     return c
 

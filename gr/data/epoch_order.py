@@ -17,14 +17,12 @@ class EpochOrder:
     their order. By place, it mixes neighbours whenever they happened: in shops what was bought together, or in the same
     weeks, might have come in another order.
 
-    Backwards, a model also learns what came before an item, which tells nearly as much of what goes with it: the memory
-    counts both directions (`MemorySettings.back`). So each pair of items is seen twice as often.
+    Backwards, a model learns what came before an item, which also tells what goes with it: the memory, too, counts both
+    directions (`MemorySettings.back`). Where order matters little, this is worth having; see docs/results.md.
     """
 
     times: np.ndarray  # [E], ascending within a part.
-    parts: (
-        np.ndarray
-    )  # [E] int64, rising: 2 * user of training interactions, then 2 * user + 1 of those held out.
+    parts: np.ndarray  # [E] int64, rising: 2 * user where trained on, then 2 * user + 1.
     span: float  # Seconds, or places.
     reversed_share: float  # Of users, in [0, 1].
 

@@ -19,9 +19,8 @@ def get_config() -> ConfigDict:
     c.name = "Amazon Office"
     c.data.format = "inter_json"
     c.data.path = "amazon-office/Office.inter.json"
-    c.data.reversed_share = (
-        0.3  # What came before an item tells nearly as much as what came after it.
-    )
+    # What came before an item also tells what goes with it.
+    c.data.reversed_share = 0.3
     c.semantic_ids.path = "amazon-office/Office.index.rq-kmeans.json"
     return c
 

@@ -71,6 +71,7 @@ class ReportData:
     # one rule.
     metrics: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     main_row: str = ""  # The row of `metrics` that the verdict is about.
+    parts: Sequence[str] = ()  # Rows of what the main row is made of, which the verdict leaves out.
     rule: str = ""  # Of `metrics`, such as "seen items removed".
     hit_is_item: bool = False  # Whether a hit is the target itself; else its semantic ID.
     # Further rule -> row -> metrics: shown beneath, and never compared with the rows of `metrics`.
@@ -247,8 +248,8 @@ def _metric(data: ReportData, row: str, name: str = MAIN_METRIC) -> float | None
 
 
 def _baselines(data: ReportData) -> dict[str, float]:
-    """The baselines' main metric, best first."""
-    rows = [row for row in data.metrics if row != data.main_row]
+    """The main metric of the baselines, without parts of the main row, best first."""
+    rows = [row for row in data.metrics if row != data.main_row and row not in data.parts]
     values = {row: _metric(data, row) for row in rows}
     present = {row: value for row, value in values.items() if value is not None}
     return dict(sorted(present.items(), key=lambda item: -item[1]))

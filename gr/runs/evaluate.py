@@ -115,7 +115,8 @@ def evaluate(
             run, targets, {rule: found.items for rule, found in alone.items()}, depth
         )
         others[ALONE] = {VARIANTS[rule]: ranked for rule, ranked in of_alone.items()}
-        others |= _rankings_of_memories(run, targets, mixtures, depth)
+        of_memories = _rankings_of_memories(run, targets, mixtures, depth)
+        others |= of_memories
     metrics = _beside_baselines(
         run,
         split,
@@ -135,6 +136,7 @@ def evaluate(
         "loss": decoded[exclude].loss,
     }
     if mixture is not None:
+        metrics["parts"] = [ALONE, *of_memories]
         metrics["memory"] = mixture.summary()
         metrics["variants"][VARIANTS[not exclude]]["memory"] = mixtures[not exclude].summary()
     _print(run, metrics)

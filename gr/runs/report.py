@@ -139,6 +139,7 @@ def write_run_report(
         },
         metrics={name: metrics, **metrics["baselines"]},
         main_row=name,
+        parts=metrics.get("parts", ()),
         rule=metrics["rule"],
         variants={
             rule: {name: of_rule, **of_rule["baselines"]}

@@ -200,6 +200,15 @@ def test_rows_are_best_first_by_each_rule():
     assert re.findall(names, others)[:4] == ["item-kNN", "model", "item-kNN", "popularity"]
 
 
+def test_the_verdict_leaves_out_what_the_main_row_is_made_of():
+    rows = _data().metrics | {"model alone": _row(0.055)}
+    assert "the best baseline is model alone" in verdict(_data(metrics=rows))
+    told = verdict(_data(metrics=rows, parts=["model alone"]))
+    assert "above every baseline; the best baseline is item-kNN" in told
+    page = Page(render_report(_data(metrics=rows, parts=["model alone"]))).text
+    assert told in page and "model alone 0.0550" in page
+
+
 def test_rules_are_named_and_the_warning_stands_at_the_top(page):
     assert "NDCG@10 0.0600 [0.0500, 0.0700] (seen items removed), above every baseline" in page.text
     assert "Each column is one rule: compare rankers down a column." in page.text

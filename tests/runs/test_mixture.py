@@ -494,6 +494,7 @@ def test_an_evaluation_shows_the_model_alone_and_the_memory(make_run, capsys):
     assert metrics["memory"] == mixture_of(run).summary()
     assert metrics["memory"]["gate"] == {"weights": (0.7,), "edges": (), "input": ""}
     row = metrics["baselines"]["model alone"]
+    assert metrics["parts"] == ["model alone"] and "parts" not in alone
     for name in ("hit@10", "ndcg@10", "item_ndcg@10", "ndcg@20"):
         assert row[name] == alone[name] < metrics[name]
     assert metrics["differences"]["model alone"]["ndcg@10"][0] > 0

@@ -18,7 +18,7 @@ class EpochOrder:
     weeks, might have come in another order.
 
     Backwards, a model learns what came before an item, which also tells what goes with it: the memory, too, counts both
-    directions (`MemorySettings.back`). Where order matters little, this is worth having; see docs/results.md.
+    directions (`MemorySettings.back`). On some data this is worth having, on others not; see docs/results.md.
     """
 
     times: np.ndarray  # [E], ascending within a part.

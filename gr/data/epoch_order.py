@@ -40,9 +40,8 @@ class EpochOrder:
 def make_epoch_order(
     sequences: Sequences,
     targets: Targets,
-    *,
-    seconds: float | None = None,
-    places: float = 0.0,
+    time_jitter: float | None = None,
+    place_jitter: float = 0.0,
     reversed_share: float = 0.0,
 ) -> EpochOrder | None:
     """The order of the interactions up to each user's last target; None if every epoch keeps that of the data.
@@ -52,33 +51,34 @@ def make_epoch_order(
     Args:
         sequences: the data.
         targets: the training targets.
-        seconds: the longest delay; None: no jitter by time.
-        places: the longest delay by place; 0: no jitter by place.
+        time_jitter: the longest delay, in seconds; None: no jitter by time.
+        place_jitter: the longest delay, in places; 0: no jitter by place.
         reversed_share: share of the users whose interactions an epoch reads backwards, in [0, 1].
 
     Raises:
-        DataError: negative numbers, both delays, seconds for sequences without times, or no share.
+        DataError: negative numbers, both delays, one by time for sequences without times, or a share outside [0, 1].
     """
     if not 0 <= reversed_share <= 1:
         raise DataError(f"reversed_share={reversed_share} must lie in [0, 1]")
-    if places < 0 or (seconds is not None and seconds < 0):
-        name, value = ("place_jitter", places) if places < 0 else ("time_jitter", seconds)
-        raise DataError(f"{name}={value} must not be negative")
-    if seconds is not None and places > 0:
+    for name, value in (("place_jitter", place_jitter), ("time_jitter", time_jitter)):
+        if value is not None and value < 0:
+            raise DataError(f"{name}={value} must not be negative")
+    by_time = time_jitter is not None
+    if by_time and place_jitter > 0:
         raise DataError(
-            f"time_jitter={seconds} and place_jitter={places}: use one of them, None or 0 for the other"
+            f"time_jitter={time_jitter} and place_jitter={place_jitter}: use one of them, None or 0 for the other"
         )
-    if seconds is not None and sequences.times is None:
+    if by_time and sequences.times is None:
         raise DataError("time_jitter needs times, which these data do not have; set it to None")
-    if seconds is None and places == 0 and reversed_share == 0:
+    if not (by_time or place_jitter or reversed_share):
         return None
     users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
     last_target = np.full(sequences.num_users, -1, np.int64)
     np.maximum.at(last_target, targets.users, targets.positions)
     held_out = np.arange(len(users)) > last_target[users]
     return EpochOrder(
-        times=np.arange(len(users)) if seconds is None else sequences.times,
+        times=sequences.times if by_time else np.arange(len(users)),
         parts=2 * users + held_out,
-        span=places if seconds is None else seconds,
+        span=time_jitter if by_time else place_jitter,
         reversed_share=reversed_share,
     )

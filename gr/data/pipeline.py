@@ -99,13 +99,7 @@ def train_batches_by_target(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        epoch_order=make_epoch_order(
-            sequences,
-            targets,
-            seconds=time_jitter,
-            places=place_jitter,
-            reversed_share=reversed_share,
-        ),
+        epoch_order=make_epoch_order(sequences, targets, time_jitter, place_jitter, reversed_share),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 
@@ -185,13 +179,7 @@ def train_batches_by_user(
         num_epochs=num_epochs,
         process_index=process_index,
         process_count=process_count,
-        epoch_order=make_epoch_order(
-            sequences,
-            targets,
-            seconds=time_jitter,
-            places=place_jitter,
-            reversed_share=reversed_share,
-        ),
+        epoch_order=make_epoch_order(sequences, targets, time_jitter, place_jitter, reversed_share),
     )
     return TrainBatches(plan=plan, dataset=_grain_dataset(plan), targets_per_epoch=len(targets))
 

@@ -252,9 +252,7 @@ def _rankings_of_memories(
     for rule, mixture in mixtures.items():
         memory = mixture.memory
         more = [] if memory is None else [n for n in _MORE if getattr(memory.settings, n)]
-        if (
-            memory is not None and more
-        ):  # Tuned under this rule, so the other's may be of another kind.
+        if more:  # Tuned under this rule, so the other's may be of another kind.
             ranker = memory_ranker(run.splits, memory)
             found.setdefault(f"memory with {' and '.join(more)}", {})[VARIANTS[rule]] = (
                 rankings_of_baseline(ranker, past, wanted, sid_of_item, depth=depth, exclude=rule)

@@ -639,7 +639,7 @@ def test_jitter_by_place_is_a_sort_of_delayed_places(lengths, places, seed):
     users = [user for user, length in enumerate(lengths) if length >= 3]
     last = sequences.offsets[1:][users] - 3
     targets = Targets(np.array(users, np.int32), last)
-    order = make_epoch_order(sequences, targets, places=places)
+    order = make_epoch_order(sequences, targets, place_jitter=places)
     noise = np.random.default_rng(seed).random(sum(lengths))
     expected = []
     for user, length in enumerate(lengths):
@@ -669,9 +669,12 @@ def test_an_order_needs_times_and_numbers_in_range():
             time_jitter=0.0,
         )
     for arguments, told in (
-        ({"places": -1.0}, "place_jitter=-1.0 must not be negative"),
-        ({"seconds": -2.0}, "time_jitter=-2.0 must not be negative"),
-        ({"seconds": 0.0, "places": 1.0}, "time_jitter=0.0 and place_jitter=1.0: use one of them"),
+        ({"place_jitter": -1.0}, "place_jitter=-1.0 must not be negative"),
+        ({"time_jitter": -2.0}, "time_jitter=-2.0 must not be negative"),
+        (
+            {"time_jitter": 0.0, "place_jitter": 1.0},
+            "time_jitter=0.0 and place_jitter=1.0: use one of them",
+        ),
         ({"reversed_share": 1.5}, r"reversed_share=1.5 must lie in \[0, 1\]"),
     ):
         with pytest.raises(DataError, match=told):

@@ -102,24 +102,53 @@ def mixture_of(run: Run, exclude_seen: bool | None = None) -> Mixture | None:
             items, or your own function that is not found.
         GrError: other errors of fitting a memory.
     """
-    config = run.config.memory
-    if config.weight is None:
+    if run.config.memory.weight is None:
         return None
-    own_rule = run.config.decoding.exclude_seen
-    files = _FILES if exclude_seen in (None, own_rule) else _FILES_OF_OTHER_RULE
-    if files is not _FILES:
-        under_it = run.config.override({"decoding.exclude_seen": exclude_seen})
-        run = dataclasses.replace(run, config=under_it)
+    run, files = _under(run, exclude_seen)
     made_of = _made_of(run)
     kept = _read(run, made_of, files)
-    if kept is not None:
-        return kept
-    memory = None if _is_own(config) else _fit(run)
-    mixture = _weighted(run, _mixture(run, memory))
-    if memory is not None:
-        memory.save(as_path(run.workdir) / files[1])
-    write_json(as_path(run.workdir) / files[0], {"made_of": made_of, **mixture.summary()})
-    return mixture
+    return _fitted(run, files, made_of) if kept is None else kept
+
+
+def chosen_memory(run: Run, exclude_seen: bool | None = None) -> MemoryConfig:
+    """The fields of a run's memory with what validation chose under a rule as numbers, for a run without validation.
+
+    Raises:
+        ConfigError: for a gate, which is more than a number; errors of `mixture_of`.
+    """
+    config, mixture = run.config.memory, mixture_of(run, exclude_seen)
+    if mixture is None:
+        return config
+    if mixture.gate.input:
+        raise ConfigError(
+            "memory.weight='gate' is fitted on validation, which a refit has not: train with 'tuned' or a number"
+        )
+    config = dataclasses.replace(config, weight=float(mixture.gate.weights[0]))
+    if mixture.memory is None or config.source:
+        return config
+    return dataclasses.replace(config, tune=False, settings=mixture.memory.settings)
+
+
+def keep_mixture(run: Run, exclude_seen: bool, memory: MemoryConfig) -> None:
+    """Fits and keeps what `mixture_of` then gives under a rule, by other fields of the memory than the run's own."""
+    run, files = _under(run, exclude_seen)
+    made_of = _made_of(run)
+    _fitted(
+        dataclasses.replace(run, config=dataclasses.replace(run.config, memory=memory)),
+        files,
+        made_of,
+    )
+
+
+def check_tunable(config: MemoryConfig, splits: Splits) -> None:
+    """Raises a ConfigError if validation is to choose something of a memory, and there are no targets to choose by."""
+    if config.weight is None or len(build.validation_targets(splits)):
+        return
+    if isinstance(config.weight, str) or (config.tune and not config.source):
+        raise ConfigError(
+            f"memory.weight={config.weight!r} and memory.tune={config.tune} need validation targets: give a number and "
+            "memory.tune=False, or keep a share for validation"
+        )
 
 
 def mixtures_of(run: Run, rules: Collection[bool]) -> dict[bool, Mixture]:
@@ -127,6 +156,25 @@ def mixtures_of(run: Run, rules: Collection[bool]) -> dict[bool, Mixture]:
     if run.config.memory.weight is None:
         return {}
     return {rule: mixture_of(run, rule) for rule in rules}
+
+
+def _under(run: Run, exclude_seen: bool | None) -> tuple[Run, tuple[str, str]]:
+    """The run under a rule for seen items, None: its own, and the files of the mixture under it."""
+    if exclude_seen in (None, run.config.decoding.exclude_seen):
+        return run, _FILES
+    under_it = run.config.override({"decoding.exclude_seen": exclude_seen})
+    return dataclasses.replace(run, config=under_it), _FILES_OF_OTHER_RULE
+
+
+def _fitted(run: Run, files: tuple[str, str], made_of: dict[str, Any]) -> Mixture:
+    """The mixture by the run's fields, fitted and written as that of `made_of`."""
+    check_tunable(run.config.memory, run.splits)
+    memory = None if _is_own(run.config.memory) else _fit(run)
+    mixture = _weighted(run, _mixture(run, memory))
+    if memory is not None:
+        memory.save(as_path(run.workdir) / files[1])
+    write_json(as_path(run.workdir) / files[0], {"made_of": made_of, **mixture.summary()})
+    return mixture
 
 
 def _made_of(run: Run) -> dict[str, Any]:
@@ -208,10 +256,6 @@ def _weighted(run: Run, mixture: Mixture) -> Mixture:
         raise ConfigError("memory.weight='gate' needs a memory: use 'tuned' with your own source")
     exclude = run.config.decoding.exclude_seen
     targets = build.spread_targets(build.validation_targets(run.splits), config.tuning_users)
-    if len(targets) == 0:
-        raise ConfigError(
-            f"memory.weight={config.weight!r} needs validation targets: give a number, or keep a share for validation"
-        )
     wanted = run.splits.sequences.items[targets.positions]
     gains = []
     for weight in GRID:

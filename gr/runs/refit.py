@@ -1,16 +1,18 @@
 """A run trained anew on what was held out, with all that its validation chose: the one to recommend with."""
 
+import dataclasses
+
 from etils.epath import Path
 
 from gr.data import learn_from
 from gr.data.files import as_path, write_atomically
 from gr.runs import build
 from gr.runs.baselines import SETTINGS_FILE, keep_settings, kept_settings
-from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment
-from gr.runs.mixture import mixture_of
+from gr.runs.experiment import ConfigError, Experiment, ReinforcedExperiment, check_experiment
+from gr.runs.mixture import chosen_memory, keep_mixture
 from gr.runs.run import Run
-from gr.runs.train import train
-from gr.runs.workdir import ADDED_ITEMS_FILE
+from gr.runs.train import MAY_DIFFER, train_in
+from gr.runs.workdir import ADDED_ITEMS_FILE, check_config_of, occupied
 from gr.training import first_then_others, is_first
 
 
@@ -34,19 +36,22 @@ def refit(run: Run, workdir: str, *, keep_test: bool = False) -> Run:
     Raises:
         ConfigError: for a run of reinforcement learning, or a memory weighted by a gate.
         DataError: for a cold-start split, which keeps items out of training.
+        TrainingError: as for `train`.
         GrError: other errors of `train` and `mixture_of`.
     """
-    config = refit_experiment(run, keep_test=keep_test)
-    before, here = as_path(run.workdir), as_path(workdir)
-    # A frame, or what was fetched.
-    first_then_others(lambda: _copy(before / "data", here / "data"), lambda: None)
+    config, before = refit_experiment(run, keep_test=keep_test), as_path(run.workdir)
     added = before / ADDED_ITEMS_FILE
     if added.exists():
         print(f"note: items of {added} are not among the data: add them to the new run again")
-    new = train(config, workdir)
-    if keep_test and is_first():  # No validation is left to tune baselines by.
-        settings = kept_settings(before / "baselines" / SETTINGS_FILE, run.splits)
-        keep_settings(here / "baselines" / SETTINGS_FILE, new.splits, settings)
+    with occupied(workdir):
+        check_config_of(workdir, config, MAY_DIFFER)
+        check_experiment(config)
+        here = as_path(workdir)
+        # A frame, or what was fetched.
+        first_then_others(lambda: _copy(before / "data", here / "data"), lambda: None)
+        new = train_in(config, workdir)
+        if keep_test:
+            _keep_what_is_tuned_to_evaluate(run, new)
     return new
 
 
@@ -61,24 +66,25 @@ def refit_experiment(run: Run, *, keep_test: bool = False) -> Experiment:
     before = build.make_train_batches(config, run.splits)
     after = build.make_train_batches(config, learn_from(run.splits, what))
     growth = after.batches_per_epoch / before.batches_per_epoch
-    changes = {
-        "data.learn_from": what,
-        "training.end_share": min(1.0, run.step / build.total_steps(training, before)),
-        "training.max_steps": round(training.max_steps * growth),  # As many epochs.
-        "training.init_from_other_data": bool(training.init_from),
-    }
-    mixture = mixture_of(run)
-    if mixture is not None:
-        if mixture.gate.input:
-            raise ConfigError(
-                "memory.weight='gate' is fitted on validation, which a refit has not: train with 'tuned' or a number"
-            )
-        changes["memory.weight"] = float(mixture.gate.weights[0])
-        if mixture.memory is not None and not config.memory.source:
-            settings = mixture.summary()["settings"]
-            changes |= {f"memory.settings.{name}": value for name, value in settings.items()}
-            changes["memory.tune"] = False
-    return config.override(changes)
+    config = dataclasses.replace(config, memory=chosen_memory(run))
+    return config.override(
+        {
+            "data.learn_from": what,
+            "training.end_share": min(1.0, run.step / build.total_steps(training, before)),
+            "training.max_steps": round(training.max_steps * growth),  # As many epochs.
+            "training.init_from_other_data": bool(training.init_from),
+        }
+    )
+
+
+def _keep_what_is_tuned_to_evaluate(run: Run, new: Run) -> None:
+    """Gives the new run, which has no validation, the baselines' settings and the mixture under the other rule."""
+    if run.config.memory.weight is not None:
+        other = not run.config.decoding.exclude_seen
+        keep_mixture(new, other, chosen_memory(run, other))
+    if is_first():
+        before, here = (as_path(of.workdir) / "baselines" / SETTINGS_FILE for of in (run, new))
+        keep_settings(here, new.splits, kept_settings(before, run.splits))
 
 
 def _copy(folder: Path, copy: Path) -> None:

@@ -110,6 +110,11 @@ def _reinforce(config: ReinforcedExperiment, workdir: str) -> Run:
             f"{config.init_from} has cold items, which a search would find and training would see; start from a run "
             "with another data.split"
         )
+    if not len(start.splits.validation):
+        raise TrainingError(
+            f"{config.init_from} has no validation targets, by which steps are chosen; start from a run that has, such "
+            "as the one that it was refitted from"
+        )
     if has_begun(workdir):
         check_data(workdir, start.splits, resume=True)
     else:

@@ -11,6 +11,7 @@ from gr.reports import seen_note
 from gr.runs import build, data
 from gr.runs.content import from_vectors
 from gr.runs.experiment import Experiment, check_experiment
+from gr.runs.mixture import check_tunable
 from gr.runs.run import Run
 from gr.runs.workdir import (
     check_config_of,
@@ -81,10 +82,11 @@ def train(experiment: Experiment, workdir: str, *, frame: Any = None) -> Run:
         if frame is not None:
             experiment = data.keep_frame(experiment, frame, workdir)
         check_experiment(experiment)
-        return _train(experiment, workdir)
+        return train_in(experiment, workdir)
 
 
-def _train(config: Experiment, workdir: str) -> Run:
+def train_in(config: Experiment, workdir: str) -> Run:
+    """`train` in a workdir that is occupied already, of an experiment that is checked."""
     check_config_of(workdir, config, MAY_DIFFER)
     training, goes_on = config.training, has_begun(workdir)
     mesh = build.make_mesh_of(config)
@@ -97,6 +99,7 @@ def _train(config: Experiment, workdir: str) -> Run:
         f"{sequences.num_users:,} users, {sequences.num_items:,} items, {len(sequences.items):,} interactions; "
         f"targets: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test"
     )
+    check_tunable(config.memory, splits)
     if not len(splits.validation):
         print(
             "note: there are no validation targets, so that no evaluation chooses a step: the last model counts"

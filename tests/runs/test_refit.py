@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import random
-import sys
 from pathlib import Path
 
 import jax
@@ -17,19 +16,22 @@ from gr.memory import Gate, fit_memory
 from gr.runs import (
     ConfigError,
     ReinforcedExperiment,
+    Reinforcement,
     build,
     evaluate,
     load_run,
     recommend,
     refit,
+    reinforce,
     table_experiment,
     train,
 )
+from gr.runs import mixture as mixture_module
 from gr.runs.baselines import SETTINGS_FILE
 from gr.runs.content import similar_items
 from gr.runs.mixture import mixture_of
 from gr.runs.refit import refit_experiment
-from gr.training import checkpoint_step
+from gr.training import TrainingError, checkpoint_step
 
 pytestmark = pytest.mark.usefixtures("compile_in_haste")
 
@@ -150,6 +152,9 @@ def test_with_a_test_the_rest_is_learnt_from_by_model_and_baselines(trained, wit
         assert rule["baseline_settings"] == other["baseline_settings"]
         assert rule["baselines"].keys() == other["baselines"].keys() > {"memory", "ease"}
         assert rule["users"] == other["users"] == USERS
+        # Each rule has the memory and the weight that were chosen under it.
+        assert rule["memory"]["gate"] == other["memory"]["gate"]
+        assert rule["memory"]["settings"] == other["memory"]["settings"]
     learnt = training_interactions(with_test.splits).reshape(USERS, LENGTH)
     assert learnt[:, :-1].all() and not learnt[:, -1].any()
     assert (Path(with_test.workdir) / "report_test.html").exists()
@@ -173,13 +178,30 @@ def test_what_cannot_be_refitted_is_refused(trained, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="reinforcement learning"):
         refit(reinforced, str(tmp_path / "a"))
     gate = dataclasses.replace(mixture_of(trained), gate=Gate((0.1, 0.2), (1.0,), "largest"))
-    module = sys.modules[refit.__module__]  # Of the same name as the function.
-    monkeypatch.setattr(module, "mixture_of", lambda run: gate)
+    monkeypatch.setattr(mixture_module, "mixture_of", lambda run, rule: gate)
     with pytest.raises(ConfigError, match="fitted on validation"):
         refit(trained, str(tmp_path / "b"))
+    monkeypatch.undo()
+    foreign = tmp_path / "c"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("")
+    for folder in (str(foreign), trained.workdir):  # Before anything is written there.
+        there = sorted(Path(folder).rglob("*"))
+        with pytest.raises(TrainingError, match="what is not of a run|was started with"):
+            refit(trained, folder)
+        assert sorted(Path(folder).rglob("*")) == there
     cold = dataclasses.replace(trained.splits, cold=np.zeros(ITEMS, bool))
     with pytest.raises(DataError, match="cold-start"):
         refit_experiment(dataclasses.replace(trained, splits=cold))
+
+
+def test_what_validation_has_to_choose_is_refused_before_training(of_all, tmp_path):
+    chosen = of_all.config.override({"memory.tune": True})
+    with pytest.raises(ConfigError, match="memory.tune=True need validation targets"):
+        train(chosen, of_all.workdir + "_tuned", frame=FRAME)
+    start = Reinforcement(init_from=of_all.workdir)
+    with pytest.raises(TrainingError, match="has no validation targets, by which steps are chosen"):
+        reinforce(start, str(tmp_path / "rl"))
 
 
 def test_the_command_refits_and_says_what_comes_next(trained, tmp_path):
